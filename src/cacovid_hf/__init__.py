@@ -1,0 +1,1 @@
+"""CaCoVID for transformers (placeholder until the public names are in)."""

@@ -1,0 +1,1 @@
+"""The embedded tiny video language model, its clips and its questions."""
