@@ -1,1 +1,45 @@
-"""CaCoVID for transformers (placeholder until the public names are in)."""
+"""CaCoVID for transformers: video language models that read only the video tokens that contribute to the answer."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ._registration import register
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "CaCoVidConfig": "configuration",
+    "CaCoVidForConditionalGeneration": "modeling",
+    "CaCoVidOutput": "modeling",
+    "CompressedPrompt": "prompt",
+    "Compressor": "compressors",
+    "ContributionPolicy": "policy",
+    "VideoSelection": "prompt",
+    "read_video": "video",
+    "select_tokens": "selection",
+    "with_video_reader": "processing",
+}
+__all__ = [*sorted(_EXPORTS), "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from .compressors import Compressor
+    from .configuration import CaCoVidConfig
+    from .modeling import CaCoVidForConditionalGeneration, CaCoVidOutput
+    from .policy import ContributionPolicy
+    from .processing import with_video_reader
+    from .prompt import CompressedPrompt, VideoSelection
+    from .selection import select_tokens
+    from .video import read_video
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+register()

@@ -1,0 +1,23 @@
+"""The supported families of backbones, one small file each."""
+
+from .base import Backbone
+from .llava_onevision import LlavaOnevisionBackbone
+from .qwen2_5_vl import Qwen2_5_VLBackbone
+
+BACKBONES: dict[str, Backbone] = {
+    family.model_type: family for family in (LlavaOnevisionBackbone(), Qwen2_5_VLBackbone())
+}
+
+
+def backbone_family(config) -> Backbone:
+    """The family of a backbone's config; a `ValueError` lists the supported ones."""
+    model_type = getattr(config, "model_type", None)
+    if model_type not in BACKBONES:
+        raise ValueError(
+            f"Backbone family {model_type!r} is not supported: use one of {', '.join(BACKBONES)} "
+            "(CONTRIBUTING.md says how to add a family)."
+        )
+    return BACKBONES[model_type]
+
+
+__all__ = ["BACKBONES", "Backbone", "backbone_family"]

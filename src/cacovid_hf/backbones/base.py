@@ -1,0 +1,161 @@
+"""The seam between a stock multimodal model and its language model: shared by every family, safe under threads.
+
+Every supported model ends its multimodal forward in one call `language_model(inputs_embeds=..., ...)`. A forward pre-hook there, attached
+for one call, takes the arguments and stops the forward, so the stock code itself embeds the prompt. A family says only which
+placeholders are video tokens, each video's grid, and what is never dropped.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..prompt import Prompt, PromptLayout, VideoSpan
+
+
+class _Captured(Exception):
+    """Carries the language model's arguments out of the stock forward."""
+
+    def __init__(self, arguments: dict[str, Any]):
+        super().__init__("the language model's arguments were captured")
+        self.arguments = arguments
+
+
+class Backbone(ABC):
+    """A family of video language models: how its prompts are laid out. Stateless.
+
+    Subclasses set `model_type` and implement `video_grids` and, where the family has its own, `position_ids`.
+
+    Attributes:
+        model_type: `config.model_type` of the family.
+        video_inputs: names of the arguments that hold the pixels of videos.
+        trailing_tokens: placeholders at the end of each video that are not video tokens: always kept, never scored.
+    """
+
+    model_type: ClassVar[str]
+    video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
+    trailing_tokens: ClassVar[int] = 0
+
+    @abstractmethod
+    def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
+        """`(T, h, w)` of every video of the call, in the order of the pixel inputs, in tokens of the language model."""
+
+    def position_ids(
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
+    ) -> Tensor:
+        """Positions of the uncompressed prompt as stock generation gives them: `(B, L)`, counted over the tokens that are not padding."""
+        return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+
+    def language_model(self, model: PreTrainedModel) -> nn.Module:
+        """The decoder that receives the embedded prompt."""
+        return model.get_decoder()
+
+    def layout(self, config, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]) -> PromptLayout:
+        """Find the videos of a batch of prompts.
+
+        Args:
+            config: the backbone's.
+            input_ids: `(B, L)`.
+            attention_mask: `(B, L)`, 0 at padding.
+            inputs: the other arguments of the call, for the grids.
+
+        Raises:
+            ValueError: placeholders and pixel inputs do not fit, or a prompt ends inside a video.
+        """
+        input_ids, valid = input_ids.cpu(), attention_mask.cpu().bool()
+        is_video = input_ids == config.video_token_id
+        grids = self.video_grids(config, inputs)
+        sizes = [t * h * w for t, h, w in grids]
+        expected, found = sum(sizes) + self.trailing_tokens * len(sizes), int(is_video.sum())
+        if expected != found:
+            raise ValueError(
+                f"The prompt has {found} video placeholders, the pixel inputs of {len(sizes)} video(s) stand for {expected}: make "
+                "both with one call of the processor, one video input for every video in the messages."
+            )
+        spans: list[VideoSpan] = []
+        for row in range(input_ids.shape[0]):
+            places = is_video[row].nonzero()[:, 0]
+            while len(places):
+                number = len(spans)
+                end = sizes[number] + self.trailing_tokens
+                if len(places) < end:
+                    raise ValueError(
+                        f"Row {row} of the prompt has {len(places)} placeholders left for video {number}, which needs {end}: a video must lie "
+                        "in one row; make the batch with one call of the processor."
+                    )
+                spans.append(VideoSpan(row, grids[number], places[: sizes[number]]))
+                places = places[end:]
+        if bool((is_video & ~valid).any()):
+            raise ValueError("attention_mask is 0 at video placeholders: mask padding only, or leave it out.")
+        last = input_ids.shape[1] - 1 - valid.flip(1).int().argmax(dim=1)
+        for span in spans:
+            if span.positions[-1] == last[span.row]:
+                raise ValueError(
+                    f"Row {span.row} of the prompt ends inside a video, and the answer is read at its last token: put the question after "
+                    "the video and use add_generation_prompt=True."
+                )
+        text = valid & ~is_video & (input_ids != config.image_token_id)
+        return PromptLayout(valid=valid, text=text, videos=tuple(spans))
+
+    def embed(
+        self,
+        model: PreTrainedModel,
+        layout: PromptLayout,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        inputs: dict[str, Any],
+    ) -> Prompt:
+        """Run the stock model up to its language model: vision encoded, prompt embedded.
+
+        `inputs` are the arguments of the stock forward; `position_ids` among them are taken as they are.
+        """
+        inputs = dict(inputs)
+        position_ids = inputs.pop("position_ids", None)
+        if position_ids is None:
+            position_ids = self.position_ids(model, input_ids, attention_mask, inputs)
+        captured = capture_language_model_inputs(
+            model,
+            self.language_model(model),
+            {
+                **inputs,
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "use_cache": False,
+            },
+        )
+        return Prompt(layout, input_ids, captured["inputs_embeds"], position_ids)
+
+
+def capture_language_model_inputs(
+    model: nn.Module, language_model: nn.Module, inputs: dict[str, Any]
+) -> dict[str, Any]:
+    """Call `model(**inputs)` and return the keyword arguments that reach `language_model`, which is not run.
+
+    The hook acts in the calling thread alone and is gone when this returns or raises, so that threads may share a model.
+    """
+    caller = threading.get_ident()
+
+    # Another thread may have picked the hook up just before its removal; it then comes without keyword arguments.
+    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+        if threading.get_ident() == caller and kwargs is not None:
+            raise _Captured(kwargs)
+
+    handle = language_model.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    try:
+        model(**inputs)
+    except _Captured as captured:
+        return captured.arguments
+    finally:
+        handle.remove()
+    raise RuntimeError(
+        f"{type(model).__name__} did not call its language model: this version of transformers is not supported."
+    )
+
+
+def full_attention_mask(input_ids: Tensor) -> Tensor:
+    """A mask without padding, int64 `(B, L)`."""
+    return torch.ones_like(input_ids, dtype=torch.long)

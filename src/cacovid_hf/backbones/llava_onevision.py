@@ -1,0 +1,25 @@
+"""LLaVA-OneVision: every frame pooled to a square of tokens, one newline token behind each video."""
+
+import math
+from typing import Any
+
+from .base import Backbone
+
+
+class LlavaOnevisionBackbone(Backbone):
+    """`LlavaOnevisionForConditionalGeneration`; 1-D positions."""
+
+    model_type = "llava_onevision"
+    trailing_tokens = 1
+
+    def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
+        """`pixel_values_videos` is `(videos, T, channels, H, W)`; the tower's patches are pooled two by two."""
+        pixels = inputs.get("pixel_values_videos")
+        if pixels is None:
+            return []
+        if pixels.ndim != 5:
+            raise ValueError(
+                f"pixel_values_videos has shape {tuple(pixels.shape)}: LLaVA-OneVision takes (videos, frames, channels, height, width)."
+            )
+        side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
+        return [(pixels.shape[1], side, side)] * pixels.shape[0]

@@ -1,0 +1,58 @@
+"""Qwen2.5-VL: temporal patches of two frames, patches merged two by two, M-RoPE positions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .base import Backbone
+
+logger = logging.get_logger(__name__)
+
+
+class Qwen2_5_VLBackbone(Backbone):  # noqa: N801 (the family's own spelling)
+    """`Qwen2_5_VLForConditionalGeneration`; positions are text, time, height and width rows."""
+
+    model_type = "qwen2_5_vl"
+
+    def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
+        """`video_grid_thw` is `(videos, 3)` in patches."""
+        grids, pixels = inputs.get("video_grid_thw"), inputs.get("pixel_values_videos")
+        if (grids is None) != (pixels is None):
+            given, missing = (
+                ("pixel_values_videos", "video_grid_thw")
+                if grids is None
+                else ("video_grid_thw", "pixel_values_videos")
+            )
+            raise ValueError(f"{given} is given without {missing}: pass everything that the processor returned.")
+        if grids is None:
+            return []
+        merge = config.vision_config.spatial_merge_size
+        return [(t, h // merge, w // merge) for t, h, w in grids.tolist()]
+
+    def position_ids(
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
+    ) -> Tensor:
+        """`(4, B, L)`: text positions, then time, height and width from the model's own `get_rope_index`.
+
+        As in stock generation, plain text positions stand in all rows if `mm_token_type_ids` is missing.
+        """
+        text = super().position_ids(model, input_ids, attention_mask, inputs)
+        token_types = inputs.get("mm_token_type_ids")
+        if token_types is None:
+            logger.warning_once(
+                "mm_token_type_ids is missing: as in stock generation, video tokens get plain text positions instead of time, height and "
+                "width. Pass everything that the processor returned."
+            )
+            return text.expand(4, -1, -1)
+        mrope, _ = model.model.get_rope_index(
+            input_ids,
+            mm_token_type_ids=token_types,
+            image_grid_thw=inputs.get("image_grid_thw"),
+            video_grid_thw=inputs.get("video_grid_thw"),
+            second_per_grid_ts=inputs.get("second_per_grid_ts"),
+            attention_mask=attention_mask,
+        )
+        return torch.cat([text[None], mrope.to(text)])

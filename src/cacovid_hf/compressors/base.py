@@ -1,0 +1,75 @@
+"""What a compression method is: one dataclass that says, for each video of an embedded prompt, which tokens stay.
+
+The base class owns the rest: the integer budget of every video is computed once, the keep masks are checked against it, and the prompt is
+gathered elsewhere (`cacovid_hf.prompt`).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..policy import ContributionPolicy
+from ..prompt import Prompt, VideoSelection, VideoSpan
+from ..selection import token_budget
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one video: token `(T, P)` and frame `(T,)`, float32, larger = keep."""
+
+    token: Tensor
+    frame: Tensor
+
+
+class Compressor(ABC):
+    """A method that keeps a subset of a video's tokens.
+
+    A subclass is a dataclass of its settings with a `name`; it implements `select` for one video and, if it looks at whole prompts first,
+    `score`. It holds no state between calls.
+    """
+
+    name: ClassVar[str]
+
+    def score(self, prompt: Prompt, policy: ContributionPolicy) -> list[Scores | None]:
+        """Scores of every video of the prompt, in order; None for methods without scores."""
+        return [None] * len(prompt.layout.videos)
+
+    @abstractmethod
+    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+        """Choose the tokens of one video.
+
+        Args:
+            features: `(T, P, D)`, the video's tokens as the language model would receive them.
+            span: its place and grid.
+            scores: what `score` said of it.
+            retention_ratio: in (0, 1).
+
+        Returns:
+            bool `(T, P)` with exactly `token_budget(T * P, retention_ratio)` true.
+        """
+
+    def compress(
+        self, prompt: Prompt, policy: ContributionPolicy, retention_ratios: list[float]
+    ) -> tuple[tuple[VideoSelection, ...], list[int]]:
+        """Select in every video of the prompt.
+
+        Args:
+            prompt: the embedded prompts.
+            policy: the model's contribution policy, for the methods that use it.
+            retention_ratios: one a video, in (0, 1].
+
+        Returns:
+            One selection a video, and how many tokens each keeps.
+        """
+        selections, budgets = [], []
+        for span, scores, ratio in zip(prompt.layout.videos, self.score(prompt, policy), retention_ratios, strict=True):
+            places = span.positions.to(prompt.inputs_embeds.device)
+            features = prompt.inputs_embeds[span.row].index_select(0, places)
+            keep = self.select(features.unflatten(0, (span.num_frames, span.tokens_per_frame)), span, scores, ratio)
+            selections.append(
+                VideoSelection(span, keep, scores.token if scores else None, scores.frame if scores else None)
+            )
+            budgets.append(token_budget(span.num_tokens, ratio))
+        return tuple(selections), budgets

@@ -1,0 +1,42 @@
+"""The two baselines that look at nothing: tokens spread evenly, and tokens drawn at random."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..prompt import VideoSpan
+from ..selection import spread_tokens, token_budget, top_tokens
+from .base import Compressor, Scores
+
+
+@dataclass(frozen=True)
+class Uniform(Compressor):
+    """Every k-th token in raster order."""
+
+    name = "uniform"
+
+    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+        """Evenly spaced over space and time."""
+        nothing = torch.zeros(span.num_tokens, dtype=torch.bool, device=features.device)
+        budget = token_budget(span.num_tokens, retention_ratio)
+        return spread_tokens(nothing, 0, budget).view(features.shape[:2])
+
+
+@dataclass(frozen=True)
+class Random(Compressor):
+    """A random subset; the same seed gives the same tokens on any device, for every video of the same size.
+
+    Args:
+        seed: of the draw.
+    """
+
+    seed: int = 0
+
+    name = "random"
+
+    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+        """The tokens with the largest of `T * P` random numbers."""
+        generator = torch.Generator().manual_seed(self.seed)
+        draw = torch.rand(span.num_tokens, generator=generator).to(features.device)
+        return top_tokens(draw, token_budget(span.num_tokens, retention_ratio)).view(features.shape[:2])

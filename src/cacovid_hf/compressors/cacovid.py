@@ -1,0 +1,44 @@
+"""CaCoVID: contribution scores of the learned policy, then a budget per frame and an even spread (arXiv 2602.01649)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..policy import ContributionPolicy
+from ..prompt import Prompt, VideoSpan
+from ..selection import check_selection_settings, select_tokens
+from .base import Compressor, Scores
+
+
+@dataclass(frozen=True)
+class CaCoVid(Compressor):
+    """Keep what the policy says contributes to the answer; settings as in `select_tokens`."""
+
+    contribution_share: float = 0.5
+    frame_cap: float = 1.5
+    scope: str = "frame"
+
+    name = "cacovid"
+
+    def __post_init__(self):
+        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
+
+    @torch.no_grad()
+    def score(self, prompt: Prompt, policy: ContributionPolicy) -> list[Scores | None]:
+        """The policy's scores; without gradients, which a hard selection could not use."""
+        outputs = policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
+        return [Scores(output.token_scores, output.frame_scores) for output in outputs]
+
+    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+        """`select_tokens` on the policy's scores."""
+        if scores is None:
+            raise ValueError("CaCoVID selects by the policy's scores, and there are none: call `score` first.")
+        return select_tokens(
+            scores.token,
+            scores.frame,
+            retention_ratio,
+            contribution_share=self.contribution_share,
+            frame_cap=self.frame_cap,
+            scope=self.scope,
+        )

@@ -1,0 +1,86 @@
+"""`CaCoVidConfig`: which backbone, which policy, which defaults; every check of a setting is here or called from here."""
+
+import copy
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from .selection import check_retention_ratio, check_selection_settings
+
+FORMAT_VERSION = 1
+POLICY_ATTENTIONS = ("causal", "bidirectional", "question")
+
+
+def check_policy_attention(attention: str) -> None:
+    """Raise a `ValueError` that lists the choices, if `attention` is none of them."""
+    if attention not in POLICY_ATTENTIONS:
+        raise ValueError(
+            f"policy_attention={attention!r} is unknown: choose one of {', '.join(map(repr, POLICY_ATTENTIONS))} "
+            "('causal' for the published checkpoint)."
+        )
+
+
+class CaCoVidConfig(PreTrainedConfig):
+    """Configuration of a video language model with a contribution policy in front of its LLM.
+
+    Args:
+        backbone_config: the backbone's own config (or its dict), inlined so that the policy's shape is known without the
+            backbone; always a copy, because building a model resets attention settings on the config object that it is given.
+        base_model_name_or_path: the backbone's id on the Hub, or a local folder.
+        base_model_revision: the backbone's commit, branch or tag.
+        includes_backbone: whether the checkpoint carries the backbone's weights (in its folder `backbone`).
+        policy_attention: what video tokens attend to in the policy's layer: `"causal"` (what the published code runs),
+            `"bidirectional"` (the paper's text) or `"question"` (text alone; ours).
+        policy_trained: false for a policy that is only initialised from the LLM; whoever prints answers says so.
+        retention_ratio: default fraction of video tokens kept, in (0, 1]; None keeps all.
+        contribution_share: part of the budget chosen by contribution scores, in [0, 1] (paper: 0.5).
+        frame_cap: a frame's largest budget as a multiple of the mean (paper: 1.5).
+        scope: `"frame"` (paper) or `"video"` (ours: one budget for all frames).
+        format_version: of the checkpoint; a newer one than this package knows is refused.
+
+    Raises:
+        ValueError: a setting out of range, named with its remedy.
+    """
+
+    model_type = "cacovid"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    backbone_config: Any = None
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    includes_backbone: bool = False
+    policy_attention: str = "question"
+    policy_trained: bool = False
+    retention_ratio: Any = None
+    contribution_share: float = 0.5
+    frame_cap: float = 1.5
+    scope: str = "frame"
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs):
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"This checkpoint has format_version={self.format_version}, this cacovid-hf reads up to {FORMAT_VERSION}: "
+                "upgrade it (pip install -U cacovid-hf)."
+            )
+        self.backbone_config = backbone_config(self.backbone_config)
+        check_policy_attention(self.policy_attention)
+        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
+        if self.retention_ratio is not None:
+            self.retention_ratio = check_retention_ratio(self.retention_ratio)
+        super().__post_init__(**kwargs)
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        """The text config of the backbone."""
+        return self.backbone_config.get_text_config(decoder=decoder, encoder=encoder)
+
+
+def backbone_config(config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+    """Return a backbone's config from what a checkpoint or a caller gives; None stands for a default LLaVA-OneVision."""
+    if isinstance(config, PreTrainedConfig):
+        return copy.deepcopy(config)
+    values = dict(config or {"model_type": "llava_onevision"})
+    model_type = values.pop("model_type", None)
+    if model_type is None:
+        raise ValueError("backbone_config has no model_type: inline the backbone's whole config.")
+    return AutoConfig.for_model(model_type, **values)

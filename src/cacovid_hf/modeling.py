@@ -1,0 +1,563 @@
+"""`CaCoVidForConditionalGeneration`: a stock video language model with a contribution policy in front of its prefill.
+
+Composition: `backbone` is an untouched LLaVA-OneVision or Qwen2.5-VL, `policy` scores its video tokens. A prompt is embedded by the stock code,
+cut down to the tokens that are kept, and handed to the backbone's own `forward` or `generate` with original positions. Nothing of a
+call stays on the model.
+"""
+
+import copy
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from . import checkpoint
+from .backbones import Backbone, backbone_family
+from .backbones.base import full_attention_mask
+from .compressors import CaCoVid, Compressor, resolve_compressor
+from .configuration import CaCoVidConfig
+from .generation import WAY_ROUND, check_generation, effective_settings, generate_compressed
+from .policy import ContributionPolicy
+from .prompt import CompressedPrompt, PromptLayout, gather, kept_indices
+from .selection import check_retention_ratio
+
+# Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
+DECODING_ARGUMENTS = {
+    "input_ids",
+    "attention_mask",
+    "past_key_values",
+    "inputs_embeds",
+    "labels",
+    "use_cache",
+    "logits_to_keep",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "kwargs",
+}
+
+
+@dataclass
+class CaCoVidOutput(ModelOutput):
+    """Output of `forward`.
+
+    Attributes:
+        loss: of the compressed prompt, if labels were given.
+        logits: `(B, K, vocabulary)` of the compressed prompt.
+        past_key_values: the cache of the compressed prompt.
+        hidden_states: of the compressed prompt, if asked for.
+        attentions: of the compressed prompt, if asked for.
+        kept_indices: `(B, K)`, the place in the caller's prompt of each position, -1 at padding.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    kept_indices: Tensor | None = None
+
+
+class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A video language model that reads only the video tokens that contribute to the answer.
+
+    Make one with `from_backbone` around a model in memory, or `from_pretrained`.
+
+    Args:
+        config: which backbone, which policy, which defaults.
+        backbone: a loaded model of a supported family; None builds one with random weights from `config.backbone_config`.
+        policy: its policy; None builds one with random weights.
+    """
+
+    config_class = CaCoVidConfig
+    main_input_name = "input_ids"
+    input_modalities = ("video", "image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    # The policy has one attention, sdpa; the backbone keeps whatever it was loaded with.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    def __init__(
+        self, config: CaCoVidConfig, backbone: PreTrainedModel | None = None, policy: ContributionPolicy | None = None
+    ):
+        super().__init__(config)
+        backbone_family(config.backbone_config)
+        if backbone is None:
+            backbone = AutoModelForImageTextToText.from_config(copy.deepcopy(config.backbone_config))
+        if policy is None:
+            policy = ContributionPolicy(backbone.config.get_text_config(), config.policy_attention)
+            policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
+        self.backbone = backbone
+        self.policy = policy
+        self.all_tied_weights_keys = {
+            f"backbone.{name}": f"backbone.{other}" for name, other in backbone.all_tied_weights_keys.items()
+        }
+        self.training = backbone.training
+
+    # ---------------------------------------------------------------- making one
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: PreTrainedModel,
+        policy: "ContributionPolicy | str | os.PathLike | None" = None,
+        **policy_options: Any,
+    ) -> "CaCoVidForConditionalGeneration":
+        """Wrap a model that is already in memory: any dtype, device map or quantisation, or inside a `PeftModel`.
+
+        The model is left as it was: weights, attention setting, `requires_grad`, training mode, generation config.
+
+        Args:
+            backbone: LLaVA-OneVision or Qwen2.5-VL; of a `PeftModel` the base model, in which the adapters work.
+            policy: a policy, or the folder or Hub id of a checkpoint that holds one; None makes one whose layer is initialised from
+                the LLM's layer 0 (dequantised to the policy's dtype) and whose heads are random.
+            **policy_options: settings of `CaCoVidConfig`, such as `policy_attention`, `retention_ratio`, `contribution_share`,
+                `base_model_name_or_path`.
+
+        Raises:
+            ValueError: an unsupported family, or a policy for another hidden size.
+        """
+        if policy is not None and not isinstance(policy, ContributionPolicy):
+            return cls.from_pretrained(policy, backbone=backbone, **policy_options)
+        backbone = base_model(backbone)
+        backbone_family(backbone.config)
+        policy_options.setdefault("base_model_name_or_path", backbone.config._name_or_path or None)
+        policy_options.setdefault("base_model_revision", getattr(backbone.config, "_commit_hash", None))
+        if policy is not None:
+            attention = policy_options.setdefault("policy_attention", policy.attention)
+            if attention != policy.attention:
+                raise ValueError(
+                    f"policy_attention={attention!r} is asked for, and the given policy has {policy.attention!r}: leave the option out."
+                )
+            policy_options.setdefault("policy_trained", True)
+            check_policy_size(policy.config, backbone.config)
+        config = CaCoVidConfig(backbone_config=backbone.config, **policy_options)
+        if policy is None:
+            policy = ContributionPolicy(backbone.config.get_text_config(), config.policy_attention)
+            policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
+            policy.init_from_layer(backbone.get_decoder().layers[0])
+        policy.train(backbone.training).to(embedding_device(backbone))
+        return cls(config, backbone, policy)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        config: CaCoVidConfig | None = None,
+        backbone: "PreTrainedModel | str | os.PathLike | None" = None,
+        **kwargs: Any,
+    ) -> "CaCoVidForConditionalGeneration":
+        """Load a checkpoint: the policy alone (its backbone is then loaded by id and revision), or a self-contained one.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub id.
+            config: overrides the checkpoint's.
+            backbone: a loaded model, or the id or folder of one, to be used instead of the checkpoint's.
+            **kwargs: as in transformers. `dtype`, `device_map`, `quantization_config`, `attn_implementation` and other loading settings
+                reach the backbone; `revision` and `subfolder` concern this checkpoint alone; settings of `CaCoVidConfig` override the
+                checkpoint's.
+
+        Raises:
+            OSError: files that are missing.
+            ValueError: weights that are not safetensors, do not fit, or a backbone of another size.
+        """
+        source = checkpoint.Source.of(pretrained_model_name_or_path, kwargs)
+        overrides = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OVERRIDES if name in kwargs}
+        config = source.config(config, overrides)
+        weights = source.weights("policy.")
+        given = backbone is not None and not isinstance(backbone, (str, os.PathLike))
+        if not given:
+            backbone = checkpoint.load_backbone(config, source, backbone, kwargs)
+        backbone = base_model(backbone)
+        check_policy_size(config.get_text_config(), backbone.config)
+        config.backbone_config = type(backbone.config).from_dict(backbone.config.to_dict())
+        policy = ContributionPolicy(backbone.config.get_text_config(), config.policy_attention)
+        checkpoint.load_weights(policy, weights, source)
+        policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
+        model = cls(config, backbone, policy)
+        if given:
+            policy.eval()
+            return model
+        return model.eval()
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        include_backbone: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the policy with the backbone's id, or (`include_backbone=True`) both in one self-contained folder.
+
+        The folder holds `config.json` and `model.safetensors` (keys under `policy.`); a self-contained one also a folder `backbone`, which is a
+        stock checkpoint. Files are written under temporary names and renamed, so that no half-written checkpoint is left.
+
+        Args:
+            save_directory: made if missing.
+            include_backbone: whether to save the backbone's weights too.
+            state_dict: a state dict of this model, as a trainer gathers it; only the parts that are saved are taken from it.
+            push_to_hub: not here; use `model.push_to_hub(repo)`.
+            **kwargs: for the backbone's own `save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            ValueError: policy-only, and the backbone has no id; or a backbone with adapters is to be included.
+            OSError: the folder cannot be written.
+        """
+        if push_to_hub:
+            raise ValueError("push_to_hub=True is not supported by save_pretrained: call model.push_to_hub(repo_id).")
+        checkpoint.save(
+            self, save_directory, include_backbone=include_backbone, state_dict=state_dict, backbone_kwargs=kwargs
+        )
+
+    # ---------------------------------------------------------------- what is the backbone's
+
+    @property
+    def generation_config(self):
+        """The backbone's."""
+        return self.backbone.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value) -> None:
+        # The base class sets a default before there is a backbone, whose own must not be lost.
+        if "backbone" in self._modules:
+            self.backbone.generation_config = value
+
+    @property
+    def device(self) -> torch.device:
+        """Of the backbone's input embeddings: where the inputs belong."""
+        return embedding_device(self.backbone)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The backbone's."""
+        return self.backbone.dtype
+
+    @property
+    def hf_device_map(self) -> dict[str, Any]:
+        """The backbone's; missing, as on any model, if it was loaded without one."""
+        return self.backbone.hf_device_map
+
+    def can_generate(self) -> bool:  # type: ignore[override]
+        """Whether the backbone can."""
+        return "backbone" not in self._modules or self.backbone.can_generate()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's."""
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The backbone's."""
+        return self.backbone.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        """The backbone's language model."""
+        return self.backbone.get_decoder()
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """Of the backbone; the policy's attention is always sdpa."""
+        self.backbone.set_attn_implementation(*args, **kwargs)
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Of the backbone; the policy is one layer."""
+        self.backbone.gradient_checkpointing_enable(*args, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Of the backbone."""
+        self.backbone.gradient_checkpointing_disable()
+
+    @property
+    def family(self) -> Backbone:
+        """How prompts of this backbone are laid out."""
+        return backbone_family(self.backbone.config)
+
+    # ---------------------------------------------------------------- compressing
+
+    def compress(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        retention_ratio: "float | Sequence[float] | None" = None,
+        compressor: "str | Compressor | None" = None,
+        **inputs: Any,
+    ) -> CompressedPrompt:
+        """Embed a batch of prompts and drop video tokens.
+
+        Args:
+            input_ids: `(B, L)`, with the video placeholders of the processor.
+            attention_mask: `(B, L)`, 0 at padding on either side; None as in stock generation: padding ids are padding.
+            retention_ratio: fraction of each video's tokens kept, one number or one a video (in prompt order, row by row); None takes
+                the config's, which may be None too: keep all.
+            compressor: a method's name or an instance with its settings; None is the policy with the config's settings.
+            **inputs: everything else that the processor returned, and `position_ids` if the prompt has its own.
+
+        Returns:
+            What the backbone's `generate` takes, where each token stood, and the scores of each video.
+
+        Raises:
+            ValueError: placeholders that do not fit the pixel inputs, a ratio outside (0, 1], an unknown method.
+        """
+        method = self._compressor(compressor)
+        if attention_mask is None:
+            attention_mask = self._attention_mask(input_ids)
+        layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
+        ratios = self._retention_ratios(retention_ratio, len(layout.videos))
+        return self._compress(method, layout, input_ids, attention_mask, inputs, ratios)
+
+    def _compress(
+        self,
+        method: Compressor,
+        layout: PromptLayout,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        inputs: dict[str, Any],
+        ratios: list[float],
+    ) -> CompressedPrompt:
+        prompt = self.family.embed(self.backbone, layout, input_ids, attention_mask, inputs)
+        videos, budgets = method.compress(prompt, self.policy, ratios)
+        indices = kept_indices(layout, [video.keep for video in videos], budgets).to(input_ids.device)
+        return gather(prompt, indices, videos, pad_token_id=self._pad_token_id())
+
+    def _compressor(self, compressor: "str | Compressor | None") -> Compressor:
+        if compressor is None or compressor == CaCoVid.name:
+            return CaCoVid(self.config.contribution_share, self.config.frame_cap, self.config.scope)
+        return resolve_compressor(compressor)
+
+    def _retention_ratios(self, retention_ratio: Any, num_videos: int) -> list[float]:
+        """One checked ratio a video."""
+        if retention_ratio is None:
+            retention_ratio = self.config.retention_ratio if self.config.retention_ratio is not None else 1.0
+        if isinstance(retention_ratio, Tensor) and retention_ratio.ndim > 0:
+            retention_ratio = retention_ratio.tolist()
+        if isinstance(retention_ratio, (list, tuple)):
+            if len(retention_ratio) != num_videos:
+                raise ValueError(
+                    f"retention_ratio has {len(retention_ratio)} values and the prompt {num_videos} video(s): give one number, or one a video."
+                )
+            return [check_retention_ratio(ratio, f"retention_ratio[{i}]") for i, ratio in enumerate(retention_ratio)]
+        return [check_retention_ratio(retention_ratio)] * num_videos
+
+    def _keeps_all(self, retention_ratio: Any) -> bool:
+        """Whether nothing is to be dropped, told (and the value checked) without looking at the prompt."""
+        if retention_ratio is None:
+            retention_ratio = self.config.retention_ratio
+        if retention_ratio is None:
+            return True
+        ratios = retention_ratio.flatten().tolist() if isinstance(retention_ratio, Tensor) else retention_ratio
+        ratios = ratios if isinstance(ratios, (list, tuple)) else [ratios]
+        return all([check_retention_ratio(ratio) == 1.0 for ratio in ratios])
+
+    def _has_video(self, input_ids: Tensor | None, inputs: dict[str, Any]) -> bool:
+        if any(inputs.get(name) is not None for name in self.family.video_inputs):
+            return True
+        return input_ids is not None and bool((input_ids == self.backbone.config.video_token_id).any())
+
+    def _pad_token_id(self) -> int:
+        pad = self.generation_config.pad_token_id
+        return pad if pad is not None else 0
+
+    def _attention_mask(self, input_ids: Tensor) -> Tensor:
+        """The mask that stock generation assumes if none is given: padding ids are padding, unless they may be ends of text."""
+        pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
+        ends = eos if isinstance(eos, (list, tuple)) else [eos]
+        if pad is None or pad in ends:
+            return full_attention_mask(input_ids)
+        return (input_ids != pad).long()
+
+    def _embedding_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Take the arguments that embed a prompt (pixels, grids, positions) out of `arguments`."""
+        accepted = set(inspect.signature(self.backbone.forward).parameters) - DECODING_ARGUMENTS
+        return {name: arguments.pop(name) for name in list(arguments) if name in accepted}
+
+    # ---------------------------------------------------------------- generating and training
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config=None,
+        logits_processor=None,
+        stopping_criteria=None,
+        prefix_allowed_tokens_fn=None,
+        synced_gpus: bool | None = None,
+        assistant_model=None,
+        streamer=None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        custom_generate=None,
+        *,
+        retention_ratio: "float | Sequence[float] | None" = None,
+        compressor: "str | Compressor | None" = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate from the video tokens that contribute; otherwise as `generate` of the backbone.
+
+        At ratio 1.0, or without a video in the prompt, the call goes straight to `backbone.generate`. Returned sequences start with the
+        caller's prompt; streamers, stopping criteria and logits processors see it too. Attentions, hidden states and the cache that
+        `return_dict_in_generate` returns are those of the compressed prompt.
+
+        Args:
+            retention_ratio: fraction of each video's tokens kept, in (0, 1]: one number, or one a video in prompt order. None takes the
+                config's default, which may be None too: keep all.
+            compressor: a method's name or an instance with its settings; None is the policy.
+            **kwargs: and the other arguments: as in transformers.
+
+        Raises:
+            ValueError: a ratio outside (0, 1], inputs that do not fit, or an argument that does not work from a compressed prompt (the
+                message says which and why).
+        """
+        named = {
+            "inputs": inputs,
+            "generation_config": generation_config,
+            "logits_processor": logits_processor,
+            "stopping_criteria": stopping_criteria,
+            "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn,
+            "synced_gpus": synced_gpus,
+            "assistant_model": assistant_model,
+            "streamer": streamer,
+            "negative_prompt_ids": negative_prompt_ids,
+            "negative_prompt_attention_mask": negative_prompt_attention_mask,
+            "custom_generate": custom_generate,
+        }
+        arguments = {**kwargs, **{name: value for name, value in named.items() if value is not None}}
+        method = self._compressor(compressor)
+        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if self._keeps_all(retention_ratio) or not self._has_video(input_ids, kwargs):
+            return self.backbone.generate(**arguments)
+        if inputs is not None and kwargs.get("input_ids") is not None:
+            raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
+
+        settings = effective_settings(self.backbone, generation_config, kwargs)
+        check_generation(settings, arguments)
+        if input_ids is None:
+            raise ValueError("input_ids are missing: pass everything that the processor returned.")
+        attention_mask = arguments.pop("attention_mask", None)
+        for name in ("inputs", "input_ids", "generation_config"):
+            arguments.pop(name, None)
+        prompt = self.compress(
+            input_ids,
+            attention_mask,
+            retention_ratio=retention_ratio,
+            compressor=method,
+            **self._embedding_arguments(arguments),
+        )
+        return generate_compressed(self.backbone, prompt, input_ids, settings, generation_config, arguments)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        retention_ratio: "float | Sequence[float] | None" = None,
+        compressor: "str | Compressor | None" = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loss and logits of the compressed prompt.
+
+        The selection is hard, so it gives the policy no gradient (the policy is trained by reinforcement learning); gradients do reach a
+        backbone, or its adapters, that is being tuned on compressed prompts. Batches may be padded on either side; the compressed
+        prompt is padded on the left.
+
+        Args:
+            input_ids: `(B, L)`.
+            attention_mask: `(B, L)`, 0 at padding; None: no padding.
+            labels: `(B, L)`, -100 where no loss is taken; those of dropped tokens are dropped with them.
+            retention_ratio: as in `generate`. At 1.0, or without a video, the call goes straight to the backbone.
+            compressor: as in `generate`.
+            **kwargs: everything else, as in the backbone's forward.
+
+        Returns:
+            `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
+        """
+        method = self._compressor(compressor)
+        if self._keeps_all(retention_ratio) or not self._has_video(input_ids, kwargs):
+            outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+            return self._output(outputs, self._all_places(input_ids, outputs))
+        for name in ("past_key_values", "inputs_embeds", "mm_encoder_outputs"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name} does not work with compressed video tokens: give the whole prompt as input_ids. {WAY_ROUND} for it."
+                )
+        if input_ids is None:
+            raise ValueError("input_ids are missing: pass everything that the processor returned.")
+        if attention_mask is None:
+            attention_mask = full_attention_mask(input_ids)
+        prompt = self.compress(
+            input_ids,
+            attention_mask,
+            retention_ratio=retention_ratio,
+            compressor=method,
+            **self._embedding_arguments(kwargs),
+        )
+        if labels is not None:
+            places = prompt.kept_indices.clamp(min=0).to(labels.device)
+            labels = labels.gather(1, places).masked_fill(prompt.attention_mask.to(labels.device) == 0, -100)
+        outputs = self.backbone(
+            inputs_embeds=prompt.inputs_embeds,
+            attention_mask=prompt.attention_mask,
+            position_ids=prompt.position_ids,
+            labels=labels,
+            **kwargs,
+        )
+        return self._output(outputs, prompt.kept_indices)
+
+    def _all_places(self, input_ids: Tensor | None, outputs: Any) -> Tensor | None:
+        if input_ids is None:
+            return None
+        return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+
+    def _output(self, outputs: Any, places: Tensor | None) -> Any:
+        """The backbone's output with the kept places; a tuple (`return_dict=False`) gets them as its last element."""
+        if isinstance(outputs, tuple):
+            return (*outputs, places)
+        fields = ("loss", "logits", "past_key_values", "hidden_states", "attentions")
+        return CaCoVidOutput(**{name: outputs.get(name) for name in fields}, kept_indices=places)
+
+
+def base_model(backbone: Any) -> PreTrainedModel:
+    """The stock model inside a `PeftModel`, or the model itself."""
+    peft = sys.modules.get("peft")
+    if peft is None or not isinstance(backbone, peft.PeftModel):
+        return backbone
+    if any(config.is_prompt_learning for config in backbone.peft_config.values()):
+        raise ValueError(
+            "The PeftModel learns prompts, which its base model alone does not see: merge it, or use LoRA-like adapters."
+        )
+    return backbone.get_base_model()
+
+
+def embedding_device(backbone: PreTrainedModel) -> torch.device:
+    """Where the backbone embeds its prompt; of offloaded embeddings, where they are loaded to."""
+    embeddings = backbone.get_input_embeddings()
+    device = next(embeddings.parameters()).device
+    if device.type == "meta" and "_hf_hook" in vars(embeddings):
+        return torch.device(embeddings._hf_hook.execution_device)
+    return device
+
+
+def check_policy_size(policy_config, backbone_config) -> None:
+    """Raise a `ValueError` if a policy made for one text config cannot serve the backbone of another."""
+    expected, found = backbone_config.get_text_config(), policy_config
+    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        if getattr(expected, name) != getattr(found, name):
+            raise ValueError(
+                f"The policy was made for {name}={getattr(found, name)}, the backbone has {getattr(expected, name)}: use the policy with the "
+                "backbone that it was made for."
+            )

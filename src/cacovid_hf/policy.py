@@ -1,0 +1,282 @@
+"""The contribution policy: prompt embeddings in, a keep score for every video token and every frame out.
+
+One decoder layer of the backbone's language-model type, initialised from its layer 0, a norm and two small heads (CaCoVID, arXiv 2602.01649,
+section on the policy network). Only what the heads read is computed: queries, MLP and norms run on the video tokens alone, and rows are
+processed without their padding, so that attention needs no mask.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from .configuration import check_policy_attention
+from .prompt import PromptLayout, VideoSpan
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """What the policy says of one video.
+
+    Attributes:
+        token_logits: float32 `(T, P, 2)`, (drop, keep).
+        frame_logits: float32 `(T, 2)`, (drop, keep).
+    """
+
+    token_logits: Tensor
+    frame_logits: Tensor
+
+    @property
+    def token_scores(self) -> Tensor:
+        """Float32 `(T, P)`, keep minus drop: larger = keep."""
+        return self.token_logits[..., 1] - self.token_logits[..., 0]
+
+    @property
+    def frame_scores(self) -> Tensor:
+        """Float32 `(T,)`, keep minus drop: larger = more of the budget."""
+        return self.frame_logits[..., 1] - self.frame_logits[..., 0]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with the mean taken in float32, as in Qwen2."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`(..., size)` to the same shape and dtype."""
+        return F.rms_norm(states.float(), states.shape[-1:], eps=self.eps).to(states.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of `(n, D)` queries over `(m, D)` keys of one row, rotary positions given."""
+
+    def __init__(self, config):
+        super().__init__()
+        size, heads = config.hidden_size, config.num_attention_heads
+        self.head_dim = getattr(config, "head_dim", None) or size // heads
+        self.groups = heads // config.num_key_value_heads
+        # Qwen2 has biases on the three input projections and says so nowhere in its config.
+        self.q_proj = nn.Linear(size, heads * self.head_dim)
+        self.k_proj = nn.Linear(size, config.num_key_value_heads * self.head_dim)
+        self.v_proj = nn.Linear(size, config.num_key_value_heads * self.head_dim)
+        self.o_proj = nn.Linear(heads * self.head_dim, size, bias=False)
+
+    def forward(self, queries: Tensor, keys: Tensor, query_rope, key_rope, is_causal: bool) -> Tensor:
+        """`(n, D)` to `(n, H * head_dim)`: the heads side by side, before the output projection."""
+        query = rotate(self._heads(self.q_proj(queries)), *query_rope)
+        key = rotate(self._heads(self.k_proj(keys)), *key_rope).repeat_interleave(self.groups, dim=0)
+        value = self._heads(self.v_proj(keys)).repeat_interleave(self.groups, dim=0)
+        mixed = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=is_causal)[0]
+        return mixed.transpose(0, 1).flatten(1)
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
+
+
+class MLP(nn.Module):
+    """Gated MLP (SwiGLU in Qwen2)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`(n, D)` to `(n, D)`."""
+        return self.down_proj(self.activation(self.gate_proj(states)) * self.up_proj(states))
+
+
+class DecoderLayer(nn.Module):
+    """A Qwen2 decoder layer under its own key names, computed for chosen queries only."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def finish(self, states: Tensor, mixed: Tensor) -> Tensor:
+        """Output projection, residuals and MLP for `(n, D)` input states and their attention result."""
+        states = states + self.self_attn.o_proj(mixed)
+        return states + self.mlp(self.post_attention_layernorm(states))
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of `(H, n, head_dim)` by `(n, head_dim)`: halves of the head rotated against each other."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def scoring_head(size: int) -> nn.Sequential:
+    """`size -> size/2 -> size/4 -> size/8 -> size/16 -> 2`, linear with bias, SiLU between (published shape)."""
+    widths = [max(1, size // d) for d in (1, 2, 4, 8, 16)] + [2]
+    layers: list[nn.Module] = []
+    for narrow, wide in zip(widths[1:], widths[:-1], strict=True):
+        layers += [nn.Linear(wide, narrow), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class ContributionPolicy(nn.Module):
+    """Scores every video token and every frame of a prompt by its contribution to the answer.
+
+    Args:
+        config: the text config of the backbone (Qwen2 or Qwen2.5-VL): sizes, activation, rotary parameters.
+        attention: what a video token may attend to in the policy's layer: `"causal"`, everything before it (what the published code runs);
+            `"bidirectional"`, the whole prompt (the paper's text); `"question"`, the text of the prompt alone (ours: `N x M` instead of
+            `N x N`, and question-aware within minutes of training).
+    """
+
+    def __init__(self, config, attention: str = "question"):
+        super().__init__()
+        check_policy_attention(attention)
+        self.config = config
+        self.attention = attention
+        self.layer = DecoderLayer(config)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.token_head = scoring_head(config.hidden_size)
+        self.frame_head = scoring_head(config.hidden_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.norm.weight.device
+
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor, layout: PromptLayout) -> list[PolicyOutput]:
+        """Score the videos of a batch of prompts.
+
+        Args:
+            inputs_embeds: `(B, L, D)`, the embedded prompt, text and video.
+            position_ids: `(B, L)`, or `(R, B, L)` with the rows of M-RoPE last (a leading text row is ignored).
+            layout: what is where in the `B` prompts.
+
+        Returns:
+            One `PolicyOutput` a video, in the order of `layout.videos`.
+        """
+        if inputs_embeds.shape[-1] != self.config.hidden_size:
+            raise ValueError(
+                f"The prompt has hidden size {inputs_embeds.shape[-1]}, the policy {self.config.hidden_size}: use the policy with the "
+                "backbone that it was made for."
+            )
+        inputs_embeds = inputs_embeds.to(self.device, self.dtype)
+        position_ids = position_ids.to(self.device)
+        scored: dict[int, PolicyOutput] = {}
+        for row in sorted({span.row for span in layout.videos}):
+            numbers = [i for i, span in enumerate(layout.videos) if span.row == row]
+            spans = [layout.videos[i] for i in numbers]
+            states = self._video_states(inputs_embeds[row], position_ids[..., row, :], layout, row, spans)
+            for number, span, part in zip(numbers, spans, states.split([s.num_tokens for s in spans]), strict=True):
+                scored[number] = self._score(part.unflatten(0, (span.num_frames, span.tokens_per_frame)))
+        return [scored[i] for i in range(len(layout.videos))]
+
+    def _video_states(
+        self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int, spans: list[VideoSpan]
+    ) -> Tensor:
+        """`(L, D)` embeddings of one row to the layer's `(N, D)` output at its video tokens, videos one after the other."""
+        video = torch.cat([span.positions for span in spans])
+        if self.attention == "question":
+            context = layout.text[row].nonzero()[:, 0]
+            if len(context) == 0:
+                raise ValueError(
+                    f"Row {row} of the prompt has no text, and a policy with attention='question' reads nothing else: add the question."
+                )
+        else:
+            context = layout.valid[row].nonzero()[:, 0]
+        if self.attention == "causal":
+            # Nothing after the last video token is visible to any of them; queries are then the keys, and no mask is needed.
+            context = context[context <= video.max()]
+            places = torch.searchsorted(context, video).to(self.device)
+        context, video = context.to(self.device), video.to(self.device)
+
+        layer = self.layer
+        states, keys = embeds[video], layer.input_layernorm(embeds[context])
+        key_rope = self._rope(positions[..., context])
+        if self.attention == "causal":
+            mixed = layer.self_attn(keys, keys, key_rope, key_rope, is_causal=True)[places]
+        else:
+            query_rope = self._rope(positions[..., video])
+            mixed = layer.self_attn(layer.input_layernorm(states), keys, query_rope, key_rope, is_causal=False)
+        return layer.finish(states, mixed)
+
+    def _score(self, states: Tensor) -> PolicyOutput:
+        """`(T, P, D)` states of a video to its logits; the frame head reads the mean over a frame's tokens."""
+        return PolicyOutput(
+            token_logits=self.token_head(self.norm(states)).float(),
+            frame_logits=self.frame_head(self.norm(states.mean(dim=1))).float(),
+        )
+
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """`(n,)` or `(R, n)` positions to cos and sin `(n, head_dim)`, the language model's own frequencies."""
+        parameters = self.config.rope_parameters
+        head_dim, scaling = self.layer.self_attn.head_dim, 1.0
+        if parameters.get("rope_type", "default") in ("default", "mrope"):
+            exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+            frequencies = 1.0 / parameters["rope_theta"] ** exponents
+        else:
+            frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config, positions.device)
+        if positions.ndim == 2:
+            sections = parameters.get("mrope_section", [16, 24, 24])
+            axis = torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(sections)).to(positions.device)
+            positions = positions[-len(sections) :][axis].T  # (n, head_dim / 2): each frequency turns with its own axis
+        else:
+            positions = positions[:, None]
+        angles = positions.float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * scaling).to(self.dtype), (angles.sin() * scaling).to(self.dtype)
+
+    @torch.no_grad()
+    def init_from_layer(self, layer: nn.Module) -> None:
+        """Copy a decoder layer of the language model into the policy's (published: the layer 0), in the policy's dtype.
+
+        Works for quantised, sharded, offloaded and adapted layers: a linear layer that is not plain is read through what it
+        computes.
+        """
+        self.layer.input_layernorm.weight.copy_(_vector(layer.input_layernorm))
+        self.layer.post_attention_layernorm.weight.copy_(_vector(layer.post_attention_layernorm))
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            _copy_linear(self.layer.self_attn.get_submodule(name), layer.self_attn.get_submodule(name))
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            _copy_linear(self.layer.mlp.get_submodule(name), layer.mlp.get_submodule(name))
+
+
+def _vector(norm: nn.Module) -> Tensor:
+    """Weight of an RMS norm, also where the parameter itself is offloaded: the norm of (1, ..., 1) times the weight is the weight."""
+    if not norm.weight.is_meta:
+        return norm.weight
+    ones = torch.ones(1, norm.weight.numel(), dtype=norm.weight.dtype)
+    return norm(ones)[0]
+
+
+def _copy_linear(target: nn.Linear, source: nn.Module) -> None:
+    """Copy weight and bias of `source`, a linear layer of any kind (quantised, offloaded, with an adapter).
+
+    Plain layers are copied; of any other, the columns are read off its output for unit vectors, in chunks.
+    """
+    plain = type(source) is nn.Linear and source.weight.is_floating_point() and not source.weight.is_meta
+    if plain:
+        target.weight.copy_(source.weight)
+        bias = source.bias
+    else:
+        dtype = source.weight.dtype if source.weight.is_floating_point() else target.weight.dtype
+        device = source.weight.device if not source.weight.is_meta else target.weight.device
+        bias = source(torch.zeros(1, target.in_features, dtype=dtype, device=device))[0]
+        for start in range(0, target.in_features, 1024):
+            stop = min(start + 1024, target.in_features)
+            units = torch.zeros(stop - start, target.in_features, dtype=dtype, device=device)
+            units[:, start:stop].fill_diagonal_(1)
+            target.weight[:, start:stop] = (source(units) - bias).T
+    if target.bias is not None:
+        target.bias.copy_(bias if bias is not None else torch.zeros_like(target.bias))

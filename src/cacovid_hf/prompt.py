@@ -1,0 +1,171 @@
+"""A multimodal prompt: where its videos are, its embeddings, and the shorter prompt that a keep mask leaves of it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """The scored tokens of one video in a prompt.
+
+    Attributes:
+        row: the batch row that the video stands in.
+        grid: `(T, h, w)`, frames (temporal grid steps) and tokens a frame; `P = h * w`.
+        positions: int64 `(T * P,)` on the CPU, places in the caller's prompt, in raster order (t, y, x).
+    """
+
+    row: int
+    grid: tuple[int, int, int]
+    positions: Tensor
+
+    @property
+    def num_frames(self) -> int:
+        """`T`."""
+        return self.grid[0]
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """`P = h * w`."""
+        return self.grid[1] * self.grid[2]
+
+    @property
+    def num_tokens(self) -> int:
+        """`N = T * P`."""
+        return self.positions.numel()
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """What is where in a batch of prompts; known on the CPU before anything is computed, so that nothing is read back later.
+
+    Attributes:
+        valid: bool `(B, L)`, false at padding.
+        text: bool `(B, L)`, the tokens that are neither padding nor placeholders of images or videos.
+        videos: every video, in the order of its placeholders (row by row).
+    """
+
+    valid: Tensor
+    text: Tensor
+    videos: tuple[VideoSpan, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the language model receives it.
+
+    Attributes:
+        layout: what is where.
+        input_ids: `(B, L)`.
+        inputs_embeds: `(B, L, D)`, text and vision embedded.
+        position_ids: `(B, L)`, or `(R, B, L)` for a rotary embedding with several rows (M-RoPE: text, time, height, width).
+    """
+
+    layout: PromptLayout
+    input_ids: Tensor
+    inputs_embeds: Tensor
+    position_ids: Tensor
+
+
+@dataclass(frozen=True)
+class VideoSelection:
+    """What was kept of one video, and why.
+
+    Attributes:
+        span: the video's place and grid in the caller's prompt.
+        keep: bool `(T, P)`.
+        token_scores: float32 `(T, P)`, larger = keep; None for methods without scores.
+        frame_scores: float32 `(T,)`; None for methods without scores.
+    """
+
+    span: VideoSpan
+    keep: Tensor
+    token_scores: Tensor | None = None
+    frame_scores: Tensor | None = None
+
+    @property
+    def row(self) -> int:
+        """The batch row that the video stands in."""
+        return self.span.row
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """`(T, h, w)`."""
+        return self.span.grid
+
+
+@dataclass(frozen=True)
+class CompressedPrompt:
+    """The prompt that is left after dropping video tokens, rows left-padded to the longest; what the backbone's `generate` takes.
+
+    Attributes:
+        input_ids: `(B, K)`.
+        inputs_embeds: `(B, K, D)`, zero at padding.
+        attention_mask: int64 `(B, K)`, 0 at padding.
+        position_ids: `(B, K)` or `(R, B, K)`, the kept tokens' **original** positions; row 0 of several (text positions) counts
+            the kept tokens without gaps, because jumps in it are read as packed sequences.
+        kept_indices: int64 `(B, K)`, the kept places of the caller's prompt in order, -1 at padding.
+        videos: one entry a video.
+    """
+
+    input_ids: Tensor
+    inputs_embeds: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    kept_indices: Tensor
+    videos: tuple[VideoSelection, ...]
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """The four tensors that the backbone takes, by name."""
+        return {
+            "input_ids": self.input_ids,
+            "inputs_embeds": self.inputs_embeds,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+        }
+
+
+def kept_indices(layout: PromptLayout, keeps: list[Tensor], budgets: list[int]) -> Tensor:
+    """Places of the tokens that stay, row by row.
+
+    Args:
+        layout: of `B` prompts of length `L`.
+        keeps: one bool `(T, P)` a video of the layout, on any one device.
+        budgets: how many tokens each keeps: known beforehand, so that no count is read back from the device.
+
+    Returns:
+        int64 `(B, K)` on the masks' device, ascending in each row, left-padded with -1.
+    """
+    batch, length = layout.valid.shape
+    lengths = layout.valid.sum(dim=1).tolist()
+    device = keeps[0].device if keeps else layout.valid.device
+    stays = layout.valid.to(device, copy=True)
+    for span, keep, budget in zip(layout.videos, keeps, budgets, strict=True):
+        stays[span.row].index_copy_(0, span.positions.to(device), keep.flatten())
+        lengths[span.row] -= span.num_tokens - budget
+    longest = max(lengths)
+    # A stable sort brings the places that stay to the end of the row, in order.
+    places = torch.sort(stays, dim=1, stable=True).indices[:, length - longest :]
+    padding = torch.tensor([longest - n for n in lengths], device=device)
+    return places.masked_fill(torch.arange(longest, device=device) < padding[:, None], -1)
+
+
+def gather(prompt: Prompt, indices: Tensor, videos: tuple[VideoSelection, ...], pad_token_id: int) -> CompressedPrompt:
+    """Cut `prompt` down to `indices` (see `kept_indices`), original positions kept."""
+    is_token = indices >= 0
+    places = indices.clamp(min=0)
+    input_ids = prompt.input_ids.gather(1, places.to(prompt.input_ids.device))
+    rows = torch.arange(places.shape[0], device=places.device)[:, None]
+    inputs_embeds = prompt.inputs_embeds[rows.to(prompt.inputs_embeds.device), places.to(prompt.inputs_embeds.device)]
+    position_ids = prompt.position_ids[..., rows, places].masked_fill(~is_token, 0)
+    if position_ids.ndim == 3 and position_ids.shape[0] == 4:
+        position_ids[0] = (is_token.long().cumsum(1) - 1).clamp(min=0)
+    return CompressedPrompt(
+        input_ids=input_ids.masked_fill(~is_token.to(input_ids.device), pad_token_id),
+        inputs_embeds=inputs_embeds.masked_fill(~is_token.to(inputs_embeds.device)[..., None], 0),
+        attention_mask=is_token.long(),
+        position_ids=position_ids,
+        kept_indices=indices,
+        videos=videos,
+    )

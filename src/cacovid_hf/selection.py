@@ -1,0 +1,218 @@
+"""Which video tokens to keep: contribution scores and an integer budget in, a keep mask out.
+
+Pure functions of tensors (CaCoVID, arXiv 2602.01649, section on inference; published constants as defaults). No model is
+imported and nothing is read back from the device per frame or per token. The published code moves single tokens between
+frames in a Python loop until the frame budgets add up; here the same result comes from a water level (`_settle`).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# Absorbs float accidents such as 0.3 * 10 == 3.0000000000000004 or 0.07 * 100 == 7.000000000000001 (and their like below).
+_EPSILON = 1e-9
+SCOPES = ("frame", "video")
+
+
+def check_retention_ratio(retention_ratio: float, name: str = "retention_ratio") -> float:
+    """Return `retention_ratio` as a float, or raise a `ValueError` that says what is wrong with it."""
+    remedy = "give the fraction of video tokens to keep, a number in (0, 1], such as 0.25 (1.0 keeps all)"
+    if isinstance(retention_ratio, (bool, str)):
+        raise ValueError(f"{name}={retention_ratio!r} is not a number: {remedy}.")
+    try:
+        value = float(retention_ratio)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={retention_ratio!r} is not a number: {remedy}.") from None
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{name}={value} is outside (0, 1]: {remedy}.")
+    return value
+
+
+def token_budget(num_tokens: int, retention_ratio: float) -> int:
+    """Number of tokens kept of `num_tokens` (at least 1): `max(1, floor(retention_ratio * num_tokens))`, never one less
+    because of the float product.
+    """
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens={num_tokens}: a video needs at least one token.")
+    return max(1, math.floor(check_retention_ratio(retention_ratio) * num_tokens + _EPSILON))
+
+
+def top_tokens(scores: Tensor, counts: Tensor | int) -> Tensor:
+    """Mark the highest `counts` scores of every row; at ties the lower index wins.
+
+    Args:
+        scores: `(..., P)`, larger = keep.
+        counts: how many to mark, one number or `(...)` integers in [0, P].
+
+    Returns:
+        bool `(..., P)`.
+    """
+    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
+    places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(-1, order, places)
+    return rank < (counts.unsqueeze(-1) if isinstance(counts, Tensor) else counts)
+
+
+def spread_tokens(keep: Tensor, num_kept: int, num_more: int) -> Tensor:
+    """Add `num_more` tokens, evenly spaced in raster order over those not kept so far (uniform in space and time).
+
+    Args:
+        keep: bool `(N,)` with exactly `num_kept` true; the count is the caller's, so that nothing is read back.
+        num_more: how many to add; of the `M` free tokens those at `round(linspace(0, M - 1, num_more))`.
+
+    Returns:
+        bool `(N,)` with `num_kept + num_more` true.
+    """
+    if num_more == 0:
+        return keep
+    num_free = keep.numel() - num_kept
+    chosen = torch.zeros(num_free, dtype=torch.bool)
+    # float32 as published: where a position falls on .5, its rounding error decides. Exact counts need steps of at least one, which
+    # float32 cannot promise for millions of tokens.
+    dtype = torch.float32 if num_free < 1 << 20 else torch.float64
+    chosen[torch.linspace(0, num_free - 1, num_more, dtype=dtype).round().long()] = True
+    place_among_free = (~keep).cumsum(0).sub_(1).clamp_(min=0)
+    return keep | chosen.to(keep.device)[place_among_free]
+
+
+def frame_budgets(
+    frame_scores: Tensor, tokens_per_frame: int, retention_ratio: float, share: float, cap: float
+) -> Tensor:
+    """Split the contribution budget over the frames by their scores (`algorithm` steps 1 and 2 of the inference section).
+
+    Weights are a softmax of the scores scaled to [-3, 3], clipped to `[1/(2T), cap/T]`; budgets are rounded shares of the
+    budget within `[1, min(P, int(share * P * cap * retention_ratio))]`, then settled to the exact sum by taking single tokens
+    from the largest or giving them to the smallest, first frame first. With fewer tokens than frames, one each goes to the frames with the
+    largest weights (ours; the published correction empties the first frames whatever their score).
+
+    Args:
+        frame_scores: `(T,)` finite, larger = keep.
+        tokens_per_frame: `P`.
+        retention_ratio: in (0, 1].
+        share: part of the budget that is spent by contribution, in [0, 1].
+        cap: largest weight of a frame relative to the mean; the published `m` is `cap * retention_ratio`.
+
+    Returns:
+        int64 `(T,)`, summing to `min(K, floor(share * retention_ratio * T * P))`.
+    """
+    num_frames, num_tokens = frame_scores.numel(), frame_scores.numel() * tokens_per_frame
+    budget = contribution_budget(num_tokens, retention_ratio, share)
+    # Settled in float64 on any device, so that no device's float32 exp decides a rounding.
+    scores = frame_scores.double()
+    scale = scores.abs().max()
+    weights = torch.softmax(3.0 * scores / torch.where(scale > 0, scale, 1.0), dim=0)
+    weights = weights.clamp(min=1.0 / (2 * num_frames)).clamp(max=cap / num_frames)
+    weights = weights / weights.sum()
+    if budget < num_frames:
+        return top_tokens(weights, budget).long()
+    largest = min(tokens_per_frame, math.floor(share * tokens_per_frame * (cap * retention_ratio) + _EPSILON))
+    counts = torch.round(weights * round(share * retention_ratio * num_tokens)).long()
+    return _settle(counts.clamp(min=1).clamp(max=largest), budget, tokens_per_frame)
+
+
+def contribution_budget(num_tokens: int, retention_ratio: float, share: float) -> int:
+    """Number of tokens chosen by contribution: `min(K, floor(share * retention_ratio * N))`."""
+    return min(token_budget(num_tokens, retention_ratio), math.floor(share * retention_ratio * num_tokens + _EPSILON))
+
+
+def _settle(counts: Tensor, total: int, most: int) -> Tensor:
+    """Make `counts` `(T,)` in [0, most] add up to `total` by moving single tokens, without moving single tokens.
+
+    Taking one from the largest (first index at ties), again and again, lowers everything above a level to that level and then the first few
+    at the level by one more; giving to the smallest is the mirror image. The level is found from the histogram of the counts.
+    """
+    surplus = counts.sum() - total
+    histogram = torch.zeros(most + 2, dtype=torch.int64, device=counts.device)
+    histogram.scatter_add_(0, counts, torch.ones_like(counts))
+    # removed[v]: tokens above level v; added[v]: tokens missing below level v.
+    at_least = histogram.flip(0).cumsum(0).flip(0)
+    removed = at_least.flip(0).cumsum(0).flip(0) - at_least
+    at_most = histogram.cumsum(0)
+    added = at_most.cumsum(0) - at_most
+
+    take, give = surplus.clamp(min=0), (-surplus).clamp(min=0)
+    ceiling = (removed > take).sum()
+    floor = (added <= give).sum() - 1
+    lowered, raised = counts.clamp(max=ceiling), counts.clamp(min=floor)
+    rest_to_take, rest_to_give = take - removed[ceiling], give - added[floor]
+    at_ceiling, at_floor = lowered == ceiling, raised == floor
+    lowered = lowered - (at_ceiling & (at_ceiling.cumsum(0) <= rest_to_take)).long()
+    raised = raised + (at_floor & (at_floor.cumsum(0) <= rest_to_give)).long()
+    return torch.where(surplus > 0, lowered, raised)
+
+
+def select_tokens(
+    token_scores: Tensor,
+    frame_scores: Tensor,
+    retention_ratio: float,
+    *,
+    contribution_share: float = 0.5,
+    frame_cap: float = 1.5,
+    scope: str = "frame",
+) -> Tensor:
+    """Keep exactly `max(1, floor(retention_ratio * T * P))` tokens of a video: first by contribution, the rest uniformly.
+
+    Deterministic on any device; at ties the lower index wins. Departures from the published code: exact counts for every grid and ratio, frames
+    scored where the budget is below one token a frame (see `frame_budgets`), constant scores allowed.
+
+    Args:
+        token_scores: `(T, P)`, contribution of each token, larger = keep.
+        frame_scores: `(T,)`, contribution of each frame, larger = more of the budget.
+        retention_ratio: fraction of the `T * P` tokens kept, in (0, 1].
+        contribution_share: part of the budget chosen by the scores, in [0, 1] (paper: 0.5); the rest is spread evenly over the
+            tokens not chosen.
+        frame_cap: how far a frame may exceed the mean, as a multiple (paper: 1.5); `frame_cap * retention_ratio` is the published
+            maximum frame ratio.
+        scope: `"frame"` (paper) gives every frame a budget; `"video"` (ours) ranks all tokens at once by
+            `token_scores + frame_scores` and ignores `frame_cap`.
+
+    Returns:
+        bool `(T, P)`, true = keep.
+
+    Raises:
+        ValueError: shapes that do not fit, settings out of range, scores that are not finite.
+    """
+    retention_ratio = check_retention_ratio(retention_ratio)
+    check_selection_settings(contribution_share, frame_cap, scope)
+    if token_scores.ndim != 2 or 0 in token_scores.shape:
+        raise ValueError(f"token_scores has shape {tuple(token_scores.shape)}: give (T, P), frames by tokens a frame.")
+    if frame_scores.shape != token_scores.shape[:1]:
+        raise ValueError(
+            f"frame_scores has shape {tuple(frame_scores.shape)}, token_scores {tuple(token_scores.shape)}: give one frame score "
+            f"a frame, shape ({token_scores.shape[0]},)."
+        )
+    token_scores, frame_scores = token_scores.detach().float(), frame_scores.detach().float()
+    if not bool(token_scores.sum().isfinite() & frame_scores.sum().isfinite()) and not bool(
+        token_scores.isfinite().all() & frame_scores.isfinite().all()
+    ):
+        raise ValueError(
+            "The scores hold NaN or infinite values, so no tokens can be ranked: check the policy's weights and the dtype "
+            "(float16 overflows; use bfloat16 or float32)."
+        )
+    num_tokens = token_scores.numel()
+    budget = token_budget(num_tokens, retention_ratio)
+    if budget == num_tokens:
+        return torch.ones_like(token_scores, dtype=torch.bool)
+    by_contribution = contribution_budget(num_tokens, retention_ratio, contribution_share)
+    if scope == "video":
+        keep = top_tokens((token_scores + frame_scores[:, None]).flatten(), by_contribution)
+    else:
+        counts = frame_budgets(frame_scores, token_scores.shape[1], retention_ratio, contribution_share, frame_cap)
+        keep = top_tokens(token_scores, counts).flatten()
+    return spread_tokens(keep, by_contribution, budget - by_contribution).view_as(token_scores)
+
+
+def check_selection_settings(contribution_share: float, frame_cap: float, scope: str) -> None:
+    """Raise a `ValueError` that names the setting that is out of range, if one is."""
+    if isinstance(contribution_share, bool) or not 0.0 <= contribution_share <= 1.0:
+        raise ValueError(
+            f"contribution_share={contribution_share!r} is outside [0, 1]: give the part of the budget spent by score "
+            "(0.5 as published, 1.0 for no uniform tokens)."
+        )
+    if isinstance(frame_cap, bool) or not 0.0 < frame_cap < math.inf:
+        raise ValueError(
+            f"frame_cap={frame_cap!r} is outside (0, inf): give a multiple of the mean frame budget (1.5 as published)."
+        )
+    if scope not in SCOPES:
+        raise ValueError(f"scope={scope!r} is unknown: choose one of {', '.join(map(repr, SCOPES))}.")
