@@ -19,7 +19,19 @@ _EXPORTS = {
     "select_tokens": "selection",
     "with_video_reader": "processing",
 }
-__all__ = [*sorted(_EXPORTS), "__version__"]  # noqa: PLE0604
+__all__ = [
+    "CaCoVidConfig",
+    "CaCoVidForConditionalGeneration",
+    "CaCoVidOutput",
+    "CompressedPrompt",
+    "Compressor",
+    "ContributionPolicy",
+    "VideoSelection",
+    "__version__",
+    "read_video",
+    "select_tokens",
+    "with_video_reader",
+]
 
 if TYPE_CHECKING:
     from .compressors import Compressor
