@@ -1,0 +1,72 @@
+"""Stock processors that read video files: how they are made, saved and found again.
+
+A stock processor (`LlavaOnevisionProcessor`, `Qwen2_5_VLProcessor`) holds one of our video processors, is saved with its name, and loads through
+`AutoProcessor` once `register()` has run. This module imports no processor by itself.
+"""
+
+import copy
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+# Stock video processor to ours, by name.
+_READERS = {
+    "LlavaOnevisionVideoProcessor": "CaCoVidLlavaOnevisionVideoProcessor",
+    "Qwen2VLVideoProcessor": "CaCoVidQwen2VLVideoProcessor",
+}
+
+
+class _StandIn:
+    """Has the name of one of our video processors, and loads that one."""
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Load the video processor that this one stands for."""
+        return _reader(cls.__name__).from_pretrained(*args, **kwargs)
+
+
+_STAND_INS = [type(name, (_StandIn,), {"__module__": __name__}) for name in _READERS.values()]
+
+
+def register() -> None:
+    """Make our video processors known to `AutoVideoProcessor` and `AutoProcessor` by name; may be called again.
+
+    The registry finds a saved video processor by its class's name, whatever the key; a stock config as key would replace the stock class, so
+    each entry is its own key. The entries are stand-ins: this runs in the middle of transformers' own imports, where the stock classes
+    that ours extend may be half made.
+    """
+    from transformers import AutoVideoProcessor
+
+    for stand_in in _STAND_INS:
+        AutoVideoProcessor.register(stand_in, stand_in, exist_ok=True)
+
+
+def with_video_reader(processor: "ProcessorMixin") -> "ProcessorMixin":
+    """Return a copy of a processor whose video processor, with the same settings, reads video files.
+
+    Args:
+        processor: of a LLaVA-OneVision or Qwen2.5-VL model, stock or already such a copy; left as it is.
+
+    Raises:
+        ValueError: its video processor is of another family.
+    """
+    stock = processor.video_processor
+    family = type(stock).__name__
+    name = family if family in _READERS.values() else _READERS.get(family)
+    if name is None:
+        raise ValueError(
+            f"{type(processor).__name__} has a video processor of type {family}, for which there is no file reader: use the processor of a "
+            "LLaVA-OneVision or Qwen2.5-VL checkpoint, or decode with cacovid_hf.read_video."
+        )
+    settings = {setting: value for setting, value in stock.to_dict().items() if value is not None}
+    if "fps" in settings:
+        settings["max_fps"] = settings.pop("fps")
+    result = copy.copy(processor)
+    result.video_processor = _reader(name).from_dict(settings)
+    return result
+
+
+def _reader(name: str):
+    return getattr(importlib.import_module("cacovid_hf.video_processing"), name)
