@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -220,7 +219,7 @@ def part_of(
     return {key: tensor.detach().to("cpu").contiguous() for key, tensor in part.items()}
 
 
-class replaced:  # noqa: N801 (reads as a verb in a with statement)
+class replaced:
     """A temporary path that takes the place of `path` when the block ends well, and is removed when it does not."""
 
     def __init__(self, path: Path):

@@ -43,7 +43,7 @@ class CaCoVidConfig(PreTrainedConfig):
     """
 
     model_type = "cacovid"
-    sub_configs = {"backbone_config": AutoConfig}
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012
 
     backbone_config: Any = None
     base_model_name_or_path: str | None = None

@@ -83,7 +83,7 @@ def check_generation(settings: GenerationConfig, arguments: dict[str, Any]) -> N
 
 
 def generate_compressed(
-    backbone: PreTrainedModel,
+    backbone: Any,
     prompt: CompressedPrompt,
     input_ids: Tensor,
     settings: GenerationConfig,
@@ -118,7 +118,7 @@ def generate_compressed(
             override("min_length", settings.min_length + kept)
 
     expansion = max(settings.num_beams or 1, settings.num_return_sequences or 1)
-    cache = None
+    cache: Any = None
     if settings.cache_implementation == "static":
         new_tokens = settings.max_new_tokens or (
             settings.max_length - length if settings.max_length is not None else 20

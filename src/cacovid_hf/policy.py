@@ -6,6 +6,7 @@ processed without their padding, so that attention needs no mask.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -238,7 +239,7 @@ class ContributionPolicy(nn.Module):
         return (angles.cos() * scaling).to(self.dtype), (angles.sin() * scaling).to(self.dtype)
 
     @torch.no_grad()
-    def init_from_layer(self, layer: nn.Module) -> None:
+    def init_from_layer(self, layer: Any) -> None:
         """Copy a decoder layer of the language model into the policy's (published: the layer 0), in the policy's dtype.
 
         Works for quantised, sharded, offloaded and adapted layers: a linear layer that is not plain is read through what it
@@ -252,7 +253,7 @@ class ContributionPolicy(nn.Module):
             _copy_linear(self.layer.mlp.get_submodule(name), layer.mlp.get_submodule(name))
 
 
-def _vector(norm: nn.Module) -> Tensor:
+def _vector(norm: Any) -> Tensor:
     """Weight of an RMS norm, also where the parameter itself is offloaded: the norm of (1, ..., 1) times the weight is the weight."""
     if not norm.weight.is_meta:
         return norm.weight
@@ -260,7 +261,7 @@ def _vector(norm: nn.Module) -> Tensor:
     return norm(ones)[0]
 
 
-def _copy_linear(target: nn.Linear, source: nn.Module) -> None:
+def _copy_linear(target: Any, source: Any) -> None:
     """Copy weight and bias of `source`, a linear layer of any kind (quantised, offloaded, with an adapter).
 
     Plain layers are copied; of any other, the columns are read off its output for unit vectors, in chunks.

@@ -137,7 +137,7 @@ def kept_indices(layout: PromptLayout, keeps: list[Tensor], budgets: list[int]) 
     Returns:
         int64 `(B, K)` on the masks' device, ascending in each row, left-padded with -1.
     """
-    batch, length = layout.valid.shape
+    length = layout.valid.shape[1]
     lengths = layout.valid.sum(dim=1).tolist()
     device = keeps[0].device if keeps else layout.valid.device
     stays = layout.valid.to(device, copy=True)

@@ -12,7 +12,7 @@ from .base import Backbone
 logger = logging.get_logger(__name__)
 
 
-class Qwen2_5_VLBackbone(Backbone):  # noqa: N801 (the family's own spelling)
+class Qwen2_5_VLBackbone(Backbone):
     """`Qwen2_5_VLForConditionalGeneration`; positions are text, time, height and width rows."""
 
     model_type = "qwen2_5_vl"
