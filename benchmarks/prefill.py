@@ -1,0 +1,369 @@
+"""Time to first token of a compressed prompt against the stock model's, side by side in one run: one JSON.
+
+    python benchmarks/prefill.py --arch llava-onevision-7b --frames 32 --device cuda
+
+Published shapes, random weights. Everything is warm; the variants take turns (in a rotating order) in every repeat; a time ends when
+its result is there (the device is waited for, the first token is read back). Stages of one variant are waited for one by one, which the stock
+model's single stage is not: the comparison leans towards stock.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from architectures import ARCHITECTURES, build_backbone, build_inputs
+from record import RESULTS, command, environment, summarise, write_result
+from torch import Tensor
+
+from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.compressors import COMPRESSORS, Compressor, Scores
+from cacovid_hf.policy import ContributionPolicy
+from cacovid_hf.prompt import CompressedPrompt, Prompt, PromptLayout, VideoSpan, gather, kept_indices
+
+NOTES = [
+    "Random weights in the published shape: times and memory mean something, answers do not.",
+    "vision: the stock forward up to its language model (tower, projector, prompt embedding, positions); the same for every variant.",
+    "prefill: language model, output head at the last position, first token read back, from the embedded prompt.",
+    "compression: layout + policy + selection + gather; with_compression: those and the prefill of the shorter prompt.",
+    "time_to_first_token: generate(max_new_tokens=1) from pixels and ids, vision included, as a user calls it.",
+    "speedup: stock median over variant median; compression_and_prefill sets with_compression against stock prefill.",
+]
+
+FEWER_LAYERS = (
+    "language-model layers: prefill is cheaper than the whole model's by about that, and compression pays off less."
+)
+
+
+@dataclass(frozen=True)
+class ScoredBefore(Compressor):
+    """A method whose scores are already there: its `compress` is the selection alone."""
+
+    method: Compressor
+    scores: list[Scores | None]
+
+    name = "scored_before"
+
+    def score(self, prompt: Prompt, policy: ContributionPolicy) -> list[Scores | None]:
+        return self.scores
+
+    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+        return self.method.select(features, span, scores, retention_ratio)
+
+
+class Stopwatch:
+    """Milliseconds of consecutive stages, the device waited for after each."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.milliseconds: dict[str, float] = {}
+        self._last = self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End the stage that ran since the last call."""
+        now = self._now()
+        self.milliseconds[stage] = 1000 * (now - self._last)
+        self._last = now
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The stock model (no method), or a method at a ratio."""
+
+    method: Compressor | None = None
+    ratio: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return "stock" if self.method is None else f"{self.method.name} {self.ratio:g}"
+
+
+class Benchmark:
+    """A model, a prompt, and the ways to get from one to the other's first token."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.device = torch.device(options.device)
+        architecture = ARCHITECTURES[options.arch]
+        dtype = getattr(torch, options.dtype)
+        self.backbone: Any = build_backbone(architecture, options.layers, dtype, self.device, options.attn)
+        with self.device:
+            self.model = CaCoVidForConditionalGeneration.from_backbone(
+                self.backbone, policy_attention=options.policy_attention
+            )
+        self.inputs: dict[str, Any] = dict(
+            build_inputs(self.backbone, architecture, options.frames, options.text_before, options.question_tokens)
+        )
+        self.ids, self.mask = self.inputs["input_ids"], self.inputs["attention_mask"]
+        self.others = {n: v for n, v in self.inputs.items() if n not in ("input_ids", "attention_mask")}
+
+    def layout(self) -> PromptLayout:
+        """Find the video in the prompt."""
+        return self.model.family.layout(self.backbone.config, self.ids, self.mask, self.others)
+
+    def embed(self) -> Prompt:
+        """The vision stage."""
+        return self.model.family.embed(self.backbone, self.layout(), self.ids, self.mask, self.others)
+
+    def prefill(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> int:
+        """First token from an embedded prompt."""
+        outputs = self.backbone(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
+        )
+        return int(outputs.logits[0, -1].argmax())
+
+    def stages(self, prompt: Prompt, variant: Variant) -> tuple[dict[str, float], CompressedPrompt | None]:
+        """Times of every stage behind vision, and the shorter prompt (None of the stock model)."""
+        watch = Stopwatch(self.device)
+        if variant.method is None:
+            self.prefill(prompt.inputs_embeds, self.mask, prompt.position_ids)
+            watch.lap("prefill")
+            return watch.milliseconds, None
+        policy = self.model.policy
+        layout = self.layout()
+        watch.lap("layout")
+        scores = variant.method.score(prompt, policy)
+        watch.lap("policy")
+        select = ScoredBefore(variant.method, scores)
+        videos, budgets = select.compress(prompt, policy, [variant.ratio] * len(layout.videos))
+        watch.lap("selection")
+        indices = kept_indices(layout, [video.keep for video in videos], budgets).to(self.device)
+        shorter = gather(prompt, indices, videos, pad_token_id=0)
+        watch.lap("gather")
+        self.prefill(shorter.inputs_embeds, shorter.attention_mask, shorter.position_ids)
+        watch.lap("prefill")
+        times = watch.milliseconds
+        times["with_compression"] = sum(times.values())
+        times["compression"] = times["with_compression"] - times["prefill"]
+        return times, shorter
+
+    def first_token(self, variant: Variant) -> float:
+        """Milliseconds from pixels and ids to the first token by `generate`."""
+        arguments: dict[str, Any] = {**self.inputs, "max_new_tokens": 1, "do_sample": False}
+        watch = Stopwatch(self.device)
+        if variant.method is None:
+            self.backbone.generate(**arguments).tolist()
+        else:
+            self.model.generate(**arguments, retention_ratio=variant.ratio, compressor=variant.method).tolist()
+        watch.lap("first_token")
+        return watch.milliseconds["first_token"]
+
+    def check(self, variant: Variant, shorter: CompressedPrompt | None) -> None:
+        """The stages that are timed must make what `model.compress` makes."""
+        expected = self.model.compress(**self.inputs, retention_ratio=variant.ratio, compressor=variant.method)
+        names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "kept_indices")
+        different = [name for name in names if not torch.equal(getattr(expected, name), getattr(shorter, name))]
+        if different:
+            raise RuntimeError(
+                f"Stage by stage, {', '.join(different)} came out different from model.compress: nothing measured."
+            )
+
+
+@torch.no_grad()
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure and return the record."""
+    methods = [COMPRESSORS[name]() for name in options.compressors]
+    variants = [Variant(), *(Variant(method, ratio) for method in methods for ratio in options.ratios)]
+    device = torch.device(options.device)
+    on_gpu = device.type == "cuda"
+    config = {name: value for name, value in vars(options).items() if name not in ("output", "commit")}
+    record: dict[str, Any] = {
+        "benchmark": "prefill",
+        "command": command(),
+        "config": config,
+        **environment(options.commit, device),
+    }
+    memory: dict[str, dict[str, Any] | None] = {}
+    if options.peak_memory and not on_gpu:
+        memory = {variant.name: peak_rss(options, variant) for variant in variants}
+
+    bench = Benchmark(options)
+    prompt = bench.embed()
+    # Warm-up and check. On a CPU, where one vision pass may take a minute, one variant is checked, and `generate` is warmed up on text alone.
+    shorter = {variant.name: bench.stages(prompt, variant)[1] for variant in variants}
+    for variant in variants[1:] if on_gpu else variants[1:2]:
+        bench.check(variant, shorter[variant.name])
+    bench.backbone.generate(input_ids=bench.ids[:, : options.text_before], max_new_tokens=1)
+    for variant in variants if on_gpu else []:
+        bench.first_token(variant)
+
+    times: dict[str, dict[str, list[float]]] = {variant.name: defaultdict(list) for variant in variants}
+    vision: list[float] = []
+    gc.collect()
+    for repeat in range(max(options.repeats, options.vision_repeats)):
+        turn = repeat % len(variants)
+        for variant in variants[turn:] + variants[:turn]:
+            samples = times[variant.name]
+            if repeat < options.repeats:
+                for stage, milliseconds in bench.stages(prompt, variant)[0].items():
+                    samples[stage].append(milliseconds)
+            if repeat < options.vision_repeats:
+                if on_gpu:
+                    torch.cuda.reset_peak_memory_stats(device)
+                    before = torch.cuda.memory_allocated(device)
+                samples["time_to_first_token"].append(bench.first_token(variant))
+                if on_gpu:
+                    memory[variant.name] = {
+                        "before_bytes": before,
+                        "peak_bytes": torch.cuda.max_memory_allocated(device),
+                        "of": "torch.cuda.max_memory_allocated during generate; before: weights and inputs",
+                    }
+        if repeat < options.vision_repeats:
+            watch = Stopwatch(device)
+            bench.embed()
+            watch.lap("vision")
+            vision.append(watch.milliseconds["vision"])
+
+    architecture = ARCHITECTURES[options.arch]
+    backbone = bench.backbone
+    tokens, video_tokens = prompt.inputs_embeds.shape[1], prompt.layout.videos[0].num_tokens
+    summaries = {name: {stage: summarise(values) for stage, values in stages.items()} for name, stages in times.items()}
+    record["config"] |= {
+        "checkpoint_shape": architecture.checkpoint,
+        "layers": backbone.config.get_text_config().num_hidden_layers,
+        "all_layers": architecture.text["num_hidden_layers"],
+        "frame_side_pixels": architecture.side,
+    }
+    record["notes"] = NOTES
+    if options.layers is not None:
+        record["notes"] = [f"{options.layers} of {architecture.text['num_hidden_layers']} {FEWER_LAYERS}", *NOTES]
+    record["model"] = {
+        "backbone_parameters": sum(p.numel() for p in backbone.parameters()),
+        "language_model_parameters": sum(p.numel() for p in backbone.get_decoder().parameters()),
+        "policy_parameters": sum(p.numel() for p in bench.model.policy.parameters()),
+    }
+    record["prompt"] = {
+        "tokens": tokens,
+        "video_tokens": video_tokens,
+        "video_grid": list(prompt.layout.videos[0].grid),
+    }
+    record["vision_ms"] = summarise(vision)
+    record["variants"] = []
+    for variant in variants:
+        short = shorter[variant.name]
+        kept = tokens if short is None else short.inputs_embeds.shape[1]
+        record["variants"].append(
+            {
+                "name": variant.name,
+                "compressor": variant.method.name if variant.method else None,
+                "retention_ratio": variant.ratio,
+                "prompt_tokens": kept,
+                "video_tokens": video_tokens - (tokens - kept),
+                "times_ms": summaries[variant.name],
+                "speedup": speedup(summaries["stock"], summaries[variant.name]) if variant.method else None,
+                "peak_memory": memory.get(variant.name),
+            }
+        )
+    return record
+
+
+def speedup(stock: dict[str, Any], variant: dict[str, Any]) -> dict[str, float]:
+    """Stock median over the variant's; more than 1 is faster than stock."""
+    pairs = {
+        "prefill": ("prefill", "prefill"),
+        "compression_and_prefill": ("prefill", "with_compression"),
+        "time_to_first_token": ("time_to_first_token", "time_to_first_token"),
+    }
+    return {name: stock[whole]["median"] / variant[short]["median"] for name, (whole, short) in pairs.items()}
+
+
+def peak_rss(options: argparse.Namespace, variant: Variant) -> dict[str, Any] | None:
+    """Peak resident memory of one `generate` in a process of its own; None where the system does not tell."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_rss, (options, variant))
+
+
+def _peak_rss(options: argparse.Namespace, variant: Variant) -> dict[str, Any] | None:
+    torch.set_num_threads(options.threads)
+    bench = Benchmark(options)
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building
+        before = _status("VmRSS")
+    except OSError:
+        return None
+    with torch.no_grad():
+        bench.first_token(variant)
+    return {
+        "before_bytes": before,
+        "peak_bytes": _status("VmHWM"),
+        "of": "resident memory during the first generate of a process of its own; before: interpreter, weights and inputs",
+    }
+
+
+def _status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Options of a run, checked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", choices=list(ARCHITECTURES), default="llava-onevision-0.5b")
+    parser.add_argument(
+        "--layers", type=int, help="fewer language-model layers than published (recorded in name and file)"
+    )
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.1])
+    parser.add_argument("--compressors", choices=list(COMPRESSORS), nargs="+", default=["cacovid"])
+    parser.add_argument("--policy-attention", choices=["causal", "bidirectional", "question"], default="question")
+    parser.add_argument("--attn", default="sdpa", help="the backbone's attention: sdpa, eager, flash_attention_2, ...")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--repeats", type=int, default=5, help="of what follows vision")
+    parser.add_argument("--vision-repeats", type=int, help="of what runs the vision tower (default: --repeats)")
+    parser.add_argument("--text-before", type=int, default=14, help="text tokens before the video")
+    parser.add_argument("--question-tokens", type=int, default=32, help="text tokens after the video")
+    parser.add_argument(
+        "--peak-memory",
+        action="store_true",
+        help="on a CPU: measure it too, each variant in a process of its own (CUDA: always)",
+    )
+    parser.add_argument("--commit", help="of the code, where git cannot tell")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
+    options = parser.parse_args(arguments)
+    if options.vision_repeats is None:
+        options.vision_repeats = options.repeats
+    if min(options.repeats, options.vision_repeats, options.frames, options.threads, options.question_tokens) < 1:
+        parser.error("--repeats, --vision-repeats, --frames, --threads and --question-tokens must be at least 1.")
+    published = ARCHITECTURES[options.arch].text["num_hidden_layers"]
+    if options.layers is not None and not 1 <= options.layers < published:
+        parser.error(
+            f"--layers {options.layers}: give 1 to {published - 1}, or leave it out for all {published} layers."
+        )
+    if not all(0 < ratio <= 1 for ratio in options.ratios):
+        parser.error(f"--ratios {options.ratios}: give fractions of the video tokens to keep, in (0, 1].")
+    return options
+
+
+def main(arguments: list[str] | None = None, report: Callable[[str], None] = print) -> Path:
+    """Run the benchmark and return the path of its JSON."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    record = run(options)
+    layers = "" if options.layers is None else f"_{options.layers}layers"
+    name = f"prefill_{options.arch}{layers}_{options.frames}frames_{options.dtype}_{record['config']['device'].replace(':', '')}"
+    path = write_result(options.output, name, record)
+    report(f"vision {record['vision_ms']['median']:.1f} ms, prompt {record['prompt']['tokens']} tokens")
+    for variant in record["variants"]:
+        parts = [f"{stage} {sample['median']:.2f}" for stage, sample in variant["times_ms"].items()]
+        report(f"{variant['name']:>16}: {variant['video_tokens']} video tokens; ms: " + ", ".join(parts))
+        if variant["speedup"]:
+            report(" " * 18 + ", ".join(f"{what} {factor:.2f}x" for what, factor in variant["speedup"].items()))
+    report(str(path))
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Markdown tables from result files.
+
+python benchmarks/table.py benchmarks/results/*.json
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def prefill_table(record: dict[str, Any]) -> list[str]:
+    """Rows: the stock model and each variant; times in ms, median (smallest to largest)."""
+
+    def cell(times: dict[str, Any], stage: str) -> str:
+        if stage not in times:
+            return ""
+        sample = times[stage]
+        digits = 2 if sample["median"] < 10 else 0
+        return f"{sample['median']:.{digits}f} ({sample['min']:.{digits}f} to {sample['max']:.{digits}f})"
+
+    stages = ("policy", "selection", "gather", "prefill", "with_compression", "time_to_first_token")
+    lines = [
+        "| variant | prompt tokens | "
+        + " | ".join(stages)
+        + " | against stock prefill | against stock first token | peak memory, GiB |",
+        "|---" * (len(stages) + 5) + "|",
+    ]
+    for variant in record["variants"]:
+        speedup, memory = variant["speedup"], variant["peak_memory"]
+        cells = [variant["name"], str(variant["prompt_tokens"])]
+        cells += [cell(variant["times_ms"], stage) for stage in stages]
+        cells += [f"{speedup[n]:.2f}x" if speedup else "" for n in ("compression_and_prefill", "time_to_first_token")]
+        cells += [f"{memory['peak_bytes'] / 2**30:.2f}" if memory else "not measured"]
+        lines.append("| " + " | ".join(cells) + " |")
+    config, vision = record["config"], record["vision_ms"]
+    layers = f"{config['layers']} of {config['all_layers']}" if config["layers"] != config["all_layers"] else "all"
+    return [
+        f"{config['arch']}, {layers} language-model layers, {config['frames']} frames, {config['dtype']}, {config['attn']}, policy "
+        f"attention {config['policy_attention']}, {device(record)}. Vision {vision['median']:.0f} ms ({vision['min']:.0f} to "
+        f"{vision['max']:.0f}).",
+        "",
+        *lines,
+    ]
+
+
+def selection_table(record: dict[str, Any]) -> list[str]:
+    """Rows: grid sizes; times in ms, median (smallest to largest)."""
+
+    def cell(sample: dict[str, Any]) -> str:
+        return f"{sample['median']:.2f} ({sample['min']:.2f} to {sample['max']:.2f})"
+
+    lines = ["| grid | tokens | kept | `select_tokens` | per-token loop | factor |", "|---|---|---|---|---|---|"]
+    for size in record["sizes"]:
+        grid, times = " x ".join(map(str, size["grid"])), size["times_ms"]
+        cells = [grid, size["tokens"], size["kept"], cell(times["select_tokens"]), cell(times["loop"])]
+        lines.append("| " + " | ".join(map(str, cells)) + f" | {size['speedup']:.1f}x |")
+    return [f"{device(record)}.", "", *lines]
+
+
+def device(record: dict[str, Any]) -> str:
+    """What a run ran on, in words."""
+    hardware = record["hardware"]
+    if hardware["gpu"]:
+        return hardware["gpu"]
+    return f"{hardware['cpu']}, {hardware['threads']} thread(s) of {hardware['cores']} cores"
+
+
+TABLES = {"prefill": prefill_table, "selection": selection_table}
+
+
+def main(paths: list[str]) -> None:
+    """Print the tables of the given files."""
+    for path in map(Path, paths):
+        record = json.loads(path.read_text())
+        print("\n".join([f"[`{path.name}`](results/{path.name}): ", *TABLES[record["benchmark"]](record), ""]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
