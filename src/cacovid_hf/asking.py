@@ -1,0 +1,329 @@
+"""Ask a question about a video file and see what the answer took: tokens kept, and where the time went."""
+
+import functools
+import importlib.util
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, ProcessorMixin
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import cached_file
+from transformers.video_utils import VideoMetadata
+
+from .backbones import backbone_family
+from .compressors import CaCoVid, Compressor, Scores
+from .configuration import CaCoVidConfig
+from .modeling import CaCoVidForConditionalGeneration
+from .policy import ContributionPolicy
+from .processing import with_video_reader
+from .prompt import Prompt, VideoSelection, VideoSpan
+from .selection import check_retention_ratio
+
+UNTRAINED = "the policy is untrained: expect answers of a random subset's quality"
+
+
+@dataclass(frozen=True)
+class SampledVideo:
+    """Frames of a video file.
+
+    Attributes:
+        frames: uint8 `(F, H, W, 3)`, RGB.
+        metadata: where in the clip they stand.
+        seconds: how long reading and decoding took.
+    """
+
+    frames: np.ndarray
+    metadata: VideoMetadata
+    seconds: float
+
+    @property
+    def timestamps(self) -> list[float] | None:
+        """The time of each frame in the clip, in seconds, from its mean frame rate; None if that is unknown."""
+        rate, indices = self.metadata.fps, self.metadata.frames_indices
+        return [int(index) / rate for index in indices] if rate and indices is not None else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it took.
+
+    Attributes:
+        text: the answer.
+        kept: video tokens that the language model read.
+        total: tokens of the whole video.
+        times: seconds by stage, in order. `decode`: file to frames. `prepare`: frames and question to the model's inputs. `vision`: inputs to
+            an embedded prompt. `policy`: scores, selection and the shorter prompt (0 where nothing is dropped). `prefill`: until the first
+            new token. `generation`: the other new tokens.
+        video: the frames that were read.
+        selection: which of the video's tokens were kept, and their scores.
+        notice: one line that belongs beside the answer wherever it is shown; None if there is nothing to say.
+    """
+
+    text: str
+    kept: int
+    total: int
+    times: dict[str, float]
+    video: SampledVideo
+    selection: VideoSelection
+    notice: str | None = None
+
+
+def load_config(name: str | os.PathLike) -> PreTrainedConfig:
+    """The config of a CaCoVid checkpoint or of a stock model, a folder or a Hub id.
+
+    Raises:
+        ValueError: there is no such model, or its family is not supported.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        raise ValueError(
+            f"{os.fspath(name)} cannot be loaded ({reason}): give the folder or the Hub id of a CaCoVID checkpoint, or of a stock model of "
+            "a supported family."
+        ) from error
+    backbone_family(config.backbone_config if isinstance(config, CaCoVidConfig) else config)
+    return config
+
+
+def load_processor(name: str | os.PathLike, config: PreTrainedConfig | None = None) -> ProcessorMixin:
+    """The processor of a model (a folder or a Hub id), reading video files; of a checkpoint without one, its backbone's.
+
+    Args:
+        name: as for `load_config`.
+        config: what `load_config` returned, if it was called before.
+
+    Raises:
+        ValueError: there is no such model, or neither it nor its backbone has a processor.
+    """
+    config = load_config(name) if config is None else config
+    sources: list[tuple[Any, str | None]] = [(name, None)]
+    if isinstance(config, CaCoVidConfig) and config.base_model_name_or_path:
+        sources.append((config.base_model_name_or_path, config.base_model_revision))
+    for source, revision in sources:
+        options = {"revision": revision} if revision and not os.path.isdir(source) else {}
+        if any(
+            cached_file(source, file, _raise_exceptions_for_missing_entries=False, **options)
+            for file in ("processor_config.json", "preprocessor_config.json")
+        ):
+            return with_video_reader(AutoProcessor.from_pretrained(source, **options))
+    raise ValueError(
+        f"{' and '.join(os.fspath(source) for source, _ in sources)} have no processor: save one there with processor.save_pretrained."
+    )
+
+
+def load_model(
+    name: str | os.PathLike, config: PreTrainedConfig | None = None, **loading: Any
+) -> CaCoVidForConditionalGeneration:
+    """A CaCoVid checkpoint, or a stock backbone wrapped with an untrained policy (the same one each time), ready to answer.
+
+    It is loaded in its own dtype, onto the accelerators if there are any.
+
+    Args:
+        name: as for `load_config`.
+        config: what `load_config` returned, if it was called before.
+        **loading: for `from_pretrained`, such as `dtype` or `device_map`.
+
+    Raises:
+        OSError: files are missing.
+        ValueError: there is no such model, its files are damaged, or its family is not supported.
+    """
+    config = load_config(name) if config is None else config
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    loading.setdefault("dtype", "auto")
+    if device is not None and importlib.util.find_spec("accelerate"):
+        loading.setdefault("device_map", "auto")
+    if isinstance(config, CaCoVidConfig):
+        model = CaCoVidForConditionalGeneration.from_pretrained(name, **loading)
+    else:
+        backbone = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, **loading)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = CaCoVidForConditionalGeneration.from_backbone(backbone)
+    if device is not None and "device_map" not in loading:
+        model = model.to(device)  # type: ignore[arg-type]
+    return model
+
+
+def sample_video(processor: ProcessorMixin, video: str | os.PathLike, num_frames: int | None = None) -> SampledVideo:
+    """Read the frames of a video file that a model is to see.
+
+    Args:
+        processor: of the model; its video processor says how frames are sampled (see `cacovid_hf.read_video`).
+        video: a path or an http(s) address.
+        num_frames: at most so many frames; None is the processor's setting.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a readable video, or `num_frames` out of range.
+    """
+    started = time.perf_counter()
+    reader = with_video_reader(processor).video_processor
+    choose = functools.partial(reader.sample_frames, num_frames=num_frames)
+    frames, metadata = reader.fetch_videos(os.fspath(video), choose)
+    return SampledVideo(frames, metadata, time.perf_counter() - started)
+
+
+def ask(
+    model: CaCoVidForConditionalGeneration,
+    processor: ProcessorMixin,
+    video: SampledVideo | str | os.PathLike,
+    question: str,
+    *,
+    num_frames: int | None = None,
+    retention_ratio: float | None = None,
+    compressor: str | Compressor | None = None,
+    max_new_tokens: int = 64,
+) -> Answer:
+    """Answer a question about one video, greedily; the answer is that of a plain `model.generate`, which is what runs.
+
+    Args:
+        model: a wrapped model.
+        processor: its processor.
+        video: as for `sample_video`, or what that returned.
+        question: about the video.
+        num_frames: as for `sample_video`.
+        retention_ratio: fraction of the video tokens kept, in (0, 1]; None is the config's default, which may be None too: keep all.
+        compressor: a method's name or an instance with its settings; None is the policy.
+        max_new_tokens: of the answer, at least 1.
+
+    Raises:
+        FileNotFoundError: no such video.
+        ValueError: not a readable video, or a setting out of range.
+    """
+    if not question.strip():
+        raise ValueError("The question is empty: ask something about the video.")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for an answer: give at least 1.")
+    if retention_ratio is not None:
+        check_retention_ratio(retention_ratio)
+    method = model._compressor(compressor)
+    if not isinstance(video, SampledVideo):
+        video = sample_video(processor, video, num_frames)
+
+    stages = _Stages(model.device)
+    stages.enter("prepare")
+    content = [{"type": "video", "video": video.frames}, {"type": "text", "text": question}]
+    messages: list[Any] = [{"role": "user", "content": content}]
+    inputs: Any = processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"video_metadata": [video.metadata], "do_sample_frames": False},
+    )
+    inputs = inputs.to(model.device, model.dtype)
+    watched = _Watched(method, stages)
+    with stages.prefill_at(model.family.language_model(model.backbone)):
+        stages.enter("vision")
+        ids = model.generate(
+            **inputs,
+            retention_ratio=retention_ratio,
+            compressor=watched,
+            streamer=stages,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+        )
+    stages.enter(None)
+
+    text = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    selection = stages.selections[0] if stages.selections else _everything(model, inputs)
+    kept, total = int(selection.keep.sum()), selection.keep.numel()
+    by_untrained_policy = kept < total and isinstance(method, CaCoVid) and not model.config.policy_trained
+    return Answer(
+        text=text,
+        kept=kept,
+        total=total,
+        times={"decode": video.seconds, **stages.times},
+        video=video,
+        selection=selection,
+        notice=UNTRAINED if by_untrained_policy else None,
+    )
+
+
+def _everything(model: CaCoVidForConditionalGeneration, inputs: Any) -> VideoSelection:
+    """The selection that drops nothing."""
+    layout = model.family.layout(model.backbone.config, inputs["input_ids"], inputs["attention_mask"], dict(inputs))
+    span = layout.videos[0]
+    return VideoSelection(span, torch.ones(span.num_frames, span.tokens_per_frame, dtype=torch.bool))
+
+
+class _Stages(BaseStreamer):
+    """Times the stages of one `model.generate` from its public extension points.
+
+    The compressor says where vision ends and the policy begins, the call of the language model where prefill begins, and the streamer (which
+    gets the prompt, then every new token) where it ends.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.times = dict.fromkeys(("prepare", "vision", "policy", "prefill", "generation"), 0.0)
+        self.selections: tuple[VideoSelection, ...] = ()
+        self._stage: str | None = None
+        self._since = 0.0
+        self._num_put = 0
+
+    def enter(self, stage: str | None) -> None:
+        """End the current stage, once the device has done its work, and begin the next."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        now = time.perf_counter()
+        if self._stage is not None:
+            self.times[self._stage] += now - self._since
+        self._stage, self._since = stage, now
+
+    def put(self, value: Tensor) -> None:
+        """Called by `generate` with the prompt, then with every new token."""
+        self._num_put += 1
+        if self._num_put == 2:
+            self.enter("generation")
+
+    def end(self) -> None:
+        """Called by `generate` at its end."""
+
+    @contextmanager
+    def prefill_at(self, language_model: nn.Module) -> Iterator[None]:
+        """Within the block, prefill begins where this thread calls the language model."""
+        caller = threading.get_ident()
+
+        def begin(module: nn.Module, args: tuple) -> None:
+            if threading.get_ident() == caller and self._stage in ("vision", "policy"):
+                self.enter("prefill")
+
+        handle = language_model.register_forward_pre_hook(begin)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class _Watched(Compressor):
+    """Another method, timed, its selections noted."""
+
+    method: Compressor
+    stages: _Stages
+
+    name: ClassVar[str] = "watched"
+
+    def compress(
+        self, prompt: Prompt, policy: ContributionPolicy, retention_ratios: list[float]
+    ) -> tuple[tuple[VideoSelection, ...], list[int]]:
+        """As the method does."""
+        self.stages.enter("policy")
+        self.stages.selections, budgets = self.method.compress(prompt, policy, retention_ratios)
+        return self.stages.selections, budgets
+
+    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+        """As the method does."""
+        return self.method.select(features, span, scores, retention_ratio)
