@@ -20,7 +20,7 @@ TEMPLATES = {
     "{{ '<|vision_start|><video><|vision_end|> ' if c['type'] == 'video' else '<|vision_start|><image><|vision_end|> ' "
     "if c['type'] == 'image' else c['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}answer{% endif %}",
 }
-WORDS = "answer what color is the circle square red green blue who when where how many".split()
+WORDS = ["answer", "what", "color", "is", "the", "circle", "square", "red", "green", "blue"]
 
 
 def tiny_processor(family: str):

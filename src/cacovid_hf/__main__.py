@@ -1,0 +1,5 @@
+"""`python -m cacovid_hf` is `cacovid`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,219 @@
+"""The command line: `cacovid ask` and `cacovid demo`, thin over `cacovid_hf.asking`.
+
+Nothing heavy is imported before a command runs, so that `cacovid --help` answers at once.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .asking import Answer
+
+# The class of all wrong uses of the command line, for which typer has no public name.
+UsageError: Any = typer.BadParameter.__base__
+DEMO_RATIOS = (1.0, 0.25)
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Video language models that read only the video tokens that contribute to the answer.",
+)
+Map = Annotated[
+    Path | None,
+    typer.Option(metavar="PNG", help="Draw kept and dropped tokens and their scores to this file (needs matplotlib)."),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line (`sys.argv` if None) and exit: status 2 and one line on stderr for whatever the user can put right."""
+    try:
+        status = app(arguments, prog_name="cacovid", standalone_mode=False)
+    except typer.Abort:
+        status = 130
+    except UsageError as error:
+        status = _fail(error.format_message())
+    except (ValueError, OSError, ImportError) as error:
+        status = _fail(str(error) or type(error).__name__)
+    sys.exit(status)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Video language models that read only the video tokens that contribute to the answer."""
+    if version:
+        typer.echo(f"cacovid-hf {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def ask(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file or its http(s) address.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="A CaCoVID checkpoint, or a stock LLaVA-OneVision or Qwen2.5-VL model (then with an untrained policy): a folder or a Hub id. "
+            "Default: the tiny model inside this package.",
+        ),
+    ] = None,
+    retention_ratio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R", help="Fraction of the video tokens to keep, in (0, 1]. Default: the model's, or all."
+        ),
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(metavar="N", help="Largest number of frames to sample. Default: the processor's.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="M", help="Longest answer, in tokens.")] = 64,
+    save_map: Map = None,
+    compressor: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Compression method, such as uniform. Default: cacovid, the learned policy."),
+    ] = None,
+) -> None:
+    """Answer a question about a video."""
+    with _progress("Starting torch and transformers"):
+        from . import asking, tiny
+        from .compressors import resolve_compressor
+        from .maps import check_map_target
+    # What can be refused is refused before a model of many gigabytes is loaded.
+    ratio = None if retention_ratio is None else _ratio(retention_ratio)
+    if compressor is not None:
+        resolve_compressor(compressor)
+    if save_map is not None:
+        check_map_target(save_map)
+    with _quiet_libraries(bars=model is not None):
+        name = tiny.model_path() if model is None else model
+        config = asking.load_config(name)
+        processor = asking.load_processor(name, config)
+        sampled = asking.sample_video(processor, video, num_frames)
+        answer = asking.ask(
+            asking.load_model(name, config),
+            processor,
+            sampled,
+            question,
+            retention_ratio=ratio,
+            compressor=compressor,
+            max_new_tokens=max_new_tokens,
+        )
+    typer.echo(f"{answer.text}\n")
+    share = answer.kept / answer.total
+    typer.echo(f"tokens  {answer.kept} of {answer.total} kept ({share:.1%}), {len(sampled.frames)} frames")
+    typer.echo(f"times   {', '.join(f'{stage} {_duration(seconds)}' for stage, seconds in answer.times.items())}")
+    if answer.notice:
+        typer.echo(f"note    {answer.notice}")
+    if save_map is not None:
+        _write_map(save_map, question, answer)
+        typer.echo(f"map     {save_map}")
+
+
+@app.command()
+def demo(
+    num_questions: Annotated[int, typer.Option(metavar="N", min=1, help="Fresh questions for the accuracy.")] = 500,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of the fresh clips and questions.")] = 0,
+    save_map: Map = None,
+) -> None:
+    """Ask the tiny model inside this package about one of its clips, with all video tokens and with a quarter of them.
+
+    Beside each answer stands the accuracy on fresh clips and questions, measured now.
+    """
+    with _progress("Starting torch and transformers"):
+        from . import asking, tiny
+        from .maps import check_map_target
+        from .tiny.accuracy import answer_accuracy
+    if save_map is not None:
+        check_map_target(save_map)
+    clip = tiny.clips()[0]
+    question = clip.questions[0]
+    with _quiet_libraries(bars=False):
+        processor = asking.load_processor(tiny.model_path())
+        model = asking.load_model(tiny.model_path())
+        sampled = asking.sample_video(processor, clip.path)
+        typer.echo(f"video     {clip.path}")
+        typer.echo(f"question  {question.text}")
+        typer.echo(f"expected  {question.answer}\n")
+        typer.echo(f"ratio  answer      tokens        accuracy on {num_questions} fresh questions")
+        for ratio in DEMO_RATIOS:
+            answer = asking.ask(model, processor, sampled, question.text, retention_ratio=ratio, max_new_tokens=8)
+            with _progress(f"Asking {num_questions} questions at retention ratio {ratio}"):
+                measured = answer_accuracy(
+                    model, processor, num_questions=num_questions, seed=seed, retention_ratio=ratio
+                )
+            tokens = f"{answer.kept} of {answer.total}"
+            accuracy = f"{measured.accuracy:.1%} ± {measured.standard_error:.1%}"
+            typer.echo(f"{ratio:<7.2f}{answer.text:<12}{tokens:<14}{accuracy}")
+    if answer.notice:
+        typer.echo(f"\nnote: {answer.notice}")
+    if save_map is not None:
+        _write_map(save_map, question.text, answer)
+        typer.echo(f"\nmap: {save_map} (at retention ratio {DEMO_RATIOS[-1]})")
+
+
+def _ratio(words: str) -> float:
+    from .selection import check_retention_ratio
+
+    value: float | str
+    try:
+        value = float(words)
+    except ValueError:
+        value = words  # the check says what is wrong with it
+    return check_retention_ratio(value, "--retention-ratio")  # type: ignore[arg-type]
+
+
+def _write_map(path: Path, question: str, answer: "Answer") -> None:
+    from .maps import save_map
+
+    caption = f"{question}  {answer.text}"
+    save_map(path, answer.video.frames, answer.selection, seconds=answer.video.timestamps, caption=caption)
+
+
+def _fail(message: str) -> int:
+    typer.echo(f"cacovid: error: {' '.join(message.split())}", err=True)
+    return 2
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+@contextmanager
+def _progress(description: str) -> Iterator[None]:
+    """Say on stderr what takes time; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(f"{description} ..."):
+        yield
+
+
+@contextmanager
+def _quiet_libraries(bars: bool) -> Iterator[None]:
+    """Keep transformers' log off stderr, and its bars (of downloads and weights) where they are not wanted or stderr is no terminal."""
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not (bars and sys.stderr.isatty()):
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
