@@ -5,33 +5,17 @@ transformers module that it concerns: it runs at once if that module is there al
 transformers is replaced.
 """
 
+import importlib
 import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 
-def _register_config() -> None:
-    from transformers import AutoConfig
-
-    from .configuration import CaCoVidConfig
-
-    AutoConfig.register(CaCoVidConfig.model_type, CaCoVidConfig, exist_ok=True)
-
-
-def _register_model() -> None:
-    from transformers import AutoModelForImageTextToText
-
-    from .configuration import CaCoVidConfig
-    from .modeling import CaCoVidForConditionalGeneration
-
-    AutoModelForImageTextToText.register(CaCoVidConfig, CaCoVidForConditionalGeneration, exist_ok=True)
-
-
-def _register_processors() -> None:
-    from . import processing
-
-    processing.register()
+def _import(name: str) -> ModuleType:
+    """Import one of our modules; `configuration` and `modeling` register in their last line, which of a half imported one is yet to come."""
+    return importlib.import_module(f".{name}", __package__)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -63,9 +47,9 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 def register() -> None:
     """Register config, model and video processors now or as soon as their Auto classes are imported."""
     callbacks = {
-        "transformers.models.auto.configuration_auto": _register_config,
-        "transformers.models.auto.modeling_auto": _register_model,
-        "transformers.models.auto.video_processing_auto": _register_processors,
+        "transformers.models.auto.configuration_auto": lambda: _import("configuration"),
+        "transformers.models.auto.modeling_auto": lambda: _import("modeling"),
+        "transformers.models.auto.video_processing_auto": lambda: _import("processing").register(),
     }
     waiting = {}
     for name, callback in callbacks.items():

@@ -84,3 +84,6 @@ def backbone_config(config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
     if model_type is None:
         raise ValueError("backbone_config has no model_type: inline the backbone's whole config.")
     return AutoConfig.for_model(model_type, **values)
+
+
+AutoConfig.register(CaCoVidConfig.model_type, CaCoVidConfig, exist_ok=True)

@@ -158,6 +158,7 @@ def prefill_in_chunks(
     embeds = prompt.inputs_embeds.repeat_interleave(expansion, dim=0)
     positions = prompt.position_ids.repeat_interleave(expansion, dim=prompt.position_ids.ndim - 2)
     last = embeds.shape[1] - 1
+    rows = torch.arange(len(mask) + 1, dtype=torch.int32, device=embeds.device)
     with torch.no_grad():
         for start in range(0, last, chunk_size):
             stop = min(start + chunk_size, last)
@@ -168,4 +169,10 @@ def prefill_in_chunks(
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                # Flash attention would read the gaps of a chunk's positions as packed sequences, and look at the first keys only; told
+                # the lengths, it does not. Other attentions ignore them.
+                cu_seq_lens_q=rows * (stop - start),
+                cu_seq_lens_k=rows * stop,
+                max_length_q=stop - start,
+                max_length_k=stop,
             )

@@ -561,3 +561,6 @@ def check_policy_size(policy_config, backbone_config) -> None:
                 f"The policy was made for {name}={getattr(found, name)}, the backbone has {getattr(expected, name)}: use the policy with the "
                 "backbone that it was made for."
             )
+
+
+AutoModelForImageTextToText.register(CaCoVidConfig, CaCoVidForConditionalGeneration, exist_ok=True)

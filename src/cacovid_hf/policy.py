@@ -266,7 +266,7 @@ def _copy_linear(target: Any, source: Any) -> None:
 
     Plain layers are copied; of any other, the columns are read off its output for unit vectors, in chunks.
     """
-    plain = type(source) is nn.Linear and source.weight.is_floating_point() and not source.weight.is_meta
+    plain = type(source) is nn.Linear and type(source.weight.data) is Tensor and source.weight.is_floating_point()
     if plain:
         target.weight.copy_(source.weight)
         bias = source.bias

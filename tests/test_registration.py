@@ -1,0 +1,21 @@
+"""Every module can be the first one that is imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+MODULES = ["configuration", "policy", "modeling", "compressors", "checkpoint", "processing", "video_processing", "selection", "generation"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_first_import(module):
+    program = (
+        f"import cacovid_hf.{module}\n"
+        "from transformers import AutoConfig, AutoModelForImageTextToText, AutoVideoProcessor\n"
+        "from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as models\n"
+        "from transformers.models.auto.configuration_auto import CONFIG_MAPPING as configs\n"
+        "from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration\n"
+        "assert configs['cacovid'] is CaCoVidConfig and models[CaCoVidConfig] is CaCoVidForConditionalGeneration\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
