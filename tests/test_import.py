@@ -59,7 +59,7 @@ print({k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
 """
         if late
         else """
-
+import sys
 import cacovid_hf
 from transformers import AutoModelForImageTextToText, AutoVideoProcessor, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as models
