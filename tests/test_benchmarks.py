@@ -1,0 +1,187 @@
+"""The benchmarks run, measure what they say, and every committed result says where it comes from."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+STAGES = {
+    "layout",
+    "policy",
+    "selection",
+    "gather",
+    "prefill",
+    "compression",
+    "with_compression",
+    "time_to_first_token",
+}
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run_prefill(tmp_path, *arguments):
+    from prefill import main
+
+    path = main(["--device", "cpu", "--dtype", "float32", "--threads", "1", "--output", str(tmp_path), *arguments])
+    return path, json.loads(path.read_text())
+
+
+def check_provenance(record):
+    assert record["config"]
+    assert record["commit"]
+    assert {"python", "torch", "transformers"} <= set(record["versions"])
+    hardware = record["hardware"]
+    assert hardware["cpu"]
+    assert hardware["cores"] >= 1
+    assert hardware["threads"] >= 1
+    assert record["date"].endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    ("arch", "video_tokens"), [("tiny-llava-onevision", [36, 9, 3]), ("tiny-qwen2.5-vl", [18, 4, 1])]
+)
+def test_prefill(tmp_path, threads, arch, video_tokens):
+    arguments = ["--arch", arch, "--frames", "4", "--repeats", "3", "--vision-repeats", "2", "--commit", "abc"]
+    path, record = run_prefill(tmp_path, *arguments)
+
+    check_provenance(record)
+    assert path.name.startswith(f"prefill_{arch}_4frames_float32_cpu_")
+    assert list(tmp_path.iterdir()) == [path]  # no temporary file stays
+    assert record["config"]["layers"] == record["config"]["all_layers"]
+    assert record["config"]["ratios"] == [0.25, 0.1]
+    assert record["commit"] == "abc"
+    assert len(record["vision_ms"]["samples"]) == 2
+
+    stock, *compressed = record["variants"]
+    assert [variant["name"] for variant in record["variants"]] == ["stock", "cacovid 0.25", "cacovid 0.1"]
+    assert [variant["video_tokens"] for variant in record["variants"]] == video_tokens
+    text = stock["prompt_tokens"] - stock["video_tokens"]
+    assert [variant["prompt_tokens"] - variant["video_tokens"] for variant in compressed] == [text, text]
+    assert set(stock["times_ms"]) == {"prefill", "time_to_first_token"}
+    for variant in compressed:
+        times = variant["times_ms"]
+        assert set(times) == STAGES
+        assert len(times["prefill"]["samples"]) == 3
+        assert len(times["time_to_first_token"]["samples"]) == 2
+        for sample in times.values():
+            assert 0 < sample["min"] <= sample["median"] <= sample["max"]
+        for i, total in enumerate(times["with_compression"]["samples"]):
+            parts = ("layout", "policy", "selection", "gather", "prefill")
+            assert total == pytest.approx(sum(times[part]["samples"][i] for part in parts), abs=1e-3)
+        expected = stock["times_ms"]["prefill"]["median"] / times["with_compression"]["median"]
+        assert variant["speedup"]["compression_and_prefill"] == pytest.approx(expected)
+
+
+def test_fewer_layers_are_said(tmp_path, threads):
+    path, record = run_prefill(
+        tmp_path, "--arch", "tiny-llava-onevision", "--frames", "2", "--repeats", "1", "--layers", "1"
+    )
+    assert "_1layers_" in path.name
+    assert record["config"]["layers"] == 1
+    assert record["config"]["all_layers"] == 3
+    assert record["notes"][0].startswith("1 of 3 language-model layers")
+
+
+def test_prefill_checks_its_stages(tmp_path, threads, monkeypatch):
+    """A stage that departs from what `model.compress` does stops the run, and nothing is written."""
+    import prefill
+
+    real = prefill.gather
+
+    def departs(prompt, indices, videos, pad_token_id):
+        return real(prompt, indices.roll(1, dims=1), videos, pad_token_id)
+
+    monkeypatch.setattr(prefill, "gather", departs)
+    with pytest.raises(RuntimeError, match="came out different"):
+        run_prefill(tmp_path, "--arch", "tiny-llava-onevision", "--frames", "2", "--repeats", "1")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ratios", "0"], "fractions of the video tokens to keep"),
+        (["--layers", "3"], "give 1 to 2, or leave it out for all 3 layers"),
+        (["--frames", "0"], "must be at least 1"),
+    ],
+)
+def test_bad_options(tmp_path, threads, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        run_prefill(tmp_path, "--arch", "tiny-llava-onevision", *arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_odd_frames_of_qwen(tmp_path, threads):
+    with pytest.raises(ValueError, match="frames=3 is odd"):
+        run_prefill(tmp_path, "--arch", "tiny-qwen2.5-vl", "--frames", "3")
+
+
+def test_selection(tmp_path):
+    from selection import main
+
+    path = main(["--frames", "4", "8", "--side", "6", "--repeats", "3", "--output", str(tmp_path), "--commit", "abc"])
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    assert record["hardware"]["threads"] == 1
+    assert [(size["tokens"], size["kept"]) for size in record["sizes"]] == [(144, 36), (288, 72)]
+    for size in record["sizes"]:
+        for times in size["times_ms"].values():
+            assert 0 < times["min"] <= times["median"] <= times["max"]
+
+
+def test_gpu_command(tmp_path, capfd):
+    """The one command for a GPU machine, on the CPU: it runs each benchmark and tells what came of it."""
+    from gpu import main
+
+    arguments = ["--no-tests", "--device", "cpu", "--archs", "tiny-llava-onevision", "--frames", "2", "--repeats", "1"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    assert "tiny-llava-onevision, 2 frames: done in" in capfd.readouterr().out
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["config"]["dtype"] == "bfloat16"
+
+    assert main([*arguments, "--output", str(tmp_path), "--deadline", "-1"]) == 1
+    assert "left out" in capfd.readouterr().out
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_are_added_never_replaced(tmp_path):
+    from record import write_result
+
+    record = {"date": "2026-01-02T03:04:05+00:00", "value": 1}
+    path = write_result(tmp_path, "name", record)
+    assert path.name == "name_20260102T030405.json"
+    with pytest.raises(FileExistsError):
+        write_result(tmp_path, "name", {**record, "value": 2})
+    assert json.loads(path.read_text())["value"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_committed_result(path, capsys):
+    import table
+
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    assert record["benchmark"] == path.name.split("_")[0]
+    assert record["dirty"] is not True
+    table.main([str(path)])
+    assert path.name in capsys.readouterr().out
+
+
+def test_there_are_results():
+    kinds = {path.name.split("_")[0] for path in RESULTS}
+    assert {"prefill", "selection"} <= kinds
