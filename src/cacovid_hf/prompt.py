@@ -137,26 +137,38 @@ def kept_indices(layout: PromptLayout, keeps: list[Tensor], budgets: list[int]) 
     Returns:
         int64 `(B, K)` on the masks' device, ascending in each row, left-padded with -1.
     """
-    length = layout.valid.shape[1]
     lengths = layout.valid.sum(dim=1).tolist()
     device = keeps[0].device if keeps else layout.valid.device
     stays = layout.valid.to(device, copy=True)
     for span, keep, budget in zip(layout.videos, keeps, budgets, strict=True):
         stays[span.row].index_copy_(0, span.positions.to(device), keep.flatten())
         lengths[span.row] -= span.num_tokens - budget
-    longest = max(lengths)
+    return ordered_places(stays, lengths)
+
+
+def ordered_places(stays: Tensor, lengths: list[int]) -> Tensor:
+    """The places that are true, in order and left-padded: bool `(R, L)` with `lengths` true in each row to int64 `(R, K)`, -1 at padding."""
+    longest, length = max(lengths), stays.shape[1]
     # A stable sort brings the places that stay to the end of the row, in order.
     places = torch.sort(stays, dim=1, stable=True).indices[:, length - longest :]
-    padding = torch.tensor([longest - n for n in lengths], device=device)
-    return places.masked_fill(torch.arange(longest, device=device) < padding[:, None], -1)
+    padding = torch.tensor([longest - n for n in lengths], device=stays.device)
+    return places.masked_fill(torch.arange(longest, device=stays.device) < padding[:, None], -1)
 
 
-def gather(prompt: Prompt, indices: Tensor, videos: tuple[VideoSelection, ...], pad_token_id: int) -> CompressedPrompt:
-    """Cut `prompt` down to `indices` (see `kept_indices`), original positions kept."""
+def gather(
+    prompt: Prompt,
+    indices: Tensor,
+    videos: tuple[VideoSelection, ...] = (),
+    pad_token_id: int = 0,
+    rows: Tensor | None = None,
+) -> CompressedPrompt:
+    """Cut `prompt` down to `indices` `(R, K)` (see `kept_indices`), original positions kept; `rows` `(R,)` says which prompt each row is
+    cut from (None: each its own).
+    """
     is_token = indices >= 0
     places = indices.clamp(min=0)
-    input_ids = prompt.input_ids.gather(1, places.to(prompt.input_ids.device))
-    rows = torch.arange(places.shape[0], device=places.device)[:, None]
+    rows = (torch.arange(places.shape[0], device=places.device) if rows is None else rows)[:, None]
+    input_ids = prompt.input_ids[rows.to(prompt.input_ids.device), places.to(prompt.input_ids.device)]
     inputs_embeds = prompt.inputs_embeds[rows.to(prompt.inputs_embeds.device), places.to(prompt.inputs_embeds.device)]
     position_ids = prompt.position_ids[..., rows, places].masked_fill(~is_token, 0)
     if position_ids.ndim == 3 and position_ids.shape[0] == 4:
