@@ -111,7 +111,7 @@ def ask(
             compressor=compressor,
             max_new_tokens=max_new_tokens,
         )
-    typer.echo(f"{answer.text}\n")
+    typer.echo(f"{answer.text or '(no words)'}\n")
     share = answer.kept / answer.total
     typer.echo(f"tokens  {answer.kept} of {answer.total} kept ({share:.1%}), {len(sampled.frames)} frames")
     typer.echo(f"times   {', '.join(f'{stage} {_duration(seconds)}' for stage, seconds in answer.times.items())}")
@@ -204,16 +204,20 @@ def _progress(description: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet_libraries(bars: bool) -> Iterator[None]:
-    """Keep transformers' log off stderr, and its bars (of downloads and weights) where they are not wanted or stderr is no terminal."""
+    """Keep the log of transformers and the Hub off stderr, and their bars where they are not wanted or stderr is no terminal."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
+    had_bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     if not (bars and sys.stderr.isatty()):
         logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if had_bars:
             logging.enable_progress_bar()

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 # Pixels.
 _WIDTH, _MARGIN, _GAP, _LINE = 1440, 36, 12, 20
-_LARGEST_TILE, _COLUMNS = 240, 8
+_LARGEST_TILE, _NARROWEST, _COLUMNS = 240, 560, 8
 _INK, _GREY, _FAINT, _ACCENT = "#1a1a1a", "#6b6b6b", "#e4e4e4", "#b5367a"
 _COLORMAP = "magma"
-_CONTRAST = 0.22  # what is left of a dropped token's, the rest is white
+# Brightness of dropped tokens, black to white: apart from that of a kept token at either end.
+_VEIL = (160, 226)
 
 
 def check_map_target(path: str | os.PathLike) -> None:
@@ -98,9 +99,6 @@ def draw_map(
         ImportError: matplotlib is not installed.
     """
     _require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     frames = np.asarray(frames)
     num_steps, rows, columns = selection.grid
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
@@ -113,76 +111,88 @@ def draw_map(
         )
     keep = selection.keep.cpu().numpy().reshape(num_steps, rows, columns)
     heat = _array(selection.token_scores, (num_steps, rows, columns))
-    bars = _array(selection.frame_scores, (num_steps,))
+    levels = _levels(_array(selection.frame_scores, (num_steps,)))
 
+    # A row of columns, one a step: label, frames, heat map, bar.
     per_step = math.ceil(len(frames) / num_steps)
-    per_row = min(_COLUMNS, num_steps)
-    inner = _WIDTH - 2 * _MARGIN
-    width = min(_LARGEST_TILE, (inner - (per_row - 1) * _GAP) // per_row)
+    num_rows = math.ceil(num_steps / _COLUMNS)
+    per_row = math.ceil(num_steps / num_rows)
+    width = min(_LARGEST_TILE, (_WIDTH - 2 * _MARGIN + _GAP) // per_row - _GAP)
     height = max(1, round(width * frames.shape[1] / frames.shape[2]))
-    left = _MARGIN
-    step_height = _LINE + per_step * height + (per_step - 1) * 2
-    step_height += (4 + height) * (heat is not None) + 14 * (bars is not None)
-    num_rows = math.ceil(num_steps / per_row)
-    top = _MARGIN + 34 + (26 if caption else 0) + 6
-    legend = 40 if heat is not None else 0
-    total_width = 2 * _MARGIN + max(per_row * (width + _GAP) - _GAP, 560)
-    total_height = top + num_rows * (step_height + 2 * _GAP) - 2 * _GAP + legend + _MARGIN
+    step_height = _LINE + per_step * (height + 2) + (height + 2) * (heat is not None) + 14 * (levels is not None)
+    top = _MARGIN + (66 if caption else 40)
+    bottom = _MARGIN + (40 if heat is not None else 0)
+    canvas = _Canvas(
+        2 * _MARGIN + max(per_row * (width + _GAP) - _GAP, _NARROWEST),
+        top + num_rows * (step_height + 2 * _GAP) - 2 * _GAP + bottom,
+    )
 
-    figure = Figure(figsize=(total_width / 100, total_height / 100), dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, total_width)
-    axes.set_ylim(total_height, 0)
-    axes.set_autoscale_on(False)
-    axes.axis("off")
-
-    def text(x: float, y: float, words: str, **style: Any) -> None:
-        # Question and answer are anybody's words: a dollar sign in them starts no formula.
-        axes.text(x, y, words, va="center", parse_math=False, **{"color": _INK, "fontsize": 10, **style})
-
-    def picture(x: float, y: float, image: np.ndarray, **style: Any) -> None:
-        axes.imshow(image, extent=(x, x + width, y + height, y), aspect="auto", interpolation="nearest", **style)
-
-    kept, total = int(keep.sum()), keep.size
-    text(left, _MARGIN + 8, f"{kept} of {total} video tokens kept", fontsize=17, fontweight="bold")
-    text(total_width - _MARGIN, _MARGIN + 8, f"{kept / total:.1%}", fontsize=17, color=_ACCENT, ha="right")
+    kept, total, right = int(keep.sum()), keep.size, canvas.width - _MARGIN
+    canvas.text(_MARGIN, _MARGIN + 8, f"{kept} of {total} video tokens kept", _INK, size=17, fontweight="bold")
+    canvas.text(right, _MARGIN + 8, f"{kept / total:.1%}", _ACCENT, size=17, ha="right")
     if caption:
-        text(left, _MARGIN + 40, _shortened(caption, total_width - 2 * _MARGIN), fontsize=12, color=_GREY)
+        canvas.text(_MARGIN, _MARGIN + 40, _shortened(caption, right - _MARGIN), size=12)
 
-    low, high = _range(heat)
-    bar_low, bar_high = _range(bars)
     for step in range(num_steps):
-        x = left + step % per_row * (width + _GAP)
+        x = _MARGIN + step % per_row * (width + _GAP)
         y = top + step // per_row * (step_height + 2 * _GAP)
         numbers = range(step * per_step, min((step + 1) * per_step, len(frames)))
-        if seconds is not None and len(numbers):
-            text(x, y + 9, f"{seconds[numbers[0]]:.1f} s", color=_GREY, fontsize=9)
-        text(x + width, y + 9, f"{keep[step].sum()} / {rows * columns}", color=_GREY, fontsize=9, ha="right")
+        if seconds is not None and numbers:
+            canvas.text(x, y + 9, f"{seconds[numbers[0]]:.1f} s")
+        canvas.text(x + width, y + 9, f"{keep[step].sum()} / {rows * columns}", ha="right")
         y += _LINE
         for place, number in enumerate(numbers):
-            picture(x, y + place * (height + 2), _veiled(frames[number], keep[step], width, height))
+            canvas.picture(x, y + place * (height + 2), _veiled(frames[number], keep[step], width, height))
         y += per_step * (height + 2)
         if heat is not None:
-            y += 2
-            picture(x, y, heat[step], cmap=_COLORMAP, vmin=low, vmax=high)
-            y += height
-        if bars is not None:
-            share = (bars[step] - bar_low) / (bar_high - bar_low)
-            axes.barh(y + 9, width, height=5, left=x, color=_FAINT)
-            axes.barh(y + 9, max(2.0, share * width), height=5, left=x, color=_ACCENT)
+            canvas.heat(x, y + 2, width, height, heat[step], heat.min(), heat.max())
+            y += height + 2
+        if levels is not None:
+            canvas.bar(x, y + 9, width, levels[step])
 
+    y = canvas.height - _MARGIN
     if heat is not None:
-        y = total_height - _MARGIN
-        ramp = np.linspace(0, 1, 256)[None]
-        axes.imshow(ramp, extent=(left + 34, left + 154, y + 5, y - 5), aspect="auto", cmap=_COLORMAP)
-        text(left, y, "low", color=_GREY, fontsize=9)
-        text(left + 162, y, "high token score", color=_GREY, fontsize=9)
-        if bars is not None:
-            axes.barh(y, 60, height=5, left=left + 310, color=_FAINT)
-            axes.barh(y, 40, height=5, left=left + 310, color=_ACCENT)
-            text(left + 378, y, "frame score, lowest to highest", color=_GREY, fontsize=9)
-    return figure
+        canvas.text(_MARGIN, y, "low")
+        canvas.heat(_MARGIN + 34, y - 5, 120, 10, np.linspace(0, 1, 256)[None], 0, 1)
+        canvas.text(_MARGIN + 162, y, "high token score")
+    if levels is not None:
+        canvas.bar(_MARGIN + 310, y, 60, 0.7)
+        canvas.text(_MARGIN + 378, y, "frame score, lowest to highest")
+    return canvas.figure
+
+
+class _Canvas:
+    """A figure whose coordinates are pixels from the top left."""
+
+    def __init__(self, width: int, height: int):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set_xlim(0, width)
+        self.axes.set_ylim(height, 0)
+        self.axes.set_autoscale_on(False)
+        self.axes.axis("off")
+
+    def text(self, x: float, y: float, words: str, color: str = _GREY, size: float = 9, **style: Any) -> None:
+        # These are anybody's words: a dollar sign in them starts no formula.
+        self.axes.text(x, y, words, color=color, fontsize=size, va="center", parse_math=False, **style)
+
+    def picture(self, x: float, y: float, image: np.ndarray) -> None:
+        height, width = image.shape[:2]
+        self.axes.imshow(image, extent=(x, x + width, y + height, y), aspect="auto", interpolation="nearest")
+
+    def heat(self, x: float, y: float, width: int, height: int, values: np.ndarray, low: float, high: float) -> None:
+        extent = (x, x + width, y + height, y)
+        options: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest", "cmap": _COLORMAP}
+        self.axes.imshow(values, extent=extent, vmin=low, vmax=high, **options)
+
+    def bar(self, x: float, y: float, width: float, level: float) -> None:
+        self.axes.barh(y, width, height=5, left=x, color=_FAINT)
+        self.axes.barh(y, max(2.0, level * width), height=5, left=x, color=_ACCENT)
 
 
 def _require_matplotlib() -> None:
@@ -196,12 +206,12 @@ def _array(scores: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     return None if scores is None else scores.detach().float().cpu().numpy().reshape(shape)
 
 
-def _range(scores: np.ndarray | None) -> tuple[float, float]:
-    """Lowest and highest score, never equal."""
+def _levels(scores: np.ndarray | None) -> np.ndarray | None:
+    """Scores moved and scaled to [0, 1], from the lowest to the highest; one half if they are all the same."""
     if scores is None:
-        return 0.0, 1.0
-    low, high = float(scores.min()), float(scores.max())
-    return (low, high) if high > low else (low - 1.0, high + 1.0)
+        return None
+    low, high = scores.min(), scores.max()
+    return (scores - low) / (high - low) if high > low else np.full_like(scores, 0.5)
 
 
 def _veiled(frame: np.ndarray, keep: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -214,7 +224,7 @@ def _veiled(frame: np.ndarray, keep: np.ndarray, width: int, height: int) -> np.
     rows = np.arange(height) * keep.shape[0] // height
     columns = np.arange(width) * keep.shape[1] // width
     clear = keep[rows][:, columns, None]
-    veiled = 255 - (255 - picture.mean(axis=2, keepdims=True)) * _CONTRAST
+    veiled = _VEIL[0] + picture.mean(axis=2, keepdims=True) / 255 * (_VEIL[1] - _VEIL[0])
     return np.where(clear, picture, veiled).astype(np.uint8)
 
 
