@@ -37,7 +37,7 @@ def prefill_table(record: dict[str, Any]) -> list[str]:
     layers = f"{config['layers']} of {config['all_layers']}" if config["layers"] != config["all_layers"] else "all"
     return [
         f"{config['arch']}, {layers} language-model layers, {config['frames']} frames, {config['dtype']}, {config['attn']}, policy "
-        f"attention {config['policy_attention']}, {device(record)}. Vision {vision['median']:.0f} ms ({vision['min']:.0f} to "
+        f"attention {config['policy_attention']}, {device(record)}, {config['clock']} time in ms. Vision {vision['median']:.0f} ms ({vision['min']:.0f} to "
         f"{vision['max']:.0f}).",
         "",
         *lines,

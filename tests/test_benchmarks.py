@@ -116,6 +116,7 @@ def test_prefill_checks_its_stages(tmp_path, threads, monkeypatch):
         (["--ratios", "0"], "fractions of the video tokens to keep"),
         (["--layers", "3"], "give 1 to 2, or leave it out for all 3 layers"),
         (["--frames", "0"], "must be at least 1"),
+        (["--clock", "cpu", "--threads", "2"], "add --device cpu --threads 1"),
     ],
 )
 def test_bad_options(tmp_path, threads, capsys, arguments, message):
