@@ -1,0 +1,477 @@
+"""`from_backbone` around models in every state: it works there, it leaves the model as it was, and threads may share it."""
+
+import contextlib
+import copy
+import gc
+import sys
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+from models import FAMILIES, PROMPTS, RAGGED, masked_inputs, prompt_inputs, stock_model
+from torch.nn import functional as F
+from transformers import AutoModelForImageTextToText, GenerationConfig
+
+from cacovid_hf import CaCoVidForConditionalGeneration
+
+NEW_TOKENS = 5
+
+
+def generated(model, inputs, **settings):
+    return model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, **settings)
+
+
+def tokens_equal_the_oracle(ours, stock, plain, inputs, retention_ratio=0.25):
+    """Ours around `stock` against `stock` with masked keys; `plain` is any model of the same config, for the positions."""
+    kept = ours.compress(**inputs, retention_ratio=retention_ratio).kept_indices
+    tokens = generated(ours, inputs, retention_ratio=retention_ratio)
+    return torch.equal(tokens, generated(stock, masked_inputs(plain, inputs, kept)))
+
+
+# ---------------------------------------------------------------- left as it was
+
+
+def attention_implementations(config):
+    subs = {name: getattr(config, name) for name in config.sub_configs}
+    return config._attn_implementation, {name: attention_implementations(sub) for name, sub in subs.items()}
+
+
+def state_of(model) -> dict:
+    """Everything about a model that wrapping and using it must not change."""
+    return {
+        "attention": attention_implementations(model.config),
+        "config": model.config.to_dict(),
+        "config object": id(model.config),
+        "text config object": id(model.config.get_text_config()),
+        "generation config": model.generation_config.to_dict(),
+        "generation config object": id(model.generation_config),
+        "weights": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "buffers": {name: tensor.clone() for name, tensor in model.named_buffers()},
+        "requires_grad": {name: weight.requires_grad for name, weight in model.named_parameters()},
+        "training": {name: module.training for name, module in model.named_modules()},
+        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+        "hooks": {name: number_of_hooks(module) for name, module in model.named_modules()},
+        "rope_deltas": copy.deepcopy(getattr(model.model, "rope_deltas", None)),
+        "threads": threading.active_count(),
+    }
+
+
+def number_of_hooks(module) -> int:
+    return sum(len(value) for name, value in vars(module).items() if name.endswith("_hooks"))
+
+
+def assert_same(state, before):
+    assert state.keys() == before.keys()
+    for name, value in state.items():
+        if name in ("weights", "buffers"):
+            assert value.keys() == before[name].keys()
+            for key, tensor in value.items():
+                assert tensor.dtype == before[name][key].dtype
+                assert torch.equal(tensor, before[name][key]), key
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(value, before[name])
+        else:
+            assert value == before[name], name
+
+
+@contextlib.contextmanager
+def broken(module):
+    """`module` raises in here, as it would when memory runs out."""
+
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    handle = module.register_forward_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def bad_ratio(model, inputs):
+    for call in (model.compress, model.generate, model):
+        with pytest.raises(ValueError, match="retention_ratio"):
+            call(**inputs, retention_ratio=1.5)
+
+
+def failure_in(part):
+    def use(model, inputs):
+        for call in (model.compress, model.generate, model)[0 if part == "vision" else 1 :]:
+            module = model.backbone.lm_head if part == "head" else tower(model.backbone)
+            with broken(module), pytest.raises(RuntimeError, match="out of memory"):
+                call(**inputs, retention_ratio=0.25)
+
+    return use
+
+
+def tower(model):
+    return model.model.vision_tower if model.config.model_type == "llava_onevision" else model.model.visual
+
+
+USES = {
+    "nothing": lambda model, inputs: None,
+    "compress": lambda model, inputs: model.compress(**inputs, retention_ratio=0.25),
+    "forward": lambda model, inputs: model(**inputs, retention_ratio=0.25, labels=inputs["input_ids"]),
+    "generate": lambda model, inputs: generated(model, inputs, retention_ratio=0.25),
+    "static cache": lambda model, inputs: generated(
+        model, inputs, retention_ratio=0.25, cache_implementation="static", prefill_chunk_size=5
+    ),
+    "beams": lambda model, inputs: generated(model, inputs, retention_ratio=0.25, num_beams=2),
+    "settings of its own": lambda model, inputs: model.generate(
+        **inputs, retention_ratio=0.25, generation_config=GenerationConfig(max_new_tokens=3, do_sample=True)
+    ),
+    "other method": lambda model, inputs: generated(model, inputs, retention_ratio=0.25, compressor="uniform"),
+    "bad ratio": bad_ratio,
+    "failure in the vision tower": failure_in("vision"),
+    "failure behind the language model": failure_in("head"),
+}
+STATES = {
+    "sdpa": dict(attention="sdpa"),
+    "eager": dict(attention="eager"),
+    "mixed attention": dict(attention={"text_config": "eager", "vision_config": "sdpa"}),
+    "bfloat16": dict(dtype=torch.bfloat16),
+    "float16": dict(dtype=torch.float16),
+    "training": dict(training=True),
+}
+
+
+def model_in_state(family, attention="sdpa", dtype=torch.float32, training=False):
+    model = stock_model(family, "sdpa", dtype)
+    if attention != "sdpa":
+        model.set_attn_implementation(attention)
+    if training:
+        # Half frozen, half training, as while tuning a language model under a frozen tower.
+        model.train()
+        tower(model).eval().requires_grad_(False)
+        model.get_decoder().layers[0].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_use_leaves_the_model_as_it_was(family, state):
+    stock = model_in_state(family, **STATES[state])
+    inputs = prompt_inputs(stock, RAGGED)
+    with torch.no_grad():
+        logits = stock(**inputs).logits
+    if family == "qwen2_5_vl":
+        # State of the stock model, as an earlier stock call leaves it.
+        stock.model.rope_deltas = torch.tensor([[-5], [-6], [-7]])
+    before = state_of(stock)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    for use in USES.values():
+        use(model, inputs)
+        assert_same(state_of(stock), before)
+    with torch.no_grad():
+        assert torch.equal(stock(**inputs).logits, logits)
+    assert {weight.dtype for weight in model.policy.parameters()} == {stock.dtype}
+    assert (model.dtype, model.device, model.can_generate()) == (stock.dtype, stock.device, True)
+    assert model.training == model.policy.training == stock.training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wrapping_holds_nothing_of_a_call(family):
+    """Two models of ours around one backbone, with their own policies and defaults, do not know of each other."""
+    stock = stock_model(family)
+    inputs = prompt_inputs(stock, RAGGED)
+    one = CaCoVidForConditionalGeneration.from_backbone(stock)
+    other = CaCoVidForConditionalGeneration.from_backbone(stock, retention_ratio=0.5, policy_attention="causal")
+    expected = generated(one, inputs, retention_ratio=0.25), generated(other, inputs), generated(stock, inputs)
+    attributes = {name: sorted(vars(module)) for name, module in one.named_modules()}
+    for _ in range(2):
+        assert torch.equal(generated(other, inputs), expected[1])
+        assert torch.equal(generated(one, inputs, retention_ratio=0.25), expected[0])
+        assert torch.equal(generated(one, inputs), expected[2])
+    assert {name: sorted(vars(module)) for name, module in one.named_modules()} == attributes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compressing_draws_no_random_numbers_and_keeps_the_inputs(family):
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    inputs = prompt_inputs(stock, RAGGED)
+    copies = {name: tensor.clone() for name, tensor in inputs.items()}
+    random = torch.get_rng_state()
+    model.compress(**inputs, retention_ratio=0.25)
+    model(**inputs, retention_ratio=0.25)
+    generated(model, inputs, retention_ratio=0.25)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, copies[name]) for name, tensor in inputs.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_config_is_the_backbones(family):
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    assert model.generation_config is stock.generation_config
+    model.generation_config = GenerationConfig(max_new_tokens=2, pad_token_id=0, suppress_tokens=[110, 111])
+    assert stock.generation_config.max_new_tokens == 2
+    assert model.generation_config is stock.generation_config
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    tokens = model.generate(**inputs, retention_ratio=0.25)
+    assert tokens.shape[1] == inputs["input_ids"].shape[1] + 2
+    with pytest.raises(AttributeError):
+        model.hf_device_map  # noqa: B018 (loaded without one)
+
+
+# ---------------------------------------------------------------- dispatched, adapted, quantised
+
+
+def device_maps(family):
+    parts = ["lm_head", "model.language_model.embed_tokens", "model.language_model.norm"]
+    parts += ["model.language_model.rotary_emb", *(f"model.language_model.layers.{i}" for i in range(3))]
+    vision = ["model.vision_tower", "model.multi_modal_projector"] if family == "llava_onevision" else ["model.visual"]
+    # The newline is a parameter of the model itself, which accelerate would not bring back from disk.
+    everywhere = {**dict.fromkeys([*parts, *vision], "cpu"), "model.image_newline": "cpu"}
+    return {
+        "layers on disk": {
+            **everywhere,
+            "model.language_model.layers.0": "disk",
+            "model.language_model.layers.2": "disk",
+        },
+        "embeddings and vision on disk": {
+            **everywhere,
+            **dict.fromkeys(["model.language_model.embed_tokens", *vision], "disk"),
+        },
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys")
+@pytest.mark.parametrize("placement", ["one device", "layers on disk", "embeddings and vision on disk"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dispatched_by_accelerate(family, placement, tmp_path):
+    pytest.importorskip("accelerate")
+    plain = stock_model(family)
+    plain.save_pretrained(tmp_path / "model")
+    device_map = {"": "cpu"} if placement == "one device" else device_maps(family)[placement]
+    stock = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload", dtype=torch.float32
+    )
+    on_disk = {name for name, weight in stock.named_parameters() if weight.is_meta}
+    assert bool(on_disk) == (placement != "one device")
+    reference = CaCoVidForConditionalGeneration.from_backbone(plain)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    for name, weight in reference.policy.layer.state_dict().items():
+        torch.testing.assert_close(model.policy.layer.state_dict()[name], weight, atol=1e-5, rtol=0, msg=name)
+    model.policy.load_state_dict(reference.policy.state_dict())
+
+    inputs = prompt_inputs(plain, RAGGED)
+    assert torch.equal(
+        generated(model, inputs, retention_ratio=0.25), generated(reference, inputs, retention_ratio=0.25)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(**inputs, retention_ratio=0.25).logits, reference(**inputs, retention_ratio=0.25).logits
+        )
+    assert model.device == torch.device("cpu")
+    assert model.dtype == torch.float32
+    if placement != "one device":
+        assert model.hf_device_map == stock.hf_device_map == device_map
+    assert {name for name, weight in stock.named_parameters() if weight.is_meta} == on_disk
+
+
+def with_lora(stock, dropout=0.0):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        target_modules=r".*language_model.*(q_proj|v_proj|down_proj)",
+        init_lora_weights=False,
+        r=4,
+        lora_dropout=dropout,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return peft.get_peft_model(stock, config)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_of_peft(family, training):
+    plain = stock_model(family)
+    inputs = prompt_inputs(plain, RAGGED)
+    adapted = with_lora(stock_model(family), dropout=0.5).train(training)
+    before = state_of(adapted.get_base_model())
+    model = CaCoVidForConditionalGeneration.from_backbone(adapted)
+    assert model.backbone is adapted.get_base_model()
+    layer = model.get_decoder().layers[0]
+    for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"):
+        linear = layer.get_submodule(name)
+        merged = linear.get_base_layer().weight + linear.get_delta_weight("default")
+        torch.testing.assert_close(model.policy.layer.get_submodule(name).weight, merged, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.policy.layer.self_attn.k_proj.weight, layer.self_attn.k_proj.weight)
+    assert_same(state_of(adapted.get_base_model()), before)
+
+    adapted.eval()
+    assert tokens_equal_the_oracle(model, adapted, plain, inputs)
+    assert not torch.equal(
+        generated(model, inputs, retention_ratio=0.25),
+        generated(CaCoVidForConditionalGeneration.from_backbone(plain, model.policy), inputs, retention_ratio=0.25),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_reach_the_adapters_and_nothing_else(family):
+    adapted = with_lora(stock_model(family)).train()
+    model = CaCoVidForConditionalGeneration.from_backbone(adapted)
+    inputs = prompt_inputs(model.backbone, RAGGED, padding_side="right")
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    outputs = model(**inputs, labels=labels, retention_ratio=0.25)
+    outputs.loss.backward()
+    for name, weight in model.backbone.named_parameters():
+        assert (weight.grad is not None and bool(weight.grad.any())) == ("lora_" in name), name
+    assert all(weight.grad is None for weight in model.policy.parameters())
+
+    # The loss is that of the masked uncompressed model, where no label is that of a dropped token.
+    kept = torch.zeros_like(labels, dtype=torch.bool)
+    for row, places in enumerate(outputs.kept_indices):
+        kept[row, places[places >= 0]] = True
+    masked = masked_inputs(stock_model(family), inputs, outputs.kept_indices)
+    with torch.no_grad():
+        logits = adapted(**masked).logits
+    losses = []
+    for row in range(len(labels)):
+        places = kept[row].nonzero()[:, 0]
+        losses.append(F.cross_entropy(logits[row, places[:-1]], labels[row, places[1:]], reduction="none"))
+    torch.testing.assert_close(outputs.loss.detach(), torch.cat(losses).mean(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_learned_prompts_are_refused(family):
+    peft = pytest.importorskip("peft")
+    prompted = peft.get_peft_model(
+        stock_model(family), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    )
+    with pytest.raises(ValueError, match="learns prompts"):
+        CaCoVidForConditionalGeneration.from_backbone(prompted)
+
+
+def quanto():
+    pytest.importorskip("optimum.quanto")
+    from transformers import QuantoConfig
+
+    return QuantoConfig(weights="int8")
+
+
+def torchao():
+    quantization = pytest.importorskip("torchao.quantization")
+    from transformers import TorchAoConfig
+
+    return TorchAoConfig(quantization.Int8WeightOnlyConfig())
+
+
+def bitsandbytes_int8():
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    # Without a threshold: with one, which features are outliers depends on all rows of a product, dropped tokens included.
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=VISION)
+
+
+def bitsandbytes_nf4():
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=VISION,
+    )
+
+
+# The tiny towers are narrower than a block of bitsandbytes.
+VISION = ["model.vision_tower", "model.visual", "model.multi_modal_projector", "lm_head"]
+# How far a dequantised weight may be off, as a share of the largest weight.
+QUANTISED = {quanto: 0.02, torchao: 0.02, bitsandbytes_int8: 0.02, bitsandbytes_nf4: 0.2}
+
+
+@pytest.mark.parametrize("quantisation", QUANTISED, ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_quantised(family, quantisation, tmp_path):
+    settings = quantisation()
+    plain = stock_model(family, intermediate_size=128)
+    plain.save_pretrained(tmp_path)
+    stock = AutoModelForImageTextToText.from_pretrained(
+        tmp_path, quantization_config=settings, dtype=torch.float32, device_map="cpu"
+    ).eval()
+    stock.generation_config = plain.generation_config
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    layer = plain.get_decoder().layers[0].state_dict()
+    assert {weight.dtype for weight in model.policy.parameters()} == {torch.float32}
+    for name, weight in model.policy.layer.state_dict().items():
+        assert type(weight) is torch.Tensor
+        scale = layer[name].abs().max()
+        assert (weight - layer[name]).abs().max() <= QUANTISED[quantisation] * scale, name
+    assert not torch.equal(model.policy.layer.self_attn.q_proj.weight, layer["self_attn.q_proj.weight"])
+    inputs = prompt_inputs(plain, RAGGED)
+    assert tokens_equal_the_oracle(model, stock, plain, inputs)
+
+
+# ---------------------------------------------------------------- threads
+
+
+@pytest.fixture
+def restless_interpreter():
+    """Switches between threads as often as it can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_threads_share_a_model(family, restless_interpreter):
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    batch, single = prompt_inputs(stock, RAGGED), prompt_inputs(stock, PROMPTS["two videos"], seed=3)
+    ratios = [0.1, 0.25, 0.5]
+
+    def compressing(ratio):
+        compressed = model.compress(**single, retention_ratio=ratio)
+        return [compressed.kept_indices, compressed.inputs_embeds]
+
+    tasks = {
+        "generate": lambda step: [generated(model, batch, retention_ratio=ratios[step % 3])],
+        "compress": lambda step: compressing(ratios[(step + 1) % 3]),
+        "forward": lambda step: [model(**single, retention_ratio=ratios[(step + 2) % 3]).logits],
+        "stock generate": lambda step: [generated(stock, single)],
+    }
+    with torch.no_grad():
+        expected = {name: [task(step) for step in range(3)] for name, task in tasks.items()}
+    # Stock code keeps hooks of its own for the hidden states of a vision tower.
+    hooks = {name: number_of_hooks(module) for name, module in stock.named_modules()}
+    failures: list[str] = []
+    start = threading.Barrier(len(tasks))
+
+    @torch.no_grad()
+    def work(name):
+        start.wait()
+        for step in range(12):
+            try:
+                results = tasks[name](step)
+            except Exception as error:
+                failures.append(f"{name}, step {step}: {error!r}")
+                return
+            if not all(torch.equal(a, b) for a, b in zip(results, expected[name][step % 3], strict=True)):
+                failures.append(f"{name}, step {step}: another result")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert {name: number_of_hooks(module) for name, module in stock.named_modules()} == hooks
+
+
+def test_a_dropped_wrapper_frees_its_policy_and_not_the_backbone():
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    generated(model, inputs, retention_ratio=0.25)
+    policy = weakref.ref(model.policy)
+    del model
+    gc.collect()
+    assert policy() is None
+    assert generated(stock, inputs).shape[1] == inputs["input_ids"].shape[1] + NEW_TOKENS
