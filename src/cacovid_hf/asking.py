@@ -205,7 +205,7 @@ def ask(
         raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for an answer: give at least 1.")
     if retention_ratio is not None:
         check_retention_ratio(retention_ratio)
-    method = model._compressor(compressor)
+    method = model.resolve_compressor(compressor)
     if not isinstance(video, SampledVideo):
         video = sample_video(processor, video, num_frames)
 

@@ -313,7 +313,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: placeholders that do not fit the pixel inputs, a ratio outside (0, 1], an unknown method.
         """
-        method = self._compressor(compressor)
+        method = self.resolve_compressor(compressor)
         if attention_mask is None:
             attention_mask = self._attention_mask(input_ids)
         layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
@@ -334,7 +334,8 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         indices = kept_indices(layout, [video.keep for video in videos], budgets).to(input_ids.device)
         return gather(prompt, indices, videos, pad_token_id=self._pad_token_id())
 
-    def _compressor(self, compressor: "str | Compressor | None") -> Compressor:
+    def resolve_compressor(self, compressor: "str | Compressor | None") -> Compressor:
+        """A method by name or instance; None and `"cacovid"` are the policy with the config's settings."""
         if compressor is None or compressor == CaCoVid.name:
             return CaCoVid(self.config.contribution_share, self.config.frame_cap, self.config.scope)
         return resolve_compressor(compressor)
@@ -436,7 +437,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "custom_generate": custom_generate,
         }
         arguments = {**kwargs, **{name: value for name, value in named.items() if value is not None}}
-        method = self._compressor(compressor)
+        method = self.resolve_compressor(compressor)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if self._keeps_all(retention_ratio) or not self._has_video(input_ids, kwargs):
             return self.backbone.generate(**arguments)  # type: ignore[operator]
@@ -486,7 +487,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
         """
-        method = self._compressor(compressor)
+        method = self.resolve_compressor(compressor)
         if self._keeps_all(retention_ratio) or not self._has_video(input_ids, kwargs):
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return self._output(outputs, self._all_places(input_ids, outputs))
@@ -508,7 +509,9 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         if labels is not None:
             places = prompt.kept_indices.clamp(min=0).to(labels.device)
-            labels = labels.gather(1, places).masked_fill(prompt.attention_mask.to(labels.device) == 0, -100)
+            # Padding has no labels, and nothing before the first token predicts it.
+            predicted = prompt.attention_mask.to(labels.device).cumsum(1) > 1
+            labels = labels.gather(1, places).masked_fill(~predicted, -100)
         outputs = self.backbone(
             inputs_embeds=prompt.inputs_embeds,
             attention_mask=prompt.attention_mask,

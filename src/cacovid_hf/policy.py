@@ -245,12 +245,18 @@ class ContributionPolicy(nn.Module):
         Works for quantised, sharded, offloaded and adapted layers: a linear layer that is not plain is read through what it
         computes.
         """
-        self.layer.input_layernorm.weight.copy_(_vector(layer.input_layernorm))
-        self.layer.post_attention_layernorm.weight.copy_(_vector(layer.post_attention_layernorm))
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            _copy_linear(self.layer.self_attn.get_submodule(name), layer.self_attn.get_submodule(name))
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            _copy_linear(self.layer.mlp.get_submodule(name), layer.mlp.get_submodule(name))
+        modes = [(module, module.training) for module in layer.modules()]
+        layer.eval()  # an adapter's dropout would be read as part of its weight
+        try:
+            self.layer.input_layernorm.weight.copy_(_vector(layer.input_layernorm))
+            self.layer.post_attention_layernorm.weight.copy_(_vector(layer.post_attention_layernorm))
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                _copy_linear(self.layer.self_attn.get_submodule(name), layer.self_attn.get_submodule(name))
+            for name in ("gate_proj", "up_proj", "down_proj"):
+                _copy_linear(self.layer.mlp.get_submodule(name), layer.mlp.get_submodule(name))
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def _vector(norm: Any) -> Tensor:
@@ -266,7 +272,10 @@ def _copy_linear(target: Any, source: Any) -> None:
 
     Plain layers are copied; of any other, the columns are read off its output for unit vectors, in chunks.
     """
-    plain = type(source) is nn.Linear and type(source.weight.data) is Tensor and source.weight.is_floating_point()
+    weight = source.weight
+    plain = (
+        type(source) is nn.Linear and type(weight.data) is Tensor and weight.is_floating_point() and not weight.is_meta
+    )
     if plain:
         target.weight.copy_(source.weight)
         bias = source.bias
