@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--attn", default="sdpa")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--repeats", default="5")
-    parser.add_argument("--deadline", type=float, default=420, help="seconds after which no run is started")
+    parser.add_argument("--deadline", type=float, default=400, help="seconds after which no run is started")
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("--commit", help="of the code, where git cannot tell")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON files")

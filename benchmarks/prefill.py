@@ -330,7 +330,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--clock",
         choices=list(CLOCKS),
         default="wall",
-        help="cpu: CPU time of one thread, for a machine whose cores are shared (on a quiet one, the two agree)",
+        help="cpu: CPU time of one thread, for a machine whose cores are shared with other processes",
     )
     parser.add_argument("--repeats", type=int, default=5, help="of what follows vision")
     parser.add_argument("--vision-repeats", type=int, help="of what runs the vision tower (default: --repeats)")
@@ -346,8 +346,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.vision_repeats is None:
         options.vision_repeats = options.repeats
-    if min(options.repeats, options.vision_repeats, options.frames, options.threads, options.question_tokens) < 1:
-        parser.error("--repeats, --vision-repeats, --frames, --threads and --question-tokens must be at least 1.")
+    counts = ("frames", "threads", "repeats", "vision_repeats", "text_before", "question_tokens")
+    for name in counts:
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1.")
     if options.clock == "cpu" and (options.threads != 1 or torch.device(options.device).type != "cpu"):
         parser.error(
             "--clock cpu tells how long something takes only on a CPU and one thread: add --device cpu --threads 1."

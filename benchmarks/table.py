@@ -63,7 +63,7 @@ def device(record: dict[str, Any]) -> str:
     hardware = record["hardware"]
     if hardware["gpu"]:
         return hardware["gpu"]
-    return f"{hardware['cpu']}, {hardware['threads']} thread(s) of {hardware['cores']} cores"
+    return f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
 
 
 TABLES = {"prefill": prefill_table, "selection": selection_table}
@@ -73,7 +73,7 @@ def main(paths: list[str]) -> None:
     """Print the tables of the given files."""
     for path in map(Path, paths):
         record = json.loads(path.read_text())
-        print("\n".join([f"[`{path.name}`](results/{path.name}): ", *TABLES[record["benchmark"]](record), ""]))
+        print("\n".join([f"[`{path.name}`](results/{path.name}):", *TABLES[record["benchmark"]](record), ""]))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,18 @@ def test_prefill(tmp_path, threads, arch, video_tokens):
         assert variant["speedup"]["compression_and_prefill"] == pytest.approx(expected)
 
 
+def test_peak_memory_on_a_cpu(threads):
+    import prefill
+
+    options = prefill.parse(
+        ["--arch", "tiny-llava-onevision", "--frames", "4", "--device", "cpu", "--dtype", "float32"]
+    )
+    memory = prefill._peak_rss(options, prefill.Variant())
+    if memory is None:
+        pytest.skip("this system does not tell a process its peak memory")
+    assert 50e6 < memory["before_bytes"] <= memory["peak_bytes"] < 20e9
+
+
 def test_fewer_layers_are_said(tmp_path, threads):
     path, record = run_prefill(
         tmp_path, "--arch", "tiny-llava-onevision", "--frames", "2", "--repeats", "1", "--layers", "1"
