@@ -1,0 +1,155 @@
+"""The trainer moves the policy and nothing else, in the order of the mathematics; small random models, a few steps."""
+
+import pytest
+import torch
+from models import Video, prompt_inputs, stock_model
+
+from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.training.trainer import OURS, ContributionTrainer, ContributionTrainingArguments, RepeatedBatches
+
+
+class Collator:
+    """Prompts of the tiny random models, in place of a processor."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, 0
+
+    def __call__(self, samples):
+        self.calls += 1
+        rows = [[3, Video(), 4 + number % 3] for number in samples]
+        inputs = prompt_inputs(self.model, rows, seed=samples[0])
+        return {
+            "inputs": inputs,
+            "answers": [torch.tensor([20 + number % 5, 31][: 1 + number % 2]) for number in samples],
+        }
+
+
+class Processor:
+    def save_pretrained(self, folder):
+        self.saved = folder
+
+
+def trainer(tmp_path, family="llava_onevision", steps=8, samples=16, **settings):
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, base_model_name_or_path="some/id")
+    collator = Collator(stock)
+    settings = {
+        "num_token_rollouts": 6,
+        "num_frame_rollouts": 3,
+        "num_iterations": 2,
+        "sampling_ratio": 0.2,
+        "learning_rate": 1e-3,
+        "reward": "probability",  # a random model is never right
+        **settings,
+    }
+    args = ContributionTrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=steps,
+        per_device_train_batch_size=2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        **settings,
+    )
+    return model, collator, ContributionTrainer(model, args, Processor(), list(range(samples)), data_collator=collator)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, OURS | {"num_token_rollouts": 6, "num_frame_rollouts": 0}, {"sampler": "random", "dynamic_ratio": False}],
+)
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_the_policy_moves_and_the_backbone_does_not(tmp_path, family, settings):
+    model, collator, engine = trainer(tmp_path, family, **settings)
+    backbone = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    policy = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    engine.train()
+    assert all(torch.equal(tensor, backbone[name]) for name, tensor in model.backbone.state_dict().items())
+    moved = {name for name, tensor in model.policy.state_dict().items() if not torch.equal(tensor, policy[name])}
+    still = (
+        {name for name in policy if name.startswith("frame_head")}
+        if settings.get("num_frame_rollouts") == 0 and not settings.get("kl_weight")
+        else set()
+    )
+    assert moved == set(policy) - still
+    assert not model.backbone.training
+    assert not any(weight.requires_grad for weight in model.backbone.parameters())
+    # Each batch is read once for its iterations.
+    assert collator.calls <= 8 / engine.args.num_iterations + 3
+    logged = engine.state.log_history[0]
+    assert {
+        "reward",
+        "greedy_reward",
+        "sampling_ratio",
+        "clip_fraction",
+        "entropy",
+        "score_spread",
+        "zero_variance",
+        "kl",
+    } <= set(logged)
+    assert 0 <= logged["reward"] <= 1
+    assert logged["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_same_seed_same_weights(tmp_path):
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model, _, engine = trainer(tmp_path)
+        engine.train()
+        runs.append(model.policy.state_dict())
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_the_checkpoint_is_the_models_own_kind(tmp_path):
+    model, _, engine = trainer(tmp_path)
+    engine.train()
+    engine.save_model(str(tmp_path / "m"))
+    loaded = CaCoVidForConditionalGeneration.from_pretrained(tmp_path / "m", backbone=stock_model("llava_onevision"))
+    assert loaded.config.policy_trained
+    for name, tensor in model.policy.state_dict().items():
+        assert torch.equal(loaded.policy.state_dict()[name], tensor)
+    assert engine.processor.saved == str(tmp_path / "m")
+
+
+def test_the_layer_learns_at_its_own_rate(tmp_path):
+    _, _, engine = trainer(tmp_path, layer_learning_rate_factor=0.25)
+    heads, layer = engine.create_optimizer().param_groups
+    assert layer["lr"] == pytest.approx(0.25 * heads["lr"])
+    assert len(layer["params"]) == len(list(engine.model.layer.parameters()))
+    assert len(heads["params"]) + len(layer["params"]) == len(list(engine.model.parameters()))
+
+
+def test_batches_repeat_in_groups():
+    batches = [{"n": number} for number in range(5)]
+    seen = [(batch["n"], batch["iteration"], batch["slot"]) for batch in RepeatedBatches(batches, 2, 3)]
+    assert seen[:6] == [(0, 0, 0), (1, 0, 1), (0, 1, 0), (1, 1, 1), (0, 2, 0), (1, 2, 1)]
+    assert seen[-3:] == [(4, 0, 0), (4, 1, 0), (4, 2, 0)]
+    assert len(seen) == len(RepeatedBatches(batches, 2, 3)) == 15
+
+
+def test_gradient_accumulation_trains(tmp_path):
+    model, collator, engine = trainer(tmp_path, gradient_accumulation_steps=2, steps=4)
+    before = model.policy.norm.weight.clone()
+    engine.train()
+    assert engine.state.global_step == 4
+    assert not torch.equal(model.policy.norm.weight, before)
+    assert collator.calls <= 7
+
+
+BAD = [
+    (dict(sampler="beam"), "sampler='beam' is unknown: choose one of 'ocss'"),
+    (dict(sampling_scope="clip"), "sampling_scope='clip' is unknown"),
+    (dict(reward="luck"), "reward='luck' is unknown"),
+    (dict(num_iterations=0), "num_iterations=0 is too small"),
+    (dict(num_token_rollouts=1), "num_token_rollouts=1 is too small"),
+    (dict(sampling_ratio=0.0), r"sampling_ratio=0\.0 is outside"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_settings(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ContributionTrainingArguments(output_dir=str(tmp_path), **settings)
