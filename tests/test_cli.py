@@ -12,9 +12,10 @@ from models import FAMILIES, stock_model
 from PIL import Image
 from processors import tiny_processor
 
-from cacovid_hf import __version__
+from cacovid_hf import __version__, tiny
 from cacovid_hf.asking import UNTRAINED, ask, load_model, load_processor
 from cacovid_hf.cli import main
+from cacovid_hf.tiny.accuracy import answer_accuracy
 
 QUESTION = "what color is the circle"
 
@@ -218,3 +219,39 @@ def test_as_a_process(folder):
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1].startswith("cacovid: error: text.mp4 is not a readable video")
     assert "Traceback" not in result.stderr
+
+
+# ---------------------------------------------------------------- the model inside the package
+
+embedded = pytest.mark.skipif(not tiny.model_path().is_dir(), reason="the embedded model has not been trained yet")
+
+
+@embedded
+def test_the_embedded_model_answers_by_default(run):
+    clip = tiny.clips()[0]
+    question = clip.questions[0]
+    status, out, err = run("ask", clip.path, f"{question.text.capitalize()}?")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == question.answer
+    assert "288 of 288 kept (100.0%), 8 frames" in out
+
+
+@embedded
+def test_demo(run, tmp_path):
+    question = tiny.clips()[0].questions[0]
+    status, out, err = run("demo", "--num-questions", 60, "--seed", 7, "--save-map", tmp_path / "map.png")
+    assert (status, err) == (0, "")
+    assert f"question  {question.text}\nexpected  {question.answer}\n" in out
+    assert "accuracy on 60 fresh questions" in out
+    rows = {line.split()[0]: line for line in out.splitlines() if re.match(r"\d\.\d\d ", line)}
+    assert list(rows) == ["1.00", "0.25"]
+    assert re.match(rf"1\.00 +{question.answer} +288 of 288 ", rows["1.00"])
+    assert "72 of 288" in rows["0.25"]
+    model, processor = load_model(tiny.model_path()), load_processor(tiny.model_path())
+    for ratio, row in rows.items():
+        measured = answer_accuracy(model, processor, num_questions=60, seed=7, retention_ratio=float(ratio))
+        assert row.endswith(f"{measured.accuracy:.1%} ± {measured.standard_error:.1%}")
+    assert float(rows["1.00"].split()[-3].rstrip("%")) > 85
+    assert (UNTRAINED in out) == (not model.config.policy_trained)
+    with Image.open(tmp_path / "map.png") as image:
+        assert image.format == "PNG"

@@ -156,7 +156,7 @@ def demo(
                 )
             tokens = f"{answer.kept} of {answer.total}"
             accuracy = f"{measured.accuracy:.1%} ± {measured.standard_error:.1%}"
-            typer.echo(f"{ratio:<7.2f}{answer.text:<12}{tokens:<14}{accuracy}")
+            typer.echo(f"{ratio:<7.2f}{answer.text:<10}  {tokens:<14}{accuracy}")
     if answer.notice:
         typer.echo(f"\nnote: {answer.notice}")
     if save_map is not None:
