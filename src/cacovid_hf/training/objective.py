@@ -1,0 +1,206 @@
+"""Combinatorial policy optimisation: subsets, their rewards and the policy's logits in, a loss out.
+
+Pure functions of tensors (arXiv 2602.01649, section on training; published constants as defaults). Every token and every frame is a choice of
+its own between dropping and keeping; a subset's advantage over the others moves all the choices that made it, by a ratio to the old policy that
+is clipped as in PPO. Not to be confused with "contrastive preference optimisation".
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..policy import PolicyOutput
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What to watch in training: 0-dimensional tensors without graph, on the logits' device.
+
+    Attributes:
+        token_loss: loss of the token head, without the KL term.
+        frame_loss: loss of the frame head, without the KL term.
+        clip_fraction: share of the tokens' choices, over all subsets, at which the clip stops the gradient; near 1 = the old policy is too old.
+        ratio_mean: mean ratio of the tokens' choices to the old policy; 1 at the first iteration.
+        entropy: mean entropy of the tokens' keep probabilities in nats, in [0, log 2]; towards 0 = the policy has stopped trying.
+        score_spread: standard deviation of the token scores (keep minus drop logit); growing without end = scores blow up.
+        zero_variance: 1 if all token advantages are zero (equal rewards), so that the token head learns nothing, else 0.
+        kl: divergence from the coin flip, before its weight, mean over tokens plus mean over frames.
+    """
+
+    token_loss: Tensor
+    frame_loss: Tensor
+    clip_fraction: Tensor
+    ratio_mean: Tensor
+    entropy: Tensor
+    score_spread: Tensor
+    zero_variance: Tensor
+    kl: Tensor
+
+
+def advantages(rewards: Tensor) -> Tensor:
+    """How much better than the others each subset did: `(R - mean) / (std + 1e-4)`, with the sample standard deviation.
+
+    Args:
+        rewards: `(R,)`, larger = better.
+
+    Returns:
+        float32 `(R,)`; zeros for a single reward (the published code gives NaN) or equal ones.
+    """
+    rewards = rewards.float()
+    if rewards.numel() < 2:
+        return torch.zeros_like(rewards)
+    # The mean of equal rewards is not always bit-equal to them.
+    differ = (rewards != rewards[0]).any()
+    return torch.where(differ, (rewards - rewards.mean()) / (rewards.std() + 1e-4), 0.0)
+
+
+def cpo_loss(
+    output: PolicyOutput,
+    old: PolicyOutput,
+    token_masks: Tensor,
+    token_advantages: Tensor,
+    frame_masks: Tensor,
+    frame_advantages: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    kl_weight: float = 0.0,
+) -> tuple[Tensor, Statistics]:
+    """Loss of one video over all subsets tried on it so far (the replay memory), token rollouts and frame rollouts apart.
+
+    A subset's loss is the mean of `-min(ratio * A, clip(ratio) * A)` over its choices, and the loss of a head the mean over its subsets. Tokens
+    are balanced: those kept weigh `1 - mean(mask)`, those dropped `mean(mask)`, which is half a mean over each of the two. Frames are
+    not. Departures from the published code: no frame rollouts (or no token rollouts), and subsets of everything or nothing, give finite losses.
+
+    Args:
+        output: of the policy in training, `T` frames of `P` tokens.
+        old: of the policy that the subsets were drawn by; takes no gradient.
+        token_masks: bool `(R, T, P)`, the tokens kept in each token rollout; `R` may be 0.
+        token_advantages: `(R,)`, see `advantages`.
+        frame_masks: bool `(F, T)`, the frames chosen in each frame rollout; `F` may be 0.
+        frame_advantages: `(F,)`.
+        clip_low: how far a ratio under 1 may go before its gradient stops.
+        clip_high: how far a ratio above 1 may go.
+        kl_weight: weight of the divergence from the coin flip, `KL(policy || 1/2)`, mean over tokens plus mean over frames
+            (paper: 0; larger = scores stay smaller).
+
+    Returns:
+        The loss, 0-dimensional with a graph to both heads, and what to log.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    _check_shapes("token", output.token_logits, old.token_logits, token_masks, token_advantages)
+    _check_shapes("frame", output.frame_logits, old.frame_logits, frame_masks, frame_advantages)
+    tokens, frames = _log_probs(output.token_logits), _log_probs(output.frame_logits)  # (N, 2), (T, 2)
+    old_tokens, old_frames = _log_probs(old.token_logits).detach(), _log_probs(old.frame_logits).detach()
+    token_masks = token_masks.flatten(1)  # (R, N)
+
+    token_ratios = _ratios(tokens, old_tokens, token_masks)  # (R, N)
+    frame_ratios = _ratios(frames, old_frames, frame_masks)  # (F, T)
+    token_losses, stopped = _clipped(token_ratios, token_advantages, clip_low, clip_high)
+    frame_losses, _ = _clipped(frame_ratios, frame_advantages, clip_low, clip_high)
+
+    token_loss = _mean((token_losses * balanced_weights(token_masks)).sum(1))
+    frame_loss = _mean(frame_losses.mean(1))
+    kl = (math.log(2) - _entropy(tokens)).mean() + (math.log(2) - _entropy(frames)).mean()
+    loss = token_loss + frame_loss + kl_weight * kl
+
+    with torch.no_grad():
+        statistics = Statistics(
+            token_loss=token_loss.detach(),
+            frame_loss=frame_loss.detach(),
+            clip_fraction=_mean(stopped.float()),
+            ratio_mean=_mean(token_ratios),
+            entropy=_entropy(tokens).mean(),
+            score_spread=output.token_scores.float().std(correction=0),
+            zero_variance=(token_advantages == 0).all().float(),
+            kl=kl.detach(),
+        )
+    return loss, statistics
+
+
+def balanced_weights(masks: Tensor) -> Tensor:
+    """Weights that give kept and dropped tokens the same say: kept in proportion to `1 - mean(mask)`, dropped to `mean(mask)`.
+
+    Args:
+        masks: bool `(R, N)`.
+
+    Returns:
+        float32 `(R, N)`, each row adding up to one; to zero if its mask keeps everything or nothing.
+    """
+    share = masks.float().mean(1, keepdim=True)
+    weights = torch.where(masks, 1 - share, share)
+    return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def next_ratio(
+    ratio: float,
+    mean_reward: float,
+    *,
+    start: float,
+    low: float = 0.125,
+    high: float = 0.875,
+    floor: float = 0.01,
+    ceiling: float = 0.12,
+) -> float:
+    """Sampling ratio of the next iteration: half of it where the task has become easy, double where it is too hard.
+
+    Args:
+        ratio: of this iteration, in (0, 1].
+        mean_reward: mean reward of the token rollouts in the replay memory.
+        start: ratio of the sample's first iteration (paper: 0.02); widens the limits if it lies outside.
+        low: at or below this reward the ratio doubles, up to `max(ceiling, start)`.
+        high: at or above this reward the ratio halves, down to `min(floor, start)`.
+        floor: smallest ratio.
+        ceiling: largest ratio.
+
+    Returns:
+        The ratio, unchanged between `low` and `high`.
+    """
+    if not low < high:
+        raise ValueError(f"low={low} is not under high={high}: give the rewards that count as too hard and as easy.")
+    if mean_reward >= high:
+        return max(ratio / 2, min(floor, start))
+    if mean_reward <= low:
+        return min(ratio * 2, max(ceiling, start))
+    return ratio
+
+
+def _check_shapes(kind: str, logits: Tensor, old_logits: Tensor, masks: Tensor, advantage: Tensor) -> None:
+    fits = masks.shape[1:] == logits.shape[:-1] and masks.shape[:1] == advantage.shape
+    if not fits or old_logits.shape != logits.shape:
+        raise ValueError(
+            f"{kind}_logits {tuple(logits.shape)}, the old ones {tuple(old_logits.shape)}, {kind}_masks {tuple(masks.shape)} and "
+            f"{kind}_advantages {tuple(advantage.shape)} do not fit: give (..., 2) twice, (R, ...) and (R,)."
+        )
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    """Logits `(..., 2)` to float32 log-probabilities `(n, 2)`."""
+    return logits.flatten(0, -2).float().log_softmax(-1)
+
+
+def _ratios(log_probs: Tensor, old_log_probs: Tensor, masks: Tensor) -> Tensor:
+    """Log-probabilities `(n, 2)`, new and old, to the ratios `(R, n)` of the choices that the masks `(R, n)` made."""
+    change = (log_probs - old_log_probs).exp()  # (n, 2)
+    return torch.where(masks, change[:, 1], change[:, 0])
+
+
+def _clipped(ratios: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Losses `(R, n)` of single choices, and where the clip stops their gradient."""
+    advantage = advantage[:, None]
+    free, clipped = ratios * advantage, ratios.clamp(1 - low, 1 + high) * advantage
+    return -torch.minimum(free, clipped), clipped < free
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """Entropy `(n,)` in nats of `(n, 2)` log-probabilities."""
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean of all values; 0, with their graph, if there are none."""
+    return values.sum() / max(values.numel(), 1)
