@@ -1,0 +1,168 @@
+"""Rewards: completions and solutions in, one number in [0, 1] a completion out, larger = better.
+
+One plain function a problem type of Video-R1's data, which the published training uses; any `package.module:function` of the same signature is
+as good. Completions and solutions may hold their answer in `<answer>...</answer>`. What cannot be read as an answer, NaN and infinity included,
+earns 0.
+"""
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))", re.ASCII)
+_OPTION_ALONE = re.compile(r"\W*([A-Za-z])\W*")
+_OPTION_FIRST = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])[).:])")
+# "the answer is A dog" names no option.
+_OPTION_NAMED = re.compile(r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+is)?\s*:?\s*\(?(?!A\s+[a-z])([A-Z])\b(?!')")
+
+
+def extract_answer(text: str) -> str:
+    """What stands in the last `<answer>...</answer>` (closed or cut off), or all of `text`; without surrounding white space."""
+    return text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
+
+
+def multiple_choice_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
+    """1 for the right option letter, else 0.
+
+    The letter may stand alone (`b`), begin the answer (`B. a dog`, `(B) a dog`) or be named in it (`the answer is B`). Where the
+    solution is no single letter, the two texts must be equal but for case.
+    """
+
+    def judge(answer: str, solution: str) -> float:
+        letter = _option(solution)
+        return float(answer.casefold() == solution.casefold() if letter is None else _option(answer) == letter)
+
+    return _judge_each(judge, completions, solutions)
+
+
+def numerical_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
+    """1 for the right number, else 0: equal after rounding to 2 decimals, and both or neither with a decimal point."""
+
+    def judge(answer: str, solution: str) -> float:
+        found, expected = _number(answer), _number(solution)
+        if found is None or expected is None or ("." in _sentence(answer)) != ("." in _sentence(solution)):
+            return 0.0
+        return float(round(found, 2) == round(expected, 2))
+
+    return _judge_each(judge, completions, solutions)
+
+
+def ocr_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
+    """1 minus the word error rate, not under 0; words compared with their case. An empty solution is met by an empty answer alone."""
+    jiwer = _training_package("jiwer")
+
+    def judge(answer: str, solution: str) -> float:
+        if not answer or not solution:
+            return float(answer == solution)
+        return max(0.0, 1.0 - jiwer.wer(solution, answer))
+
+    return _judge_each(judge, completions, solutions)
+
+
+def free_form_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L, words stemmed.
+
+    A single right word earns 2/3, having no bigram. Made for English: other scripts have no words to it.
+    """
+    names = ["rouge1", "rouge2", "rougeL"]
+    scorer = _training_package("rouge_score.rouge_scorer").RougeScorer(names, use_stemmer=True)
+
+    def judge(answer: str, solution: str) -> float:
+        scores = scorer.score(solution, answer)
+        return sum(scores[name].fmeasure for name in names) / len(names)
+
+    return _judge_each(judge, completions, solutions)
+
+
+def regression_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
+    """1 minus the error relative to the solution, not under 0. A solution of 0 is met by 0 alone."""
+
+    def judge(answer: str, solution: str) -> float:
+        found, expected = _number(answer), _number(solution)
+        if found is None or expected is None:
+            return 0.0
+        if expected == 0:
+            return float(found == 0)
+        return max(0.0, 1.0 - abs(found - expected) / abs(expected))
+
+    return _judge_each(judge, completions, solutions)
+
+
+REWARDS: dict[str, Reward] = {
+    "multiple choice": multiple_choice_reward,
+    "numerical": numerical_reward,
+    "OCR": ocr_reward,
+    "free-form": free_form_reward,
+    "regression": regression_reward,
+}
+
+
+def resolve_reward(name: str) -> Reward:
+    """Find a reward by its problem type (a key of `REWARDS`) or as `package.module:function`.
+
+    Raises:
+        ValueError: no such problem type, module or function.
+    """
+    if name in REWARDS:
+        return REWARDS[name]
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise ValueError(
+            f"Reward {name!r} is unknown: give one of {', '.join(map(repr, REWARDS))}, or a function as 'package.module:function'."
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"Reward {name!r}: the module {module_name!r} cannot be imported ({error}): install it, or put its folder on PYTHONPATH."
+        ) from error
+    function = vars(module).get(attribute)
+    if not callable(function):
+        raise ValueError(
+            f"Reward {name!r}: {module_name} has no function {attribute!r}: define it there at the top level."
+        )
+    return function
+
+
+def _judge_each(
+    judge: Callable[[str, str], float], completions: Sequence[str], solutions: Sequence[str]
+) -> list[float]:
+    if len(completions) != len(solutions):
+        raise ValueError(
+            f"{len(completions)} completions came with {len(solutions)} solutions: give one solution a completion."
+        )
+    return [judge(extract_answer(c), extract_answer(s)) for c, s in zip(completions, solutions, strict=True)]
+
+
+def _sentence(text: str) -> str:
+    """`text` without the full stop that ends it."""
+    return text.removesuffix(".")
+
+
+def _number(text: str) -> float | None:
+    """The finite number that `text` is, or None. Commas may part thousands."""
+    text = _THOUSANDS.sub("", _sentence(text))
+    if not _NUMBER.fullmatch(text):
+        return None
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _option(text: str) -> str | None:
+    """The option letter that `text` chooses, or None."""
+    match = _OPTION_ALONE.fullmatch(text) or _OPTION_FIRST.match(text) or _OPTION_NAMED.search(text)
+    return next(filter(None, match.groups())).upper() if match else None
+
+
+def _training_package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'This reward needs {name.partition(".")[0]}, which is not installed: pip install "cacovid-hf[train]".'
+        ) from error
