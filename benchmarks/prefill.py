@@ -54,8 +54,8 @@ class ScoredBefore(Compressor):
     def score(self, prompt: Prompt, policy: ContributionPolicy) -> list[Scores | None]:
         return self.scores
 
-    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
-        return self.method.select(features, span, scores, retention_ratio)
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+        return self.method.select(prompt, span, scores, retention_ratio)
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -324,6 +324,6 @@ class _Watched(Compressor):
         self.stages.selections, budgets = self.method.compress(prompt, policy, retention_ratios)
         return self.stages.selections, budgets
 
-    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
         """As the method does."""
-        return self.method.select(features, span, scores, retention_ratio)
+        return self.method.select(prompt, span, scores, retention_ratio)

@@ -67,6 +67,11 @@ class Prompt:
     inputs_embeds: Tensor
     position_ids: Tensor
 
+    def video_features(self, span: VideoSpan) -> Tensor:
+        """`(T, P, D)`, the tokens of a video as the language model would receive them."""
+        tokens = self.inputs_embeds[span.row].index_select(0, span.positions.to(self.inputs_embeds.device))
+        return tokens.unflatten(0, (span.num_frames, span.tokens_per_frame))
+
 
 @dataclass(frozen=True)
 class VideoSelection:

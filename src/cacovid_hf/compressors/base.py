@@ -37,11 +37,11 @@ class Compressor(ABC):
         return [None] * len(prompt.layout.videos)
 
     @abstractmethod
-    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
         """Choose the tokens of one video.
 
         Args:
-            features: `(T, P, D)`, the video's tokens as the language model would receive them.
+            prompt: the embedded prompts; `prompt.video_features(span)` are the video's tokens.
             span: its place and grid.
             scores: what `score` said of it.
             retention_ratio: in (0, 1).
@@ -65,9 +65,7 @@ class Compressor(ABC):
         """
         selections, budgets = [], []
         for span, scores, ratio in zip(prompt.layout.videos, self.score(prompt, policy), retention_ratios, strict=True):
-            places = span.positions.to(prompt.inputs_embeds.device)
-            features = prompt.inputs_embeds[span.row].index_select(0, places)
-            keep = self.select(features.unflatten(0, (span.num_frames, span.tokens_per_frame)), span, scores, ratio)
+            keep = self.select(prompt, span, scores, ratio)
             selections.append(
                 VideoSelection(span, keep, scores.token if scores else None, scores.frame if scores else None)
             )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..prompt import VideoSpan
+from ..prompt import Prompt, VideoSpan
 from ..selection import spread_tokens, token_budget, top_tokens
 from .base import Compressor, Scores
 
@@ -16,11 +16,11 @@ class Uniform(Compressor):
 
     name = "uniform"
 
-    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
         """Evenly spaced over space and time."""
-        nothing = torch.zeros(span.num_tokens, dtype=torch.bool, device=features.device)
+        nothing = torch.zeros(span.num_tokens, dtype=torch.bool, device=prompt.inputs_embeds.device)
         budget = token_budget(span.num_tokens, retention_ratio)
-        return spread_tokens(nothing, 0, budget).view(features.shape[:2])
+        return spread_tokens(nothing, 0, budget).view(span.num_frames, span.tokens_per_frame)
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,10 @@ class Random(Compressor):
 
     name = "random"
 
-    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
         """The tokens with the largest of `T * P` random numbers."""
         generator = torch.Generator().manual_seed(self.seed)
-        draw = torch.rand(span.num_tokens, generator=generator).to(features.device)
-        return top_tokens(draw, token_budget(span.num_tokens, retention_ratio)).view(features.shape[:2])
+        draw = torch.rand(span.num_tokens, generator=generator).to(prompt.inputs_embeds.device)
+        return top_tokens(draw, token_budget(span.num_tokens, retention_ratio)).view(
+            span.num_frames, span.tokens_per_frame
+        )

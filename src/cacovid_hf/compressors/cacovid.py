@@ -30,7 +30,7 @@ class CaCoVid(Compressor):
         outputs = policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
         return [Scores(output.token_scores, output.frame_scores) for output in outputs]
 
-    def select(self, features: Tensor, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
         """`select_tokens` on the policy's scores."""
         if scores is None:
             raise ValueError("CaCoVID selects by the policy's scores, and there are none: call `score` first.")

@@ -337,8 +337,7 @@ class ContributionTrainer(Trainer):
         prompt, spans = memory.prompt, memory.prompt.layout.videos
         tokens, frames, frame_tokens = [], [], []
         for video, span in enumerate(spans):
-            features = prompt.inputs_embeds[span.row, span.positions.to(prompt.inputs_embeds.device)]
-            features = features.unflatten(0, (span.num_frames, span.tokens_per_frame))
+            features = prompt.video_features(span)
             old, ratio = memory.old[video], memory.ratios[video]
             tokens.append(self._sample(old.token_scores, ratio))
             chosen, kept = sample_frames(

@@ -1,0 +1,31 @@
+"""What the README shows is what happens: its snippet prints what stands below it, and its links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_snippet_prints_what_the_readme_says():
+    snippet, printed = re.search(r"```python\n(.*?)```\n+prints\n+```text\n(.*?)```", README, re.S).groups()
+    result = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == printed.strip()
+    assert README[: README.index(printed)].count("\n") < 40
+    quickstart = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
+    assert snippet.strip() in quickstart
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_two_commands_set_everything_up():
+    for mark in ("<!-- first command -->", "<!-- test command -->"):
+        command = README[README.index(mark) :].split("```")[1]
+        assert command.startswith("bash\n")
+        assert "python3 -m venv .venv" in command
+        assert "pip install" in command
