@@ -223,10 +223,7 @@ def test_as_a_process(folder):
 
 # ---------------------------------------------------------------- the model inside the package
 
-embedded = pytest.mark.skipif(not tiny.model_path().is_dir(), reason="the embedded model has not been trained yet")
 
-
-@embedded
 def test_the_embedded_model_answers_by_default(run):
     clip = tiny.clips()[0]
     question = clip.questions[0]
@@ -236,7 +233,6 @@ def test_the_embedded_model_answers_by_default(run):
     assert "288 of 288 kept (100.0%), 8 frames" in out
 
 
-@embedded
 def test_demo(run, tmp_path):
     question = tiny.clips()[0].questions[0]
     status, out, err = run("demo", "--num-questions", 60, "--seed", 7, "--save-map", tmp_path / "map.png")
