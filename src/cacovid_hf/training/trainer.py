@@ -136,7 +136,12 @@ class AnswerCollator:
             for s in samples
         ]
         inputs: Any = self.processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, padding=True
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            processor_kwargs={"padding": True},
         )
         tokenizer = self.processor.tokenizer
         answers = [
