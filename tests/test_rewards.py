@@ -91,6 +91,7 @@ def test_multiple_choice(completion, solution, expected):
         ("three", "3", 0),
         ("about 3", "3", 0),
         ("1_0", "10", 0),
+        ("３", "3", 1),  # noqa: RUF001 (full-width digits are digits)
         ("", "0", 0),
         ("3", "three", 0),
     ],

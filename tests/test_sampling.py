@@ -204,6 +204,15 @@ def test_ocss_counts_are_exact_for_every_group_size(spread):
         assert (masks.sum(-1) == max(1, round(ratio * tokens))).all()
 
 
+def test_a_rollout_never_needs_more_than_its_group():
+    scores = torch.randn(1, 9, generator=seeded())
+    groups = ocss_groups(
+        scores, 3
+    )  # int(1 / (0.5 * 0.34)) = 5 groups would hold one or two tokens each, and 3 are drawn
+    masks = sample_ocss(scores, 0.34, 60, spread=0.5, generator=seeded())
+    assert {tuple(groups[mask].tolist()) for mask in masks} == {(0, 0, 0), (1, 1, 1), (2, 2, 2)}
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_seed_gives_its_subsets_again_and_another_gives_others(sampler):
     scores = torch.randn(4, 30, generator=seeded())
@@ -267,6 +276,11 @@ def test_copies_of_a_token_are_kept_once_before_any_twice():
     assert density_peak_select(features, 4).nonzero()[:, 0].tolist() == [0, 5, 10, 15]
     assert density_peak_select(features, 6).nonzero()[:, 0].tolist() == [0, 1, 2, 5, 10, 15]
     assert density_peak_select(torch.ones(6, 3), 2).tolist() == [True, True] + [False] * 4
+
+
+def test_density_peaks_far_from_the_origin():
+    features = torch.randn(40, 16, generator=seeded()) + 3000
+    assert density_peak_select(features, 9).nonzero()[:, 0].tolist() == density_peaks(features, 9)[1]
 
 
 def test_density_peaks_of_a_batch_are_those_of_its_rows():

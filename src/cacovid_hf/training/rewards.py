@@ -13,8 +13,8 @@ from typing import Any
 
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
 
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))", re.ASCII)
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _OPTION_ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _OPTION_FIRST = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])[).:])")
 # "the answer is A dog" names no option.
