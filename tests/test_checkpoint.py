@@ -79,6 +79,14 @@ def test_self_contained(saved):
     assert_same(model, CaCoVidForConditionalGeneration.from_pretrained(moved))
 
 
+def test_no_local_path_is_written_unasked(saved):
+    model, folder = saved
+    model.config.base_model_name_or_path = None
+    model.save_pretrained(folder / "whole", include_backbone=True)
+    for file in ("config.json", "backbone/config.json"):
+        assert str(folder) not in (folder / "whole" / file).read_text()
+
+
 def test_policy_only_over_self_contained_says_what_it_holds(saved):
     model, folder = saved
     model.save_pretrained(folder / "x", include_backbone=True)

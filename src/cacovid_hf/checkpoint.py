@@ -169,6 +169,7 @@ def save(
     config.includes_backbone = include_backbone
     config.architectures = [type(model).__name__]
     config.dtype = model.policy.dtype
+    config.backbone_config._name_or_path = ""  # base_model_name_or_path says it, and only where it is meant to be said
     tensors = part_of(model.state_dict() if state_dict is None else state_dict, "policy.", "state_dict", model.policy)
     base = config.base_model_name_or_path
     if include_backbone:
