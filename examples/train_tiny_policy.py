@@ -51,7 +51,7 @@ def main() -> None:
         backbone,
         policy_attention=ATTENTIONS[options.preset],
         contribution_share=1.0 if options.preset == "ours" else 0.5,
-        base_model_name_or_path="cacovid-hf/tiny",
+        base_model_name_or_path=None,  # the checkpoint carries its backbone
     )
     settings = PRESETS[options.preset]
     iterations = settings.get("num_iterations", 5)

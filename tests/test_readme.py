@@ -3,7 +3,13 @@
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+from models import PROMPTS, prompt_inputs, stock_model
+
+from cacovid_hf import CaCoVidForConditionalGeneration, Compressor
+from cacovid_hf.selection import token_budget, top_tokens
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,3 +35,16 @@ def test_the_two_commands_set_everything_up():
         assert command.startswith("bash\n")
         assert "python3 -m venv .venv" in command
         assert "pip install" in command
+
+
+def test_the_method_of_contributing_works():
+    """The compressor that CONTRIBUTING shows, run as it stands."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = text[text.index("## Add a compressor") :].split("```python\n")[1].split("```")[0]
+    names = {"dataclass": dataclass, "Compressor": Compressor, "top_tokens": top_tokens, "token_budget": token_budget}
+    exec(block, names)
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    inputs = prompt_inputs(stock, PROMPTS["ragged batch"])
+    for video in model.compress(**inputs, retention_ratio=0.25, compressor=names["Loudest"](power=1.0)).videos:
+        assert video.keep.sum() == 4

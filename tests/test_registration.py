@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-MODULES = ["configuration", "policy", "modeling", "compressors", "checkpoint", "processing", "video_processing", "selection", "generation"]
+MODULES = [
+    "configuration",
+    "policy",
+    "modeling",
+    "compressors",
+    "checkpoint",
+    "processing",
+    "video_processing",
+    "selection",
+    "generation",
+]
 
 
 @pytest.mark.parametrize("module", MODULES)

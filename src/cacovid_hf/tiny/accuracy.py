@@ -41,6 +41,7 @@ def answer_accuracy(
     num_questions: int = 500,
     seed: int = 0,
     retention_ratio: float | None = None,
+    compressor: Any = None,
     through_mp4: bool = False,
     batch_size: int = 50,
 ) -> Accuracy:
@@ -52,6 +53,7 @@ def answer_accuracy(
         num_questions: at least 1.
         seed: of the clips and questions; no seed yields what the model was trained on.
         retention_ratio: handed to `model.generate`, fraction of the video tokens kept; None: not handed on at all.
+        compressor: likewise, the method's name or an instance.
         through_mp4: write every clip as an H.264 file first and read it back, as if it were a user's.
         batch_size: questions answered in one call of `model.generate`.
 
@@ -60,7 +62,8 @@ def answer_accuracy(
     """
     if num_questions < 1:
         raise ValueError(f"num_questions is {num_questions}: no accuracy without a question; ask at least 1.")
-    options: dict[str, Any] = {} if retention_ratio is None else {"retention_ratio": retention_ratio}
+    asked_for = {"retention_ratio": retention_ratio, "compressor": compressor}
+    options = {name: value for name, value in asked_for.items() if value is not None}
     pairs = sample_questions(num_questions, seed)
     asked: Counter[str] = Counter()
     correct: Counter[str] = Counter()
