@@ -15,7 +15,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cacovid_hf import CaCoVidForConditionalGeneration, __version__, with_video_reader
 from cacovid_hf.tiny import model_path
-from cacovid_hf.tiny.accuracy import answer_accuracy
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.training.trainer import OURS, PUBLISHED, ContributionTrainer, ContributionTrainingArguments
 
@@ -34,11 +33,10 @@ def main() -> None:
         "--backbone", type=Path, default=model_path(), help="a stock tiny model, or a checkpoint around one"
     )
     parser.add_argument("--preset", choices=PRESETS, default="ours")
-    parser.add_argument("--steps", type=int, default=700, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=600, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-questions", type=int, default=1000, help="fresh questions to measure on, 0 for none")
-    parser.add_argument("--report", type=Path, help="JSON file for what was measured")
+    parser.add_argument("--report", type=Path, help="JSON file for settings and log")
     options = parser.parse_args()
     if options.report is not None and options.report.exists():
         parser.error(f"{options.report} exists: results are added, never overwritten")
@@ -76,22 +74,6 @@ def main() -> None:
 
     model.policy.eval()
     model.config.policy_trained = True
-    accuracy = {}
-    if options.num_questions:
-        for ratio in (1.0, 0.25, 0.15, 0.1, 0.05, 0.02):
-            for name in ("cacovid", "uniform"):
-                model_ratio = answer_accuracy(
-                    model,
-                    processor,
-                    num_questions=options.num_questions,
-                    seed=1000 + options.seed,
-                    retention_ratio=ratio,
-                    compressor=name,
-                )
-                accuracy[f"{name}@{ratio}"] = [model_ratio.accuracy, model_ratio.standard_error]
-                print(
-                    f"{name:8} {ratio:5.2f}  {model_ratio.accuracy:.3f} ± {model_ratio.standard_error:.3f}", flush=True
-                )
     model.save_pretrained(options.out, include_backbone=True)
     processor.save_pretrained(options.out)
     if options.report is not None:
@@ -101,8 +83,6 @@ def main() -> None:
             "policy_attention": model.config.policy_attention,
             "contribution_share": model.config.contribution_share,
             "seconds": seconds,
-            "accuracy and standard error by method and ratio": accuracy,
-            "questions": options.num_questions,
             "log": trainer.state.log_history,
             "versions": {
                 "cacovid_hf": __version__,

@@ -225,7 +225,7 @@ def _learn_from_few_tokens(
             logger.info("step %d on few tokens: %s", step, shown)
         if accuracy.min() > MASTERED:
             return step
-    return None
+    return MAX_FEW_STEPS if accuracy.min() > BEGUN else None
 
 
 def _learn_from_videos(
