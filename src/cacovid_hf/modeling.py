@@ -6,9 +6,7 @@ call stays on the model.
 """
 
 import copy
-import inspect
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,29 +17,14 @@ from transformers import AutoModelForImageTextToText, GenerationMixin, PreTraine
 from transformers.modeling_outputs import ModelOutput
 
 from . import checkpoint
+from .arguments import keeps_all, retention_ratios, stock_attention_mask, take_embedding_arguments
 from .backbones import Backbone, backbone_family
-from .backbones.base import full_attention_mask
 from .compressors import CaCoVid, Compressor, resolve_compressor
 from .configuration import CaCoVidConfig
 from .generation import WAY_ROUND, check_generation, effective_settings, generate_compressed
 from .policy import ContributionPolicy
-from .prompt import CompressedPrompt, PromptLayout, gather, kept_indices
-from .selection import check_retention_ratio
-
-# Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
-DECODING_ARGUMENTS = {
-    "input_ids",
-    "attention_mask",
-    "past_key_values",
-    "inputs_embeds",
-    "labels",
-    "use_cache",
-    "logits_to_keep",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "kwargs",
-}
+from .prompt import CompressedPrompt, gather, kept_indices
+from .wrapping import base_model, check_policy_size, embedding_device
 
 
 @dataclass
@@ -315,76 +298,33 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         method = self.resolve_compressor(compressor)
         if attention_mask is None:
-            attention_mask = self._attention_mask(input_ids)
+            attention_mask = stock_attention_mask(self.backbone, input_ids)
         layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
-        ratios = self._retention_ratios(retention_ratio, len(layout.videos))
-        return self._compress(method, layout, input_ids, attention_mask, inputs, ratios)
-
-    def _compress(
-        self,
-        method: Compressor,
-        layout: PromptLayout,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        inputs: dict[str, Any],
-        ratios: list[float],
-    ) -> CompressedPrompt:
+        ratios = retention_ratios(self._ratio(retention_ratio), len(layout.videos))
         prompt = self.family.embed(self.backbone, layout, input_ids, attention_mask, inputs)
         videos, budgets = method.compress(prompt, self.policy, ratios)
         indices = kept_indices(layout, [video.keep for video in videos], budgets).to(input_ids.device)
-        return gather(prompt, indices, videos, pad_token_id=self._pad_token_id())
+        return gather(prompt, indices, videos, pad_token_id=self.generation_config.pad_token_id or 0)
+
+    def _ratio(self, retention_ratio: Any) -> Any:
+        """What a call asks for, the config's default, or everything."""
+        if retention_ratio is not None:
+            return retention_ratio
+        return 1.0 if self.config.retention_ratio is None else self.config.retention_ratio
+
+    def _drops_nothing(self, retention_ratio: Any, input_ids: Tensor | None, inputs: dict[str, Any]) -> bool:
+        """Whether a call is the backbone's own: everything kept, or no video in it."""
+        if keeps_all(self._ratio(retention_ratio)):
+            return True
+        if any(inputs.get(name) is not None for name in self.family.video_inputs):
+            return False
+        return input_ids is None or not bool((input_ids == self.backbone.config.video_token_id).any())
 
     def resolve_compressor(self, compressor: "str | Compressor | None") -> Compressor:
         """A method by name or instance; None and `"cacovid"` are the policy with the config's settings."""
         if compressor is None or compressor == CaCoVid.name:
             return CaCoVid(self.config.contribution_share, self.config.frame_cap, self.config.scope)
         return resolve_compressor(compressor)
-
-    def _retention_ratios(self, retention_ratio: Any, num_videos: int) -> list[float]:
-        """One checked ratio a video."""
-        if retention_ratio is None:
-            retention_ratio = self.config.retention_ratio if self.config.retention_ratio is not None else 1.0
-        if isinstance(retention_ratio, Tensor) and retention_ratio.ndim > 0:
-            retention_ratio = retention_ratio.tolist()
-        if isinstance(retention_ratio, (list, tuple)):
-            if len(retention_ratio) != num_videos:
-                raise ValueError(
-                    f"retention_ratio has {len(retention_ratio)} values and the prompt {num_videos} video(s): give one number, or one a video."
-                )
-            return [check_retention_ratio(ratio, f"retention_ratio[{i}]") for i, ratio in enumerate(retention_ratio)]
-        return [check_retention_ratio(retention_ratio)] * num_videos
-
-    def _keeps_all(self, retention_ratio: Any) -> bool:
-        """Whether nothing is to be dropped, told (and the value checked) without looking at the prompt."""
-        if retention_ratio is None:
-            retention_ratio = self.config.retention_ratio
-        if retention_ratio is None:
-            return True
-        ratios = retention_ratio.flatten().tolist() if isinstance(retention_ratio, Tensor) else retention_ratio
-        ratios = ratios if isinstance(ratios, (list, tuple)) else [ratios]
-        return bool(ratios) and all([check_retention_ratio(ratio) == 1.0 for ratio in ratios])  # noqa: C419 (check every one)
-
-    def _has_video(self, input_ids: Tensor | None, inputs: dict[str, Any]) -> bool:
-        if any(inputs.get(name) is not None for name in self.family.video_inputs):
-            return True
-        return input_ids is not None and bool((input_ids == self.backbone.config.video_token_id).any())
-
-    def _pad_token_id(self) -> int:
-        pad = self.generation_config.pad_token_id
-        return pad if pad is not None else 0
-
-    def _attention_mask(self, input_ids: Tensor) -> Tensor:
-        """The mask that stock generation assumes if none is given: padding ids are padding, unless they may be ends of text."""
-        pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
-        ends = eos if isinstance(eos, (list, tuple)) else [eos]
-        if pad is None or pad in ends:
-            return full_attention_mask(input_ids)
-        return (input_ids != pad).long()
-
-    def _embedding_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Take the arguments that embed a prompt (pixels, grids, positions) out of `arguments`."""
-        accepted = set(inspect.signature(self.backbone.forward).parameters) - DECODING_ARGUMENTS
-        return {name: arguments.pop(name) for name in list(arguments) if name in accepted}
 
     # ---------------------------------------------------------------- generating and training
 
@@ -439,7 +379,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         arguments = {**kwargs, **{name: value for name, value in named.items() if value is not None}}
         method = self.resolve_compressor(compressor)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
-        if self._keeps_all(retention_ratio) or not self._has_video(input_ids, kwargs):
+        if self._drops_nothing(retention_ratio, input_ids, kwargs):
             return self.backbone.generate(**arguments)  # type: ignore[operator]
         if inputs is not None and kwargs.get("input_ids") is not None:
             raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
@@ -456,7 +396,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask,
             retention_ratio=retention_ratio,
             compressor=method,
-            **self._embedding_arguments(arguments),
+            **take_embedding_arguments(self.backbone, arguments),
         )
         return generate_compressed(self.backbone, prompt, input_ids, settings, generation_config, arguments)
 
@@ -488,9 +428,9 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
         """
         method = self.resolve_compressor(compressor)
-        if self._keeps_all(retention_ratio) or not self._has_video(input_ids, kwargs):
+        if self._drops_nothing(retention_ratio, input_ids, kwargs):
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
-            return self._output(outputs, self._all_places(input_ids, outputs))
+            return self._output(outputs, self._all_places(input_ids))
         for name in ("past_key_values", "inputs_embeds", "mm_encoder_outputs"):
             if kwargs.get(name) is not None:
                 raise ValueError(
@@ -499,13 +439,13 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if input_ids is None:
             raise ValueError("input_ids are missing: pass everything that the processor returned.")
         if attention_mask is None:
-            attention_mask = full_attention_mask(input_ids)
+            attention_mask = torch.ones_like(input_ids, dtype=torch.long)
         prompt = self.compress(
             input_ids,
             attention_mask,
             retention_ratio=retention_ratio,
             compressor=method,
-            **self._embedding_arguments(kwargs),
+            **take_embedding_arguments(self.backbone, kwargs),
         )
         if labels is not None:
             places = prompt.kept_indices.clamp(min=0).to(labels.device)
@@ -521,7 +461,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         return self._output(outputs, prompt.kept_indices)
 
-    def _all_places(self, input_ids: Tensor | None, outputs: Any) -> Tensor | None:
+    def _all_places(self, input_ids: Tensor | None) -> Tensor | None:
         if input_ids is None:
             return None
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
@@ -532,38 +472,6 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return (*outputs, places)
         fields = ("loss", "logits", "past_key_values", "hidden_states", "attentions")
         return CaCoVidOutput(**{name: outputs.get(name) for name in fields}, kept_indices=places)
-
-
-def base_model(backbone: Any) -> PreTrainedModel:
-    """The stock model inside a `PeftModel`, or the model itself."""
-    peft = sys.modules.get("peft")
-    if peft is None or not isinstance(backbone, peft.PeftModel):
-        return backbone
-    if any(config.is_prompt_learning for config in backbone.peft_config.values()):
-        raise ValueError(
-            "The PeftModel learns prompts, which its base model alone does not see: merge it, or use LoRA-like adapters."
-        )
-    return backbone.get_base_model()
-
-
-def embedding_device(backbone: Any) -> torch.device:
-    """Where the backbone embeds its prompt; of offloaded embeddings, where they are loaded to."""
-    embeddings = backbone.get_input_embeddings()
-    device = next(embeddings.parameters()).device
-    if device.type == "meta" and "_hf_hook" in vars(embeddings):
-        return torch.device(embeddings._hf_hook.execution_device)
-    return device
-
-
-def check_policy_size(policy_config, backbone_config) -> None:
-    """Raise a `ValueError` if a policy made for one text config cannot serve the backbone of another."""
-    expected, found = backbone_config.get_text_config(), policy_config
-    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        if getattr(expected, name) != getattr(found, name):
-            raise ValueError(
-                f"The policy was made for {name}={getattr(found, name)}, the backbone has {getattr(expected, name)}: use the policy with the "
-                "backbone that it was made for."
-            )
 
 
 AutoModelForImageTextToText.register(CaCoVidConfig, CaCoVidForConditionalGeneration, exist_ok=True)

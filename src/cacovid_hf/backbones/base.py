@@ -9,7 +9,6 @@ import threading
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -154,8 +153,3 @@ def capture_language_model_inputs(
     raise RuntimeError(
         f"{type(model).__name__} did not call its language model: this version of transformers is not supported."
     )
-
-
-def full_attention_mask(input_ids: Tensor) -> Tensor:
-    """A mask without padding, int64 `(B, L)`."""
-    return torch.ones_like(input_ids, dtype=torch.long)

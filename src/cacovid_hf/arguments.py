@@ -1,0 +1,62 @@
+"""The arguments of a call: ratios, masks, and which of them embed the prompt."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .selection import check_retention_ratio
+
+# Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
+DECODING_ARGUMENTS = {
+    "input_ids",
+    "attention_mask",
+    "past_key_values",
+    "inputs_embeds",
+    "labels",
+    "use_cache",
+    "logits_to_keep",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "kwargs",
+}
+
+
+def retention_ratios(retention_ratio: Any, num_videos: int) -> list[float]:
+    """One checked ratio a video, from one number or one a video."""
+    if isinstance(retention_ratio, Tensor) and retention_ratio.ndim > 0:
+        retention_ratio = retention_ratio.tolist()
+    if isinstance(retention_ratio, (list, tuple)):
+        if len(retention_ratio) != num_videos:
+            raise ValueError(
+                f"retention_ratio has {len(retention_ratio)} values and the prompt {num_videos} video(s): give one number, or one a video."
+            )
+        return [check_retention_ratio(ratio, f"retention_ratio[{i}]") for i, ratio in enumerate(retention_ratio)]
+    return [check_retention_ratio(retention_ratio)] * num_videos
+
+
+def keeps_all(retention_ratio: Any) -> bool:
+    """Whether nothing is to be dropped, told (and the values checked) without looking at the prompt."""
+    if isinstance(retention_ratio, Tensor):
+        retention_ratio = retention_ratio.tolist()
+    if not isinstance(retention_ratio, (list, tuple)):
+        retention_ratio = [retention_ratio]
+    ratios = [check_retention_ratio(ratio) for ratio in retention_ratio]
+    return bool(ratios) and min(ratios) == 1.0
+
+
+def stock_attention_mask(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """The mask `(B, L)` that stock generation assumes if none is given: padding ids are padding, unless they may be ends of text."""
+    pad, eos = model.generation_config.pad_token_id, model.generation_config.eos_token_id  # type: ignore[union-attr]
+    if pad is None or pad in (eos if isinstance(eos, (list, tuple)) else [eos]):
+        return torch.ones_like(input_ids, dtype=torch.long)
+    return (input_ids != pad).long()
+
+
+def take_embedding_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments that embed a prompt (pixels, grids, positions) out of `arguments`."""
+    accepted = set(inspect.signature(model.forward).parameters) - DECODING_ARGUMENTS
+    return {name: arguments.pop(name) for name in list(arguments) if name in accepted}

@@ -1,0 +1,39 @@
+"""What there is to know of a loaded model before it is wrapped: adapters, devices, sizes."""
+
+import sys
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+
+def base_model(backbone: Any) -> PreTrainedModel:
+    """The stock model inside a `PeftModel`, or the model itself."""
+    peft = sys.modules.get("peft")
+    if peft is None or not isinstance(backbone, peft.PeftModel):
+        return backbone
+    if any(config.is_prompt_learning for config in backbone.peft_config.values()):
+        raise ValueError(
+            "The PeftModel learns prompts, which its base model alone does not see: merge it, or use LoRA-like adapters."
+        )
+    return backbone.get_base_model()
+
+
+def embedding_device(backbone: Any) -> torch.device:
+    """Where the backbone embeds its prompt; of offloaded embeddings, where they are loaded to."""
+    embeddings = backbone.get_input_embeddings()
+    device = next(embeddings.parameters()).device
+    if device.type == "meta" and "_hf_hook" in vars(embeddings):
+        return torch.device(embeddings._hf_hook.execution_device)
+    return device
+
+
+def check_policy_size(policy_config, backbone_config) -> None:
+    """Raise a `ValueError` if a policy made for one text config cannot serve the backbone of another."""
+    expected, found = backbone_config.get_text_config(), policy_config
+    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        if getattr(expected, name) != getattr(found, name):
+            raise ValueError(
+                f"The policy was made for {name}={getattr(found, name)}, the backbone has {getattr(expected, name)}: use the policy with the "
+                "backbone that it was made for."
+            )
