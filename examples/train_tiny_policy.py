@@ -20,7 +20,14 @@ from cacovid_hf.training.trainer import OURS, PUBLISHED, ContributionTrainer, Co
 
 PRESETS = {
     # One token a frame to begin with, four at the most; the heads and the small layer learn fast.
-    "ours": OURS | {"sampling_ratio": 1 / 36, "ratio_ceiling": 4 / 36, "learning_rate": 1.5e-3},
+    "ours": OURS
+    | {
+        "sampling_ratio": 1 / 36,
+        "ratio_ceiling": 4 / 36,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 0.1,
+        "adam_beta2": 0.99,
+    },
     "published": PUBLISHED | {"sampling_ratio": 1 / 36, "ratio_ceiling": 4 / 36, "learning_rate": 1.5e-3},
 }
 ATTENTIONS = {"ours": "question", "published": "causal"}
@@ -36,11 +43,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, help="instead of the preset's")
+    parser.add_argument("--kl-weight", type=float, help="instead of the preset's")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", type=Path, help="JSON file for settings and log")
     options = parser.parse_args()
     if options.report is not None and options.report.exists():
         parser.error(f"{options.report} exists: results are added, never overwritten")
 
+    torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     loaded = AutoModelForImageTextToText.from_pretrained(options.backbone, dtype=torch.float32)
     backbone = loaded.backbone if isinstance(loaded, CaCoVidForConditionalGeneration) else loaded
@@ -51,7 +62,8 @@ def main() -> None:
         contribution_share=1.0 if options.preset == "ours" else 0.5,
         base_model_name_or_path=None,  # the checkpoint carries its backbone
     )
-    settings = PRESETS[options.preset]
+    changes = {"learning_rate": options.learning_rate, "kl_weight": options.kl_weight}
+    settings = PRESETS[options.preset] | {name: value for name, value in changes.items() if value is not None}
     iterations = settings.get("num_iterations", 5)
     args = ContributionTrainingArguments(
         output_dir=str(options.out / "trainer"),

@@ -100,9 +100,12 @@ def test_weights_give_kept_and_dropped_half_each():
     torch.testing.assert_close((weights * ~masks).sum(1), torch.tensor([0.5, 0.5, 0.0, 0.0]))
 
 
-def test_loss_choice_by_choice():
+@pytest.mark.parametrize("dual_clip", [None, 1.5])
+def test_loss_choice_by_choice(dual_clip):
     new, old, token_masks, token_advantages, frame_masks, frame_advantages = random_case()
-    loss, statistics = cpo_loss(new, old, token_masks, token_advantages, frame_masks, frame_advantages, kl_weight=0.3)
+    loss, statistics = cpo_loss(
+        new, old, token_masks, token_advantages, frame_masks, frame_advantages, dual_clip=dual_clip, kl_weight=0.3
+    )
 
     def choices(logits, old_logits, masks, scale):
         """Each subset's losses of kept and of dropped choices, one after the other, and how many gradients were stopped."""
@@ -115,6 +118,8 @@ def test_loss_choice_by_choice():
                 chance = [math.exp(x[bit]) / (math.exp(x[0]) + math.exp(x[1])) for x in (now, before)]
                 ratio = chance[0] / chance[1]
                 objective = min(ratio * advantage, min(max(ratio, 0.8), 1.28) * advantage)
+                if dual_clip is not None and advantage < 0:
+                    objective = max(objective, dual_clip * advantage)
                 stopped += (ratio > 1.28 and advantage > 0) or (ratio < 0.8 and advantage < 0)
                 (kept if bit else dropped).append(-objective)
             yield kept, dropped, stopped
@@ -129,7 +134,7 @@ def test_loss_choice_by_choice():
     kl = 0.0
     for logits in (new.token_logits, new.frame_logits):
         chances = [1 / (1 + math.exp(drop - keep)) for drop, keep in logits.reshape(-1, 2).tolist()]
-        kl += mean([p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)) for p in chances])
+        kl += mean([-0.5 * math.log(2 * p) - 0.5 * math.log(2 * (1 - p)) for p in chances])
 
     assert statistics.token_loss.item() == pytest.approx(token_loss, rel=1e-4, abs=1e-6)
     assert statistics.frame_loss.item() == pytest.approx(frame_loss, rel=1e-4, abs=1e-6)
@@ -235,7 +240,7 @@ def test_statistics_of_a_known_policy():
     _, statistics = cpo_loss(output, output, masks, scale, frames, scale)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert statistics.entropy.item() == pytest.approx(entropy, rel=1e-5)
-    assert statistics.kl.item() == pytest.approx(math.log(2) - entropy, rel=1e-4)
+    assert statistics.kl.item() == pytest.approx(-0.5 * math.log(2 * 0.75) - 0.5 * math.log(2 * 0.25), rel=1e-4)
     assert statistics.score_spread.item() == pytest.approx(math.log(3), rel=1e-5)
     assert statistics.ratio_mean == 1
     assert statistics.clip_fraction == 0
@@ -282,3 +287,31 @@ def test_ratio_schedule_with_other_thresholds():
     assert next_ratio(0.2, 0.0, start=0.2) == 0.2  # a start above the ceiling is the ceiling
     with pytest.raises(ValueError, match=r"low=0\.9 is not under high=0\.5"):
         next_ratio(0.02, 0.5, start=0.02, low=0.9, high=0.5)
+
+
+def test_dual_clip_bounds_what_a_single_choice_can_weigh():
+    """A dropped frame that did badly and has become far likelier: unbounded as published, bounded and without gradient with the dual clip."""
+    token_logits = torch.zeros(1, 1, 2)
+    logits = torch.tensor([[20.0, 0.0]], requires_grad=True)
+    new, old = PolicyOutput(token_logits, logits), PolicyOutput(token_logits, torch.tensor([[0.0, 20.0]]))
+    tokens, none = torch.zeros(0, 1, 1, dtype=torch.bool), torch.zeros(0)
+    case = (new, old, tokens, none, torch.tensor([[False]]), torch.tensor([-1.0]))
+    loss, _ = cpo_loss(*case)
+    assert loss > 1e8
+    loss, _ = cpo_loss(*case, dual_clip=3.0)
+    assert loss.item() == pytest.approx(3.0)
+    loss.backward()
+    assert (logits.grad == 0).all()
+
+
+def test_the_pull_to_the_coin_flip_does_not_fade():
+    """Twice as far out, the gradient is no smaller: scores cannot run away from it."""
+    pulls = []
+    for score in (5.0, 10.0):
+        logits = torch.tensor([[[0.0, score]]], requires_grad=True)
+        output = PolicyOutput(logits, torch.zeros(1, 2))
+        nothing = torch.zeros(0)
+        masks = torch.zeros(0, 1, 1, dtype=torch.bool), nothing, torch.zeros(0, 1, dtype=torch.bool), nothing
+        cpo_loss(output, output, *masks, kl_weight=1.0)[0].backward()
+        pulls.append(logits.grad[0, 0, 1].item())
+    assert pulls[1] >= pulls[0] > 0.4

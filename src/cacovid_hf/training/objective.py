@@ -66,6 +66,7 @@ def cpo_loss(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
+    dual_clip: float | None = None,
     kl_weight: float = 0.0,
 ) -> tuple[Tensor, Statistics]:
     """Loss of one video over all subsets tried on it so far (the replay memory), token rollouts and frame rollouts apart.
@@ -83,8 +84,10 @@ def cpo_loss(
         frame_advantages: `(F,)`.
         clip_low: how far a ratio under 1 may go before its gradient stops.
         clip_high: how far a ratio above 1 may go.
-        kl_weight: weight of the divergence from the coin flip, `KL(policy || 1/2)`, mean over tokens plus mean over frames
-            (paper: 0; larger = scores stay smaller).
+        dual_clip: where the gradient stops of choices that did worse than the mean but have become likelier, as a ratio above `1 + clip_high`
+            (ours; the paper: None, and a single such choice can outweigh all others).
+        kl_weight: weight of the divergence from the coin flip, `KL(1/2 || policy)`, mean over tokens plus mean over frames (paper: 0; larger =
+            scores stay smaller). In this direction its pull does not fade where scores are large.
 
     Returns:
         The loss, 0-dimensional with a graph to both heads, and what to log.
@@ -100,12 +103,12 @@ def cpo_loss(
 
     token_ratios = _ratios(tokens, old_tokens, token_masks)  # (R, N)
     frame_ratios = _ratios(frames, old_frames, frame_masks)  # (F, T)
-    token_losses, stopped = _clipped(token_ratios, token_advantages, clip_low, clip_high)
-    frame_losses, _ = _clipped(frame_ratios, frame_advantages, clip_low, clip_high)
+    token_losses, stopped = _clipped(token_ratios, token_advantages, clip_low, clip_high, dual_clip)
+    frame_losses, _ = _clipped(frame_ratios, frame_advantages, clip_low, clip_high, dual_clip)
 
     token_loss = _mean((token_losses * balanced_weights(token_masks)).sum(1))
     frame_loss = _mean(frame_losses.mean(1))
-    kl = (math.log(2) - _entropy(tokens)).mean() + (math.log(2) - _entropy(frames)).mean()
+    kl = _divergence(tokens).mean() + _divergence(frames).mean()
     loss = token_loss + frame_loss + kl_weight * kl
 
     with torch.no_grad():
@@ -189,11 +192,21 @@ def _ratios(log_probs: Tensor, old_log_probs: Tensor, masks: Tensor) -> Tensor:
     return torch.where(masks, change[:, 1], change[:, 0])
 
 
-def _clipped(ratios: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+def _clipped(ratios: Tensor, advantage: Tensor, low: float, high: float, dual: float | None) -> tuple[Tensor, Tensor]:
     """Losses `(R, n)` of single choices, and where the clip stops their gradient."""
     advantage = advantage[:, None]
     free, clipped = ratios * advantage, ratios.clamp(1 - low, 1 + high) * advantage
-    return -torch.minimum(free, clipped), clipped < free
+    objective, stopped = torch.minimum(free, clipped), clipped < free
+    if dual is not None:
+        floor = dual * advantage.clamp(max=0)
+        stopped = stopped | ((advantage < 0) & (objective < floor))
+        objective = torch.where(advantage < 0, torch.maximum(objective, floor), objective)
+    return -objective, stopped
+
+
+def _divergence(log_probs: Tensor) -> Tensor:
+    """`KL(1/2 || policy)` `(n,)` in nats of `(n, 2)` log-probabilities."""
+    return -math.log(2) - log_probs.mean(-1)
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

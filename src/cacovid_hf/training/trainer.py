@@ -34,6 +34,7 @@ OURS: dict[str, Any] = {
     "sampler": "multinomial",
     "sampling_scope": "video",
     "reward": "probability",
+    "dual_clip": 3.0,
     "kl_weight": 0.015,
     "num_token_rollouts": 12,
     "num_frame_rollouts": 4,
@@ -62,6 +63,7 @@ class ContributionTrainingArguments(TrainingArguments):
         ratio_ceiling: largest ratio, unless it starts higher.
         clip_low: how far the ratio to the old policy may fall.
         clip_high: how far it may rise.
+        dual_clip: bound of the loss of choices that did worse and have become likelier (ours; None: unbounded, as published).
         kl_weight: of the divergence from a coin flip, against scores that grow without bound.
         reward: `"accuracy"` (the whole answer, 1 or 0) or `"probability"` (of the answer; dense).
         layer_learning_rate_factor: of the attention layer, which starts from trained weights, relative to the heads.
@@ -83,6 +85,7 @@ class ContributionTrainingArguments(TrainingArguments):
     ratio_ceiling: float = 0.12
     clip_low: float = 0.2
     clip_high: float = 0.28
+    dual_clip: float | None = None
     kl_weight: float = 0.0
     reward: str = "accuracy"
     layer_learning_rate_factor: float = 0.1
@@ -307,6 +310,7 @@ class ContributionTrainer(Trainer):
                 advantages(memory.frame_rewards[video]),
                 clip_low=self.args.clip_low,
                 clip_high=self.args.clip_high,
+                dual_clip=self.args.dual_clip,
                 kl_weight=self.args.kl_weight,
             )
             losses.append(loss)
