@@ -119,6 +119,7 @@ def test_loss_choice_by_choice(dual_clip):
                 ratio = chance[0] / chance[1]
                 objective = min(ratio * advantage, min(max(ratio, 0.8), 1.28) * advantage)
                 if dual_clip is not None and advantage < 0:
+                    stopped += objective < dual_clip * advantage
                     objective = max(objective, dual_clip * advantage)
                 stopped += (ratio > 1.28 and advantage > 0) or (ratio < 0.8 and advantage < 0)
                 (kept if bit else dropped).append(-objective)
