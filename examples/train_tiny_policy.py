@@ -5,7 +5,9 @@ python examples/train_tiny_policy.py --out /tmp/policy --steps 700
 
 import argparse
 import json
+import os
 import platform
+import subprocess
 import time
 from pathlib import Path
 
@@ -102,7 +104,13 @@ def main() -> None:
                 "transformers": transformers.__version__,
                 "python": platform.python_version(),
             },
-            "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "commit": subprocess.run(
+                ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+            ).stdout.strip(),
+            "hardware": f"{os.cpu_count()} cores ({platform.machine()}), {torch.get_num_threads()} thread(s), CPU, float32",
         }
         temporary = options.report.with_name(f".{options.report.name}")
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
