@@ -58,6 +58,25 @@ def selection_table(record: dict[str, Any]) -> list[str]:
     return [f"{device(record)}.", "", *lines]
 
 
+def accuracy_table(record: dict[str, Any]) -> list[str]:
+    """Rows: methods; columns: retention ratios; accuracy in percent with its standard error."""
+    results = record["results"]
+    ratios = sorted({row["retention_ratio"] for row in results if row["retention_ratio"] < 1}, reverse=True)
+    cells = {
+        (row["method"], row["retention_ratio"]): f"{100 * row['accuracy']:.1f} ± {100 * row['standard_error']:.1f}"
+        for row in results
+    }
+    lines = [
+        "| method | " + " | ".join(f"{100 * ratio:g} %" for ratio in ratios) + " |",
+        "|---" * (len(ratios) + 1) + "|",
+    ]
+    methods = list(dict.fromkeys(row["method"] for row in results if row["retention_ratio"] < 1))
+    lines += [f"| {method} | " + " | ".join(cells[method, ratio] for ratio in ratios) + " |" for method in methods]
+    config = record["config"]
+    everything = next(cell for (_, ratio), cell in cells.items() if ratio == 1)
+    return [f"{config['num_questions']} fresh questions; all tokens {everything} %; in %:", "", *lines]
+
+
 def device(record: dict[str, Any]) -> str:
     """What a run ran on, in words."""
     hardware = record["hardware"]
@@ -66,7 +85,7 @@ def device(record: dict[str, Any]) -> str:
     return f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
 
 
-TABLES = {"prefill": prefill_table, "selection": selection_table}
+TABLES = {"accuracy": accuracy_table, "prefill": prefill_table, "selection": selection_table}
 
 
 def main(paths: list[str]) -> None:

@@ -195,6 +195,17 @@ def test_committed_result(path, capsys):
     assert path.name in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("path", sorted((RESULTS[0].parent / "training").glob("*.json")), ids=lambda path: path.name)
+def test_committed_training(path):
+    """What the shipped weights were trained by, with seed, commit, versions and hardware."""
+    record = json.loads(path.read_text())
+    settings = record.get("settings") or record["training"]
+    assert settings["seed"] == 0
+    assert len(record["commit"]) >= 40
+    assert {"python", "torch", "transformers"} <= set(record["versions"])
+    assert "thread" in record["hardware"]
+
+
 def test_there_are_results():
     kinds = {path.name.split("_")[0] for path in RESULTS}
     assert {"prefill", "selection"} <= kinds

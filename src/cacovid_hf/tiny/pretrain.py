@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import platform
+import subprocess
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -346,8 +347,15 @@ def _report(
             "standard_error": measured.standard_error,
             "by_kind": measured.by_kind,
         }
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
     return {
         "training": asdict(record),
+        "commit": commit.stdout.strip() or None,
         "held_out_accuracy": accuracies,
         "parameters": model.num_parameters(),
         "versions": {

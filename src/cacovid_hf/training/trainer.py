@@ -28,7 +28,7 @@ from .sampling import SAMPLERS, sample_frames
 
 REWARDS = ("accuracy", "probability")
 
-# The recipe of the paper, and ours as far as it was tried in miniature (benchmarks/results/tiny_policy_training.json).
+# The recipe of the paper, and ours as far as it was tried in miniature (benchmarks/results/training/tiny_policy_seed0.json).
 PUBLISHED: dict[str, Any] = {}
 OURS: dict[str, Any] = {
     "sampler": "multinomial",
