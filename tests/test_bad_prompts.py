@@ -110,6 +110,24 @@ def test_bad_call(family, case):
             call()
 
 
+@pytest.mark.parametrize("ratios", [[1.0, 1.0], [0.3, 0.3, 0.3]])
+def test_a_list_of_the_wrong_length_where_nothing_is_dropped(ratios):
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    for rows, videos in ((PROMPTS["one video"], 1), (TEXT_ONLY, 0)):
+        with pytest.raises(ValueError, match=rf"has {len(ratios)} values and the prompt {videos} video"):
+            model.generate(**prompt_inputs(stock, rows), retention_ratio=ratios, max_new_tokens=2)
+
+
+def test_mistyped_names():
+    stock = stock_model("llava_onevision")
+    with pytest.raises(ValueError, match="retention_ration is no setting of a CaCoVid model"):
+        CaCoVidForConditionalGeneration.from_backbone(stock, retention_ration=0.25)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    with pytest.raises(ValueError, match="retention_rato is no input of LlavaOnevisionForConditionalGeneration"):
+        model.compress(**prompt_inputs(stock, PROMPTS["one video"]), retention_rato=0.25)
+
+
 def test_qwen_prompt_that_ends_inside_the_video():
     stock = stock_model("qwen2_5_vl")
     model = CaCoVidForConditionalGeneration.from_backbone(stock)

@@ -245,7 +245,27 @@ def shard_outside(path):
     )
 
 
+def remove_config(path):
+    (path / "config.json").unlink()
+
+
 BROKEN = {
+    "no config": (remove_config, OSError, "has no config.json"),
+    "format no number": (
+        lambda p: edit_config(p, format_version="2"),
+        ValueError,
+        "format_version='2' is no whole number",
+    ),
+    "share no number": (
+        lambda p: edit_config(p, contribution_share=None),
+        ValueError,
+        "contribution_share=None is outside",
+    ),
+    "unsupported family": (
+        lambda p: edit_config(p, backbone_config={"model_type": "qwen2"}),
+        ValueError,
+        "family 'qwen2' is not supported",
+    ),
     "newer format": (
         lambda p: edit_config(p, format_version=99),
         ValueError,
@@ -356,3 +376,57 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(checkpoint, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         model.save_pretrained(checkpoint, include_backbone=True)
     assert {name: (checkpoint / name).read_bytes() for name in os.listdir(checkpoint)} == before
+
+
+def cut_file(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def swap_for_pickle(path):
+    path.write_bytes(pickle.dumps({}))
+
+
+def drop_tensor(path):
+    weights = load_file(path)
+    del weights[next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def bend_tensor(path):
+    weights = load_file(path)
+    weights[next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))] = torch.zeros(3, 3)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("damage", [cut_file, swap_for_pickle, drop_tensor, bend_tensor])
+@pytest.mark.parametrize("include_backbone", [False, True])
+def test_damaged_backbone_weights(checkpoint, damage, include_backbone):
+    """Stock loading fills what is missing with random numbers; here that is an error."""
+    folder = checkpoint.parent / "stock"
+    if include_backbone:
+        CaCoVidForConditionalGeneration.from_pretrained(checkpoint).save_pretrained(checkpoint, include_backbone=True)
+        folder = checkpoint / "backbone"
+    damage(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"The weights of .* (are damaged or do not fit|lack .*up_proj)"):
+        CaCoVidForConditionalGeneration.from_pretrained(checkpoint)
+
+
+def test_only_the_main_process_writes(checkpoint):
+    model = CaCoVidForConditionalGeneration.from_pretrained(checkpoint)
+    model.save_pretrained(checkpoint.parent / "n", is_main_process=False, state_dict={})
+    assert not (checkpoint.parent / "n").exists()
+
+
+def test_a_given_policy_is_not_called_trained():
+    stock = stock_model("llava_onevision")
+    policy = CaCoVidForConditionalGeneration.from_backbone(stock).policy
+    assert not CaCoVidForConditionalGeneration.from_backbone(stock, policy=policy).config.policy_trained
+    assert CaCoVidForConditionalGeneration.from_backbone(
+        stock, policy=policy, policy_trained=True
+    ).config.policy_trained
+
+
+def test_vocabulary_can_grow():
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model("llava_onevision"))
+    model.resize_token_embeddings(130)
+    assert model.get_input_embeddings().weight.shape[0] == model.get_output_embeddings().weight.shape[0] == 130

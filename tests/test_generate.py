@@ -1,5 +1,6 @@
 """The table of what `generate` does with what it is given: one row of the design, one test or more."""
 
+import numpy as np
 import pytest
 import torch
 from models import FAMILIES, PAD, PROMPTS, RAGGED, TWO_VIDEOS, masked_inputs, prompt_inputs, stock_model
@@ -158,6 +159,33 @@ def test_missing_attention_mask_is_inferred_as_in_stock(family):
         )
 
 
+@pytest.mark.parametrize("how", ["argument", "config"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_attention_mask_knows_the_calls_own_padding(family, how):
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, RAGGED)
+    expected = model.generate(**inputs, retention_ratio=0.25, max_new_tokens=4, do_sample=False)
+    stock.generation_config.pad_token_id = None
+    rest = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    settings = dict(max_new_tokens=4, do_sample=False, pad_token_id=PAD)
+    if how == "config":
+        settings = dict(
+            generation_config=GenerationConfig(**settings, suppress_tokens=stock.generation_config.suppress_tokens)
+        )
+    assert torch.equal(model.generate(**rest, retention_ratio=0.25, **settings), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_position_ids_of_one_row_serve_a_batch(family):
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, [PROMPTS["one video"][0]] * 2)
+    positions = masked_inputs(stock, inputs, inputs["input_ids"] * 0)["position_ids"]
+    with torch.no_grad():
+        whole = model(**inputs, position_ids=positions, retention_ratio=0.25).logits
+        one_row = model(**inputs, position_ids=positions[..., :1, :], retention_ratio=0.25).logits
+    assert torch.equal(whole, one_row)
+
+
 def test_missing_token_types_give_stock_positions():
     stock, model = wrapped("qwen2_5_vl")
     inputs = prompt_inputs(stock, PROMPTS["one video"])
@@ -202,7 +230,7 @@ def test_default_ratio_comes_from_the_config():
     assert torch.equal(model.generate(**inputs, retention_ratio=1.0, **settings), stock.generate(**inputs, **settings))
 
 
-@pytest.mark.parametrize("ratios", [[0.5, 0.1], (1.0, 0.1), torch.tensor([0.25, 1.0])])
+@pytest.mark.parametrize("ratios", [[0.5, 0.1], (1.0, 0.1), torch.tensor([0.25, 1.0]), np.array([0.25, 0.5])])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_ratio_a_video(family, ratios):
     stock, model = wrapped(family)
@@ -299,6 +327,21 @@ def test_every_method_meets_the_budget_and_the_oracle(family, method):
         )
         # The divergence gate: what is dropped matters.
         assert not torch.equal(ours, stock.generate(**inputs, max_new_tokens=4, do_sample=False))
+
+
+class Sloppy(Uniform):
+    """Off by one."""
+
+    def select(self, prompt, span, scores, retention_ratio):
+        keep = super().select(prompt, span, scores, retention_ratio)
+        keep.view(-1)[keep.flatten().nonzero()[0]] = False
+        return keep
+
+
+def test_a_method_that_misses_its_budget_is_caught():
+    stock, model = wrapped("llava_onevision")
+    with pytest.raises(ValueError, match=r"compressor 'uniform' kept 3 tokens .* the budget is 4"):
+        model.compress(**prompt_inputs(stock, PROMPTS["one video"]), retention_ratio=0.25, compressor=Sloppy())
 
 
 def test_random_is_seeded():

@@ -25,6 +25,23 @@ print(json.dumps([seconds, [name for name in loaded if not name.startswith("caco
     assert not [name for name in loaded if name.startswith(("transformers.", "torch", "av", "matplotlib"))]
 
 
+def test_import_is_quick_where_the_auto_classes_are_there():
+    program = """
+import time, json
+from transformers import AutoModelForImageTextToText, AutoProcessor
+start = time.perf_counter()
+import cacovid_hf
+seconds = time.perf_counter() - start
+from transformers import LlavaOnevisionForConditionalGeneration
+config = cacovid_hf.CaCoVidConfig()
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as models
+print(json.dumps([seconds, models[type(config)].__name__]))
+"""
+    runs = [json.loads(run(program)) for _ in range(2)]
+    assert min(seconds for seconds, _ in runs) < 0.3
+    assert runs[0][1] == "CaCoVidForConditionalGeneration"
+
+
 def test_the_command_line_and_the_package_import_no_torch():
     program = "import sys; import cacovid_hf, cacovid_hf.cli; print(sorted({'torch', 'transformers', 'av', 'matplotlib'} & set(sys.modules)))"
     assert run(program).strip() == "[]"

@@ -158,6 +158,16 @@ def test_the_rest_is_spread_evenly_over_the_tokens_not_kept():
     assert spread_tokens(huge, 0, 2_999_999).sum() == 2_999_999
 
 
+@pytest.mark.parametrize(
+    ("frames", "tokens", "ratio", "share"),
+    [(32, 729, 0.999, 0.0), (16, 1296, 0.9999, 0.5), (5000, 196, 0.999, 0.5), (32, 196, 0.9999, 0.0)],
+)
+def test_exact_counts_where_nearly_everything_is_kept(frames, tokens, ratio, share):
+    """Steps near one: neighbours in the even spread must not fall together."""
+    keep = select_tokens(torch.randn(frames, tokens), torch.randn(frames), ratio, contribution_share=share)
+    assert keep.sum() == math.floor(ratio * frames * tokens + 1e-9)
+
+
 def test_precision_of_the_scores_does_not_move_the_mask():
     token_scores, frame_scores = torch.randn(16, 49).bfloat16(), torch.randn(16).bfloat16()
     keep = select_tokens(token_scores, frame_scores, 0.15)
@@ -190,6 +200,8 @@ BAD = [
     (dict(frame_scores=torch.tensor([0.0, float("inf")])), "scores hold NaN or infinite"),
     (dict(contribution_share=1.5), r"contribution_share=1\.5 is outside \[0, 1\]"),
     (dict(frame_cap=0), r"frame_cap=0 is outside"),
+    (dict(frame_cap="1"), r"frame_cap='1' is outside"),
+    (dict(contribution_share=None), r"contribution_share=None is outside"),
     (dict(scope="clip"), "scope='clip' is unknown"),
 ]
 

@@ -48,7 +48,10 @@ def register() -> None:
     """Register config, model and video processors now or as soon as their Auto classes are imported."""
     callbacks = {
         "transformers.models.auto.configuration_auto": lambda: _import("configuration"),
-        "transformers.models.auto.modeling_auto": lambda: _import("modeling"),
+        # The model code of transformers takes seconds to import: where the Auto classes are there already, ours waits for it, or for the first config.
+        "transformers.modeling_utils"
+        if "transformers.models.auto.modeling_auto" in sys.modules
+        else "transformers.models.auto.modeling_auto": lambda: _import("modeling"),
         "transformers.models.auto.video_processing_auto": lambda: _import("processing").register(),
     }
     waiting = {}

@@ -3,9 +3,10 @@
 import inspect
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from .selection import check_retention_ratio
 
@@ -27,7 +28,7 @@ DECODING_ARGUMENTS = {
 
 def retention_ratios(retention_ratio: Any, num_videos: int) -> list[float]:
     """One checked ratio a video, from one number or one a video."""
-    if isinstance(retention_ratio, Tensor) and retention_ratio.ndim > 0:
+    if isinstance(retention_ratio, (Tensor, np.ndarray)) and retention_ratio.ndim > 0:
         retention_ratio = retention_ratio.tolist()
     if isinstance(retention_ratio, (list, tuple)):
         if len(retention_ratio) != num_videos:
@@ -40,7 +41,7 @@ def retention_ratios(retention_ratio: Any, num_videos: int) -> list[float]:
 
 def keeps_all(retention_ratio: Any) -> bool:
     """Whether nothing is to be dropped, told (and the values checked) without looking at the prompt."""
-    if isinstance(retention_ratio, Tensor):
+    if isinstance(retention_ratio, (Tensor, np.ndarray)):
         retention_ratio = retention_ratio.tolist()
     if not isinstance(retention_ratio, (list, tuple)):
         retention_ratio = [retention_ratio]
@@ -48,15 +49,20 @@ def keeps_all(retention_ratio: Any) -> bool:
     return bool(ratios) and min(ratios) == 1.0
 
 
-def stock_attention_mask(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+def stock_attention_mask(input_ids: Tensor, settings: GenerationConfig) -> Tensor:
     """The mask `(B, L)` that stock generation assumes if none is given: padding ids are padding, unless they may be ends of text."""
-    pad, eos = model.generation_config.pad_token_id, model.generation_config.eos_token_id  # type: ignore[union-attr]
+    pad, eos = settings.pad_token_id, settings.eos_token_id
     if pad is None or pad in (eos if isinstance(eos, (list, tuple)) else [eos]):
         return torch.ones_like(input_ids, dtype=torch.long)
     return (input_ids != pad).long()
 
 
+def embedding_arguments(model: PreTrainedModel) -> set[str]:
+    """Names of the arguments that embed a prompt: pixels, grids, positions."""
+    return set(inspect.signature(model.forward).parameters) - DECODING_ARGUMENTS
+
+
 def take_embedding_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
     """Take the arguments that embed a prompt (pixels, grids, positions) out of `arguments`."""
-    accepted = set(inspect.signature(model.forward).parameters) - DECODING_ARGUMENTS
+    accepted = embedding_arguments(model)
     return {name: arguments.pop(name) for name in list(arguments) if name in accepted}

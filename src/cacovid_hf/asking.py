@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, ProcessorMixin
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import cached_file
 from transformers.video_utils import VideoMetadata
 
 from .backbones import backbone_family
+from .checkpoint import load_stock_model
 from .compressors import CaCoVid, Compressor, Scores
 from .configuration import CaCoVidConfig
 from .modeling import CaCoVidForConditionalGeneration
@@ -144,7 +145,7 @@ def load_model(
     if isinstance(config, CaCoVidConfig):
         model = CaCoVidForConditionalGeneration.from_pretrained(name, **loading)
     else:
-        backbone = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, **loading)
+        backbone = load_stock_model(name, **loading)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = CaCoVidForConditionalGeneration.from_backbone(backbone)

@@ -36,6 +36,7 @@ CONFIG_OVERRIDES = (
     "policy_attention",
     "base_model_name_or_path",
     "base_model_revision",
+    "policy_trained",
 )
 NEVER_FORWARDED = (
     "trust_remote_code",
@@ -63,6 +64,10 @@ class Source:
     def config(self, config: CaCoVidConfig | None, overrides: dict[str, Any]) -> CaCoVidConfig:
         """The checkpoint's config with `overrides`, checked again."""
         if config is None:
+            if self.file("config.json") is None:
+                raise FileNotFoundError(
+                    f"{self.name} has no config.json: give the folder or the Hub id of a CaCoVid checkpoint."
+                )
             config = CaCoVidConfig.from_pretrained(self.name, **self.hub)
         if not isinstance(config, CaCoVidConfig) or config.model_type != CaCoVidConfig.model_type:
             raise ValueError(
@@ -153,7 +158,40 @@ def load_backbone(
         raise ValueError(
             f"{source.name} does not say which backbone it was made for: give backbone= (an id, a folder or a model)."
         )
-    return AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, **shared, **settings)
+    try:
+        return load_stock_model(name, **shared, **settings)
+    except OSError as error:
+        if backbone is not None or config.includes_backbone:
+            raise
+        raise OSError(
+            f"The backbone {name} that {source.name} was made for cannot be loaded ({' '.join(str(error).split())}): give backbone= (an id, a "
+            "folder or a model)."
+        ) from error
+
+
+def load_stock_model(name: str | os.PathLike, **settings: Any) -> PreTrainedModel:
+    """Load a stock model from safetensors, and refuse damaged or incomplete weights, which stock loading fills with random numbers.
+
+    Raises:
+        ValueError: weights that are damaged, do not fit the config or are not all there.
+    """
+    if settings.pop("output_loading_info", False):
+        raise ValueError("output_loading_info=True is not supported: weights that do not fit are an error here.")
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **settings
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"The weights of {os.fspath(name)} are damaged or do not fit its config ({' '.join(str(error).split())[:300]}): copy or download them again."
+        ) from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"The weights of {os.fspath(name)} lack {', '.join(missing[:3])}{more}: copy or download them again."
+        )
+    return model
 
 
 def save(
@@ -232,9 +270,14 @@ class replaced:
     def __exit__(self, error_type, error, trace) -> None:
         try:
             if error_type is None:
-                if self.path.is_dir():
-                    shutil.rmtree(self.path)
+                # A folder cannot be replaced in one step: the old one steps aside until the new one stands.
+                aside = self.temporary.with_name(f"{self.temporary.name}.old")
+                was_folder = self.path.is_dir()
+                if was_folder:
+                    os.replace(self.path, aside)
                 os.replace(self.temporary, self.path)
+                if was_folder:
+                    shutil.rmtree(aside)
         finally:
             if self.temporary.is_dir():
                 shutil.rmtree(self.temporary, ignore_errors=True)

@@ -1,6 +1,7 @@
 """`CaCoVidConfig`: which backbone, which policy, which defaults; every check of a setting is here or called from here."""
 
 import copy
+import importlib
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -58,6 +59,10 @@ class CaCoVidConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
+        if type(self.format_version) is not int:
+            raise ValueError(
+                f"format_version={self.format_version!r} is no whole number: this is no config of a CaCoVid checkpoint."
+            )
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"This checkpoint has format_version={self.format_version}, this cacovid-hf reads up to {FORMAT_VERSION}: "
@@ -69,6 +74,8 @@ class CaCoVidConfig(PreTrainedConfig):
         if self.retention_ratio is not None:
             self.retention_ratio = check_retention_ratio(self.retention_ratio)
         super().__post_init__(**kwargs)
+        # Whoever makes a config is about to make a model: the Auto class must know ours by now.
+        importlib.import_module(".modeling", __package__)
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The text config of the backbone."""

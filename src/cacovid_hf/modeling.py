@@ -11,13 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from . import checkpoint
-from .arguments import keeps_all, retention_ratios, stock_attention_mask, take_embedding_arguments
+from .arguments import (
+    embedding_arguments,
+    keeps_all,
+    retention_ratios,
+    stock_attention_mask,
+    take_embedding_arguments,
+)
 from .backbones import Backbone, backbone_family
 from .compressors import CaCoVid, Compressor, resolve_compressor
 from .configuration import CaCoVidConfig
@@ -113,6 +120,10 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return cls.from_pretrained(policy, backbone=backbone, **policy_options)
         backbone = base_model(backbone)
         backbone_family(backbone.config)
+        if unknown := sorted(set(policy_options) - set(checkpoint.CONFIG_OVERRIDES)):
+            raise ValueError(
+                f"{', '.join(unknown)} is no setting of a CaCoVid model: choose among {', '.join(checkpoint.CONFIG_OVERRIDES)}."
+            )
         policy_options.setdefault("base_model_name_or_path", backbone.config._name_or_path or None)
         policy_options.setdefault("base_model_revision", getattr(backbone.config, "_commit_hash", None))
         if policy is not None:
@@ -121,7 +132,6 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError(
                     f"policy_attention={attention!r} is asked for, and the given policy has {policy.attention!r}: leave the option out."
                 )
-            policy_options.setdefault("policy_trained", True)
             check_policy_size(policy.config, backbone.config)
         config = CaCoVidConfig(backbone_config=backbone.config, **policy_options)
         if policy is None:
@@ -157,6 +167,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         source = checkpoint.Source.of(pretrained_model_name_or_path, kwargs)
         overrides = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OVERRIDES if name in kwargs}
         config = source.config(config, overrides)
+        backbone_family(config.backbone_config)
         weights = source.weights("policy.")
         given = backbone is not None and not isinstance(backbone, (str, os.PathLike))
         if not given:
@@ -178,6 +189,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         save_directory: str | os.PathLike,
         *,
         include_backbone: bool = False,
+        is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
         push_to_hub: bool = False,
         **kwargs: Any,
@@ -190,6 +202,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             save_directory: made if missing.
             include_backbone: whether to save the backbone's weights too.
+            is_main_process: false on the processes that write nothing.
             state_dict: a state dict of this model, as a trainer gathers it; only the parts that are saved are taken from it.
             push_to_hub: not here; use `model.push_to_hub(repo)`.
             **kwargs: for the backbone's own `save_pretrained`, such as `max_shard_size`.
@@ -200,6 +213,8 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if push_to_hub:
             raise ValueError("push_to_hub=True is not supported by save_pretrained: call model.push_to_hub(repo_id).")
+        if not is_main_process:
+            return
         checkpoint.save(
             self, save_directory, include_backbone=include_backbone, state_dict=state_dict, backbone_kwargs=kwargs
         )
@@ -247,6 +262,14 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The backbone's."""
         return self.backbone.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's."""
+        self.backbone.set_output_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Of the backbone; the policy knows no vocabulary."""
+        return self.backbone.resize_token_embeddings(*args, **kwargs)
 
     def get_decoder(self) -> nn.Module:
         """The backbone's language model."""
@@ -297,8 +320,12 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: placeholders that do not fit the pixel inputs, a ratio outside (0, 1], an unknown method.
         """
         method = self.resolve_compressor(compressor)
+        if unknown := sorted(set(inputs) - embedding_arguments(self.backbone)):
+            raise ValueError(
+                f"{', '.join(unknown)} is no input of {type(self.backbone).__name__}: give what the processor returned, and check for typos."
+            )
         if attention_mask is None:
-            attention_mask = stock_attention_mask(self.backbone, input_ids)
+            attention_mask = stock_attention_mask(input_ids, self.generation_config)
         layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
         ratios = retention_ratios(self._ratio(retention_ratio), len(layout.videos))
         prompt = self.family.embed(self.backbone, layout, input_ids, attention_mask, inputs)
@@ -314,6 +341,10 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _drops_nothing(self, retention_ratio: Any, input_ids: Tensor | None, inputs: dict[str, Any]) -> bool:
         """Whether a call is the backbone's own: everything kept, or no video in it."""
+        if isinstance(retention_ratio, (list, tuple, np.ndarray)) or (
+            isinstance(retention_ratio, Tensor) and retention_ratio.ndim
+        ):
+            retention_ratios(retention_ratio, len(self.family.video_grids(self.backbone.config, inputs)))
         if keeps_all(self._ratio(retention_ratio)):
             return True
         if any(inputs.get(name) is not None for name in self.family.video_inputs):
@@ -389,6 +420,8 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if input_ids is None:
             raise ValueError("input_ids are missing: pass everything that the processor returned.")
         attention_mask = arguments.pop("attention_mask", None)
+        if attention_mask is None:
+            attention_mask = stock_attention_mask(input_ids, settings)
         for name in ("inputs", "input_ids", "generation_config"):
             arguments.pop(name, None)
         prompt = self.compress(

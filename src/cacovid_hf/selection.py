@@ -68,9 +68,9 @@ def spread_tokens(keep: Tensor, num_kept: int, num_more: int) -> Tensor:
         return keep
     num_free = keep.numel() - num_kept
     chosen = torch.zeros(num_free, dtype=torch.bool)
-    # float32 as published: where a position falls on .5, its rounding error decides. Exact counts need steps of at least one, which
-    # float32 cannot promise for millions of tokens.
-    dtype = torch.float32 if num_free < 1 << 20 else torch.float64
+    # float32 as published: where a position falls on .5, its rounding error decides. But neighbours must not fall together, which float32 cannot
+    # promise for steps near one or millions of tokens.
+    dtype = torch.float32 if num_free < 1 << 20 and 4 * num_more < 3 * num_free else torch.float64
     chosen[torch.linspace(0, num_free - 1, num_more, dtype=dtype).round().long()] = True
     place_among_free = (~keep).cumsum(0).sub_(1).clamp_(min=0)
     return keep | chosen.to(keep.device)[place_among_free]
@@ -205,14 +205,18 @@ def select_tokens(
 
 def check_selection_settings(contribution_share: float, frame_cap: float, scope: str) -> None:
     """Raise a `ValueError` that names the setting that is out of range, if one is."""
-    if isinstance(contribution_share, bool) or not 0.0 <= contribution_share <= 1.0:
+    if not _is_number(contribution_share) or not 0.0 <= contribution_share <= 1.0:
         raise ValueError(
             f"contribution_share={contribution_share!r} is outside [0, 1]: give the part of the budget spent by score "
             "(0.5 as published, 1.0 for no uniform tokens)."
         )
-    if isinstance(frame_cap, bool) or not 0.0 < frame_cap < math.inf:
+    if not _is_number(frame_cap) or not 0.0 < frame_cap < math.inf:
         raise ValueError(
             f"frame_cap={frame_cap!r} is outside (0, inf): give a multiple of the mean frame budget (1.5 as published)."
         )
     if scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is unknown: choose one of {', '.join(map(repr, SCOPES))}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

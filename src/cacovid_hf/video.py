@@ -17,7 +17,10 @@ from fractions import Fraction
 from typing import Any, BinaryIO
 
 import numpy as np
+from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
+
+logger = logging.get_logger(__name__)
 
 MAX_PIXELS = 7680 * 4320
 MAX_DURATION = 24 * 3600.0
@@ -193,7 +196,9 @@ def _opened(file: str | os.PathLike | BinaryIO) -> Iterator[tuple[Any, str]]:
     try:
         # As `options`, which go to every stream too, these crash PyAV 13 to 15 on containers that announce streams late (flv).
         with av.open(
-            source, container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+            source,
+            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
         ) as container:
             yield container, name
     except av.FFmpegError as error:
@@ -270,6 +275,14 @@ def _timeline(container, stream, name: str) -> _Timeline:
     if times.size > 1 and (not last_duration or not span):
         last_duration = span / (times.size - 1)
     duration = float((span + last_duration) * stream.time_base)
+    if "matroska" in container.format.name and container.duration and times.size:
+        # Matroska and WebM mark no cut; what is announced and what is there tell.
+        announced, end = container.duration / 1e6, float((int(times[-1]) + last_duration) * stream.time_base)
+        if announced - end > max(0.1 * announced, 2 * duration / times.size):
+            message = f"{name} ends after {end:.2f} of the {announced:.2f} seconds that it announces"
+            if len(container.streams) == 1:
+                raise ValueError(f"{message}, it is truncated: copy or download it again.")
+            logger.warning(f"{message}: its video is shorter than its sound, or it is truncated.")
     if num_untimed or duration <= 0:
         rate: Fraction | None = stream.average_rate if num_untimed or num_frames == 1 else None
         duration = float(num_frames / rate) if rate else 0.0

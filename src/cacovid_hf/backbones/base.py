@@ -115,6 +115,8 @@ class Backbone(ABC):
         position_ids = inputs.pop("position_ids", None)
         if position_ids is None:
             position_ids = self.position_ids(model, input_ids, attention_mask, inputs)
+        else:
+            position_ids = position_ids.expand(*position_ids.shape[:-2], *input_ids.shape)
         captured = capture_language_model_inputs(
             model,
             self.language_model(model),

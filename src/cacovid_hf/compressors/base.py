@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..policy import ContributionPolicy
@@ -63,11 +64,21 @@ class Compressor(ABC):
         Returns:
             One selection a video, and how many tokens each keeps.
         """
-        selections, budgets = [], []
+        selections: list[VideoSelection] = []
+        budgets: list[int] = []
         for span, scores, ratio in zip(prompt.layout.videos, self.score(prompt, policy), retention_ratios, strict=True):
             keep = self.select(prompt, span, scores, ratio)
             selections.append(
                 VideoSelection(span, keep, scores.token if scores else None, scores.frame if scores else None)
             )
             budgets.append(token_budget(span.num_tokens, ratio))
+        # A prompt cut by a count that is not its mask's would come out scrambled, without a sign of it.
+        kept = torch.stack([s.keep.sum() for s in selections]).tolist() if selections else []
+        for selection, budget, count in zip(selections, budgets, kept, strict=True):
+            shape = (selection.span.num_frames, selection.span.tokens_per_frame)
+            if count != budget or selection.keep.shape != shape or selection.keep.dtype != torch.bool:
+                raise ValueError(
+                    f"compressor {self.name!r} kept {count} tokens ({selection.keep.dtype}, {tuple(selection.keep.shape)}) of a video, the budget is "
+                    f"{budget} of {shape}: `select` must return a bool mask with exactly `token_budget(T * P, retention_ratio)` true."
+                )
         return tuple(selections), budgets
