@@ -380,3 +380,32 @@ def test_without_pyav(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match="needs PyAV: pip install av"):
         read_video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_metadata_in_another_encoding(tmp_path, suffix):
+    """A title that is not UTF-8 is nobody's problem."""
+    path = tmp_path / f"clip.{suffix}"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "CAFEZZ"
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert b"CAFEZZ" in data
+    path.write_bytes(data.replace(b"CAFEZZ", b"CAF\xe9ZZ"))
+    assert read_video(path, max_fps=10)[0].shape == (20, 32, 32, 3)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm"])
+def test_truncated_matroska(tmp_path, suffix):
+    """Matroska marks no cut, but it announces its duration."""
+    path = write_video(tmp_path / f"clip.{suffix}", 60, fps=30, codec="libvpx" if suffix == "webm" else "libx264")
+    assert read_video(path, max_fps=30)[1].total_num_frames == 60
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * 0.4)])
+    with pytest.raises(ValueError, match="truncated"):
+        read_video(path)
