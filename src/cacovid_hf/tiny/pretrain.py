@@ -334,7 +334,10 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None
 
 
 def _report(
-    model: LlavaOnevisionForConditionalGeneration, processor: LlavaOnevisionProcessor, record: TrainingRecord
+    model: LlavaOnevisionForConditionalGeneration,
+    processor: LlavaOnevisionProcessor,
+    record: TrainingRecord,
+    commit: str | None,
 ) -> dict[str, object]:
     """Measure the trained model on fresh questions, and say on what."""
     accuracies: dict[str, object] = {}
@@ -347,15 +350,9 @@ def _report(
             "standard_error": measured.standard_error,
             "by_kind": measured.by_kind,
         }
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
     return {
         "training": asdict(record),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit,
         "held_out_accuracy": accuracies,
         "parameters": model.num_parameters(),
         "versions": {
@@ -365,6 +362,12 @@ def _report(
         },
         "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads, float32",
     }
+
+
+def _commit() -> str | None:
+    """Of the code that is about to train."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
 
 
 def main() -> None:
@@ -381,13 +384,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
 
+    commit = _commit()
     model, processor, record = pretrain(arguments.seed, arguments.time_limit)
     unfinished = arguments.out.with_name(f".{arguments.out.name}.part")
     model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
     unfinished.rename(arguments.out)
     if arguments.report is not None:
-        text = json.dumps(_report(model, processor, record), indent=2) + "\n"
+        text = json.dumps(_report(model, processor, record, commit), indent=2) + "\n"
         unfinished = arguments.report.with_name(f".{arguments.report.name}.part")
         unfinished.write_text(text, encoding="utf-8")
         unfinished.rename(arguments.report)
