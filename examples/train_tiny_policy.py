@@ -1,6 +1,6 @@
 """Train the policy of the embedded tiny model by reinforcement learning, and measure it: minutes on two cores.
 
-python examples/train_tiny_policy.py --out /tmp/policy --steps 700
+python examples/train_tiny_policy.py --out policy
 """
 
 import argparse
