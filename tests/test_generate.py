@@ -403,3 +403,15 @@ def test_forward_returns_tuples_and_refuses_caches(case):
     assert torch.equal(as_tuple[-1], outputs.kept_indices)
     with pytest.raises(ValueError, match="past_key_values does not work with compressed video tokens"):
         model(**inputs, retention_ratio=0.25, past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize(
+    "setting", [dict(cache_implementation="static"), dict(prefill_chunk_size=4), dict(num_beams=2)]
+)
+def test_settings_of_the_backbones_generation_config(case, setting):
+    """What stands in the backbone's own generation config works like an argument of the call."""
+    stock, model, inputs = case
+    expected = model.generate(**inputs, retention_ratio=0.25, max_new_tokens=4, do_sample=False, **setting)
+    for name, value in setting.items():
+        setattr(stock.generation_config, name, value)
+    assert torch.equal(model.generate(**inputs, retention_ratio=0.25, max_new_tokens=4, do_sample=False), expected)
