@@ -8,7 +8,7 @@ import torch
 from models import FAMILIES, PROMPTS, masked_inputs, prompt_inputs, stock_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.selection import select_tokens
+from cacovid_hf.selection import SCOPES, select_tokens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda")
@@ -123,7 +123,7 @@ def test_policy_scores_and_masks_as_on_the_cpu(family):
         torch.testing.assert_close(video.frame_scores.cpu(), reference.frame_scores, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("scope", ["frame", "video"])
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("levels", [2, 5, 10_000])
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 0.25, 0.9])
 def test_the_same_scores_give_the_same_mask_on_any_device(ratio, levels, scope):

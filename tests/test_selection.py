@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cacovid_hf import select_tokens
-from cacovid_hf.selection import contribution_budget, frame_budgets, spread_tokens, token_budget, top_tokens
+from cacovid_hf.selection import SCOPES, contribution_budget, frame_budgets, spread_tokens, token_budget, top_tokens
 
 GOLDEN = Path(__file__).parent / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())["select"]
@@ -86,7 +86,7 @@ def test_frame_budgets_equal_moving_single_tokens(share, cap):
             assert counts.max() <= tokens
 
 
-@pytest.mark.parametrize("scope", ["frame", "video"])
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 def test_exact_counts_for_every_grid_ratio_and_score(share, scope):
     ratios = [1e-6, 0.01, 0.02, 0.05, 0.07, 0.1, 0.29, 0.3, 1 / 3, 0.5, 0.57, 0.75, 0.99, 1.0]
@@ -147,6 +147,15 @@ def test_video_scope_ranks_all_tokens_at_once():
     assert set(keep.flatten().nonzero()[:, 0].tolist()) == set(total.topk(28).indices.tolist())
 
 
+def test_tokens_scope_ranks_all_tokens_whatever_their_frame():
+    """Also where each frame score outweighs every token score."""
+    token_scores, frame_scores = torch.randn(8, 36), torch.randn(8) * 100
+    keep = select_tokens(token_scores, frame_scores, 0.1, contribution_share=1.0, scope="tokens", frame_cap=0.01)
+    assert set(keep.flatten().nonzero()[:, 0].tolist()) == set(token_scores.flatten().topk(28).indices.tolist())
+    half = select_tokens(token_scores, frame_scores, 0.1, contribution_share=0.5, scope="tokens").flatten()
+    assert half[token_scores.flatten().topk(14).indices].all()
+
+
 def test_the_rest_is_spread_evenly_over_the_tokens_not_kept():
     keep = torch.tensor([True, False, False, True, False, False, False])
     assert spread_tokens(keep, 2, 3).nonzero()[:, 0].tolist() == [0, 1, 3, 4, 6]
@@ -180,7 +189,7 @@ def test_same_mask_on_another_device():
     for frames, tokens, ratio in itertools.product((1, 5, 32, 128), (4, 196), (0.02, 0.1, 0.25, 0.6)):
         for scale in (0.0, 1.0, 20.0):
             token_scores, frame_scores = torch.randn(frames, tokens) * scale, torch.randn(frames) * scale
-            for scope in ("frame", "video"):
+            for scope in SCOPES:
                 keep = select_tokens(token_scores, frame_scores, ratio, scope=scope)
                 other = select_tokens(token_scores.cuda(), frame_scores.cuda(), ratio, scope=scope)
                 assert torch.equal(keep, other.cpu())

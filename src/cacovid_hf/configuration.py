@@ -36,7 +36,8 @@ class CaCoVidConfig(PreTrainedConfig):
         retention_ratio: default fraction of video tokens kept, in (0, 1]; None keeps all.
         contribution_share: part of the budget chosen by contribution scores, in [0, 1] (paper: 0.5).
         frame_cap: a frame's largest budget as a multiple of the mean (paper: 1.5).
-        scope: `"frame"` (paper) or `"video"` (ours: one budget for all frames).
+        scope: `"frame"` (paper: a budget a frame), `"tokens"` or `"video"` (ours: one budget for all frames, spent by the token scores
+            alone or by token plus frame scores).
         format_version: of the checkpoint; a newer one than this package knows is refused.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Absorbs float accidents such as 0.3 * 10 == 3.0000000000000004 or 0.07 * 100 == 7.000000000000001 (and their like below).
 _EPSILON = 1e-9
-SCOPES = ("frame", "video")
+SCOPES = ("frame", "video", "tokens")
 
 
 def check_retention_ratio(retention_ratio: float, name: str = "retention_ratio") -> float:
@@ -164,8 +164,9 @@ def select_tokens(
             tokens not chosen.
         frame_cap: how far a frame may exceed the mean, as a multiple (paper: 1.5); `frame_cap * retention_ratio` is the published
             maximum frame ratio.
-        scope: `"frame"` (paper) gives every frame a budget; `"video"` (ours) ranks all tokens at once by
-            `token_scores + frame_scores` and ignores `frame_cap`.
+        scope: `"frame"` (paper) gives every frame a budget by its score; `"tokens"` (ours) ranks all tokens of the video at once by
+            `token_scores` alone, `"video"` (ours) by `token_scores + frame_scores`; both ignore `frame_cap`. Nothing puts the two scores on
+            one scale, so that under `"video"` the heads' spreads decide which of them counts.
 
     Returns:
         bool `(T, P)`, true = keep.
@@ -195,7 +196,9 @@ def select_tokens(
     if budget == num_tokens:
         return torch.ones_like(token_scores, dtype=torch.bool)
     by_contribution = contribution_budget(num_tokens, retention_ratio, contribution_share)
-    if scope == "video":
+    if scope == "tokens":
+        keep = top_tokens(token_scores.flatten(), by_contribution)
+    elif scope == "video":
         keep = top_tokens((token_scores + frame_scores[:, None]).flatten(), by_contribution)
     else:
         counts = frame_budgets(frame_scores, token_scores.shape[1], retention_ratio, contribution_share, frame_cap)

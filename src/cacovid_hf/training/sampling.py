@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..selection import SCOPES, check_retention_ratio, top_tokens
+from ..selection import check_retention_ratio, top_tokens
 
+SAMPLING_SCOPES = ("frame", "video")
 _EPSILON = 1e-9  # absorbs float accidents in counts
 
 
@@ -301,8 +302,8 @@ def _rows(token_scores: Tensor, ratio: float, num_rollouts: int, scope: str) -> 
 
 
 def _check_scope(scope: str) -> None:
-    if scope not in SCOPES:
-        raise ValueError(f"scope={scope!r} is unknown: choose one of {', '.join(map(repr, SCOPES))}.")
+    if scope not in SAMPLING_SCOPES:
+        raise ValueError(f"scope={scope!r} is unknown: choose one of {', '.join(map(repr, SAMPLING_SCOPES))}.")
 
 
 def _checked(scores: Tensor, num_rollouts: int) -> Tensor:

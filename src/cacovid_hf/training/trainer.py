@@ -21,10 +21,9 @@ from transformers import ProcessorMixin, Trainer, TrainingArguments
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policy import PolicyOutput
 from ..prompt import Prompt
-from ..selection import SCOPES
 from .objective import advantages, cpo_loss, next_ratio
 from .rollouts import cut, score_answers
-from .sampling import SAMPLERS, sample_frames
+from .sampling import SAMPLERS, SAMPLING_SCOPES, sample_frames
 
 REWARDS = ("accuracy", "probability")
 
@@ -98,7 +97,7 @@ class ContributionTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, choices in (("sampler", SAMPLERS), ("sampling_scope", SCOPES), ("reward", REWARDS)):
+        for name, choices in (("sampler", SAMPLERS), ("sampling_scope", SAMPLING_SCOPES), ("reward", REWARDS)):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(map(repr, choices))}."
