@@ -308,7 +308,16 @@ def test_refused_chunk_size():
 
 
 @pytest.mark.parametrize(
-    "method", ["cacovid", "random", "uniform", Random(seed=3), CaCoVid(1.0, scope="video"), CaCoVid(1.0, scope="tokens"), Uniform()]
+    "method",
+    [
+        "cacovid",
+        "random",
+        "uniform",
+        Random(seed=3),
+        CaCoVid(1.0, scope="video"),
+        CaCoVid(1.0, scope="tokens"),
+        Uniform(),
+    ],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_meets_the_budget_and_the_oracle(family, method):
