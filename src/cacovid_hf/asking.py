@@ -3,30 +3,25 @@
 import functools
 import importlib.util
 import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, ProcessorMixin
-from transformers.generation.streamers import BaseStreamer
 from transformers.utils import cached_file
 from transformers.video_utils import VideoMetadata
 
 from .backbones import backbone_family
 from .checkpoint import load_stock_model
-from .compressors import CaCoVid, Compressor, Scores
+from .compressors import CaCoVid, Compressor
 from .configuration import CaCoVidConfig
 from .modeling import CaCoVidForConditionalGeneration
-from .policy import ContributionPolicy
 from .processing import with_video_reader
-from .prompt import Prompt, VideoSelection, VideoSpan
+from .prompt import VideoSelection
 from .selection import check_retention_ratio
+from .timing import Stages, timed_generate
 
 UNTRAINED = "the policy is untrained: expect answers of a random subset's quality"
 
@@ -210,7 +205,7 @@ def ask(
     if not isinstance(video, SampledVideo):
         video = sample_video(processor, video, num_frames)
 
-    stages = _Stages(model.device)
+    stages = Stages(model.device)
     stages.enter("prepare")
     content = [{"type": "video", "video": video.frames}, {"type": "text", "text": question}]
     messages: list[Any] = [{"role": "user", "content": content}]
@@ -223,22 +218,12 @@ def ask(
         processor_kwargs={"video_metadata": [video.metadata], "do_sample_frames": False},
     )
     inputs = inputs.to(model.device, model.dtype)
-    watched = _Watched(method, stages)
-    with stages.prefill_at(model.family.language_model(model.backbone)):
-        stages.enter("vision")
-        ids = model.generate(
-            **inputs,
-            retention_ratio=retention_ratio,
-            compressor=watched,
-            streamer=stages,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-        )
-    stages.enter(None)
+    ids, selections = timed_generate(
+        model, inputs, method, stages, retention_ratio=retention_ratio, max_new_tokens=max_new_tokens
+    )
 
     text = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    selection = stages.selections[0] if stages.selections else _everything(model, inputs)
+    selection = selections[0]
     kept, total = int(selection.keep.sum()), selection.keep.numel()
     by_untrained_policy = kept < total and isinstance(method, CaCoVid) and not model.config.policy_trained
     return Answer(
@@ -250,81 +235,3 @@ def ask(
         selection=selection,
         notice=UNTRAINED if by_untrained_policy else None,
     )
-
-
-def _everything(model: CaCoVidForConditionalGeneration, inputs: Any) -> VideoSelection:
-    """The selection that drops nothing."""
-    layout = model.family.layout(model.backbone.config, inputs["input_ids"], inputs["attention_mask"], dict(inputs))
-    span = layout.videos[0]
-    return VideoSelection(span, torch.ones(span.num_frames, span.tokens_per_frame, dtype=torch.bool))
-
-
-class _Stages(BaseStreamer):
-    """Times the stages of one `model.generate` from its public extension points.
-
-    The compressor says where vision ends and the policy begins, the call of the language model where prefill begins, and the streamer (which
-    gets the prompt, then every new token) where it ends.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.times = dict.fromkeys(("prepare", "vision", "policy", "prefill", "generation"), 0.0)
-        self.selections: tuple[VideoSelection, ...] = ()
-        self._stage: str | None = None
-        self._since = 0.0
-        self._num_put = 0
-
-    def enter(self, stage: str | None) -> None:
-        """End the current stage, once the device has done its work, and begin the next."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        now = time.perf_counter()
-        if self._stage is not None:
-            self.times[self._stage] += now - self._since
-        self._stage, self._since = stage, now
-
-    def put(self, value: Tensor) -> None:
-        """Called by `generate` with the prompt, then with every new token."""
-        self._num_put += 1
-        if self._num_put == 2:
-            self.enter("generation")
-
-    def end(self) -> None:
-        """Called by `generate` at its end."""
-
-    @contextmanager
-    def prefill_at(self, language_model: nn.Module) -> Iterator[None]:
-        """Within the block, prefill begins where this thread calls the language model."""
-        caller = threading.get_ident()
-
-        def begin(module: nn.Module, args: tuple) -> None:
-            if threading.get_ident() == caller and self._stage in ("vision", "policy"):
-                self.enter("prefill")
-
-        handle = language_model.register_forward_pre_hook(begin)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-
-@dataclass(frozen=True)
-class _Watched(Compressor):
-    """Another method, timed, its selections noted."""
-
-    method: Compressor
-    stages: _Stages
-
-    name: ClassVar[str] = "watched"
-
-    def compress(
-        self, prompt: Prompt, policy: ContributionPolicy, retention_ratios: list[float]
-    ) -> tuple[tuple[VideoSelection, ...], list[int]]:
-        """As the method does."""
-        self.stages.enter("policy")
-        self.stages.selections, budgets = self.method.compress(prompt, policy, retention_ratios)
-        return self.stages.selections, budgets
-
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
-        """As the method does."""
-        return self.method.select(prompt, span, scores, retention_ratio)
