@@ -18,7 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cacovid_hf import CaCoVidForConditionalGeneration, __version__, with_video_reader
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
-from cacovid_hf.training.trainer import OURS, PUBLISHED, ContributionTrainer, ContributionTrainingArguments
+from cacovid_hf.training.arguments import OURS, PUBLISHED, ContributionTrainingArguments
+from cacovid_hf.training.trainer import ContributionTrainer
 
 PRESETS = {
     # One token a frame to begin with, four at the most; the heads and the small layer learn fast.

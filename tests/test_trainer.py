@@ -5,7 +5,9 @@ import torch
 from models import Video, prompt_inputs, stock_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.training.trainer import OURS, ContributionTrainer, ContributionTrainingArguments, RepeatedBatches
+from cacovid_hf.training.arguments import OURS, ContributionTrainingArguments
+from cacovid_hf.training.batches import RepeatedBatches
+from cacovid_hf.training.trainer import ContributionTrainer
 
 
 class Collator:

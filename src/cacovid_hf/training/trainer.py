@@ -5,205 +5,25 @@ beside it. A batch of samples is read and vision-encoded once and trained on for
 
     old policy -> sampling -> rollouts -> rewards -> replay memory -> advantages -> clipped loss
 
-Departures from the published code are settings; `PUBLISHED` and `OURS` are the two recipes (arXiv 2602.01649, section on training).
+Departures from the published code are settings, see `arguments` (arXiv 2602.01649, section on training).
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import ProcessorMixin, Trainer, TrainingArguments
+from transformers import ProcessorMixin, Trainer
 
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policy import PolicyOutput
-from ..prompt import Prompt
+from .arguments import ContributionTrainingArguments
+from .batches import RepeatedBatches
+from .data import AnswerCollator
+from .memory import Memory
 from .objective import advantages, cpo_loss, next_ratio
 from .rollouts import cut, score_answers
-from .sampling import SAMPLERS, SAMPLING_SCOPES, sample_frames
-
-REWARDS = ("accuracy", "probability")
-
-# The recipe of the paper, and ours as far as it was tried in miniature (benchmarks/results/training/tiny_policy_seed0.json).
-PUBLISHED: dict[str, Any] = {}
-OURS: dict[str, Any] = {
-    "sampler": "multinomial",
-    "sampling_scope": "video",
-    "reward": "probability",
-    "dual_clip": 3.0,
-    "kl_weight": 0.05,
-    "num_token_rollouts": 12,
-    "num_frame_rollouts": 4,
-    "num_iterations": 2,
-    "layer_learning_rate_factor": 1.0,
-}
-
-
-@dataclass
-class ContributionTrainingArguments(TrainingArguments):
-    """Settings of the policy's training beside those of `TrainingArguments`; the defaults are the published recipe.
-
-    Args:
-        num_iterations: optimiser steps on each batch of samples.
-        num_token_rollouts: subsets a sample and iteration that the token scores choose, the greedy one included.
-        num_frame_rollouts: subsets that the frame scores choose, the greedy one included; 0 leaves the frame head untrained.
-        sampler: how token subsets are drawn: `"ocss"` (paper), `"multinomial"` (Gumbel top-k) or `"random"`.
-        sampling_scope: `"frame"` (paper) draws the same number in every frame, `"video"` from all tokens at once.
-        group_spread: lambda of OCSS, how many groups a frame is split into (fewer with larger values).
-        group_cap: largest probability of a group as a multiple of an equal share, OCSS only.
-        sampling_ratio: fraction of the tokens in a rollout at first.
-        dynamic_ratio: whether to halve and double it by the mean reward.
-        ratio_low: mean reward at or under which it doubles.
-        ratio_high: mean reward at or over which it halves.
-        ratio_floor: smallest ratio, unless it starts lower.
-        ratio_ceiling: largest ratio, unless it starts higher.
-        clip_low: how far the ratio to the old policy may fall.
-        clip_high: how far it may rise.
-        dual_clip: bound of the loss of choices that did worse and have become likelier (ours; None: unbounded, as published).
-        kl_weight: of the divergence from a coin flip, against scores that grow without bound.
-        reward: `"accuracy"` (the whole answer, 1 or 0) or `"probability"` (of the answer; dense).
-        layer_learning_rate_factor: of the attention layer, which starts from trained weights, relative to the heads.
-        rollout_batch_size: rollouts in one forward of the backbone.
-    """
-
-    num_iterations: int = 5
-    num_token_rollouts: int = 23
-    num_frame_rollouts: int = 8
-    sampler: str = "ocss"
-    sampling_scope: str = "frame"
-    group_spread: float = 2.0
-    group_cap: float = 2.0
-    sampling_ratio: float = 0.02
-    dynamic_ratio: bool = True
-    ratio_low: float = 0.125
-    ratio_high: float = 0.875
-    ratio_floor: float = 0.01
-    ratio_ceiling: float = 0.12
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    dual_clip: float | None = None
-    kl_weight: float = 0.0
-    reward: str = "accuracy"
-    layer_learning_rate_factor: float = 0.1
-    rollout_batch_size: int = 512
-    learning_rate: float = field(default=1e-6)
-    weight_decay: float = field(default=0.01)
-    max_grad_norm: float = field(default=5.0)
-    lr_scheduler_type: str = field(default="cosine")
-    remove_unused_columns: bool = field(default=False)
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, choices in (("sampler", SAMPLERS), ("sampling_scope", SAMPLING_SCOPES), ("reward", REWARDS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(map(repr, choices))}."
-                )
-        for name, least in (
-            ("num_iterations", 1),
-            ("num_token_rollouts", 2),
-            ("num_frame_rollouts", 0),
-            ("rollout_batch_size", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is too small: give at least {least}.")
-        if not 0.0 < self.sampling_ratio <= 1.0:
-            raise ValueError(
-                f"sampling_ratio={self.sampling_ratio} is outside (0, 1]: give the fraction of tokens in a rollout."
-            )
-
-
-class AnswerCollator:
-    """Turns samples into one batch of prompts with their answers' tokens.
-
-    A sample is a dict: `video` (whatever the processor's chat template takes: frames `(T, H, W, 3)` or a path), `problem` (the question) and
-    `solution` (the answer). Each sample is a prompt with one video.
-    """
-
-    def __init__(self, processor: ProcessorMixin):
-        self.processor = processor
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The processor's inputs of the prompts, and `answers`, one int64 `(A,)` a sample."""
-        messages: Any = [
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "video", "video": s["video"]}, {"type": "text", "text": s["problem"]}],
-                }
-            ]
-            for s in samples
-        ]
-        inputs: Any = self.processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            processor_kwargs={"padding": True},
-        )
-        tokenizer = self.processor.tokenizer
-        answers = [
-            torch.tensor(tokenizer(str(s["solution"]), add_special_tokens=False)["input_ids"], dtype=torch.long)
-            for s in samples
-        ]
-        for sample, answer in zip(samples, answers, strict=True):
-            if len(answer) == 0:
-                raise ValueError(f"solution={sample['solution']!r} has no tokens: leave samples without an answer out.")
-        return {"inputs": dict(inputs), "answers": answers}
-
-
-class RepeatedBatches:
-    """Each group of batches (one optimiser step's) again and again, for the iterations on it; read once."""
-
-    def __init__(self, loader: DataLoader, group: int, repeats: int):
-        self.loader, self.group, self.repeats = loader, group, repeats
-
-    def __len__(self) -> int:
-        return len(self.loader) * self.repeats
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        group: list[dict[str, Any]] = []
-        for batch in self.loader:
-            group.append(batch)
-            if len(group) == self.group:
-                yield from self._repeated(group)
-                group = []
-        yield from self._repeated(group)
-
-    def _repeated(self, group: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for iteration in range(self.repeats):
-            for slot, batch in enumerate(group):
-                yield {**batch, "iteration": iteration, "slot": slot}
-
-
-@dataclass
-class Memory:
-    """What is remembered of a batch over its iterations.
-
-    Attributes:
-        prompt: the embedded prompts.
-        old: the policy's output at the first iteration, by video.
-        ratios: the current sampling ratio, by video.
-        token_masks: bool `(G, T, P)` so far, by video.
-        token_rewards: `(G,)` so far, by video.
-        frame_masks: bool `(G', T)` so far, by video.
-        frame_rewards: `(G',)` so far, by video.
-    """
-
-    prompt: Prompt
-    old: list[PolicyOutput]
-    ratios: list[float]
-    token_masks: list[Tensor] = field(default_factory=list)
-    token_rewards: list[Tensor] = field(default_factory=list)
-    frame_masks: list[Tensor] = field(default_factory=list)
-    frame_rewards: list[Tensor] = field(default_factory=list)
+from .sampling import SAMPLERS, sample_frames
 
 
 class ContributionTrainer(Trainer):

@@ -1,0 +1,98 @@
+"""Settings of the policy's training, and the two recipes: the published one and ours."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .sampling import SAMPLERS, SAMPLING_SCOPES
+
+REWARDS = ("accuracy", "probability")
+
+# The recipe of the paper, and ours as far as it was tried in miniature (benchmarks/results/training/tiny_policy_seed0.json).
+PUBLISHED: dict[str, Any] = {}
+OURS: dict[str, Any] = {
+    "sampler": "multinomial",
+    "sampling_scope": "video",
+    "reward": "probability",
+    "dual_clip": 3.0,
+    "kl_weight": 0.05,
+    "num_token_rollouts": 12,
+    "num_frame_rollouts": 4,
+    "num_iterations": 2,
+    "layer_learning_rate_factor": 1.0,
+}
+
+
+@dataclass
+class ContributionTrainingArguments(TrainingArguments):
+    """Settings of the policy's training beside those of `TrainingArguments`; the defaults are the published recipe.
+
+    Args:
+        num_iterations: optimiser steps on each batch of samples.
+        num_token_rollouts: subsets a sample and iteration that the token scores choose, the greedy one included.
+        num_frame_rollouts: subsets that the frame scores choose, the greedy one included; 0 leaves the frame head untrained.
+        sampler: how token subsets are drawn: `"ocss"` (paper), `"multinomial"` (Gumbel top-k) or `"random"`.
+        sampling_scope: `"frame"` (paper) draws the same number in every frame, `"video"` from all tokens at once.
+        group_spread: lambda of OCSS, how many groups a frame is split into (fewer with larger values).
+        group_cap: largest probability of a group as a multiple of an equal share, OCSS only.
+        sampling_ratio: fraction of the tokens in a rollout at first.
+        dynamic_ratio: whether to halve and double it by the mean reward.
+        ratio_low: mean reward at or under which it doubles.
+        ratio_high: mean reward at or over which it halves.
+        ratio_floor: smallest ratio, unless it starts lower.
+        ratio_ceiling: largest ratio, unless it starts higher.
+        clip_low: how far the ratio to the old policy may fall.
+        clip_high: how far it may rise.
+        dual_clip: bound of the loss of choices that did worse and have become likelier (ours; None: unbounded, as published).
+        kl_weight: of the divergence from a coin flip, against scores that grow without bound.
+        reward: `"accuracy"` (the whole answer, 1 or 0) or `"probability"` (of the answer; dense).
+        layer_learning_rate_factor: of the attention layer, which starts from trained weights, relative to the heads.
+        rollout_batch_size: rollouts in one forward of the backbone.
+    """
+
+    num_iterations: int = 5
+    num_token_rollouts: int = 23
+    num_frame_rollouts: int = 8
+    sampler: str = "ocss"
+    sampling_scope: str = "frame"
+    group_spread: float = 2.0
+    group_cap: float = 2.0
+    sampling_ratio: float = 0.02
+    dynamic_ratio: bool = True
+    ratio_low: float = 0.125
+    ratio_high: float = 0.875
+    ratio_floor: float = 0.01
+    ratio_ceiling: float = 0.12
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float | None = None
+    kl_weight: float = 0.0
+    reward: str = "accuracy"
+    layer_learning_rate_factor: float = 0.1
+    rollout_batch_size: int = 512
+    learning_rate: float = field(default=1e-6)
+    weight_decay: float = field(default=0.01)
+    max_grad_norm: float = field(default=5.0)
+    lr_scheduler_type: str = field(default="cosine")
+    remove_unused_columns: bool = field(default=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in (("sampler", SAMPLERS), ("sampling_scope", SAMPLING_SCOPES), ("reward", REWARDS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(map(repr, choices))}."
+                )
+        for name, least in (
+            ("num_iterations", 1),
+            ("num_token_rollouts", 2),
+            ("num_frame_rollouts", 0),
+            ("rollout_batch_size", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} is too small: give at least {least}.")
+        if not 0.0 < self.sampling_ratio <= 1.0:
+            raise ValueError(
+                f"sampling_ratio={self.sampling_ratio} is outside (0, 1]: give the fraction of tokens in a rollout."
+            )

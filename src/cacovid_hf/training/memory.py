@@ -1,0 +1,31 @@
+"""What is remembered of a batch of samples over the iterations on it."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..policy import PolicyOutput
+from ..prompt import Prompt
+
+
+@dataclass
+class Memory:
+    """What is remembered of a batch over its iterations.
+
+    Attributes:
+        prompt: the embedded prompts.
+        old: the policy's output at the first iteration, by video.
+        ratios: the current sampling ratio, by video.
+        token_masks: bool `(G, T, P)` so far, by video.
+        token_rewards: `(G,)` so far, by video.
+        frame_masks: bool `(G', T)` so far, by video.
+        frame_rewards: `(G',)` so far, by video.
+    """
+
+    prompt: Prompt
+    old: list[PolicyOutput]
+    ratios: list[float]
+    token_masks: list[Tensor] = field(default_factory=list)
+    token_rewards: list[Tensor] = field(default_factory=list)
+    frame_masks: list[Tensor] = field(default_factory=list)
+    frame_rewards: list[Tensor] = field(default_factory=list)
