@@ -254,7 +254,6 @@ REFUSED = {
         "assistant_model does not work with compressed video tokens: .* retention_ratio=1.0",
     ),
     "prompt lookup": lambda m: (dict(prompt_lookup_num_tokens=3), "prompt_lookup_num_tokens=3 does not work"),
-    "earlier turn": lambda m: (dict(past_key_values=DynamicCache()), "past_key_values does not work"),
     "paged cache": lambda m: (dict(cache_implementation="paged"), "cache_implementation='paged' does not work"),
     "quantised cache": lambda m: (
         dict(cache_implementation="quantized"),

@@ -15,6 +15,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, Static
 from transformers.generation.configuration_utils import GenerationMode
 
 from .prompt import CompressedPrompt
+from .turns import cached_length
 
 WAY_ROUND = "Use retention_ratio=1.0 or the backbone itself"
 SUPPORTED_MODES = (
@@ -37,7 +38,6 @@ REFUSED_SETTINGS = {
 }
 REFUSED_ARGUMENTS = {
     "assistant_model": "candidate tokens come out silently wrong when a prompt is given as embeddings (an upstream limit)",
-    "past_key_values": "a cache of an earlier turn holds other positions than the compressed prompt's",
     "inputs_embeds": "video tokens are found by their placeholder ids, so the prompt must come as input_ids",
     "mm_encoder_outputs": "the grid of a video is read off its pixel inputs",
     "negative_prompt_ids": "the unconditional branch would read the uncompressed prompt",
@@ -77,9 +77,24 @@ def check_generation(settings: GenerationConfig, arguments: dict[str, Any]) -> N
         refuse(
             f"cache_implementation={settings.cache_implementation!r}", "it has not been tried with a compressed prompt"
         )
+    cache = arguments.get("past_key_values")
+    if cache is not None:
+        if type(cache) not in (DynamicCache, StaticCache):
+            refuse(f"A cache of type {type(cache).__name__}", "only DynamicCache and StaticCache have been tried")
+        if settings.cache_implementation is not None or settings.use_cache is False:
+            refuse("past_key_values beside cache_implementation or use_cache=False", "they ask for different caches")
+        if cached_length(cache) and _expansion(settings) > 1:
+            raise ValueError(
+                "past_key_values of an earlier turn has one row for each prompt: ask for one beam and one sequence, or start without a cache."
+            )
     mode = settings.get_generation_mode()
     if mode not in SUPPORTED_MODES:
         refuse(f"Generation mode {mode.value!r}", "it has not been tried with a compressed prompt")
+
+
+def _expansion(settings: GenerationConfig) -> int:
+    """How often stock generation repeats each row."""
+    return max(settings.num_beams or 1, settings.num_return_sequences or 1)
 
 
 def generate_compressed(
@@ -117,8 +132,8 @@ def generate_compressed(
         if settings.min_new_tokens is None and settings.min_length:
             override("min_length", settings.min_length + kept)
 
-    expansion = max(settings.num_beams or 1, settings.num_return_sequences or 1)
-    cache: Any = None
+    cache: Any = arguments.get("past_key_values")
+    chunk_size = settings.prefill_chunk_size
     if settings.cache_implementation == "static":
         new_tokens = settings.max_new_tokens or (
             settings.max_length - length if settings.max_length is not None else 20
@@ -126,10 +141,12 @@ def generate_compressed(
         size = max(kept + new_tokens, settings.max_cache_len or 0)
         cache = StaticCache(config=backbone.config.get_text_config(decoder=True), max_cache_len=size)
         override("cache_implementation", None)
-    if settings.prefill_chunk_size is not None:
+    if chunk_size is None and cached_length(cache) and prompt.videos:
+        chunk_size = kept  # stock flash attention would misread gapped positions behind a cache, see there
+    if chunk_size is not None:
         if cache is None:
             cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
-        prefill_in_chunks(backbone, prompt, cache, settings.prefill_chunk_size, expansion)
+        prefill_in_chunks(backbone, prompt, cache, chunk_size, _expansion(settings))
         override("prefill_chunk_size", None)
     if cache is not None:
         arguments["past_key_values"] = cache
@@ -146,7 +163,7 @@ def generate_compressed(
 def prefill_in_chunks(
     backbone: PreTrainedModel, prompt: CompressedPrompt, cache: Any, chunk_size: int, expansion: int
 ) -> None:
-    """Fill `cache` with all but the last position of `prompt`, `chunk_size` positions at a time; stock chunking takes ids only.
+    """Fill `cache` with what it lacks of all but the last position of `prompt`, `chunk_size` positions at a time; stock chunking takes ids only.
 
     `expansion` is how often stock generation will repeat each row (beams, or sequences to return).
     """
@@ -160,7 +177,7 @@ def prefill_in_chunks(
     last = embeds.shape[1] - 1
     rows = torch.arange(len(mask) + 1, dtype=torch.int32, device=embeds.device)
     with torch.no_grad():
-        for start in range(0, last, chunk_size):
+        for start in range(cached_length(cache), last, chunk_size):
             stop = min(start + chunk_size, last)
             backbone(
                 inputs_embeds=embeds[:, start:stop],

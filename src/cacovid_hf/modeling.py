@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from . import checkpoint
+from . import checkpoint, turns
 from .arguments import (
     embedding_arguments,
     keeps_all,
@@ -384,6 +384,10 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         caller's prompt; streamers, stopping criteria and logits processors see it too. Attentions, hidden states and the cache that
         `return_dict_in_generate` returns are those of the compressed prompt.
 
+        A conversation goes on as with a stock model: give the ids of all of it and the cache of the turn before as `past_key_values` (a
+        `DynamicCache` or `StaticCache`), with the pixel inputs of the whole conversation or of the new turn. The videos of a new turn
+        are compressed, with the new turn alone before the policy's eyes; what is cached stays as it is.
+
         Args:
             retention_ratio: fraction of each video's tokens kept, in (0, 1]: one number, or one a video in prompt order. None takes the
                 config's default, which may be None too: keep all.
@@ -410,7 +414,8 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         arguments = {**kwargs, **{name: value for name, value in named.items() if value is not None}}
         method = self.resolve_compressor(compressor)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
-        if self._drops_nothing(retention_ratio, input_ids, kwargs):
+        cache = kwargs.get("past_key_values")
+        if not turns.is_recorded(cache) and self._drops_nothing(retention_ratio, input_ids, kwargs):
             return self.backbone.generate(**arguments)  # type: ignore[operator]
         if inputs is not None and kwargs.get("input_ids") is not None:
             raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
@@ -424,14 +429,23 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask = stock_attention_mask(input_ids, settings)
         for name in ("inputs", "input_ids", "generation_config"):
             arguments.pop(name, None)
-        prompt = self.compress(
-            input_ids,
-            attention_mask,
-            retention_ratio=retention_ratio,
-            compressor=method,
-            **take_embedding_arguments(self.backbone, arguments),
-        )
-        return generate_compressed(self.backbone, prompt, input_ids, settings, generation_config, arguments)
+        inputs_of_prompt = take_embedding_arguments(self.backbone, arguments)
+        how: dict[str, Any] = dict(retention_ratio=retention_ratio, compressor=method)
+        if turns.cached_length(cache):
+            prompt = turns.compress_turn(self, cache, input_ids, attention_mask, inputs_of_prompt, **how)
+        else:
+            prompt = self.compress(input_ids, attention_mask, **inputs_of_prompt, **how)
+        if cache is not None:
+            turns.forget(cache)
+        outputs = generate_compressed(self.backbone, prompt, input_ids, settings, generation_config, arguments)
+        sequences = outputs if isinstance(outputs, Tensor) else outputs.sequences
+        if not isinstance(outputs, Tensor):
+            cache = outputs.past_key_values
+        if cache is not None:
+            turns.forget(cache)
+            if (settings.num_beams or 1) == 1:
+                turns.record(cache, prompt, sequences, input_ids.shape[1])
+        return outputs
 
     def forward(
         self,

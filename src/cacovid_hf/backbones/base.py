@@ -7,6 +7,7 @@ placeholders are video tokens, each video's grid, and what is never dropped.
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -42,6 +43,19 @@ class Backbone(ABC):
     def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
         """`(T, h, w)` of every video of the call, in the order of the pixel inputs, in tokens of the language model."""
 
+    @abstractmethod
+    def num_images(self, inputs: dict[str, Any]) -> int:
+        """How many images the pixel inputs of the call hold."""
+
+    @abstractmethod
+    def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
+        """The inputs with these videos and images alone, by number; None: all of them."""
+
+    def num_placeholders(self, config, inputs: dict[str, Any]) -> int:
+        """How many video placeholders the pixel inputs of the call stand for."""
+        grids = self.video_grids(config, inputs)
+        return sum(t * h * w for t, h, w in grids) + self.trailing_tokens * len(grids)
+
     def position_ids(
         self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
     ) -> Tensor:
@@ -68,7 +82,7 @@ class Backbone(ABC):
         is_video = input_ids == config.video_token_id
         grids = self.video_grids(config, inputs)
         sizes = [t * h * w for t, h, w in grids]
-        expected, found = sum(sizes) + self.trailing_tokens * len(sizes), int(is_video.sum())
+        expected, found = self.num_placeholders(config, inputs), int(is_video.sum())
         if expected != found:
             raise ValueError(
                 f"The prompt has {found} video placeholders, the pixel inputs of {len(sizes)} video(s) stand for {expected}: make "
@@ -155,3 +169,15 @@ def capture_language_model_inputs(
     raise RuntimeError(
         f"{type(model).__name__} did not call its language model: this version of transformers is not supported."
     )
+
+
+def take_rows(inputs: dict[str, Any], names: Sequence[str], rows: list[int] | None) -> dict[str, Any]:
+    """`inputs` with these rows alone of the named tensors (or lists); None: all; no row: the name is left out."""
+    if rows is None:
+        return inputs
+    taken = {name: value for name, value in inputs.items() if name not in names or value is None}
+    for name in names:
+        if rows and inputs.get(name) is not None:
+            value = inputs[name]
+            taken[name] = value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
+    return taken

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from .base import Backbone
+from .base import Backbone, take_rows
 
 
 class LlavaOnevisionBackbone(Backbone):
@@ -23,3 +23,16 @@ class LlavaOnevisionBackbone(Backbone):
             )
         side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
         return [(pixels.shape[1], side, side)] * pixels.shape[0]
+
+    def num_images(self, inputs: dict[str, Any]) -> int:
+        """`pixel_values` is `(images, patches, channels, H, W)`."""
+        pixels = inputs.get("pixel_values")
+        return 0 if pixels is None else len(pixels)
+
+    def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
+        """One row a video, one row an image."""
+        return take_rows(
+            take_rows(inputs, ("pixel_values_videos", "image_sizes_videos"), videos),
+            ("pixel_values", "image_sizes"),
+            images,
+        )

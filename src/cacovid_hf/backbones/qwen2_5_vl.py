@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .base import Backbone
+from .base import Backbone, take_rows
 
 logger = logging.get_logger(__name__)
 
@@ -56,3 +56,21 @@ class Qwen2_5_VLBackbone(Backbone):
             attention_mask=attention_mask,
         )
         return torch.cat([text[None], mrope.to(text)])
+
+    def num_images(self, inputs: dict[str, Any]) -> int:
+        """`image_grid_thw` is `(images, 3)`."""
+        grids = inputs.get("image_grid_thw")
+        return 0 if grids is None else len(grids)
+
+    def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
+        """Pixels are patches, those of one video or image after the other."""
+        for pixels, grids, others, numbers in (
+            ("pixel_values_videos", "video_grid_thw", ("second_per_grid_ts",), videos),
+            ("pixel_values", "image_grid_thw", (), images),
+        ):
+            if numbers is not None and inputs.get(pixels) is not None:
+                parts = inputs[pixels].split(inputs[grids].prod(dim=-1).tolist())
+                taken = torch.cat([parts[number] for number in numbers]) if numbers else None
+                inputs = {**inputs, pixels: taken}
+            inputs = take_rows(inputs, (grids, *others), numbers)
+        return inputs
