@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cacovid_hf import CaCoVidForConditionalGeneration, __version__, with_video_reader
+from cacovid_hf.configuration import POLICY_TYPES
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.training.arguments import OURS, PUBLISHED, ContributionTrainingArguments
@@ -43,6 +44,7 @@ def main() -> None:
         "--backbone", type=Path, default=model_path(), help="a stock tiny model, or a checkpoint around one"
     )
     parser.add_argument("--preset", choices=PRESETS, default="ours")
+    parser.add_argument("--policy-type", choices=POLICY_TYPES, default="full")
     parser.add_argument("--steps", type=int, default=600, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
@@ -51,6 +53,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", type=Path, help="JSON file for settings and log")
     options = parser.parse_args()
+    if options.policy_type == "light" and ATTENTIONS[options.preset] != "question":
+        parser.error(
+            "--policy-type light reads the question alone, and the published preset is causal: use --preset ours"
+        )
     if options.report is not None and options.report.exists():
         parser.error(f"{options.report} exists: results are added, never overwritten")
 
@@ -61,6 +67,7 @@ def main() -> None:
     processor = with_video_reader(AutoProcessor.from_pretrained(options.backbone))
     model = CaCoVidForConditionalGeneration.from_backbone(
         backbone,
+        policy_type=options.policy_type,
         policy_attention=ATTENTIONS[options.preset],
         contribution_share=1.0 if options.preset == "ours" else 0.5,
         base_model_name_or_path=None,  # the checkpoint carries its backbone
@@ -95,6 +102,7 @@ def main() -> None:
         report = {
             "preset": options.preset,
             "settings": settings | {"steps": options.steps, "batch_size": options.batch_size, "seed": options.seed},
+            "policy_type": model.config.policy_type,
             "policy_attention": model.config.policy_attention,
             "contribution_share": model.config.contribution_share,
             "seconds": seconds,

@@ -14,6 +14,7 @@ _EXPORTS = {
     "CompressedPrompt": "prompt",
     "Compressor": "compressors",
     "ContributionPolicy": "policy",
+    "LightPolicy": "light_policy",
     "VideoSelection": "prompt",
     "read_video": "video",
     "select_tokens": "selection",
@@ -26,6 +27,7 @@ __all__ = [
     "CompressedPrompt",
     "Compressor",
     "ContributionPolicy",
+    "LightPolicy",
     "VideoSelection",
     "__version__",
     "read_video",
@@ -36,6 +38,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .compressors import Compressor
     from .configuration import CaCoVidConfig
+    from .light_policy import LightPolicy
     from .modeling import CaCoVidForConditionalGeneration, CaCoVidOutput
     from .policy import ContributionPolicy
     from .processing import with_video_reader

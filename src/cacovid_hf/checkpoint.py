@@ -33,6 +33,7 @@ CONFIG_OVERRIDES = (
     "contribution_share",
     "frame_cap",
     "scope",
+    "policy_type",
     "policy_attention",
     "base_model_name_or_path",
     "base_model_revision",

@@ -9,15 +9,25 @@ from transformers import AutoConfig, PreTrainedConfig
 from .selection import check_retention_ratio, check_selection_settings
 
 FORMAT_VERSION = 1
+POLICY_TYPES = ("full", "light")
 POLICY_ATTENTIONS = ("causal", "bidirectional", "question")
 
 
-def check_policy_attention(attention: str) -> None:
-    """Raise a `ValueError` that lists the choices, if `attention` is none of them."""
+def check_policy(policy_type: str, attention: str) -> None:
+    """Raise a `ValueError` that lists the choices, if a setting is none of them or the two do not go together."""
+    if policy_type not in POLICY_TYPES:
+        raise ValueError(
+            f"policy_type={policy_type!r} is unknown: choose one of {', '.join(map(repr, POLICY_TYPES))} ('full' for the published checkpoint)."
+        )
     if attention not in POLICY_ATTENTIONS:
         raise ValueError(
             f"policy_attention={attention!r} is unknown: choose one of {', '.join(map(repr, POLICY_ATTENTIONS))} "
             "('causal' for the published checkpoint)."
+        )
+    if policy_type == "light" and attention != "question":
+        raise ValueError(
+            f"policy_attention={attention!r} does not go with policy_type='light', whose video tokens read the question alone: leave it out, or "
+            "use policy_type='full'."
         )
 
 
@@ -30,6 +40,8 @@ class CaCoVidConfig(PreTrainedConfig):
         base_model_name_or_path: the backbone's id on the Hub, or a local folder.
         base_model_revision: the backbone's commit, branch or tag.
         includes_backbone: whether the checkpoint carries the backbone's weights (in its folder `backbone`).
+        policy_type: `"full"` (the paper's: one decoder layer and two heads) or `"light"` (ours: a small part of layer 0, at a
+            fiftieth of the cost on a 7B model).
         policy_attention: what video tokens attend to in the policy's layer: `"causal"` (what the published code runs),
             `"bidirectional"` (the paper's text) or `"question"` (text alone; ours).
         policy_trained: false for a policy that is only initialised from the LLM; whoever prints answers says so.
@@ -51,6 +63,7 @@ class CaCoVidConfig(PreTrainedConfig):
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
     includes_backbone: bool = False
+    policy_type: str = "full"
     policy_attention: str = "question"
     policy_trained: bool = False
     retention_ratio: Any = None
@@ -70,7 +83,7 @@ class CaCoVidConfig(PreTrainedConfig):
                 "upgrade it (pip install -U cacovid-hf)."
             )
         self.backbone_config = backbone_config(self.backbone_config)
-        check_policy_attention(self.policy_attention)
+        check_policy(self.policy_type, self.policy_attention)
         check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
         if self.retention_ratio is not None:
             self.retention_ratio = check_retention_ratio(self.retention_ratio)

@@ -29,7 +29,8 @@ from .backbones import Backbone, backbone_family
 from .compressors import CaCoVid, Compressor, resolve_compressor
 from .configuration import CaCoVidConfig
 from .generation import WAY_ROUND, check_generation, effective_settings, generate_compressed
-from .policy import ContributionPolicy
+from .light_policy import make_policy
+from .policy import Policy
 from .prompt import CompressedPrompt, gather, kept_indices
 from .wrapping import base_model, check_policy_size, embedding_device
 
@@ -76,15 +77,13 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
 
-    def __init__(
-        self, config: CaCoVidConfig, backbone: PreTrainedModel | None = None, policy: ContributionPolicy | None = None
-    ):
+    def __init__(self, config: CaCoVidConfig, backbone: PreTrainedModel | None = None, policy: Policy | None = None):
         super().__init__(config)
         backbone_family(config.backbone_config)
         if backbone is None:
             backbone = AutoModelForImageTextToText.from_config(copy.deepcopy(config.backbone_config))
         if policy is None:
-            policy = ContributionPolicy(backbone.config.get_text_config(), config.policy_attention)
+            policy = make_policy(config, backbone.config)
             policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
         self.backbone = backbone
         self.policy = policy
@@ -99,7 +98,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def from_backbone(
         cls,
         backbone: PreTrainedModel,
-        policy: "ContributionPolicy | str | os.PathLike | None" = None,
+        policy: "Policy | str | os.PathLike | None" = None,
         **policy_options: Any,
     ) -> "CaCoVidForConditionalGeneration":
         """Wrap a model that is already in memory: any dtype, device map or quantisation, or inside a `PeftModel`.
@@ -110,13 +109,13 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
             backbone: LLaVA-OneVision or Qwen2.5-VL; of a `PeftModel` the base model, in which the adapters work.
             policy: a policy, or the folder or Hub id of a checkpoint that holds one; None makes one whose layer is initialised from
                 the LLM's layer 0 (dequantised to the policy's dtype) and whose heads are random.
-            **policy_options: settings of `CaCoVidConfig`, such as `policy_attention`, `retention_ratio`, `contribution_share`,
+            **policy_options: settings of `CaCoVidConfig`, such as `policy_type`, `policy_attention`, `retention_ratio`, `contribution_share`,
                 `base_model_name_or_path`.
 
         Raises:
             ValueError: an unsupported family, or a policy for another hidden size.
         """
-        if policy is not None and not isinstance(policy, ContributionPolicy):
+        if policy is not None and not isinstance(policy, Policy):
             return cls.from_pretrained(policy, backbone=backbone, **policy_options)
         backbone = base_model(backbone)
         backbone_family(backbone.config)
@@ -127,15 +126,16 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         policy_options.setdefault("base_model_name_or_path", backbone.config._name_or_path or None)
         policy_options.setdefault("base_model_revision", getattr(backbone.config, "_commit_hash", None))
         if policy is not None:
-            attention = policy_options.setdefault("policy_attention", policy.attention)
-            if attention != policy.attention:
-                raise ValueError(
-                    f"policy_attention={attention!r} is asked for, and the given policy has {policy.attention!r}: leave the option out."
-                )
+            for option, value in (("policy_type", policy.policy_type), ("policy_attention", policy.attention)):
+                asked = policy_options.setdefault(option, value)
+                if asked != value:
+                    raise ValueError(
+                        f"{option}={asked!r} is asked for, and the given policy has {value!r}: leave the option out."
+                    )
             check_policy_size(policy.config, backbone.config)
         config = CaCoVidConfig(backbone_config=backbone.config, **policy_options)
         if policy is None:
-            policy = ContributionPolicy(backbone.config.get_text_config(), config.policy_attention)
+            policy = make_policy(config, backbone.config)
             policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
             policy.init_from_layer(backbone.get_decoder().layers[0])
         policy.train(backbone.training).to(embedding_device(backbone))
@@ -175,7 +175,7 @@ class CaCoVidForConditionalGeneration(PreTrainedModel, GenerationMixin):
         backbone = base_model(backbone)
         check_policy_size(config.get_text_config(), backbone.config)
         config.backbone_config = type(backbone.config).from_dict(backbone.config.to_dict())
-        policy = ContributionPolicy(backbone.config.get_text_config(), config.policy_attention)
+        policy = make_policy(config, backbone.config)
         checkpoint.load_weights(policy, weights, source)
         policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
         model = cls(config, backbone, policy)

@@ -1,12 +1,15 @@
 """The contribution policy: prompt embeddings in, a keep score for every video token and every frame out.
 
-One decoder layer of the backbone's language-model type, initialised from its layer 0, a norm and two small heads (CaCoVID, arXiv 2602.01649,
-section on the policy network). Only what the heads read is computed: queries, MLP and norms run on the video tokens alone, and rows are
-processed without their padding, so that attention needs no mask.
+`Policy` is what every policy is: rows of a batch without their padding, so that attention needs no mask, and logits in float32. The full one is here: one
+decoder layer of the backbone's language-model type, initialised from its layer 0, a norm and two small heads (CaCoVID, arXiv 2602.01649, section on
+the policy network). Only what the heads read is computed: queries, MLP and norms run on the video tokens alone. The light one is in `light_policy.py`.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .configuration import check_policy_attention
+from .configuration import check_policy
 from .prompt import PromptLayout, VideoSpan
 
 
@@ -41,6 +44,11 @@ class PolicyOutput:
         return self.frame_logits[..., 1] - self.frame_logits[..., 0]
 
 
+def head_size(config) -> int:
+    """Width of one attention head of a language model."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm with the mean taken in float32, as in Qwen2."""
 
@@ -60,7 +68,7 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         size, heads = config.hidden_size, config.num_attention_heads
-        self.head_dim = getattr(config, "head_dim", None) or size // heads
+        self.head_dim = head_size(config)
         self.groups = heads // config.num_key_value_heads
         # Qwen2 has biases on the three input projections and says so nowhere in its config.
         self.q_proj = nn.Linear(size, heads * self.head_dim)
@@ -126,25 +134,23 @@ def scoring_head(size: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class ContributionPolicy(nn.Module):
+class Policy(nn.Module, ABC):
     """Scores every video token and every frame of a prompt by its contribution to the answer.
 
     Args:
         config: the text config of the backbone (Qwen2 or Qwen2.5-VL): sizes, activation, rotary parameters.
-        attention: what a video token may attend to in the policy's layer: `"causal"`, everything before it (what the published code runs);
-            `"bidirectional"`, the whole prompt (the paper's text); `"question"`, the text of the prompt alone (ours: `N x M` instead of
-            `N x N`, and question-aware within minutes of training).
+        attention: what a video token may attend to.
     """
 
-    def __init__(self, config, attention: str = "question"):
+    policy_type: ClassVar[str]
+    norm: nn.Module
+
+    def __init__(self, config, attention: str):
         super().__init__()
-        check_policy_attention(attention)
+        check_policy(self.policy_type, attention)
         self.config = config
         self.attention = attention
-        self.layer = DecoderLayer(config)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.token_head = scoring_head(config.hidden_size)
-        self.frame_head = scoring_head(config.hidden_size)
+        self.head_dim = head_size(config)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -183,17 +189,74 @@ class ContributionPolicy(nn.Module):
                 scored[number] = self._score(part.unflatten(0, (span.num_frames, span.tokens_per_frame)))
         return [scored[i] for i in range(len(layout.videos))]
 
+    @abstractmethod
+    def _video_states(
+        self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int, spans: list[VideoSpan]
+    ) -> Tensor:
+        """`(L, D)` embeddings of one row to the states `(N, S)` of its video tokens, videos one after the other."""
+
+    @abstractmethod
+    def _score(self, states: Tensor) -> PolicyOutput:
+        """`(T, P, S)` states of a video to its logits."""
+
+    @abstractmethod
+    def init_from_layer(self, layer: Any) -> None:
+        """Start from a decoder layer of the language model (published: the layer 0), in the policy's dtype."""
+
+    def _text_places(self, layout: PromptLayout, row: int) -> Tensor:
+        places = layout.text[row].nonzero()[:, 0]
+        if len(places) == 0:
+            raise ValueError(
+                f"Row {row} of the prompt has no text, and a policy with attention='question' reads nothing else: add the question."
+            )
+        return places
+
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """`(n,)` or `(R, n)` positions to cos and sin `(n, head_dim)`, the language model's own frequencies."""
+        parameters = self.config.rope_parameters
+        scaling = 1.0
+        if parameters.get("rope_type", "default") in ("default", "mrope"):
+            exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device) / self.head_dim
+            frequencies = 1.0 / parameters["rope_theta"] ** exponents
+        else:
+            frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config, positions.device)
+        if positions.ndim == 2:
+            sections = parameters.get("mrope_section", [16, 24, 24])
+            axis = torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(sections)).to(positions.device)
+            positions = positions[-len(sections) :][axis].T  # (n, head_dim / 2): each frequency turns with its own axis
+        else:
+            positions = positions[:, None]
+        angles = positions.float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * scaling).to(self.dtype), (angles.sin() * scaling).to(self.dtype)
+
+
+class ContributionPolicy(Policy):
+    """The published policy, full size.
+
+    Args:
+        config: the text config of the backbone (Qwen2 or Qwen2.5-VL): sizes, activation, rotary parameters.
+        attention: what a video token may attend to in the policy's layer: `"causal"`, everything before it (what the published code runs);
+            `"bidirectional"`, the whole prompt (the paper's text); `"question"`, the text of the prompt alone (ours: `N x M` instead of
+            `N x N`, and question-aware within minutes of training).
+    """
+
+    policy_type = "full"
+
+    def __init__(self, config, attention: str = "question"):
+        super().__init__(config, attention)
+        self.layer = DecoderLayer(config)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.token_head = scoring_head(config.hidden_size)
+        self.frame_head = scoring_head(config.hidden_size)
+
     def _video_states(
         self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int, spans: list[VideoSpan]
     ) -> Tensor:
         """`(L, D)` embeddings of one row to the layer's `(N, D)` output at its video tokens, videos one after the other."""
         video = torch.cat([span.positions for span in spans])
         if self.attention == "question":
-            context = layout.text[row].nonzero()[:, 0]
-            if len(context) == 0:
-                raise ValueError(
-                    f"Row {row} of the prompt has no text, and a policy with attention='question' reads nothing else: add the question."
-                )
+            context = self._text_places(layout, row)
         else:
             context = layout.valid[row].nonzero()[:, 0]
         if self.attention == "causal":
@@ -219,25 +282,6 @@ class ContributionPolicy(nn.Module):
             frame_logits=self.frame_head(self.norm(states.mean(dim=1))).float(),
         )
 
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """`(n,)` or `(R, n)` positions to cos and sin `(n, head_dim)`, the language model's own frequencies."""
-        parameters = self.config.rope_parameters
-        head_dim, scaling = self.layer.self_attn.head_dim, 1.0
-        if parameters.get("rope_type", "default") in ("default", "mrope"):
-            exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-            frequencies = 1.0 / parameters["rope_theta"] ** exponents
-        else:
-            frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config, positions.device)
-        if positions.ndim == 2:
-            sections = parameters.get("mrope_section", [16, 24, 24])
-            axis = torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(sections)).to(positions.device)
-            positions = positions[-len(sections) :][axis].T  # (n, head_dim / 2): each frequency turns with its own axis
-        else:
-            positions = positions[:, None]
-        angles = positions.float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        return (angles.cos() * scaling).to(self.dtype), (angles.sin() * scaling).to(self.dtype)
-
     @torch.no_grad()
     def init_from_layer(self, layer: Any) -> None:
         """Copy a decoder layer of the language model into the policy's (published: the layer 0), in the policy's dtype.
@@ -245,21 +289,28 @@ class ContributionPolicy(nn.Module):
         Works for quantised, sharded, offloaded and adapted layers: a linear layer that is not plain is read through what it
         computes.
         """
-        modes = [(module, module.training) for module in layer.modules()]
-        layer.eval()  # an adapter's dropout would be read as part of its weight
-        try:
-            self.layer.input_layernorm.weight.copy_(_vector(layer.input_layernorm))
-            self.layer.post_attention_layernorm.weight.copy_(_vector(layer.post_attention_layernorm))
+        with evaluating(layer):  # an adapter's dropout would be read as part of its weight
+            self.layer.input_layernorm.weight.copy_(norm_weight(layer.input_layernorm))
+            self.layer.post_attention_layernorm.weight.copy_(norm_weight(layer.post_attention_layernorm))
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                _copy_linear(self.layer.self_attn.get_submodule(name), layer.self_attn.get_submodule(name))
+                copy_linear(self.layer.self_attn.get_submodule(name), layer.self_attn.get_submodule(name))
             for name in ("gate_proj", "up_proj", "down_proj"):
-                _copy_linear(self.layer.mlp.get_submodule(name), layer.mlp.get_submodule(name))
-        finally:
-            for module, training in modes:
-                module.training = training
+                copy_linear(self.layer.mlp.get_submodule(name), layer.mlp.get_submodule(name))
 
 
-def _vector(norm: Any) -> Tensor:
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in evaluation mode, each part's own mode restored afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def norm_weight(norm: Any) -> Tensor:
     """Weight of an RMS norm, also where the parameter itself is offloaded: the norm of (1, ..., 1) times the weight is the weight."""
     if not norm.weight.is_meta:
         return norm.weight
@@ -267,7 +318,7 @@ def _vector(norm: Any) -> Tensor:
     return norm(ones)[0]
 
 
-def _copy_linear(target: Any, source: Any) -> None:
+def copy_linear(target: Any, source: Any) -> None:
     """Copy weight and bias of `source`, a linear layer of any kind (quantised, offloaded, with an adapter).
 
     Plain layers are copied; of any other, the columns are read off its output for unit vectors, in chunks.

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..policy import ContributionPolicy
+from ..policy import Policy
 from ..prompt import Prompt, VideoSelection, VideoSpan
 from ..selection import token_budget
 
@@ -33,7 +33,7 @@ class Compressor(ABC):
 
     name: ClassVar[str]
 
-    def score(self, prompt: Prompt, policy: ContributionPolicy) -> list[Scores | None]:
+    def score(self, prompt: Prompt, policy: Policy) -> list[Scores | None]:
         """Scores of every video of the prompt, in order; None for methods without scores."""
         return [None] * len(prompt.layout.videos)
 
@@ -52,7 +52,7 @@ class Compressor(ABC):
         """
 
     def compress(
-        self, prompt: Prompt, policy: ContributionPolicy, retention_ratios: list[float]
+        self, prompt: Prompt, policy: Policy, retention_ratios: list[float]
     ) -> tuple[tuple[VideoSelection, ...], list[int]]:
         """Select in every video of the prompt.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..policy import ContributionPolicy
+from ..policy import Policy
 from ..prompt import Prompt, VideoSpan
 from ..selection import check_selection_settings, select_tokens
 from .base import Compressor, Scores
@@ -25,7 +25,7 @@ class CaCoVid(Compressor):
         check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
 
     @torch.no_grad()
-    def score(self, prompt: Prompt, policy: ContributionPolicy) -> list[Scores | None]:
+    def score(self, prompt: Prompt, policy: Policy) -> list[Scores | None]:
         """The policy's scores; without gradients, which a hard selection could not use."""
         outputs = policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
         return [Scores(output.token_scores, output.frame_scores) for output in outputs]
