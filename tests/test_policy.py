@@ -32,6 +32,10 @@ RENAMED = {
     "frame_compress.": "frame_head.",
 }
 ATTENTIONS = {"causal": "causal", "noncausal": "bidirectional"}
+KINDS = {
+    **{attention: {"policy_attention": attention} for attention in ("causal", "bidirectional", "question")},
+    "light": {"policy_type": "light"},
+}
 
 
 def golden_policy(attention):
@@ -169,24 +173,24 @@ def test_scores_equal_the_dense_computation(family, attention, prompt):
             torch.testing.assert_close(output.frame_logits, frames, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("attention", "sees"), [("causal", False), ("bidirectional", True), ("question", True)])
-def test_who_sees_the_question(attention, sees):
-    """A causal policy cannot see a question behind the video; the other two can."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_sees_the_question(kind):
+    """A causal policy cannot see a question behind the video; the others can."""
     stock = stock_model("llava_onevision")
-    model = CaCoVidForConditionalGeneration.from_backbone(stock, policy_attention=attention)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     other = {**inputs, "input_ids": inputs["input_ids"].clone()}
     other["input_ids"][0, -3] += 1
     scores = [model.compress(**x, retention_ratio=0.5).videos[0].token_scores for x in (inputs, other)]
-    assert torch.equal(*scores) != sees
+    assert torch.equal(*scores) == (kind == "causal")
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("attention", ["causal", "bidirectional", "question"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_row_scores_as_it_does_alone(family, attention, padding_side):
+def test_a_row_scores_as_it_does_alone(family, kind, padding_side):
     stock = stock_model(family)
-    model = CaCoVidForConditionalGeneration.from_backbone(stock, policy_attention=attention)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
     batch = prompt_inputs(stock, RAGGED, padding_side=padding_side)
     together = model.compress(**batch, retention_ratio=0.25)
     for row in range(3):
@@ -206,9 +210,10 @@ def test_a_row_scores_as_it_does_alone(family, attention, padding_side):
         assert torch.equal(together.videos[row].keep, single.videos[0].keep)
 
 
-def test_gradients_reach_every_weight_of_the_policy():
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_every_weight_of_the_policy(kind):
     stock = stock_model("llava_onevision")
-    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     layout = model.family.layout(stock.config, inputs["input_ids"], inputs["attention_mask"], inputs)
     embedded = model.family.embed(
@@ -223,9 +228,10 @@ def test_gradients_reach_every_weight_of_the_policy():
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.policy.parameters())
 
 
-def test_question_attention_needs_text():
+@pytest.mark.parametrize("policy_type", ["full", "light"])
+def test_question_attention_needs_text(policy_type):
     stock = stock_model("llava_onevision")
-    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, policy_type=policy_type)
     ids = torch.tensor([[111] * 17])
     with pytest.raises(ValueError, match="has no text"):
         model.compress(input_ids=ids, pixel_values_videos=torch.zeros(1, 4, 3, 56, 56), retention_ratio=0.5)

@@ -143,7 +143,7 @@ class Policy(nn.Module, ABC):
     """
 
     policy_type: ClassVar[str]
-    norm: nn.Module
+    norm: "RMSNorm"
 
     def __init__(self, config, attention: str):
         super().__init__()
@@ -255,10 +255,8 @@ class ContributionPolicy(Policy):
     ) -> Tensor:
         """`(L, D)` embeddings of one row to the layer's `(N, D)` output at its video tokens, videos one after the other."""
         video = torch.cat([span.positions for span in spans])
-        if self.attention == "question":
-            context = self._text_places(layout, row)
-        else:
-            context = layout.valid[row].nonzero()[:, 0]
+        question = self.attention == "question"
+        context = self._text_places(layout, row) if question else layout.valid[row].nonzero()[:, 0]
         if self.attention == "causal":
             # Nothing after the last video token is visible to any of them; queries are then the keys, and no mask is needed.
             context = context[context <= video.max()]
