@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import COMPRESSORS, Compressor, Scores
-from cacovid_hf.policy import ContributionPolicy
+from cacovid_hf.policy import Policy
 from cacovid_hf.prompt import CompressedPrompt, Prompt, PromptLayout, VideoSpan, gather, kept_indices
 
 NOTES = [
@@ -51,7 +51,7 @@ class ScoredBefore(Compressor):
 
     name = "scored_before"
 
-    def score(self, prompt: Prompt, policy: ContributionPolicy) -> list[Scores | None]:
+    def score(self, prompt: Prompt, policy: Policy) -> list[Scores | None]:
         return self.scores
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:

@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .compressors import Compressor, Scores
 from .modeling import CaCoVidForConditionalGeneration
-from .policy import ContributionPolicy
+from .policy import Policy
 from .prompt import Prompt, VideoSelection, VideoSpan
 
 
@@ -123,7 +123,7 @@ class _Watched(Compressor):
     name: ClassVar[str] = "watched"
 
     def compress(
-        self, prompt: Prompt, policy: ContributionPolicy, retention_ratios: list[float]
+        self, prompt: Prompt, policy: Policy, retention_ratios: list[float]
     ) -> tuple[tuple[VideoSelection, ...], list[int]]:
         """As the method does."""
         self.stages.enter("policy")
