@@ -6,29 +6,10 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .policy_settings import check_policy
 from .selection import check_retention_ratio, check_selection_settings
 
 FORMAT_VERSION = 1
-POLICY_TYPES = ("full", "light")
-POLICY_ATTENTIONS = ("causal", "bidirectional", "question")
-
-
-def check_policy(policy_type: str, attention: str) -> None:
-    """Raise a `ValueError` that lists the choices, if a setting is none of them or the two do not go together."""
-    if policy_type not in POLICY_TYPES:
-        raise ValueError(
-            f"policy_type={policy_type!r} is unknown: choose one of {', '.join(map(repr, POLICY_TYPES))} ('full' for the published checkpoint)."
-        )
-    if attention not in POLICY_ATTENTIONS:
-        raise ValueError(
-            f"policy_attention={attention!r} is unknown: choose one of {', '.join(map(repr, POLICY_ATTENTIONS))} "
-            "('causal' for the published checkpoint)."
-        )
-    if policy_type == "light" and attention != "question":
-        raise ValueError(
-            f"policy_attention={attention!r} does not go with policy_type='light', whose video tokens read the question alone: leave it out, or "
-            "use policy_type='full'."
-        )
 
 
 class CaCoVidConfig(PreTrainedConfig):

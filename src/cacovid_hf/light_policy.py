@@ -5,13 +5,12 @@ queries that share it. What the token holds (its value) and what it read are com
 trunk serves both heads. There is no output projection, no MLP and no attention between video tokens.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .configuration import CaCoVidConfig
 from .policy import (
     ContributionPolicy,
     Policy,
@@ -24,6 +23,9 @@ from .policy import (
     rotate,
 )
 from .prompt import PromptLayout, VideoSpan
+
+if TYPE_CHECKING:
+    from .configuration import CaCoVidConfig
 
 
 class Reading(nn.Module):
@@ -106,6 +108,6 @@ class LightPolicy(Policy):
 POLICIES: dict[str, type[Policy]] = {kind.policy_type: kind for kind in (ContributionPolicy, LightPolicy)}
 
 
-def make_policy(config: CaCoVidConfig, backbone_config) -> Policy:
+def make_policy(config: "CaCoVidConfig", backbone_config) -> Policy:
     """The policy that a config asks for, with random weights, for the language model of `backbone_config`."""
     return POLICIES[config.policy_type](backbone_config.get_text_config(), config.policy_attention)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .configuration import check_policy
+from .policy_settings import check_policy
 from .prompt import PromptLayout, VideoSpan
 
 

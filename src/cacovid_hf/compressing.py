@@ -1,0 +1,195 @@
+"""Calls on compressed prompts: what a backbone and its policy do together, whoever holds them.
+
+`CaCoVidForConditionalGeneration` is one holder; the code that a checkpoint carries for stock models is another.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .arguments import (
+    embedding_arguments,
+    keeps_all,
+    retention_ratios,
+    stock_attention_mask,
+    take_embedding_arguments,
+)
+from .backbones import Backbone, backbone_family
+from .compressors import CaCoVid, Compressor, resolve_compressor
+from .generation import check_generation, effective_settings, generate_compressed
+from .policy import Policy
+from .prompt import CompressedPrompt, gather, kept_indices
+from .turns import cached_length, compress_turn, forget, is_recorded, record
+
+
+class Compressing:
+    """`compress` and `generate` of whatever holds a backbone, a policy and settings.
+
+    Attributes:
+        backbone: a stock model of a supported family.
+        policy: made for it.
+        config: has `retention_ratio`, `contribution_share`, `frame_cap` and `scope` (see `CaCoVidConfig`).
+    """
+
+    backbone: Any
+    policy: Policy
+    config: Any
+
+    @property
+    def family(self) -> Backbone:
+        """How prompts of this backbone are laid out."""
+        return backbone_family(self.backbone.config)
+
+    def compress(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        retention_ratio: "float | Sequence[float] | None" = None,
+        compressor: "str | Compressor | None" = None,
+        **inputs: Any,
+    ) -> CompressedPrompt:
+        """Embed a batch of prompts and drop video tokens.
+
+        Args:
+            input_ids: `(B, L)`, with the video placeholders of the processor.
+            attention_mask: `(B, L)`, 0 at padding on either side; None as in stock generation: padding ids are padding.
+            retention_ratio: fraction of each video's tokens kept, one number or one a video (in prompt order, row by row); None takes
+                the config's, which may be None too: keep all.
+            compressor: a method's name or an instance with its settings; None is the policy with the config's settings.
+            **inputs: everything else that the processor returned, and `position_ids` if the prompt has its own.
+
+        Returns:
+            What the backbone's `generate` takes, where each token stood, and the scores of each video.
+
+        Raises:
+            ValueError: placeholders that do not fit the pixel inputs, a ratio outside (0, 1], an unknown method.
+        """
+        method = self.resolve_compressor(compressor)
+        if unknown := sorted(set(inputs) - embedding_arguments(self.backbone)):
+            raise ValueError(
+                f"{', '.join(unknown)} is no input of {type(self.backbone).__name__}: give what the processor returned, and check for typos."
+            )
+        if attention_mask is None:
+            attention_mask = stock_attention_mask(input_ids, self.backbone.generation_config)
+        layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
+        ratios = retention_ratios(self._ratio(retention_ratio), len(layout.videos))
+        prompt = self.family.embed(self.backbone, layout, input_ids, attention_mask, inputs)
+        videos, budgets = method.compress(prompt, self.policy, ratios)
+        indices = kept_indices(layout, [video.keep for video in videos], budgets).to(input_ids.device)
+        return gather(prompt, indices, videos, pad_token_id=self.backbone.generation_config.pad_token_id or 0)
+
+    def _ratio(self, retention_ratio: Any) -> Any:
+        """What a call asks for, the config's default, or everything."""
+        if retention_ratio is not None:
+            return retention_ratio
+        return 1.0 if self.config.retention_ratio is None else self.config.retention_ratio
+
+    def _drops_nothing(self, retention_ratio: Any, input_ids: Tensor | None, inputs: dict[str, Any]) -> bool:
+        """Whether a call is the backbone's own: everything kept, or no video in it."""
+        if isinstance(retention_ratio, (list, tuple, np.ndarray)) or (
+            isinstance(retention_ratio, Tensor) and retention_ratio.ndim
+        ):
+            retention_ratios(retention_ratio, len(self.family.video_grids(self.backbone.config, inputs)))
+        if keeps_all(self._ratio(retention_ratio)):
+            return True
+        if any(inputs.get(name) is not None for name in self.family.video_inputs):
+            return False
+        return input_ids is None or not bool((input_ids == self.backbone.config.video_token_id).any())
+
+    def resolve_compressor(self, compressor: "str | Compressor | None") -> Compressor:
+        """A method by name or instance; None and `"cacovid"` are the policy with the config's settings."""
+        if compressor is None or compressor == CaCoVid.name:
+            return CaCoVid(self.config.contribution_share, self.config.frame_cap, self.config.scope)
+        return resolve_compressor(compressor)
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config=None,
+        logits_processor=None,
+        stopping_criteria=None,
+        prefix_allowed_tokens_fn=None,
+        synced_gpus: bool | None = None,
+        assistant_model=None,
+        streamer=None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        custom_generate=None,
+        *,
+        retention_ratio: "float | Sequence[float] | None" = None,
+        compressor: "str | Compressor | None" = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate from the video tokens that contribute; otherwise as `generate` of the backbone.
+
+        At ratio 1.0, or without a video in the prompt, the call goes straight to `backbone.generate`. Returned sequences start with the
+        caller's prompt; streamers, stopping criteria and logits processors see it too. Attentions, hidden states and the cache that
+        `return_dict_in_generate` returns are those of the compressed prompt.
+
+        A conversation goes on as with a stock model: give the ids of all of it and the cache of the turn before as `past_key_values` (a
+        `DynamicCache` or `StaticCache`), with the pixel inputs of the whole conversation or of the new turn. The videos of a new turn
+        are compressed, with the new turn alone before the policy's eyes; what is cached stays as it is.
+
+        Args:
+            retention_ratio: fraction of each video's tokens kept, in (0, 1]: one number, or one a video in prompt order. None takes the
+                config's default, which may be None too: keep all.
+            compressor: a method's name or an instance with its settings; None is the policy.
+            **kwargs: and the other arguments: as in transformers.
+
+        Raises:
+            ValueError: a ratio outside (0, 1], inputs that do not fit, or an argument that does not work from a compressed prompt (the
+                message says which and why).
+        """
+        named = {
+            "inputs": inputs,
+            "generation_config": generation_config,
+            "logits_processor": logits_processor,
+            "stopping_criteria": stopping_criteria,
+            "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn,
+            "synced_gpus": synced_gpus,
+            "assistant_model": assistant_model,
+            "streamer": streamer,
+            "negative_prompt_ids": negative_prompt_ids,
+            "negative_prompt_attention_mask": negative_prompt_attention_mask,
+            "custom_generate": custom_generate,
+        }
+        arguments = {**kwargs, **{name: value for name, value in named.items() if value is not None}}
+        method = self.resolve_compressor(compressor)
+        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        cache = kwargs.get("past_key_values")
+        if not is_recorded(cache) and self._drops_nothing(retention_ratio, input_ids, kwargs):
+            return self.backbone.generate(**arguments)  # type: ignore[operator]
+        if inputs is not None and kwargs.get("input_ids") is not None:
+            raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
+
+        settings = effective_settings(self.backbone, generation_config, kwargs)
+        check_generation(settings, arguments)
+        if input_ids is None:
+            raise ValueError("input_ids are missing: pass everything that the processor returned.")
+        attention_mask = arguments.pop("attention_mask", None)
+        if attention_mask is None:
+            attention_mask = stock_attention_mask(input_ids, settings)
+        for name in ("inputs", "input_ids", "generation_config"):
+            arguments.pop(name, None)
+        inputs_of_prompt = take_embedding_arguments(self.backbone, arguments)
+        how: dict[str, Any] = dict(retention_ratio=retention_ratio, compressor=method)
+        if cached_length(cache):
+            prompt = compress_turn(self, cache, input_ids, attention_mask, inputs_of_prompt, **how)
+        else:
+            prompt = self.compress(input_ids, attention_mask, **inputs_of_prompt, **how)
+        if cache is not None:
+            forget(cache)
+        outputs = generate_compressed(self.backbone, prompt, input_ids, settings, generation_config, arguments)
+        sequences = outputs if isinstance(outputs, Tensor) else outputs.sequences
+        if not isinstance(outputs, Tensor):
+            cache = outputs.past_key_values
+        if cache is not None:
+            forget(cache)
+            if (settings.num_beams or 1) == 1:
+                record(cache, prompt, sequences, input_ids.shape[1])
+        return outputs
