@@ -200,6 +200,18 @@ def test_the_divergence_pulls_scores_to_zero_and_is_off_by_default():
     assert torch.equal(pull.sign(), -scores.sign())
 
 
+def test_without_frame_rollouts_nothing_pulls_at_the_frame_head():
+    new, old, token_masks, token_advantages, frame_masks, frame_advantages = random_case()
+    _, with_frames = cpo_loss(new, old, token_masks, token_advantages, frame_masks, frame_advantages)
+    loss, statistics = cpo_loss(
+        new, old, token_masks, token_advantages, frame_masks[:0], frame_advantages[:0], kl_weight=1.0
+    )
+    loss.backward()
+    assert (new.frame_logits.grad == 0).all()
+    assert statistics.frame_loss == 0
+    assert 0 < statistics.kl < with_frames.kl
+
+
 @pytest.mark.parametrize("missing", ["tokens", "frames", "everything kept", "nothing kept"])
 def test_degenerate_memories_give_finite_losses_and_gradients(missing):
     new, old, token_masks, token_advantages, frame_masks, frame_advantages = random_case()

@@ -1,5 +1,7 @@
 """The trainer moves the policy and nothing else, in the order of the mathematics; small random models, a few steps."""
 
+import math
+
 import pytest
 import torch
 from models import Video, prompt_inputs, stock_model
@@ -70,11 +72,7 @@ def test_the_policy_moves_and_the_backbone_does_not(tmp_path, family, settings):
     engine.train()
     assert all(torch.equal(tensor, backbone[name]) for name, tensor in model.backbone.state_dict().items())
     moved = {name for name, tensor in model.policy.state_dict().items() if not torch.equal(tensor, policy[name])}
-    still = (
-        {name for name in policy if name.startswith("frame_head")}
-        if settings.get("num_frame_rollouts") == 0 and not settings.get("kl_weight")
-        else set()
-    )
+    still = {name for name in policy if name.startswith("frame_head") and settings.get("num_frame_rollouts") == 0}
     assert moved == set(policy) - still
     assert not model.backbone.training
     assert not any(weight.requires_grad for weight in model.backbone.parameters())
@@ -93,6 +91,88 @@ def test_the_policy_moves_and_the_backbone_does_not(tmp_path, family, settings):
     } <= set(logged)
     assert 0 <= logged["reward"] <= 1
     assert logged["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+
+
+SWITCHES = {
+    "no frame rollouts": {"num_frame_rollouts": 0, "kl_weight": 0.1},
+    "no replay": {"replay": False},
+    "several ratios": {"target_ratios": (0.1, 0.4)},
+    "narrow thresholds": {"ratio_low": 0.33, "ratio_high": 0.67},
+    "large groups": {"group_spread": 4.0, "group_cap": 9.0},
+    "ocss over the video": {"sampling_scope": "video"},
+    "multinomial by frame": {"sampler": "multinomial"},
+    "whole answers": {"reward": "accuracy", "kl_weight": 0.1},
+    "causal": {"policy_attention": "causal"},
+    "bidirectional": {"policy_attention": "bidirectional"},
+    "question": {"policy_attention": "question"},
+}
+
+
+@pytest.mark.parametrize("settings", SWITCHES.values(), ids=SWITCHES)
+def test_every_switch_trains(tmp_path, settings):
+    model, _, engine = trainer(tmp_path, steps=4, **settings)
+    policy = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    engine.train()
+    trained = model.policy.state_dict()
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+    assert any(not torch.equal(tensor, policy[name]) for name, tensor in trained.items() if "token_head" in name)
+    frozen = {name for name in policy if name.startswith("frame_head") and torch.equal(policy[name], trained[name])}
+    assert bool(frozen) == (settings.get("num_frame_rollouts") == 0)
+    losses = [entry["loss"] for entry in engine.state.log_history if "loss" in entry]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+    assert model.policy.attention == model.config.policy_attention == settings.get("policy_attention", "question")
+
+
+def test_a_new_policy_begins_from_layer_0_and_its_seed(tmp_path):
+    model, _, engine = trainer(tmp_path, policy_attention="causal", seed=5)
+    again, _, _ = trainer(tmp_path, policy_attention="causal", seed=5)
+    other, _, _ = trainer(tmp_path, policy_attention="causal", seed=6)
+    layer = model.backbone.get_decoder().layers[0]
+    assert torch.equal(model.policy.layer.self_attn.q_proj.weight, layer.self_attn.q_proj.weight)
+    assert torch.equal(model.policy.layer.mlp.down_proj.weight, layer.mlp.down_proj.weight)
+    assert torch.equal(model.policy.token_head[0].weight, again.policy.token_head[0].weight)
+    assert not torch.equal(model.policy.token_head[0].weight, other.policy.token_head[0].weight)
+    assert engine.model is model.policy
+    assert not model.config.policy_trained
+
+
+def test_target_ratios_are_drawn_by_sample_and_kept(tmp_path):
+    _, _, engine = trainer(tmp_path, target_ratios=[0.125, 0.5], num_iterations=2, steps=8)
+    seen = []
+    roll_out = engine._roll_out
+
+    def spy(memory, answers):
+        roll_out(memory, answers)
+        seen.append(
+            [(ratio, masks.flatten(1).sum(1)) for ratio, masks in zip(memory.ratios, memory.token_masks, strict=True)]
+        )
+
+    engine._roll_out = spy
+    engine.train()
+    assert {ratio for batch in seen for ratio, _ in batch} == {0.125, 0.5}
+    for first, second in zip(seen[::2], seen[1::2], strict=True):
+        assert [ratio for ratio, _ in first] == [ratio for ratio, _ in second]
+    for ratio, counts in (entry for batch in seen for entry in batch):
+        # 4 frames of 4 tokens.
+        assert set(counts.tolist()) == {4 * max(1, round(4 * ratio))}
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_replay_is_what_advantages_are_over(tmp_path, replay):
+    _, _, engine = trainer(tmp_path, replay=replay, num_iterations=3, steps=3)
+    sizes = []
+    roll_out = engine._roll_out
+
+    def spy(memory, answers):
+        roll_out(memory, answers)
+        sizes.append({len(x) for x in (*memory.token_masks, *memory.token_rewards)})
+        sizes.append({len(x) for x in (*memory.frame_masks, *memory.frame_rewards)})
+
+    engine._roll_out = spy
+    engine.train()
+    factors = [1, 2, 3] if replay else [1, 1, 1]
+    assert sizes == [{size * factor} for factor in factors for size in (6, 3)]
 
 
 def test_same_seed_same_weights(tmp_path):
@@ -148,6 +228,9 @@ BAD = [
     (dict(num_iterations=0), "num_iterations=0 is too small"),
     (dict(num_token_rollouts=1), "num_token_rollouts=1 is too small"),
     (dict(sampling_ratio=0.0), r"sampling_ratio=0\.0 is outside"),
+    (dict(target_ratios=[]), "target_ratios is empty"),
+    (dict(target_ratios=[0.1, 1.5]), r"target_ratios\[1\]=1\.5 is outside"),
+    (dict(policy_attention="text"), "policy_attention='text' is unknown"),
 ]
 
 

@@ -23,11 +23,11 @@ from .arguments import (
 from .backbones import backbone_family
 from .compressing import Compressing
 from .compressors import Compressor
-from .configuration import CaCoVidConfig
+from .configuration import CaCoVidConfig, check_policy
 from .generation import WAY_ROUND
 from .light_policy import make_policy
 from .policy import Policy
-from .wrapping import base_model, check_policy_size, embedding_device
+from .wrapping import base_model, check_policy_size, embedding_device, untrained_policy
 
 
 @dataclass
@@ -130,11 +130,25 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             check_policy_size(policy.config, backbone.config)
         config = CaCoVidConfig(backbone_config=backbone.config, **policy_options)
         if policy is None:
-            policy = make_policy(config, backbone.config)
-            policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
-            policy.init_from_layer(backbone.get_decoder().layers[0])
+            policy = untrained_policy(backbone, config)
         policy.train(backbone.training).to(embedding_device(backbone))
         return cls(config, backbone, policy)
+
+    def reset_policy(self, policy_attention: str | None = None) -> None:
+        """Replace the policy by an untrained one, as `from_backbone` makes it.
+
+        Args:
+            policy_attention: of the new policy; None: as before.
+
+        Raises:
+            ValueError: an unknown attention.
+        """
+        config: Any = self.config
+        if policy_attention is not None:
+            check_policy(config.policy_type, policy_attention)
+            config.policy_attention = policy_attention
+        self.policy = untrained_policy(self.backbone, config).train(self.training)
+        config.policy_trained = False
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -6,6 +6,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .configuration import CaCoVidConfig
+from .light_policy import make_policy
+from .policy import Policy
+
 
 def base_model(backbone: Any) -> PreTrainedModel:
     """The stock model inside a `PeftModel`, or the model itself."""
@@ -37,3 +41,11 @@ def check_policy_size(policy_config, backbone_config) -> None:
                 f"The policy was made for {name}={getattr(found, name)}, the backbone has {getattr(expected, name)}: use the policy with the "
                 "backbone that it was made for."
             )
+
+
+def untrained_policy(backbone: Any, config: CaCoVidConfig) -> Policy:
+    """The policy that `config` describes, on the device and in the dtype of a stock model: its layer from the LLM's layer 0, random heads."""
+    policy = make_policy(config, backbone.config)
+    policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
+    policy.init_from_layer(backbone.get_decoder().layers[0])
+    return policy

@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from ..configuration import check_policy
+from ..selection import check_retention_ratio
 from .sampling import SAMPLERS, SAMPLING_SCOPES
 
 REWARDS = ("accuracy", "probability")
@@ -31,9 +33,9 @@ class ContributionTrainingArguments(TrainingArguments):
     Args:
         num_iterations: optimiser steps on each batch of samples.
         num_token_rollouts: subsets a sample and iteration that the token scores choose, the greedy one included.
-        num_frame_rollouts: subsets that the frame scores choose, the greedy one included; 0 leaves the frame head untrained.
+        num_frame_rollouts: subsets that the frame scores choose, the greedy one included; 0 freezes the frame head and leaves it out of the loss.
         sampler: how token subsets are drawn: `"ocss"` (paper), `"multinomial"` (Gumbel top-k) or `"random"`.
-        sampling_scope: `"frame"` (paper) draws the same number in every frame, `"video"` from all tokens at once.
+        sampling_scope: `"frame"` (paper) draws the same number in every frame, `"video"` from all tokens at once, by token scores alone.
         group_spread: lambda of OCSS, how many groups a frame is split into (fewer with larger values).
         group_cap: largest probability of a group as a multiple of an equal share, OCSS only.
         sampling_ratio: fraction of the tokens in a rollout at first.
@@ -42,6 +44,11 @@ class ContributionTrainingArguments(TrainingArguments):
         ratio_high: mean reward at or over which it halves.
         ratio_floor: smallest ratio, unless it starts lower.
         ratio_ceiling: largest ratio, unless it starts higher.
+        target_ratios: several ratios to train for: each sample draws one of them, for all its iterations, and neither `sampling_ratio` nor
+            `dynamic_ratio` is used (ours; None: off).
+        replay: whether advantages and loss are over all rollouts on the sample so far (paper), or over those of the iteration alone.
+        policy_attention: begin with a new policy of this attention, its layer from the LLM's layer 0; None trains the policy that the
+            model has.
         clip_low: how far the ratio to the old policy may fall.
         clip_high: how far it may rise.
         dual_clip: bound of the loss of choices that did worse and have become likelier (ours; None: unbounded, as published).
@@ -64,6 +71,9 @@ class ContributionTrainingArguments(TrainingArguments):
     ratio_high: float = 0.875
     ratio_floor: float = 0.01
     ratio_ceiling: float = 0.12
+    target_ratios: list[float] | None = None
+    replay: bool = True
+    policy_attention: str | None = None
     clip_low: float = 0.2
     clip_high: float = 0.28
     dual_clip: float | None = None
@@ -96,3 +106,11 @@ class ContributionTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"sampling_ratio={self.sampling_ratio} is outside (0, 1]: give the fraction of tokens in a rollout."
             )
+        if self.target_ratios is not None:
+            if not self.target_ratios:
+                raise ValueError("target_ratios is empty: give the ratios to train for, or None.")
+            self.target_ratios = [
+                check_retention_ratio(ratio, f"target_ratios[{i}]") for i, ratio in enumerate(self.target_ratios)
+            ]
+        if self.policy_attention is not None:
+            check_policy("full", self.policy_attention)

@@ -29,3 +29,8 @@ class Memory:
     token_rewards: list[Tensor] = field(default_factory=list)
     frame_masks: list[Tensor] = field(default_factory=list)
     frame_rewards: list[Tensor] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Drop all rollouts so far."""
+        for rollouts in (self.token_masks, self.token_rewards, self.frame_masks, self.frame_rewards):
+            rollouts.clear()

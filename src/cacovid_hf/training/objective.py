@@ -26,7 +26,7 @@ class Statistics:
         entropy: mean entropy of the tokens' keep probabilities in nats, in [0, log 2]; towards 0 = the policy has stopped trying.
         score_spread: standard deviation of the token scores (keep minus drop logit); growing without end = scores blow up.
         zero_variance: 1 if all token advantages are zero (equal rewards), so that the token head learns nothing, else 0.
-        kl: divergence from the coin flip, before its weight, mean over tokens plus mean over frames.
+        kl: divergence from the coin flip, before its weight, mean over tokens plus (if there are frame rollouts) mean over frames.
     """
 
     token_loss: Tensor
@@ -80,13 +80,13 @@ def cpo_loss(
         old: of the policy that the subsets were drawn by; takes no gradient.
         token_masks: bool `(R, T, P)`, the tokens kept in each token rollout; `R` may be 0.
         token_advantages: `(R,)`, see `advantages`.
-        frame_masks: bool `(F, T)`, the frames chosen in each frame rollout; `F` may be 0.
+        frame_masks: bool `(F, T)`, the frames chosen in each frame rollout; `F` may be 0: then nothing depends on the frame head.
         frame_advantages: `(F,)`.
         clip_low: how far a ratio under 1 may go before its gradient stops.
         clip_high: how far a ratio above 1 may go.
         dual_clip: where the gradient stops of choices that did worse than the mean but have become likelier, as a ratio above `1 + clip_high`
             (ours; the paper: None, and a single such choice can outweigh all others).
-        kl_weight: weight of the divergence from the coin flip, `KL(1/2 || policy)`, mean over tokens plus mean over frames (paper: 0; larger =
+        kl_weight: weight of the divergence from the coin flip, `KL(1/2 || policy)`, see `Statistics.kl` (paper: 0; larger =
             scores stay smaller). In this direction its pull does not fade where scores are large.
 
     Returns:
@@ -108,7 +108,9 @@ def cpo_loss(
 
     token_loss = _mean((token_losses * balanced_weights(token_masks)).sum(1))
     frame_loss = _mean(frame_losses.mean(1))
-    kl = _divergence(tokens).mean() + _divergence(frames).mean()
+    kl = _divergence(tokens).mean()
+    if len(frame_masks):
+        kl = kl + _divergence(frames).mean()
     loss = token_loss + frame_loss + kl_weight * kl
 
     with torch.no_grad():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ProcessorMixin, Trainer
+from transformers import ProcessorMixin, Trainer, set_seed
 
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policy import PolicyOutput
@@ -49,6 +49,10 @@ class ContributionTrainer(Trainer):
     ):
         if not isinstance(args, ContributionTrainingArguments):
             raise ValueError(f"args is a {type(args).__name__}: give ContributionTrainingArguments.")
+        if args.policy_attention is not None:
+            set_seed(args.seed)
+            model.reset_policy(args.policy_attention)
+        model.policy.frame_head.requires_grad_(args.num_frame_rollouts > 0)
         self.full_model = model
         self.backbone: Any = model.backbone
         self.backbone.requires_grad_(False).eval()
@@ -135,7 +139,7 @@ class ContributionTrainer(Trainer):
             losses.append(loss)
             for name, value in vars(statistics).items():
                 self._metrics[name].append(float(value))
-        if self.args.dynamic_ratio:
+        if self.args.dynamic_ratio and not self.args.target_ratios:
             for video, rewards in enumerate(memory.token_rewards):
                 memory.ratios[video] = next_ratio(
                     memory.ratios[video],
@@ -157,7 +161,11 @@ class ContributionTrainer(Trainer):
         family = self.full_model.family
         layout = family.layout(self.backbone.config, ids, mask, inputs)
         prompt = family.embed(self.backbone, layout, ids, mask, inputs)
-        return Memory(prompt, [], [self.args.sampling_ratio] * len(layout.videos))
+        ratios = [self.args.sampling_ratio] * len(layout.videos)
+        if choices := self.args.target_ratios:
+            drawn = torch.randint(len(choices), (len(layout.videos),), generator=self.generator)
+            ratios = [choices[i] for i in drawn.tolist()]
+        return Memory(prompt, [], ratios)
 
     @torch.no_grad()
     def _roll_out(self, memory: Memory, answers: list[Tensor]) -> None:
@@ -184,6 +192,8 @@ class ContributionTrainer(Trainer):
         scores = score_answers(self.backbone, prompts, given, batch_size=self.args.rollout_batch_size)
         rewards = scores.probability if self.args.reward == "probability" else scores.exact.float()
         start = 0
+        if not self.args.replay:
+            memory.forget()
         first = not memory.token_masks
         for video, (mask, frame) in enumerate(zip(tokens, frames, strict=True)):
             token_rewards = rewards[start : start + len(mask)].to(mask.device)
