@@ -21,7 +21,7 @@ from .backbones import Backbone, backbone_family
 from .compressors import CaCoVid, Compressor, resolve_compressor
 from .generation import check_generation, effective_settings, generate_compressed
 from .policy import Policy
-from .prompt import CompressedPrompt, gather, kept_indices
+from .prompt import CompressedPrompt, Prompt, gather, kept_indices
 from .turns import cached_length, compress_turn, forget, is_recorded, record
 
 
@@ -69,6 +69,21 @@ class Compressing:
             ValueError: placeholders that do not fit the pixel inputs, a ratio outside (0, 1], an unknown method.
         """
         method = self.resolve_compressor(compressor)
+        ratio = self._ratio(retention_ratio)
+        retention_ratios(ratio, len(self.family.video_grids(self.backbone.config, inputs)))  # before the heavy work
+        return self._compress(self.embed(input_ids, attention_mask, **inputs), ratio, method)
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Prompt:
+        """Embed a batch of prompts by the backbone's own forward, vision included: what `compress_prompt` cuts, again and again.
+
+        Args:
+            input_ids: `(B, L)`, with the video placeholders of the processor.
+            attention_mask: `(B, L)`, 0 at padding on either side; None as in stock generation: padding ids are padding.
+            **inputs: everything else that the processor returned, and `position_ids` if the prompt has its own.
+
+        Raises:
+            ValueError: placeholders that do not fit the pixel inputs, or an unknown input.
+        """
         if unknown := sorted(set(inputs) - embedding_arguments(self.backbone)):
             raise ValueError(
                 f"{', '.join(unknown)} is no input of {type(self.backbone).__name__}: give what the processor returned, and check for typos."
@@ -76,10 +91,22 @@ class Compressing:
         if attention_mask is None:
             attention_mask = stock_attention_mask(input_ids, self.backbone.generation_config)
         layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
-        ratios = retention_ratios(self._ratio(retention_ratio), len(layout.videos))
-        prompt = self.family.embed(self.backbone, layout, input_ids, attention_mask, inputs)
-        videos, budgets = method.compress(prompt, self.policy, ratios)
-        indices = kept_indices(layout, [video.keep for video in videos], budgets).to(input_ids.device)
+        return self.family.embed(self.backbone, layout, input_ids, attention_mask, inputs)
+
+    def compress_prompt(
+        self,
+        prompt: Prompt,
+        *,
+        retention_ratio: "float | Sequence[float] | None" = None,
+        compressor: "str | Compressor | None" = None,
+    ) -> CompressedPrompt:
+        """Drop video tokens of prompts that are embedded already; arguments, result and errors as in `compress`."""
+        return self._compress(prompt, self._ratio(retention_ratio), self.resolve_compressor(compressor))
+
+    def _compress(self, prompt: Prompt, ratio: Any, method: Compressor) -> CompressedPrompt:
+        layout = prompt.layout
+        videos, budgets = method.compress(prompt, self.policy, retention_ratios(ratio, len(layout.videos)))
+        indices = kept_indices(layout, [video.keep for video in videos], budgets).to(prompt.input_ids.device)
         return gather(prompt, indices, videos, pad_token_id=self.backbone.generation_config.pad_token_id or 0)
 
     def _ratio(self, retention_ratio: Any) -> Any:

@@ -156,14 +156,10 @@ class ContributionTrainer(Trainer):
     @torch.no_grad()
     def _encode(self, inputs: dict[str, Tensor]) -> Memory:
         """Embed a batch of prompts, once for all its iterations."""
-        inputs = dict(inputs)
-        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-        family = self.full_model.family
-        layout = family.layout(self.backbone.config, ids, mask, inputs)
-        prompt = family.embed(self.backbone, layout, ids, mask, inputs)
-        ratios = [self.args.sampling_ratio] * len(layout.videos)
+        prompt = self.full_model.embed(**inputs)
+        ratios = [self.args.sampling_ratio] * len(prompt.layout.videos)
         if choices := self.args.target_ratios:
-            drawn = torch.randint(len(choices), (len(layout.videos),), generator=self.generator)
+            drawn = torch.randint(len(choices), (len(prompt.layout.videos),), generator=self.generator)
             ratios = [choices[i] for i in drawn.tolist()]
         return Memory(prompt, [], ratios)
 
