@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cacovid_hf import CaCoVidForConditionalGeneration, __version__, with_video_reader
-from cacovid_hf.configuration import POLICY_TYPES
+from cacovid_hf.policy_settings import POLICY_TYPES
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.training.arguments import OURS, PUBLISHED, ContributionTrainingArguments
