@@ -3,29 +3,29 @@
 Only safetensors are read, only by name and shape; everything is written under a temporary name first.
 """
 
-import json
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel
-from transformers.utils import cached_file, logging
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import logging
 
+from .backbones import backbone_family
 from .configuration import CaCoVidConfig
+from .hub.source import WEIGHTS, Source
+from .wrapping import check_policy_size
 
 if TYPE_CHECKING:
     from .modeling import CaCoVidForConditionalGeneration
 
 logger = logging.get_logger(__name__)
 
-WEIGHTS, INDEX, BACKBONE_FOLDER = "model.safetensors", "model.safetensors.index.json", "backbone"
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
+BACKBONE_FOLDER = "backbone"
 # What of the Hub's arguments goes on to the backbone, whose own revision is pinned in the config.
 SHARED_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 CONFIG_OVERRIDES = (
@@ -50,90 +50,20 @@ NEVER_FORWARDED = (
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a checkpoint is: a folder or a Hub id, and the arguments to reach it."""
-
-    name: str
-    hub: dict[str, Any]
-
-    @classmethod
-    def of(cls, name: str | os.PathLike, kwargs: dict[str, Any]) -> "Source":
-        """Take the Hub's arguments out of those of a `from_pretrained`."""
-        return cls(os.fspath(name), {key: kwargs.pop(key) for key in HUB_ARGUMENTS if kwargs.get(key) is not None})
-
-    def config(self, config: CaCoVidConfig | None, overrides: dict[str, Any]) -> CaCoVidConfig:
-        """The checkpoint's config with `overrides`, checked again."""
-        if config is None:
-            if self.file("config.json") is None:
-                raise FileNotFoundError(
-                    f"{self.name} has no config.json: give the folder or the Hub id of a CaCoVid checkpoint."
-                )
-            config = CaCoVidConfig.from_pretrained(self.name, **self.hub)
-        if not isinstance(config, CaCoVidConfig) or config.model_type != CaCoVidConfig.model_type:
+def load_config(source: Source, config: CaCoVidConfig | None, overrides: dict[str, Any]) -> CaCoVidConfig:
+    """The checkpoint's config, or the one given, with `overrides`, checked again."""
+    if config is None:
+        stored = source.config()
+        if stored.get("model_type") != CaCoVidConfig.model_type:
             raise ValueError(
-                f"{self.name} has no CaCoVid config (model_type {config.model_type!r}): wrap a stock model with from_backbone."
+                f"{source.name} has no CaCoVid config (model_type {stored.get('model_type')!r}): wrap a stock model with from_backbone."
             )
-        return CaCoVidConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
-
-    def file(self, filename: str) -> str | None:
-        """Local path of one of the checkpoint's files, fetched if need be; None if there is none."""
-        if Path(filename).name != filename:
-            raise ValueError(f"{self.name} names a file outside its folder, {filename!r}: do not use this checkpoint.")
-        return cached_file(self.name, filename, _raise_exceptions_for_missing_entries=False, **self.hub)
-
-    def weights(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors under `prefix` (taken off their names), from one file or from shards; no other is read."""
-        if single := self.file(WEIGHTS):
-            return read_tensors(single, prefix)
-        index = self.file(INDEX)
-        if index is None:
-            if self.file("pytorch_model.bin"):
-                raise ValueError(
-                    f"{self.name} holds only pickled weights (pytorch_model.bin), which are never opened: save it as {WEIGHTS}."
-                )
-            raise FileNotFoundError(f"{self.name} has no {WEIGHTS}: save a model there with save_pretrained.")
-        with open(index, encoding="utf-8") as file:
-            weight_map: dict[str, str] = json.load(file)["weight_map"]
-        tensors = {}
-        for shard in sorted({shard for name, shard in weight_map.items() if name.startswith(prefix)}):
-            path = self.file(shard)
-            if path is None:
-                raise FileNotFoundError(
-                    f"{self.name} lacks the shard {shard}, which {INDEX} names: copy or download it again."
-                )
-            tensors.update(read_tensors(path, prefix))
-        return tensors
-
-
-def read_tensors(path: str, prefix: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file whose names start with `prefix`, the prefix taken off."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name[len(prefix) :]: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a safetensors file ({error}): it is damaged or a renamed pickle, which is never opened."
-        ) from error
-
-
-def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: Source) -> None:
-    """Copy `tensors` into `module`; a `ValueError` names what is missing, left over or misshapen."""
-    expected = module.state_dict()
-    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in sorted(set(expected) & set(tensors))
-        if tensors[name].shape != expected[name].shape
-    ]
-    problems = (
-        [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unexpected: {', '.join(extra)}"] * bool(extra) + shapes
-    )
-    if problems:
-        raise ValueError(
-            f"The policy's weights in {source.name} do not fit its config ({'; '.join(problems)}): they belong to another version or backbone."
-        )
-    module.load_state_dict(tensors)
+        config = CaCoVidConfig.from_pretrained(source.name, **source.hub)
+    elif source.file("config.json"):
+        source.config()
+    if not isinstance(config, CaCoVidConfig):
+        raise ValueError(f"config is a {type(config).__name__}: give a CaCoVidConfig, or leave it out.")
+    return CaCoVidConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
 
 
 def load_backbone(
@@ -145,29 +75,63 @@ def load_backbone(
     if config._attn_implementation is not None:
         settings.setdefault("attn_implementation", config._attn_implementation)
     if backbone is not None:
-        name = os.fspath(backbone)
+        place = Source(os.fspath(backbone), shared)
     elif config.includes_backbone:
-        name = source.name
-        inner = "/".join(part for part in (source.hub.get("subfolder"), BACKBONE_FOLDER) if part)
-        shared |= {"subfolder": inner} | {key: source.hub[key] for key in ("revision",) if key in source.hub}
-    elif config.base_model_name_or_path:
-        name = config.base_model_name_or_path
-        shared |= (
-            {"revision": config.base_model_revision} if config.base_model_revision and not os.path.isdir(name) else {}
-        )
+        place = source.inside(BACKBONE_FOLDER)
+    elif name := config.base_model_name_or_path:
+        pinned = {"revision": config.base_model_revision}
+        place = Source(name, {**shared, **(pinned if config.base_model_revision and not os.path.isdir(name) else {})})
     else:
         raise ValueError(
             f"{source.name} does not say which backbone it was made for: give backbone= (an id, a folder or a model)."
         )
     try:
-        return load_stock_model(name, **shared, **settings)
+        check_backbone(place, config, settings)
+        return load_stock_model(place.name, **place.hub, **settings)
     except OSError as error:
         if backbone is not None or config.includes_backbone:
             raise
         raise OSError(
-            f"The backbone {name} that {source.name} was made for cannot be loaded ({' '.join(str(error).split())}): give backbone= (an id, a "
+            f"The backbone {place.name} that {source.name} was made for cannot be loaded ({' '.join(str(error).split())}): give backbone= (an id, a "
             "folder or a model)."
         ) from error
+
+
+def check_backbone(place: Source, config: CaCoVidConfig, settings: dict[str, Any]) -> None:
+    """Look at a backbone's config and at the headers of its weights before stock loading allocates anything for it.
+
+    Raises:
+        ValueError: another family or size than the policy's, files outside the folder, pickles, or weights too small for the config.
+        OSError: files that are missing.
+    """
+    if place.file("adapter_config.json") and not place.file("adapter_model.safetensors"):
+        raise ValueError(
+            f"{place.name} holds an adapter that is no safetensors file, which is never opened: convert it."
+        )
+    if settings.get("gguf_file") or settings.get("variant") or place.file("config.json") is None:
+        return  # stock loading knows where these are, or says what is missing
+    place.config()
+    found = AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.hub)
+    backbone_family(found)
+    check_policy_size(config.get_text_config(), found)
+    stored = place.stored("")
+    size = sum(os.path.getsize(path) for path in {tensor.path for tensor in stored.values()})
+    if (least := least_parameters(found)) > 8 * size:  # not even one bit each
+        raise ValueError(
+            f"The config of {place.name} describes at least {least:,} parameters, its weights have {size:,} bytes: one of the two is "
+            "damaged; copy or download it again."
+        )
+
+
+def least_parameters(config: Any) -> int:
+    """A lower bound of a backbone's parameters, from its config alone."""
+    text, vision = config.get_text_config(), config.vision_config
+    layers: int = getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 0
+    return (
+        text.vocab_size * text.hidden_size
+        + 3 * text.num_hidden_layers * text.hidden_size * text.intermediate_size
+        + 2 * layers * vision.hidden_size * vision.intermediate_size
+    )
 
 
 def load_stock_model(name: str | os.PathLike, **settings: Any) -> PreTrainedModel:
@@ -180,7 +144,7 @@ def load_stock_model(name: str | os.PathLike, **settings: Any) -> PreTrainedMode
         raise ValueError("output_loading_info=True is not supported: weights that do not fit are an error here.")
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True, **settings
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
         )
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(

@@ -25,6 +25,7 @@ from .compressing import Compressing
 from .compressors import Compressor
 from .configuration import CaCoVidConfig, check_policy
 from .generation import WAY_ROUND
+from .hub.source import Source, load_weights
 from .light_policy import make_policy
 from .policy import Policy
 from .wrapping import base_model, check_policy_size, embedding_device, untrained_policy
@@ -173,19 +174,20 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             OSError: files that are missing.
             ValueError: weights that are not safetensors, do not fit, or a backbone of another size.
         """
-        source = checkpoint.Source.of(pretrained_model_name_or_path, kwargs)
+        source = Source.of(pretrained_model_name_or_path, kwargs).pinned()
         overrides = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OVERRIDES if name in kwargs}
-        config = source.config(config, overrides)
+        config = checkpoint.load_config(source, config, overrides)
         backbone_family(config.backbone_config)
-        weights = source.weights("policy.")
+        with torch.device("meta"):
+            policy = make_policy(config, config.backbone_config)
+        load_weights(policy, source.stored("policy."), source.name)
         given = backbone is not None and not isinstance(backbone, (str, os.PathLike))
         if not given:
             backbone = checkpoint.load_backbone(config, source, backbone, kwargs)
         backbone = base_model(backbone)
         check_policy_size(config.get_text_config(), backbone.config)
         config.backbone_config = type(backbone.config).from_dict(backbone.config.to_dict())
-        policy = make_policy(config, backbone.config)
-        checkpoint.load_weights(policy, weights, source)
+        policy.config = backbone.config.get_text_config()
         policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
         model = cls(config, backbone, policy)
         if given:

@@ -1,0 +1,216 @@
+"""Reading a checkpoint of unknown origin: files by plain name, safetensors alone, headers before tensors, sizes before memory."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
+LARGEST_JSON = 64 << 20  # bytes; the index of a model of a million tensors
+# Generous: tens of times what models of today have. A config beyond them is a mistake or an attack.
+LARGEST_SIZES = {
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1 << 10,
+    "depth": 1 << 10,
+    "num_attention_heads": 1 << 11,
+    "num_heads": 1 << 11,
+    "num_key_value_heads": 1 << 11,
+    "head_dim": 1 << 14,
+    "vocab_size": 1 << 23,
+    "image_size": 1 << 14,
+    "patch_size": 1 << 12,
+}
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a safetensors file, of which so far only the header was read."""
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self) -> Tensor:
+        """The tensor, on the CPU."""
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.name)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint is: a folder or a Hub id, and the arguments to reach it."""
+
+    name: str
+    hub: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str | os.PathLike, kwargs: dict[str, Any]) -> "Source":
+        """Take the Hub's arguments out of those of a `from_pretrained`."""
+        return cls(os.fspath(name), {key: kwargs.pop(key) for key in HUB_ARGUMENTS if kwargs.get(key) is not None})
+
+    def inside(self, folder: str) -> "Source":
+        """A folder of this one."""
+        return Source(self.name, {**self.hub, "subfolder": "/".join(filter(None, (self.hub.get("subfolder"), folder)))})
+
+    def pinned(self) -> "Source":
+        """At the one commit that its `config.json` is now of, so that a push in the middle of loading mixes no two states."""
+        path = self.file("config.json")
+        commit = extract_commit_hash(path, None) if path else None
+        return self if commit is None else Source(self.name, {**self.hub, "revision": commit})
+
+    def file(self, filename: str) -> str | None:
+        """Local path of one of the checkpoint's files, fetched if need be; None if there is none.
+
+        Raises:
+            ValueError: the name is not plain, and could lead out of the checkpoint's folder.
+        """
+        plain = isinstance(filename, str) and filename not in ("", ".", "..") and not set(filename) & set("/\\:\0")
+        if not plain:
+            raise ValueError(f"{self.name} names a file outside its folder, {filename!r}: do not use this checkpoint.")
+        return cached_file(self.name, filename, _raise_exceptions_for_missing_entries=False, **self.hub)
+
+    def json(self, filename: str) -> dict[str, Any] | None:
+        """A JSON file of the checkpoint; None if there is none."""
+        path = self.file(filename)
+        if path is None:
+            return None
+        size = os.path.getsize(path)
+        if size > LARGEST_JSON:
+            raise ValueError(f"{filename} of {self.name} has {size} bytes, far too many: do not use this checkpoint.")
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{filename} of {self.name} is not readable JSON ({error}): copy or download it again."
+            ) from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{filename} of {self.name} holds no JSON object: copy or download it again.")
+        return values
+
+    def config(self) -> dict[str, Any]:
+        """`config.json`, checked for what must never come from a file: sizes out of reach, kernels to be fetched.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not JSON, or asks for what it must not.
+        """
+        values = self.json("config.json")
+        if values is None:
+            raise FileNotFoundError(
+                f"{self.name} has no config.json: give the folder or the Hub id of a CaCoVid checkpoint."
+            )
+        check_config_values(values, self.name)
+        return values
+
+    def stored(self, prefix: str) -> dict[str, StoredTensor]:
+        """The tensors under `prefix` (taken off their names), from one file or from shards; only headers are read, and no other file.
+
+        Raises:
+            FileNotFoundError: no weights, or a shard is missing.
+            ValueError: pickled weights only, or files that are no safetensors.
+        """
+        if single := self.file(WEIGHTS):
+            return read_header(single, prefix)
+        index = self.json(INDEX)
+        if index is None:
+            for name in PICKLES:
+                if self.file(name):
+                    raise ValueError(
+                        f"{self.name} holds only pickled weights ({name}), which are never opened: save it as {WEIGHTS}."
+                    )
+            raise FileNotFoundError(f"{self.name} has no {WEIGHTS}: save a model there with save_pretrained.")
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{INDEX} of {self.name} has no weight_map: copy or download it again.")
+        for shard in weight_map.values():
+            if not str(shard).endswith(".safetensors"):
+                raise ValueError(f"{INDEX} of {self.name} names {shard!r}, which is no safetensors file: never opened.")
+        tensors: dict[str, StoredTensor] = {}
+        for shard in sorted({shard for name, shard in weight_map.items() if name.startswith(prefix)}):
+            path = self.file(shard)
+            if path is None:
+                raise FileNotFoundError(
+                    f"{self.name} lacks the shard {shard}, which {INDEX} names: copy or download it again."
+                )
+            tensors.update(read_header(path, prefix))
+        return tensors
+
+
+def read_header(path: str, prefix: str) -> dict[str, StoredTensor]:
+    """What a safetensors file says of its tensors whose names start with `prefix`, the prefix taken off."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in names}
+            return {
+                name[len(prefix) :]: StoredTensor(path, name, tuple(part.get_shape()), part.get_dtype())
+                for name, part in slices.items()
+            }
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a safetensors file ({error}): it is damaged or a renamed pickle, which is never opened."
+        ) from error
+
+
+def check_config_values(values: Any, name: str, place: str = "") -> None:
+    """Refuse sizes that no model has and attention kernels that would be fetched from elsewhere, at any depth of a config.
+
+    Raises:
+        ValueError: naming the place and the value.
+    """
+    for key, value in values.items() if isinstance(values, dict) else ():
+        where = f"{place}{key}"
+        if key in LARGEST_SIZES and value is not None:
+            if type(value) is not int or not 0 < value <= LARGEST_SIZES[key]:
+                raise ValueError(
+                    f"config.json of {name} says {where}={value!r}; it must be a whole number from 1 to {LARGEST_SIZES[key]}: do not "
+                    "use this checkpoint."
+                )
+        elif key in ATTENTION_KEYS and "/" in str(value):
+            raise ValueError(
+                f"config.json of {name} asks for an attention kernel from elsewhere, {where}={value!r}: pass attn_implementation yourself if you "
+                "trust it, and take it out of the file."
+            )
+        check_config_values(value, name, f"{where}.")
+
+
+def load_weights(module: nn.Module, stored: dict[str, StoredTensor], name: str) -> None:
+    """Give `module`, which may be on the meta device, the tensors of a checkpoint; nothing is read before everything fits.
+
+    Raises:
+        ValueError: naming what is missing, left over, misshapen or not a floating-point tensor.
+    """
+    expected = module.state_dict()
+    missing, extra = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
+    shapes = [
+        f"{key} is {stored[key].shape}, not {tuple(expected[key].shape)}"
+        for key in sorted(set(expected) & set(stored))
+        if stored[key].shape != tuple(expected[key].shape)
+    ]
+    types = [
+        f"{key} is of type {stored[key].dtype}"
+        for key in sorted(set(expected) & set(stored))
+        if stored[key].dtype not in ("F64", "F32", "F16", "BF16")
+    ]
+    problems = [
+        *[f"missing: {', '.join(missing)}"] * bool(missing),
+        *[f"unexpected: {', '.join(extra)}"] * bool(extra),
+        *shapes,
+        *types,
+    ]
+    if problems:
+        raise ValueError(
+            f"The policy's weights in {name} do not fit its config ({'; '.join(problems)}): they belong to another version or backbone."
+        )
+    module.load_state_dict({key: tensor.read() for key, tensor in stored.items()}, assign=True)
