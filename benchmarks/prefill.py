@@ -24,7 +24,6 @@ from torch import Tensor
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import COMPRESSORS, Compressor, Scores
-from cacovid_hf.policy import Policy
 from cacovid_hf.prompt import CompressedPrompt, Prompt, PromptLayout, VideoSpan, gather, kept_indices
 
 NOTES = [
@@ -51,7 +50,7 @@ class ScoredBefore(Compressor):
 
     name = "scored_before"
 
-    def score(self, prompt: Prompt, policy: Policy) -> list[Scores | None]:
+    def score(self, prompt: Prompt, model: CaCoVidForConditionalGeneration) -> list[Scores | None]:
         return self.scores
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
@@ -134,16 +133,15 @@ class Benchmark:
             self.prefill(prompt.inputs_embeds, self.mask, prompt.position_ids)
             watch.lap("prefill")
             return watch.milliseconds, None
-        policy = self.model.policy
         layout = self.layout()
         watch.lap("layout")
-        scores = variant.method.score(prompt, policy)
+        scores = variant.method.score(prompt, self.model)
         watch.lap("policy")
         select = ScoredBefore(variant.method, scores)
-        videos, budgets = select.compress(prompt, policy, [variant.ratio] * len(layout.videos))
+        found = select.compress(prompt, self.model, [variant.ratio] * len(layout.videos))
         watch.lap("selection")
-        indices = kept_indices(layout, [video.keep for video in videos], budgets).to(self.device)
-        shorter = gather(prompt, indices, videos, pad_token_id=0)
+        indices = kept_indices(layout, [video.keep for video in found.videos], found.budgets).to(self.device)
+        shorter = gather(found.prompt, indices, found.videos, pad_token_id=0)
         watch.lap("gather")
         self.prefill(shorter.inputs_embeds, shorter.attention_mask, shorter.position_ids)
         watch.lap("prefill")

@@ -71,14 +71,23 @@ class Compressing:
         method = self.resolve_compressor(compressor)
         ratio = self._ratio(retention_ratio)
         retention_ratios(ratio, len(self.family.video_grids(self.backbone.config, inputs)))  # before the heavy work
-        return self._compress(self.embed(input_ids, attention_mask, **inputs), ratio, method)
+        prompt = self.embed(input_ids, attention_mask, with_tower_attention=method.reads_tower, **inputs)
+        return self._compress(prompt, ratio, method)
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Prompt:
+    def embed(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        with_tower_attention: bool = False,
+        **inputs: Any,
+    ) -> Prompt:
         """Embed a batch of prompts by the backbone's own forward, vision included: what `compress_prompt` cuts, again and again.
 
         Args:
             input_ids: `(B, L)`, with the video placeholders of the processor.
             attention_mask: `(B, L)`, 0 at padding on either side; None as in stock generation: padding ids are padding.
+            with_tower_attention: also record what the vision tower attends to, for methods with `reads_tower`.
             **inputs: everything else that the processor returned, and `position_ids` if the prompt has its own.
 
         Raises:
@@ -91,7 +100,9 @@ class Compressing:
         if attention_mask is None:
             attention_mask = stock_attention_mask(input_ids, self.backbone.generation_config)
         layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
-        return self.family.embed(self.backbone, layout, input_ids, attention_mask, inputs)
+        return self.family.embed(
+            self.backbone, layout, input_ids, attention_mask, inputs, with_tower_attention=with_tower_attention
+        )
 
     def compress_prompt(
         self,
@@ -105,9 +116,12 @@ class Compressing:
 
     def _compress(self, prompt: Prompt, ratio: Any, method: Compressor) -> CompressedPrompt:
         layout = prompt.layout
-        videos, budgets = method.compress(prompt, self.policy, retention_ratios(ratio, len(layout.videos)))
-        indices = kept_indices(layout, [video.keep for video in videos], budgets).to(prompt.input_ids.device)
-        return gather(prompt, indices, videos, pad_token_id=self.backbone.generation_config.pad_token_id or 0)
+        found = method.compress(prompt, self, retention_ratios(ratio, len(layout.videos)))
+        keeps = [video.keep for video in found.videos]
+        indices = kept_indices(layout, keeps, found.budgets).to(prompt.input_ids.device)
+        return gather(
+            found.prompt, indices, found.videos, pad_token_id=self.backbone.generation_config.pad_token_id or 0
+        )
 
     def _ratio(self, retention_ratio: Any) -> Any:
         """What a call asks for, the config's default, or everything."""

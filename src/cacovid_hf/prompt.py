@@ -1,9 +1,13 @@
 """A multimodal prompt: where its videos are, its embeddings, and the shorter prompt that a keep mask leaves of it."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .backbones.tower import TowerAttention
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,27 @@ class Prompt:
         input_ids: `(B, L)`.
         inputs_embeds: `(B, L, D)`, text and vision embedded.
         position_ids: `(B, L)`, or `(R, B, L)` for a rotary embedding with several rows (M-RoPE: text, time, height, width).
+        tower: what the vision tower attended to, one a video; None unless it was asked for.
     """
 
     layout: PromptLayout
     input_ids: Tensor
     inputs_embeds: Tensor
     position_ids: Tensor
+    tower: "tuple[TowerAttention, ...] | None" = None
 
     def video_features(self, span: VideoSpan) -> Tensor:
         """`(T, P, D)`, the tokens of a video as the language model would receive them."""
         tokens = self.inputs_embeds[span.row].index_select(0, span.positions.to(self.inputs_embeds.device))
         return tokens.unflatten(0, (span.num_frames, span.tokens_per_frame))
+
+    def tower_attention(self, span: VideoSpan) -> "TowerAttention":
+        """What the vision tower attended to in a video of this prompt."""
+        if self.tower is None:
+            raise ValueError(
+                "The prompt was embedded without its vision tower's attention: set `reads_tower = True` on the method, and use `model.compress`, or `model.embed(..., with_tower_attention=True)`."
+            )
+        return self.tower[next(i for i, video in enumerate(self.layout.videos) if video is span)]
 
 
 @dataclass(frozen=True)

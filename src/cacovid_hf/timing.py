@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers.generation.streamers import BaseStreamer
 
-from .compressors import Compressor, Scores
+from .compressing import Compressing
+from .compressors import Compression, Compressor, Merged, Scores
 from .modeling import CaCoVidForConditionalGeneration
-from .policy import Policy
 from .prompt import Prompt, VideoSelection, VideoSpan
 
 
@@ -122,14 +122,18 @@ class _Watched(Compressor):
 
     name: ClassVar[str] = "watched"
 
-    def compress(
-        self, prompt: Prompt, policy: Policy, retention_ratios: list[float]
-    ) -> tuple[tuple[VideoSelection, ...], list[int]]:
+    @property
+    def reads_tower(self) -> bool:  # type: ignore[override]
+        """As the method does."""
+        return self.method.reads_tower
+
+    def compress(self, prompt: Prompt, model: Compressing, retention_ratios: list[float]) -> Compression:
         """As the method does."""
         self.stages.enter("policy")
-        self.stages.selections, budgets = self.method.compress(prompt, policy, retention_ratios)
-        return self.stages.selections, budgets
+        found = self.method.compress(prompt, model, retention_ratios)
+        self.stages.selections = found.videos
+        return found
 
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor | Merged:
         """As the method does."""
         return self.method.select(prompt, span, scores, retention_ratio)

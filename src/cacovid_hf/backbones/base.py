@@ -7,13 +7,15 @@ placeholders are video tokens, each video's grid, and what is never dropped.
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..prompt import Prompt, PromptLayout, VideoSpan
+from .tower import TowerAttention
 
 
 class _Captured(Exception):
@@ -27,7 +29,8 @@ class _Captured(Exception):
 class Backbone(ABC):
     """A family of video language models: how its prompts are laid out. Stateless.
 
-    Subclasses set `model_type` and implement `video_grids` and, where the family has its own, `position_ids`.
+    Subclasses set `model_type` and implement `video_grids`, where the family has its own, `position_ids`, and for the methods that look at the
+    vision tower's attention, `tower_attention`.
 
     Attributes:
         model_type: `config.model_type` of the family.
@@ -65,6 +68,19 @@ class Backbone(ABC):
     def language_model(self, model: PreTrainedModel) -> nn.Module:
         """The decoder that receives the embedded prompt."""
         return model.get_decoder()
+
+    def tower_attention(
+        self, model: PreTrainedModel, layout: PromptLayout
+    ) -> AbstractContextManager[Callable[[], tuple[TowerAttention, ...]]]:
+        """Record the vision tower within a `with` block; what that yields, called behind the stock forward, gives the attention of every video.
+
+        Raises:
+            ValueError: the family does not say how.
+        """
+        raise ValueError(
+            f"Backbone family {self.model_type!r} does not give its vision tower's attention: choose a method that needs none, such as "
+            "'cacovid' or 'divprune' (CONTRIBUTING.md says what a family implements)."
+        )
 
     def layout(self, config, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]) -> PromptLayout:
         """Find the videos of a batch of prompts.
@@ -120,10 +136,13 @@ class Backbone(ABC):
         input_ids: Tensor,
         attention_mask: Tensor,
         inputs: dict[str, Any],
+        *,
+        with_tower_attention: bool = False,
     ) -> Prompt:
         """Run the stock model up to its language model: vision encoded, prompt embedded.
 
-        `inputs` are the arguments of the stock forward; `position_ids` among them are taken as they are.
+        `inputs` are the arguments of the stock forward; `position_ids` among them are taken as they are. `with_tower_attention` fills
+        `Prompt.tower`.
         """
         inputs = dict(inputs)
         position_ids = inputs.pop("position_ids", None)
@@ -131,18 +150,19 @@ class Backbone(ABC):
             position_ids = self.position_ids(model, input_ids, attention_mask, inputs)
         else:
             position_ids = position_ids.expand(*position_ids.shape[:-2], *input_ids.shape)
-        captured = capture_language_model_inputs(
-            model,
-            self.language_model(model),
-            {
-                **inputs,
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-                "use_cache": False,
-            },
-        )
-        return Prompt(layout, input_ids, captured["inputs_embeds"], position_ids)
+        stock_arguments = {
+            **inputs,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "use_cache": False,
+        }
+        if not with_tower_attention or not layout.videos:
+            captured = capture_language_model_inputs(model, self.language_model(model), stock_arguments)
+            return Prompt(layout, input_ids, captured["inputs_embeds"], position_ids)
+        with self.tower_attention(model, layout) as attention:
+            captured = capture_language_model_inputs(model, self.language_model(model), stock_arguments)
+        return Prompt(layout, input_ids, captured["inputs_embeds"], position_ids, attention())
 
 
 def capture_language_model_inputs(

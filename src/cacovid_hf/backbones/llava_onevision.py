@@ -1,9 +1,15 @@
 """LLaVA-OneVision: every frame pooled to a square of tokens, one newline token behind each video."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from ..prompt import PromptLayout
 from .base import Backbone, take_rows
+from .tower import TowerAttention, recorded
 
 
 class LlavaOnevisionBackbone(Backbone):
@@ -36,3 +42,29 @@ class LlavaOnevisionBackbone(Backbone):
             ("pixel_values", "image_sizes"),
             images,
         )
+
+    @contextmanager
+    def tower_attention(
+        self, model: PreTrainedModel, layout: PromptLayout
+    ) -> Iterator[Callable[[], tuple[TowerAttention, ...]]]:
+        """SigLIP's layer that the features come from; patches become tokens by the model's own pooling."""
+        layers = [m for name, m in model.model.vision_tower.named_modules() if name.endswith("self_attn")]
+        chosen = model.config.vision_feature_layer
+        depth = chosen if isinstance(chosen, int) else chosen[-1]
+        # hidden_states[0] is the tower's input.
+        layer = layers[depth if depth < 0 else depth - 1]
+        heads = model.config.vision_config.num_attention_heads
+        with recorded({"queries": layer.q_proj, "keys": layer.k_proj}) as notes:
+
+            def attention() -> tuple[TowerAttention, ...]:
+                # Of images the tower knows in a call before.
+                queries, keys = (
+                    notes[name][-1].unflatten(-1, (heads, -1)).transpose(1, 2) for name in ("queries", "keys")
+                )
+                frames = [span.num_frames for span in layout.videos]
+                return tuple(
+                    TowerAttention(q, k, model.model.apply_pooling)
+                    for q, k in zip(queries.split(frames), keys.split(frames), strict=True)
+                )
+
+            yield attention

@@ -1,5 +1,8 @@
 """Qwen2.5-VL: temporal patches of two frames, patches merged two by two, M-RoPE positions."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,7 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..prompt import PromptLayout
 from .base import Backbone, take_rows
+from .tower import TowerAttention, recorded
 
 logger = logging.get_logger(__name__)
 
@@ -74,3 +79,47 @@ class Qwen2_5_VLBackbone(Backbone):
                 inputs = {**inputs, pixels: taken}
             inputs = take_rows(inputs, (grids, *others), numbers)
         return inputs
+
+    @contextmanager
+    def tower_attention(
+        self, model: PreTrainedModel, layout: PromptLayout
+    ) -> Iterator[Callable[[], tuple[TowerAttention, ...]]]:
+        """The last block that attends to whole frames; the patches of a merged cell are averaged, and come back from window order."""
+        config = model.config.vision_config
+        block = model.model.visual.blocks[max(config.fullatt_block_indexes)].attn
+        window = config.window_size // config.spatial_merge_size // config.patch_size
+        patches = config.spatial_merge_size**2
+        with recorded({"projected": block.qkv, "block": block}) as notes:
+
+            def attention() -> tuple[TowerAttention, ...]:
+                # Of images the tower knows in a call before.
+                queries, keys, _ = notes["projected"][-1].unflatten(-1, (3, config.num_heads, -1)).unbind(1)
+                cos, sin = (table[:, None].float() for table in notes["block.kwargs"][-1]["position_embeddings"])
+                queries, keys = (x.float() * cos + _quarter_turn(x.float()) * sin for x in (queries, keys))
+                sizes = [span.num_tokens * patches for span in layout.videos]
+                found = []
+                for span, q, k in zip(layout.videos, queries.split(sizes), keys.split(sizes), strict=True):
+                    q, k = (x.unflatten(0, (span.num_frames, -1)).transpose(1, 2) for x in (q, k))
+                    places = window_places(span.grid[1], span.grid[2], window).to(q.device)
+                    found.append(TowerAttention(q, k, partial(_cell_means, patches=patches, places=places)))
+                return tuple(found)
+
+            yield attention
+
+
+def _cell_means(values: Tensor, patches: int, places: Tensor) -> Tensor:
+    """Patches `(T, S, C)` in window order to merged cells `(T, P, C)` in raster order."""
+    return values.unflatten(1, (-1, patches)).mean(2)[:, places]
+
+
+def window_places(height: int, width: int, window: int) -> Tensor:
+    """Where each cell of a `height x width` frame, in raster order, stands when the frame is taken window by window: int64 `(P,)`."""
+    y, x = torch.arange(height)[:, None].expand(height, width), torch.arange(width).expand(height, width)
+    windows = (y // window) * (width // window + 1) + x // window
+    return windows.flatten().argsort(stable=True).argsort()
+
+
+def _quarter_turn(x: Tensor) -> Tensor:
+    """The other coordinate of every rotated pair `(i, i + d/2)`: `(-x2, x1)`."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)

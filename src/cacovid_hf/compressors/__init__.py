@@ -1,6 +1,6 @@
 """Compression methods behind one interface: `generate(..., compressor="uniform")` or an instance with its settings."""
 
-from .base import Compressor, Scores
+from .base import Compression, Compressor, Merged, Scores
 from .baselines import Random, Uniform
 from .cacovid import CaCoVid
 
@@ -19,4 +19,14 @@ def resolve_compressor(compressor: "str | Compressor") -> Compressor:
     return COMPRESSORS[compressor]()
 
 
-__all__ = ["COMPRESSORS", "CaCoVid", "Compressor", "Random", "Scores", "Uniform", "resolve_compressor"]
+__all__ = [
+    "COMPRESSORS",
+    "CaCoVid",
+    "Compression",
+    "Compressor",
+    "Merged",
+    "Random",
+    "Scores",
+    "Uniform",
+    "resolve_compressor",
+]

@@ -1,19 +1,21 @@
-"""What a compression method is: one dataclass that says, for each video of an embedded prompt, which tokens stay.
+"""What a compression method is: one dataclass that says, for each video of an embedded prompt, which tokens stay and what stands for them.
 
 The base class owns the rest: the integer budget of every video is computed once, the keep masks are checked against it, and the prompt is
 gathered elsewhere (`cacovid_hf.prompt`).
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..policy import Policy
 from ..prompt import Prompt, VideoSelection, VideoSpan
 from ..selection import token_budget
+
+if TYPE_CHECKING:
+    from ..compressing import Compressing
 
 
 @dataclass(frozen=True)
@@ -24,61 +26,110 @@ class Scores:
     frame: Tensor
 
 
-class Compressor(ABC):
-    """A method that keeps a subset of a video's tokens.
+class Merged(NamedTuple):
+    """What a merging method returns: the tokens that stay, and the embeddings that stand in their places.
 
-    A subclass is a dataclass of its settings with a `name`; it implements `select` for one video and, if it looks at whole prompts first,
-    `score`. It holds no state between calls.
+    Attributes:
+        keep: bool `(T, P)`.
+        features: `(T, P, D)`; read at the kept tokens alone.
+    """
+
+    keep: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What a method made of an embedded prompt.
+
+    Attributes:
+        prompt: the prompt, with merged embeddings at the kept tokens if the method merges.
+        videos: one selection a video.
+        budgets: how many tokens each keeps.
+    """
+
+    prompt: Prompt
+    videos: tuple[VideoSelection, ...]
+    budgets: list[int]
+
+
+class Compressor(ABC):
+    """A method that keeps a subset of a video's tokens, or merges them into fewer.
+
+    A subclass is a dataclass of its settings with a `name`; it implements `select` for one video and, if it looks at whole prompts or at the
+    model first, `score`. It holds no state between calls. Where a video's budget is all of its tokens, `select` is not called.
+
+    Attributes:
+        name: what `compressor=` takes.
+        reads_tower: whether `prompt.tower_attention(span)` is read: attention of the vision tower, recorded while the prompt is embedded.
+        count_rule: how many tokens are kept, in words.
     """
 
     name: ClassVar[str]
+    reads_tower: bool = False
+    count_rule: str = "max(1, floor(retention_ratio * N)) of each video, before the language model"
 
-    def score(self, prompt: Prompt, policy: Policy) -> list[Scores | None]:
-        """Scores of every video of the prompt, in order; None for methods without scores."""
+    def score(self, prompt: Prompt, model: "Compressing") -> list[Scores | None]:
+        """Scores of every video of the prompt, in order; None for methods without scores.
+
+        `model` holds the backbone and its policy: `model.backbone`, `model.policy`, `model.family`.
+        """
         return [None] * len(prompt.layout.videos)
 
+    def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
+        """How many tokens of a video `select` must keep; None: as many as it does (a published rule that depends on the content)."""
+        return token_budget(span.num_tokens, retention_ratio)
+
     @abstractmethod
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor | Merged:
         """Choose the tokens of one video.
 
         Args:
             prompt: the embedded prompts; `prompt.video_features(span)` are the video's tokens.
             span: its place and grid.
             scores: what `score` said of it.
-            retention_ratio: in (0, 1).
+            retention_ratio: in (0, 1].
 
         Returns:
-            bool `(T, P)` with exactly `token_budget(T * P, retention_ratio)` true.
+            bool `(T, P)` with exactly `budget(span, retention_ratio)` true, or `Merged` with such a mask.
         """
 
-    def compress(
-        self, prompt: Prompt, policy: Policy, retention_ratios: list[float]
-    ) -> tuple[tuple[VideoSelection, ...], list[int]]:
+    def compress(self, prompt: Prompt, model: "Compressing", retention_ratios: list[float]) -> Compression:
         """Select in every video of the prompt.
 
         Args:
             prompt: the embedded prompts.
-            policy: the model's contribution policy, for the methods that use it.
+            model: the wrapped model, for the methods that use its policy or its backbone.
             retention_ratios: one a video, in (0, 1].
-
-        Returns:
-            One selection a video, and how many tokens each keeps.
         """
         selections: list[VideoSelection] = []
-        budgets: list[int] = []
-        for span, scores, ratio in zip(prompt.layout.videos, self.score(prompt, policy), retention_ratios, strict=True):
-            keep = self.select(prompt, span, scores, ratio)
-            selections.append(
-                VideoSelection(span, keep, scores.token if scores else None, scores.frame if scores else None)
-            )
-            budgets.append(token_budget(span.num_tokens, ratio))
+        expected: list[int | None] = []
+        embeds = prompt.inputs_embeds
+        for span, scores, ratio in zip(prompt.layout.videos, self.score(prompt, model), retention_ratios, strict=True):
+            budget = self.budget(span, ratio)
+            chosen: Tensor | Merged
+            if budget == span.num_tokens:
+                chosen = torch.ones(span.num_frames, span.tokens_per_frame, dtype=torch.bool, device=embeds.device)
+            else:
+                chosen = self.select(prompt, span, scores, ratio)
+            if isinstance(chosen, Merged):
+                keep, features = chosen
+                # The caller's prompt stays as it is.
+                embeds = embeds.clone() if embeds is prompt.inputs_embeds else embeds
+                embeds[span.row].index_copy_(0, span.positions.to(embeds.device), features.flatten(0, 1).to(embeds))
+            else:
+                keep = chosen
+            token_scores, frame_scores = (scores.token, scores.frame) if scores else (None, None)
+            selections.append(VideoSelection(span, keep, token_scores, frame_scores))
+            expected.append(budget)
         # A prompt cut by a count that is not its mask's would come out scrambled, without a sign of it.
         kept = torch.stack([s.keep.sum() for s in selections]).tolist() if selections else []
+        budgets = [count if budget is None else budget for budget, count in zip(expected, kept, strict=True)]
         for selection, budget, count in zip(selections, budgets, kept, strict=True):
             shape = (selection.span.num_frames, selection.span.tokens_per_frame)
-            if count != budget or selection.keep.shape != shape or selection.keep.dtype != torch.bool:
+            if count != budget or count < 1 or selection.keep.shape != shape or selection.keep.dtype != torch.bool:
                 raise ValueError(
                     f"compressor {self.name!r} kept {count} tokens ({selection.keep.dtype}, {tuple(selection.keep.shape)}) of a video, the budget is "
                     f"{budget} of {shape}: `select` must return a bool mask with exactly `token_budget(T * P, retention_ratio)` true."
                 )
-        return tuple(selections), budgets
+        return Compression(replace(prompt, inputs_embeds=embeds), tuple(selections), budgets)

@@ -1,14 +1,17 @@
 """CaCoVID: contribution scores of the learned policy, then a budget per frame and an even spread (arXiv 2602.01649)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..policy import Policy
 from ..prompt import Prompt, VideoSpan
 from ..selection import check_selection_settings, select_tokens
 from .base import Compressor, Scores
+
+if TYPE_CHECKING:
+    from ..compressing import Compressing
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class CaCoVid(Compressor):
         check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
 
     @torch.no_grad()
-    def score(self, prompt: Prompt, policy: Policy) -> list[Scores | None]:
+    def score(self, prompt: Prompt, model: "Compressing") -> list[Scores | None]:
         """The policy's scores; without gradients, which a hard selection could not use."""
-        outputs = policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
+        outputs = model.policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
         return [Scores(output.token_scores, output.frame_scores) for output in outputs]
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
