@@ -156,7 +156,7 @@ class ContributionTrainer(Trainer):
     @torch.no_grad()
     def _encode(self, inputs: dict[str, Tensor]) -> Memory:
         """Embed a batch of prompts, once for all its iterations."""
-        prompt = self.full_model.embed(**inputs)
+        prompt = self.full_model.embed(**inputs)  # type: ignore[arg-type]
         ratios = [self.args.sampling_ratio] * len(prompt.layout.videos)
         if choices := self.args.target_ratios:
             drawn = torch.randint(len(choices), (len(prompt.layout.videos),), generator=self.generator)
