@@ -2,17 +2,15 @@
 
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from cacovid_hf import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,25 +35,7 @@ def environment(commit: str | None, device: torch.device) -> dict[str, Any]:
         commit: what git is asked for if None; needed where the code was copied without its history.
         device: the one measured.
     """
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or _git("rev-parse", "HEAD"),
-        "dirty": _dirty() if commit is None else None,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "numpy")},
-            "cuda": torch.version.cuda if device.type == "cuda" else None,
-        },
-        "hardware": {
-            "cpu": _cpu_model(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-            # Above the number of threads: other processes shared the cores, and times are longer than on a quiet machine.
-            "load_average_at_start": round(os.getloadavg()[0], 2),
-        },
-    }
+    return provenance.environment(device, commit, MEASURED_CODE)
 
 
 def write_result(directory: Path, name: str, record: dict[str, Any]) -> Path:
@@ -75,23 +55,3 @@ def write_result(directory: Path, name: str, record: dict[str, Any]) -> Path:
 def command() -> str:
     """The command line of this run."""
     return " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _dirty() -> bool | None:
-    changes = _git("status", "--porcelain", "--", *MEASURED_CODE)
-    return None if changes is None else bool(changes)
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,4 +1,4 @@
-"""The command line: `cacovid ask` and `cacovid demo`, thin over `cacovid_hf.asking`.
+"""The command line, thin: `ask` and `demo` over `cacovid_hf.asking`, `evaluate` and `report` over `cacovid_hf.evaluation`.
 
 Nothing heavy is imported before a command runs, so that `cacovid --help` answers at once.
 """
@@ -164,7 +164,90 @@ def demo(
         typer.echo(f"\nmap: {save_map} (at retention ratio {DEMO_RATIOS[-1]})")
 
 
-def _ratio(words: str) -> float:
+@app.command()
+def evaluate(
+    output: Annotated[
+        Path, typer.Option(metavar="JSON", help="Written cell by cell; finished cells are not run again.")
+    ],
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=FOLDER]", help="tiny, tiny_mp4, or a local copy: videomme=FOLDER. Repeat for more."
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SETTING=VALUE]", help="Compression method, or all. Repeat for more. Default: all of them."
+        ),
+    ] = None,
+    ratio: Annotated[
+        list[str] | None,
+        typer.Option(metavar="R", help="Fraction of the video tokens kept, 1.0 for the stock model. Repeat for more."),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Folder or Hub id, or tiny (the default). Repeat for more.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first N questions of each benchmark.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of the tiny benchmark.")] = 0,
+    batch_size: Annotated[int, typer.Option(metavar="B", help="Questions in one call of generate.")] = 1,
+    num_frames: Annotated[int | None, typer.Option(metavar="F", help="Largest number of frames a video.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="M", help="Default: each benchmark's.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the models; auto is their own.")] = "auto",
+    attention: Annotated[str | None, typer.Option(help="Attention implementation of the backbones.")] = None,
+) -> None:
+    """Measure methods x ratios x models x benchmarks, and write JSON, a Markdown table and two plots.
+
+    Started again, it goes on where it was stopped. For several GPUs: `accelerate launch -m cacovid_hf evaluate ...`.
+    """
+    with _progress("Starting torch and transformers"):
+        from .evaluation.command import run_evaluation
+        from .evaluation.sweep import Settings
+    given: dict[str, Any] = {
+        "methods": _split(method) or ["all"],
+        "ratios": [_ratio(word, "--ratio") for word in _split(ratio)],
+        "models": model,
+        "datasets": dataset,
+    }
+    settings = Settings(
+        **{name: tuple(value) for name, value in given.items() if value},
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        num_frames=num_frames,
+        max_new_tokens=max_new_tokens,
+        dtype=dtype,
+        attention=attention,
+    )
+    with _quiet_libraries(bars=False):
+        for line in run_evaluation(settings, output):
+            typer.echo(line)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN.json...", help="What `cacovid evaluate` wrote.")],
+    published: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="A published table to set the runs beside; a wrong name lists them."),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw the two plots there too.")] = None,
+) -> None:
+    """Print runs as Markdown tables, beside published figures of the same benchmarks and ratio definition."""
+    from .evaluation.command import run_report
+
+    for line in run_report(runs, published, plots):
+        typer.echo(line)
+
+
+def _split(words: list[str] | None) -> list[str]:
+    """Values of a repeated option, each of which may hold several with commas between."""
+    return [part.strip() for word in words or () for part in word.split(",") if part.strip()]
+
+
+def _ratio(words: str, name: str = "--retention-ratio") -> float:
     from .selection import check_retention_ratio
 
     value: float | str
@@ -172,7 +255,7 @@ def _ratio(words: str) -> float:
         value = float(words)
     except ValueError:
         value = words  # the check says what is wrong with it
-    return check_retention_ratio(value, "--retention-ratio")  # type: ignore[arg-type]
+    return check_retention_ratio(value, name)  # type: ignore[arg-type]
 
 
 def _write_map(path: Path, question: str, answer: "Answer") -> None:

@@ -196,17 +196,22 @@ def make_clip(seed: int | Sequence[int]) -> Clip:
     )
 
 
-def sample_questions(num_questions: int, seed: int) -> Iterator[tuple[Clip, Question]]:
-    """Yield `num_questions` test pairs, each on a new clip, the question kinds in turn (so balanced to within one).
+def sample_question(index: int, seed: int) -> tuple[Clip, Question]:
+    """Test pair number `index` of a seed: a new clip and one question about it, the kinds in turn.
 
     The clips come from a stream of seeds of their own, which training never draws from.
     """
+    clip = make_clip((_TEST_STREAM, seed, index))
+    kind = QUESTION_KINDS[index % len(QUESTION_KINDS)]
+    candidates = [question for question in clip.questions if question.kind == kind]
+    choice = np.random.default_rng((_TEST_STREAM, seed, index, 1)).integers(len(candidates))
+    return clip, candidates[choice]
+
+
+def sample_questions(num_questions: int, seed: int) -> Iterator[tuple[Clip, Question]]:
+    """Yield the first `num_questions` test pairs of a seed (so balanced by kind to within one)."""
     for index in range(num_questions):
-        clip = make_clip((_TEST_STREAM, seed, index))
-        kind = QUESTION_KINDS[index % len(QUESTION_KINDS)]
-        candidates = [question for question in clip.questions if question.kind == kind]
-        choice = np.random.default_rng((_TEST_STREAM, seed, index, 1)).integers(len(candidates))
-        yield clip, candidates[choice]
+        yield sample_question(index, seed)
 
 
 def dense_frames(num_frames: int, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

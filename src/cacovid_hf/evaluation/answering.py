@@ -1,0 +1,86 @@
+"""A batch of conversations about videos to responses, and what each took."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import ProcessorMixin
+
+from ..asking import SampledVideo
+from ..compressors import Compressor
+from ..modeling import CaCoVidForConditionalGeneration
+from ..timing import Stages, timed_generate
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a model wrote.
+
+    Attributes:
+        text: stripped, without special tokens.
+        kept: video tokens of the prompt that the language model got.
+        total: video tokens of the prompt.
+        times_ms: milliseconds by stage (`vision`, `compression`, `prefill`, `generation`): the batch's, divided by its size.
+    """
+
+    text: str
+    kept: int
+    total: int
+    times_ms: dict[str, float]
+
+
+def question(video: SampledVideo, prompt: str) -> list[dict[str, Any]]:
+    """A conversation that shows one video and asks about it."""
+    return [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": prompt}]}]
+
+
+def prepare(
+    model: CaCoVidForConditionalGeneration, processor: ProcessorMixin, conversations: list[list[dict[str, Any]]]
+) -> Any:
+    """Conversations, whose videos are `SampledVideo`, to inputs on the model's device, padded on the left."""
+    metadata: list[Any] = []
+
+    def plain(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] != "video":
+            return part
+        metadata.append(part["video"].metadata)
+        return {**part, "video": part["video"].frames}
+
+    messages: Any = [
+        [{**message, "content": [plain(part) for part in message["content"]]} for message in conversation]
+        for conversation in conversations
+    ]
+    options: dict[str, Any] = {"video_metadata": metadata, "do_sample_frames": False} if metadata else {}
+    if len(conversations) > 1:
+        options |= {"padding": True, "padding_side": "left"}
+    inputs: Any = processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=options,
+    )
+    return inputs.to(model.device, model.dtype)
+
+
+def respond(
+    model: CaCoVidForConditionalGeneration,
+    processor: ProcessorMixin,
+    inputs: Any,
+    method: Compressor,
+    retention_ratio: float | None,
+    max_new_tokens: int,
+) -> list[Response]:
+    """Answer greedily, by a plain `model.generate`; one response a row of `inputs`."""
+    stages = Stages(model.device)
+    ids, selections = timed_generate(
+        model, inputs, method, stages, retention_ratio=retention_ratio, max_new_tokens=max_new_tokens
+    )
+    times = {"compression" if name == "policy" else name: seconds for name, seconds in stages.times.items()}
+    times_ms = {name: 1000 * times[name] / len(ids) for name in ("vision", "compression", "prefill", "generation")}
+    texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    kept, total = [0] * len(ids), [0] * len(ids)
+    for selection in selections:
+        kept[selection.row] += int(selection.keep.sum())
+        total[selection.row] += selection.keep.numel()
+    return [Response(text.strip(), k, n, times_ms) for text, k, n in zip(texts, kept, total, strict=True)]

@@ -1,0 +1,61 @@
+"""Compression methods as they are named in a run: `uniform`, or `cacovid:contribution_share=0.5:scope=video`."""
+
+import dataclasses
+import json
+from typing import Any
+
+from ..compressors import COMPRESSORS, CaCoVid, Compressor, resolve_compressor
+from ..modeling import CaCoVidForConditionalGeneration
+
+ALL_TOKENS = "all tokens"
+"""The method of the reference at ratio 1.0, which is no method."""
+
+
+def expand_methods(names: list[str]) -> list[str]:
+    """Check names, and put every registered method in the place of `all`.
+
+    Raises:
+        ValueError: a name or a setting is unknown.
+    """
+    expanded = [each for name in names for each in (COMPRESSORS if name == "all" else [name])]
+    for name in expanded:
+        _settings(name)
+    return list(dict.fromkeys(expanded))
+
+
+def make_method(name: str, model: CaCoVidForConditionalGeneration) -> Compressor:
+    """The method of a name, with the model's own settings where the name gives none."""
+    kind, settings = _settings(name)
+    method = model.resolve_compressor(kind)
+    return dataclasses.replace(method, **settings) if settings else method  # type: ignore[type-var]
+
+
+def describe(method: Compressor) -> dict[str, Any]:
+    """Name and settings of a method, for a result file."""
+    return {"name": method.name, "settings": dataclasses.asdict(method)}  # type: ignore[call-overload]
+
+
+def uses_policy(method: Compressor) -> bool:
+    """Whether the trained policy decides what the method keeps."""
+    return isinstance(method, CaCoVid)
+
+
+def _settings(name: str) -> tuple[str, dict[str, Any]]:
+    kind, *pairs = name.split(":")
+    known = {field.name for field in dataclasses.fields(resolve_compressor(kind))}  # type: ignore[arg-type]
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in known:
+            raise ValueError(
+                f"Method {name!r}: {pair!r} is no setting of {kind}: give {kind}:SETTING=VALUE with one of {', '.join(sorted(known)) or 'none'}."
+            )
+        try:
+            settings[key] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key] = value
+    try:
+        dataclasses.replace(resolve_compressor(kind), **settings)  # type: ignore[type-var]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Method {name!r}: {error}") from error
+    return kind, settings

@@ -1,0 +1,91 @@
+"""Two pictures of a run: accuracy against the ratio, and against what compression and prefill took."""
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .report import group_by
+
+_STYLES = ("-", "--", ":", "-.")
+
+
+def save_plots(cells: Sequence[dict[str, Any]], folder: Path, stem: str) -> list[Path]:
+    """Write `<stem>_accuracy_ratio.png` and `<stem>_accuracy_latency.png`, one panel a model and benchmark; returns the files.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: the folder cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('Plots need matplotlib: pip install "cacovid-hf[eval]".') from None
+    panels = group_by(
+        [cell for cell in cells if cell["score"]["value"] is not None],
+        lambda cell: (cell["dataset"]["name"], cell["model"]["name"]),
+    )
+    written = []
+    for name, draw in (("accuracy_ratio", _by_ratio), ("accuracy_latency", _by_latency)):
+        figure = Figure(figsize=(7.5 * max(1, len(panels)), 5), dpi=120, layout="constrained")
+        FigureCanvasAgg(figure)
+        for number, (title, chosen) in enumerate(panels.items()):
+            axes = figure.add_subplot(1, len(panels), number + 1)
+            axes.set_title(", ".join(title), fontsize=10)
+            axes.set_ylabel(f"{chosen[0]['score']['metric']}, %")
+            axes.grid(alpha=0.25)
+            draw(axes, chosen)
+            axes.legend(fontsize=8, frameon=False)
+        target = folder / f"{stem}_{name}.png"
+        temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex}.png")
+        try:
+            figure.savefig(temporary, format="png")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        written.append(target)
+    return written
+
+
+def _by_ratio(axes: Any, cells: Sequence[dict[str, Any]]) -> None:
+    """Ratio on a logarithmic axis; bars are standard errors, the dashed line is all tokens."""
+    ratios = sorted({cell["retention_ratio"] for cell in cells if cell["retention_ratio"] < 1})
+    _lines(axes, cells, lambda cell: 100 * cell["retention_ratio"])
+    axes.set_xscale("log")
+    axes.set_xticks([100 * ratio for ratio in ratios], [f"{100 * ratio:g}" for ratio in ratios])
+    axes.minorticks_off()
+    axes.set_xlabel("video tokens kept, %")
+    reference = next((cell for cell in cells if cell["retention_ratio"] == 1), None)
+    if reference is not None:
+        axes.axhline(100 * reference["score"]["value"], color="black", linestyle="--", linewidth=1, label="all tokens")
+
+
+def _by_latency(axes: Any, cells: Sequence[dict[str, Any]]) -> None:
+    """Median time of compression and prefill; the cross is all tokens."""
+    _lines(axes, cells, lambda cell: cell["median_ms"]["compression_and_prefill"])
+    axes.set_xscale("log")
+    axes.set_xlabel("compression and prefill, ms a sample")
+    reference = next((cell for cell in cells if cell["retention_ratio"] == 1), None)
+    if reference is not None:
+        axes.plot(
+            reference["median_ms"]["prefill"], 100 * reference["score"]["value"], "kx", markersize=8, label="all tokens"
+        )
+
+
+def _lines(axes: Any, cells: Sequence[dict[str, Any]], x) -> None:
+    compressed = [cell for cell in cells if cell["retention_ratio"] < 1]
+    for number, (label, chosen) in enumerate(group_by(compressed, lambda cell: cell["method"]["label"]).items()):
+        chosen = sorted(chosen, key=lambda cell: cell["retention_ratio"])
+        axes.errorbar(
+            [x(cell) for cell in chosen],
+            [100 * cell["score"]["value"] for cell in chosen],
+            yerr=[100 * cell["score"]["standard_error"] for cell in chosen],
+            marker="o",
+            markersize=4,
+            linestyle=_STYLES[number // 10 % len(_STYLES)],
+            linewidth=2.5 if label == "cacovid" else 1.2,
+            color=f"C{number % 10}",
+            capsize=2,
+            label=label,
+        )

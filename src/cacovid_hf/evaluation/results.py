@@ -1,0 +1,79 @@
+"""The JSON of a run: settings, environment, and one entry a finished cell."""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+_IDENTITY = ("dataset", "model", "method", "retention_ratio")
+
+
+def identity(cell: dict[str, Any]) -> tuple[Any, ...]:
+    """What a table has one place for: dataset, model, method, ratio."""
+    return (cell["dataset"]["name"], cell["model"]["name"], cell["method"]["label"], cell["retention_ratio"])
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A run's JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): give a JSON that `cacovid evaluate` wrote.") from error
+    if not isinstance(run, dict) or run.get("benchmark") != "evaluation":
+        raise ValueError(f"{path} is no run of `cacovid evaluate`: give a JSON that it wrote.")
+    if run.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {run.get('format')}, and this version reads {FORMAT}: run the evaluation again with another --output."
+        )
+    return run
+
+
+def write_run(path: Path, run: dict[str, Any]) -> None:
+    """Write under a temporary name, then rename: a reader sees the old run or the new one."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Refuse a second run that writes to the same file at the same time (where the system has file locks).
+
+    Raises:
+        ValueError: there is one.
+    """
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover - Windows
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"Another evaluation is writing {path}: wait for it, or give another --output.") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def file_name(*words: Any) -> str:
+    """Words as a file name."""
+    return "_".join(
+        re.sub(r"[^\w.=+-]+", "-", os.fspath(word) if isinstance(word, Path) else str(word)).strip("-.")
+        for word in words
+    )
