@@ -107,9 +107,9 @@ def test_the_layer_is_the_language_models_layer_0(family, prompt):
         everything = torch.arange(mask.shape[1]).expand(mask.shape).masked_fill(mask == 0, -1)
         reference = stock(**masked_inputs(stock, inputs, everything), output_hidden_states=True).hidden_states[1]
         for span in layout.videos:
-            ours = model.policy._video_states(
-                embedded.inputs_embeds[span.row], embedded.position_ids[..., span.row, :], layout, span.row, [span]
-            )
+            row = embedded.inputs_embeds[span.row], embedded.position_ids[..., span.row, :]
+            context = model.policy._context(*row, layout, span.row)
+            ours = model.policy._states(context, *row, span.positions)
             torch.testing.assert_close(ours, reference[span.row, span.positions], atol=1e-4, rtol=1e-4)
 
 

@@ -18,7 +18,7 @@ from .arguments import (
     take_embedding_arguments,
 )
 from .backbones import Backbone, backbone_family
-from .compressors import CaCoVid, Compressor, resolve_compressor
+from .compressors import CaCoVid, Check, Compressor, resolve_compressor
 from .generation import check_generation, effective_settings, generate_compressed
 from .policy import Policy
 from .prompt import CompressedPrompt, Prompt, gather, kept_indices
@@ -66,13 +66,26 @@ class Compressing:
             What the backbone's `generate` takes, where each token stood, and the scores of each video.
 
         Raises:
-            ValueError: placeholders that do not fit the pixel inputs, a ratio outside (0, 1], an unknown method.
+            ValueError: placeholders that do not fit the pixel inputs, a ratio outside (0, 1], an unknown method, scores that are not finite.
         """
         method = self.resolve_compressor(compressor)
+        prompt, check = self._compress(input_ids, attention_mask, retention_ratio, method, inputs)
+        check.settle()
+        return prompt
+
+    def _compress(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        retention_ratio: "float | Sequence[float] | None",
+        method: Compressor,
+        inputs: dict[str, Any],
+    ) -> tuple[CompressedPrompt, Check]:
+        """As `compress`; what only a device knows to be wrong is left to the check, lest the host wait for it."""
         ratio = self._ratio(retention_ratio)
         retention_ratios(ratio, len(self.family.video_grids(self.backbone.config, inputs)))  # before the heavy work
         prompt = self.embed(input_ids, attention_mask, with_tower_attention=method.reads_tower, **inputs)
-        return self._compress(prompt, ratio, method)
+        return self._cut(prompt, ratio, method)
 
     def embed(
         self,
@@ -112,16 +125,20 @@ class Compressing:
         compressor: "str | Compressor | None" = None,
     ) -> CompressedPrompt:
         """Drop video tokens of prompts that are embedded already; arguments, result and errors as in `compress`."""
-        return self._compress(prompt, self._ratio(retention_ratio), self.resolve_compressor(compressor))
+        shorter, check = self._cut(prompt, self._ratio(retention_ratio), self.resolve_compressor(compressor))
+        check.settle()
+        return shorter
 
-    def _compress(self, prompt: Prompt, ratio: Any, method: Compressor) -> CompressedPrompt:
+    def _cut(self, prompt: Prompt, ratio: Any, method: Compressor) -> tuple[CompressedPrompt, Check]:
         layout = prompt.layout
         found = method.compress(prompt, self, retention_ratios(ratio, len(layout.videos)))
+        check = Check(method.name, found.videos, found.budgets)
+        if not check.waits:
+            check.settle()
         keeps = [video.keep for video in found.videos]
         indices = kept_indices(layout, keeps, found.budgets).to(prompt.input_ids.device)
-        return gather(
-            found.prompt, indices, found.videos, pad_token_id=self.backbone.generation_config.pad_token_id or 0
-        )
+        pad_token_id = self.backbone.generation_config.pad_token_id or 0
+        return gather(found.prompt, indices, found.videos, pad_token_id=pad_token_id), check
 
     def _ratio(self, retention_ratio: Any) -> Any:
         """What a call asks for, the config's default, or everything."""
@@ -219,13 +236,14 @@ class Compressing:
             arguments.pop(name, None)
         inputs_of_prompt = take_embedding_arguments(self.backbone, arguments)
         how: dict[str, Any] = dict(retention_ratio=retention_ratio, compressor=method)
+        check: Check | None = None
         if cached_length(cache):
             prompt = compress_turn(self, cache, input_ids, attention_mask, inputs_of_prompt, **how)
         else:
-            prompt = self.compress(input_ids, attention_mask, **inputs_of_prompt, **how)
+            prompt, check = self._compress(input_ids, attention_mask, retention_ratio, method, inputs_of_prompt)
         if cache is not None:
             forget(cache)
-        outputs = generate_compressed(self.backbone, prompt, input_ids, settings, generation_config, arguments)
+        outputs = generate_compressed(self.backbone, prompt, input_ids, settings, generation_config, arguments, check)
         sequences = outputs if isinstance(outputs, Tensor) else outputs.sequences
         if not isinstance(outputs, Tensor):
             cache = outputs.past_key_values

@@ -11,9 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StaticCache,
+)
 from transformers.generation.configuration_utils import GenerationMode
 
+from .compressors import Check
 from .prompt import CompressedPrompt
 from .turns import cached_length
 
@@ -104,6 +112,7 @@ def generate_compressed(
     settings: GenerationConfig,
     generation_config: GenerationConfig | None,
     arguments: dict[str, Any],
+    check: Check | None = None,
 ) -> Any:
     """Run the backbone's own `generate` from a compressed prompt.
 
@@ -114,6 +123,7 @@ def generate_compressed(
         settings: of the call, see `effective_settings`.
         generation_config: the caller's, if any; not changed.
         arguments: the caller's other arguments of `generate`, without the model's inputs.
+        check: of the compression, if it is still to be settled.
     """
     length, kept = input_ids.shape[1], prompt.inputs_embeds.shape[1]
     arguments = dict(arguments)
@@ -150,7 +160,10 @@ def generate_compressed(
         override("prefill_chunk_size", None)
     if cache is not None:
         arguments["past_key_values"] = cache
-    return backbone.generate(
+    if check is not None and check.waits:
+        processors = arguments.get("logits_processor") or []
+        arguments["logits_processor"] = LogitsProcessorList([*processors, _Settling(check)])
+    outputs = backbone.generate(
         input_ids=input_ids,
         inputs_embeds=prompt.inputs_embeds,
         attention_mask=prompt.attention_mask,
@@ -158,6 +171,23 @@ def generate_compressed(
         generation_config=generation_config,
         **arguments,
     )
+    if check is not None:
+        check.settle()
+    return outputs
+
+
+class _Settling(LogitsProcessor):
+    """Asks whether the compression was sound, behind the launch of the prefill, and hears it a step later; the logits pass through."""
+
+    def __init__(self, check: Check):
+        self.check, self.asked = check, False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.asked:
+            self.check.settle()
+        self.check.launch()
+        self.asked = True
+        return scores
 
 
 def prefill_in_chunks(

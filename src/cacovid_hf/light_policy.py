@@ -12,17 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .policy import (
+    Context,
     ContributionPolicy,
     Policy,
     PolicyOutput,
     RMSNorm,
+    attend,
     copy_linear,
     evaluating,
     head_size,
+    logits,
     norm_weight,
     rotate,
+    split_heads,
 )
-from .prompt import PromptLayout, VideoSpan
+from .prompt import PromptLayout
 
 if TYPE_CHECKING:
     from .configuration import CaCoVidConfig
@@ -59,28 +63,25 @@ class LightPolicy(Policy):
         self.token_head = nn.Sequential(nn.Linear(width, width // 4), nn.SiLU(), nn.Linear(width // 4, 2))
         self.frame_head = nn.Sequential(nn.Linear(2 * width, width // 4), nn.SiLU(), nn.Linear(width // 4, 2))
 
-    def _video_states(
-        self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int, spans: list[VideoSpan]
-    ) -> Tensor:
-        """`(L, D)` embeddings of one row to the trunk's `(N, W)` output at its video tokens, videos one after the other."""
-        video = torch.cat([span.positions for span in spans]).to(self.device)
-        text = self._text_places(layout, row).to(self.device)
-        layer = self.layer
-        states, context = layer.input_layernorm(embeds[video]), layer.input_layernorm(embeds[text])
-        query = rotate(self._heads(layer.q_proj(states)), *self._rope(positions[..., video]))
-        key = rotate(self._heads(layer.k_proj(context)), *self._rope(positions[..., text]))
-        value = self._heads(layer.v_proj(context))
-        read = F.scaled_dot_product_attention(query[None], key[None], value[None])[0].transpose(0, 1).flatten(1)
-        held, read = self.norm(layer.v_proj(states)), self.norm(read)
+    def _context(self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int) -> Context:
+        """Keys and values of the row's text."""
+        places = self._text_places(layout, row)
+        states = self.layer.input_layernorm(embeds[places])
+        key = rotate(split_heads(self.layer.k_proj(states), self.head_dim), *self._rope(positions[..., places]))
+        return key, split_heads(self.layer.v_proj(states), self.head_dim)
+
+    def _states(self, context: Context, embeds: Tensor, positions: Tensor, places: Tensor) -> Tensor:
+        """The trunk's output `(n, W)`."""
+        states = self.layer.input_layernorm(embeds[places])
+        query = rotate(split_heads(self.layer.q_proj(states), self.head_dim), *self._rope(positions[..., places]))
+        key, value = context
+        held, read = self.norm(self.layer.v_proj(states)), self.norm(attend(query, key, value))
         return F.silu(self.trunk(torch.cat((held, read, held * read), dim=-1)))
 
     def _score(self, states: Tensor) -> PolicyOutput:
-        """`(T, P, W)` states of a video to its logits; the frame head reads their mean and their maximum over a frame's tokens."""
+        """The frame head reads their mean and their maximum over a frame's tokens."""
         frames = torch.cat((states.mean(dim=1), states.amax(dim=1)), dim=-1)
-        return PolicyOutput(token_logits=self.token_head(states).float(), frame_logits=self.frame_head(frames).float())
-
-    def _heads(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
+        return PolicyOutput(logits(self.token_head, states), logits(self.frame_head, frames))
 
     @torch.no_grad()
     def init_from_layer(self, layer: Any) -> None:

@@ -340,13 +340,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             raise ValueError("input_ids are missing: pass everything that the processor returned.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.long)
-        prompt = self.compress(
-            input_ids,
-            attention_mask,
-            retention_ratio=retention_ratio,
-            compressor=method,
-            **take_embedding_arguments(self.backbone, kwargs),
-        )
+        embedding = take_embedding_arguments(self.backbone, kwargs)
+        prompt, check = self._compress(input_ids, attention_mask, retention_ratio, method, embedding)
         if labels is not None:
             places = prompt.kept_indices.clamp(min=0).to(labels.device)
             # Padding has no labels, and nothing before the first token predicts it.
@@ -359,6 +354,7 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             labels=labels,
             **kwargs,
         )
+        check.settle()
         return self._output(outputs, prompt.kept_indices)
 
     def _all_places(self, input_ids: Tensor | None) -> Tensor | None:

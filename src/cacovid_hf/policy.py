@@ -18,7 +18,12 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .policy_settings import check_policy
-from .prompt import PromptLayout, VideoSpan
+from .prompt import PromptLayout, VideoSpan, send
+
+# Enough to keep a device busy; the full policy's intermediate results are a few times as wide as the prompt.
+TOKENS_PER_CHUNK = 16384
+
+Context = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, states: Tensor) -> Tensor:
-        """`(..., size)` to the same shape and dtype."""
-        return F.rms_norm(states.float(), states.shape[-1:], eps=self.eps).to(states.dtype) * self.weight
+        """`(..., size)` to the same shape and dtype; one kernel that rounds once, after the weight (Qwen2 rounds before it too)."""
+        return F.rms_norm(states, states.shape[-1:], self.weight, self.eps)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention of `(n, D)` queries over `(m, D)` keys of one row, rotary positions given."""
+    """Grouped-query attention of `n` queries over `m` keys of one row, rotary positions given."""
 
     def __init__(self, config):
         super().__init__()
@@ -76,16 +81,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, config.num_key_value_heads * self.head_dim)
         self.o_proj = nn.Linear(heads * self.head_dim, size, bias=False)
 
-    def forward(self, queries: Tensor, keys: Tensor, query_rope, key_rope, is_causal: bool) -> Tensor:
-        """`(n, D)` to `(n, H * head_dim)`: the heads side by side, before the output projection."""
-        query = rotate(self._heads(self.q_proj(queries)), *query_rope)
-        key = rotate(self._heads(self.k_proj(keys)), *key_rope).repeat_interleave(self.groups, dim=0)
-        value = self._heads(self.v_proj(keys)).repeat_interleave(self.groups, dim=0)
-        mixed = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=is_causal)[0]
-        return mixed.transpose(0, 1).flatten(1)
+    def read(self, states: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """`(m, D)` normed states to keys and values `(H, m, head_dim)`, one a query head."""
+        key = rotate(split_heads(self.k_proj(states), self.head_dim), *rope)
+        value = split_heads(self.v_proj(states), self.head_dim)
+        return key.repeat_interleave(self.groups, dim=0), value.repeat_interleave(self.groups, dim=0)
 
-    def _heads(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
+    def forward(
+        self, states: Tensor, rope: tuple[Tensor, Tensor], key: Tensor, value: Tensor, is_causal: bool = False
+    ) -> Tensor:
+        """`(n, D)` normed states over keys and values to `(n, H * head_dim)`: the heads side by side, before the output projection."""
+        return attend(rotate(split_heads(self.q_proj(states), self.head_dim), *rope), key, value, is_causal)
 
 
 class MLP(nn.Module):
@@ -119,6 +125,17 @@ class DecoderLayer(nn.Module):
         return states + self.mlp(self.post_attention_layernorm(states))
 
 
+def split_heads(states: Tensor, head_dim: int) -> Tensor:
+    """`(n, H * head_dim)` to `(H, n, head_dim)`."""
+    return states.unflatten(-1, (-1, head_dim)).transpose(0, 1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
+    """Attention `(H, n, head_dim)` over `(H, m, head_dim)`, without a mask, to `(n, H * head_dim)`."""
+    mixed = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=is_causal)[0]
+    return mixed.transpose(0, 1).flatten(1)
+
+
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of `(H, n, head_dim)` by `(n, head_dim)`: halves of the head rotated against each other."""
     first, second = states.chunk(2, dim=-1)
@@ -132,6 +149,12 @@ def scoring_head(size: int) -> nn.Sequential:
     for narrow, wide in zip(widths[1:], widths[:-1], strict=True):
         layers += [nn.Linear(wide, narrow), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def logits(head: nn.Sequential, states: Tensor) -> Tensor:
+    """What a head says of `(..., S)` states, float32: its last layer is computed so, lest scores tie in half precision."""
+    last: Any = head[-1]
+    return F.linear(head[:-1](states).float(), last.weight.float(), last.bias.float())
 
 
 class Policy(nn.Module, ABC):
@@ -180,36 +203,50 @@ class Policy(nn.Module, ABC):
             )
         inputs_embeds = inputs_embeds.to(self.device, self.dtype)
         position_ids = position_ids.to(self.device)
-        scored: dict[int, PolicyOutput] = {}
-        for row in sorted({span.row for span in layout.videos}):
-            numbers = [i for i, span in enumerate(layout.videos) if span.row == row]
-            spans = [layout.videos[i] for i in numbers]
-            states = self._video_states(inputs_embeds[row], position_ids[..., row, :], layout, row, spans)
-            for number, span, part in zip(numbers, spans, states.split([s.num_tokens for s in spans]), strict=True):
-                scored[number] = self._score(part.unflatten(0, (span.num_frames, span.tokens_per_frame)))
-        return [scored[i] for i in range(len(layout.videos))]
+        contexts: dict[int, Context] = {}
+        outputs = []
+        for span in layout.videos:
+            embeds, positions = inputs_embeds[span.row], position_ids[..., span.row, :]
+            if span.row not in contexts:
+                contexts[span.row] = self._context(embeds, positions, layout, span.row)
+            parts = []
+            for places in self._chunks(span):
+                states = self._states(contexts[span.row], embeds, positions, places)
+                parts.append(self._score(states.unflatten(0, (-1, span.tokens_per_frame))))
+            if len(parts) > 1:
+                tokens, frames = torch.cat([p.token_logits for p in parts]), torch.cat([p.frame_logits for p in parts])
+                parts = [PolicyOutput(tokens, frames)]
+            outputs += parts
+        return outputs
 
     @abstractmethod
-    def _video_states(
-        self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int, spans: list[VideoSpan]
-    ) -> Tensor:
-        """`(L, D)` embeddings of one row to the states `(N, S)` of its video tokens, videos one after the other."""
+    def _context(self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int) -> Context:
+        """What video tokens of a row read, from its `(L, D)` embeddings."""
+
+    @abstractmethod
+    def _states(self, context: Context, embeds: Tensor, positions: Tensor, places: Tensor) -> Tensor:
+        """States `(n, S)` of the video tokens at `places` `(n,)` of a row, from its `(L, D)` embeddings."""
 
     @abstractmethod
     def _score(self, states: Tensor) -> PolicyOutput:
-        """`(T, P, S)` states of a video to its logits."""
+        """`(T, P, S)` states of frames of a video to their logits."""
 
     @abstractmethod
     def init_from_layer(self, layer: Any) -> None:
         """Start from a decoder layer of the language model (published: the layer 0), in the policy's dtype."""
 
+    def _chunks(self, span: VideoSpan) -> tuple[Tensor, ...]:
+        """Places of a video's tokens, whole frames at a time: all of them where gradients are wanted, else few enough to bound the memory."""
+        frames = span.num_frames if torch.is_grad_enabled() else max(1, TOKENS_PER_CHUNK // span.tokens_per_frame)
+        return tuple(send(places, self.device) for places in span.positions.split(frames * span.tokens_per_frame))
+
     def _text_places(self, layout: PromptLayout, row: int) -> Tensor:
-        places = layout.text[row].nonzero()[:, 0]
+        places = layout.text_places[row]
         if len(places) == 0:
             raise ValueError(
                 f"Row {row} of the prompt has no text, and a policy with attention='question' reads nothing else: add the question."
             )
-        return places
+        return send(places, self.device)
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`(n,)` or `(R, n)` positions to cos and sin `(n, head_dim)`, the language model's own frequencies."""
@@ -222,8 +259,11 @@ class Policy(nn.Module, ABC):
             frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config, positions.device)
         if positions.ndim == 2:
             sections = parameters.get("mrope_section", [16, 24, 24])
-            axis = torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(sections)).to(positions.device)
-            positions = positions[-len(sections) :][axis].T  # (n, head_dim / 2): each frequency turns with its own axis
+            rows = positions[-len(sections) :]
+            # (n, head_dim / 2): each frequency turns with its own axis.
+            positions = torch.cat(
+                [row[:, None].expand(-1, size) for row, size in zip(rows, sections, strict=True)], dim=1
+            )
         else:
             positions = positions[:, None]
         angles = positions.float() * frequencies
@@ -250,34 +290,31 @@ class ContributionPolicy(Policy):
         self.token_head = scoring_head(config.hidden_size)
         self.frame_head = scoring_head(config.hidden_size)
 
-    def _video_states(
-        self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int, spans: list[VideoSpan]
-    ) -> Tensor:
-        """`(L, D)` embeddings of one row to the layer's `(N, D)` output at its video tokens, videos one after the other."""
-        video = torch.cat([span.positions for span in spans])
-        question = self.attention == "question"
-        context = self._text_places(layout, row) if question else layout.valid[row].nonzero()[:, 0]
+    def _context(self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int) -> Context:
+        """Keys and values; of causal attention its result, since its queries are the keys then and no mask is needed."""
+        layer, question = self.layer, self.attention == "question"
+        places = self._text_places(layout, row) if question else send(layout.valid_places[row], self.device)
+        states, rope = layer.input_layernorm(embeds[places]), self._rope(positions[..., places])
+        key, value = layer.self_attn.read(states, rope)
         if self.attention == "causal":
-            # Nothing after the last video token is visible to any of them; queries are then the keys, and no mask is needed.
-            context = context[context <= video.max()]
-            places = torch.searchsorted(context, video).to(self.device)
-        context, video = context.to(self.device), video.to(self.device)
+            mixed = layer.self_attn(states, rope, key, value, is_causal=True)
+            return (mixed.new_zeros(len(embeds), mixed.shape[-1]).index_copy(0, places, mixed),)
+        return key, value
 
-        layer = self.layer
-        states, keys = embeds[video], layer.input_layernorm(embeds[context])
-        key_rope = self._rope(positions[..., context])
+    def _states(self, context: Context, embeds: Tensor, positions: Tensor, places: Tensor) -> Tensor:
+        """The layer's output."""
+        layer, states = self.layer, embeds[places]
         if self.attention == "causal":
-            mixed = layer.self_attn(keys, keys, key_rope, key_rope, is_causal=True)[places]
+            mixed = context[0][places]
         else:
-            query_rope = self._rope(positions[..., video])
-            mixed = layer.self_attn(layer.input_layernorm(states), keys, query_rope, key_rope, is_causal=False)
+            mixed = layer.self_attn(layer.input_layernorm(states), self._rope(positions[..., places]), *context)
         return layer.finish(states, mixed)
 
     def _score(self, states: Tensor) -> PolicyOutput:
-        """`(T, P, D)` states of a video to its logits; the frame head reads the mean over a frame's tokens."""
+        """The frame head reads the mean over a frame's tokens."""
         return PolicyOutput(
-            token_logits=self.token_head(self.norm(states)).float(),
-            frame_logits=self.frame_head(self.norm(states.mean(dim=1))).float(),
+            token_logits=logits(self.token_head, self.norm(states)),
+            frame_logits=logits(self.frame_head, self.norm(states.mean(dim=1))),
         )
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """A multimodal prompt: where its videos are, its embeddings, and the shorter prompt that a keep mask leaves of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,6 +8,13 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .backbones.tower import TowerAttention
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to a device without waiting for what the device is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not torch.compiler.is_compiling():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,20 @@ class PromptLayout:
         valid: bool `(B, L)`, false at padding.
         text: bool `(B, L)`, the tokens that are neither padding nor placeholders of images or videos.
         videos: every video, in the order of its placeholders (row by row).
+        valid_places: of every row, the places that are valid, int64.
+        text_places: of every row, the places of its text, int64.
     """
 
     valid: Tensor
     text: Tensor
     videos: tuple[VideoSpan, ...]
+    valid_places: tuple[Tensor, ...] = field(init=False, repr=False)
+    text_places: tuple[Tensor, ...] = field(init=False, repr=False)
+
+    def __post_init__(self):
+        for name in ("valid", "text"):
+            places = tuple(row.nonzero()[:, 0] for row in getattr(self, name))
+            object.__setattr__(self, f"{name}_places", places)
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ class Prompt:
 
     def video_features(self, span: VideoSpan) -> Tensor:
         """`(T, P, D)`, the tokens of a video as the language model would receive them."""
-        tokens = self.inputs_embeds[span.row].index_select(0, span.positions.to(self.inputs_embeds.device))
+        tokens = self.inputs_embeds[span.row].index_select(0, send(span.positions, self.inputs_embeds.device))
         return tokens.unflatten(0, (span.num_frames, span.tokens_per_frame))
 
     def tower_attention(self, span: VideoSpan) -> "TowerAttention":
@@ -158,9 +174,9 @@ def kept_indices(layout: PromptLayout, keeps: list[Tensor], budgets: list[int]) 
     """
     lengths = layout.valid.sum(dim=1).tolist()
     device = keeps[0].device if keeps else layout.valid.device
-    stays = layout.valid.to(device, copy=True)
+    stays = send(layout.valid.clone(), device)
     for span, keep, budget in zip(layout.videos, keeps, budgets, strict=True):
-        stays[span.row].index_copy_(0, span.positions.to(device), keep.flatten())
+        stays[span.row].index_copy_(0, send(span.positions, device), keep.flatten())
         lengths[span.row] -= span.num_tokens - budget
     return ordered_places(stays, lengths)
 
@@ -170,7 +186,7 @@ def ordered_places(stays: Tensor, lengths: list[int]) -> Tensor:
     longest, length = max(lengths), stays.shape[1]
     # A stable sort brings the places that stay to the end of the row, in order.
     places = torch.sort(stays, dim=1, stable=True).indices[:, length - longest :]
-    padding = torch.tensor([longest - n for n in lengths], device=stays.device)
+    padding = send(torch.tensor([longest - n for n in lengths]), stays.device)
     return places.masked_fill(torch.arange(longest, device=stays.device) < padding[:, None], -1)
 
 

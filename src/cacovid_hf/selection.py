@@ -10,8 +10,14 @@ import math
 import torch
 from torch import Tensor
 
+from .prompt import send
+
 # Absorbs float accidents such as 0.3 * 10 == 3.0000000000000004 or 0.07 * 100 == 7.000000000000001 (and their like below).
 _EPSILON = 1e-9
+NOT_FINITE = (
+    "The scores hold NaN or infinite values, so no tokens can be ranked: check the policy's weights and the dtype "
+    "(float16 overflows; use bfloat16 or float32)."
+)
 SCOPES = ("frame", "video", "tokens")
 
 
@@ -73,7 +79,7 @@ def spread_tokens(keep: Tensor, num_kept: int, num_more: int) -> Tensor:
     dtype = torch.float32 if num_free < 1 << 20 and 4 * num_more < 3 * num_free else torch.float64
     chosen[torch.linspace(0, num_free - 1, num_more, dtype=dtype).round().long()] = True
     place_among_free = (~keep).cumsum(0).sub_(1).clamp_(min=0)
-    return keep | chosen.to(keep.device)[place_among_free]
+    return keep | send(chosen, keep.device)[place_among_free]
 
 
 def frame_budgets(
@@ -135,7 +141,9 @@ def _settle(counts: Tensor, total: int, most: int) -> Tensor:
     ceiling = (removed > take).sum()
     floor = (added <= give).sum() - 1
     lowered, raised = counts.clamp(max=ceiling), counts.clamp(min=floor)
-    rest_to_take, rest_to_give = take - removed[ceiling], give - added[floor]
+    # `removed[ceiling]` would read the index back from the device.
+    rest_to_take = take - removed.gather(0, ceiling[None])
+    rest_to_give = give - added.gather(0, floor[None])
     at_ceiling, at_floor = lowered == ceiling, raised == floor
     lowered = lowered - (at_ceiling & (at_ceiling.cumsum(0) <= rest_to_take)).long()
     raised = raised + (at_floor & (at_floor.cumsum(0) <= rest_to_give)).long()
@@ -150,6 +158,7 @@ def select_tokens(
     contribution_share: float = 0.5,
     frame_cap: float = 1.5,
     scope: str = "frame",
+    check_finite: bool = True,
 ) -> Tensor:
     """Keep exactly `max(1, floor(retention_ratio * T * P))` tokens of a video: first by contribution, the rest uniformly.
 
@@ -167,6 +176,8 @@ def select_tokens(
         scope: `"frame"` (paper) gives every frame a budget by its score; `"tokens"` (ours) ranks all tokens of the video at once by
             `token_scores` alone, `"video"` (ours) by `token_scores + frame_scores`; both ignore `frame_cap`. Nothing puts the two scores on
             one scale, so that under `"video"` the heads' spreads decide which of them counts.
+        check_finite: whether to raise for scores that are not finite, which waits for the device; without it such scores still give
+            the exact number of tokens, and meaningless ones.
 
     Returns:
         bool `(T, P)`, true = keep.
@@ -184,13 +195,8 @@ def select_tokens(
             f"a frame, shape ({token_scores.shape[0]},)."
         )
     token_scores, frame_scores = token_scores.detach().float(), frame_scores.detach().float()
-    if not bool(token_scores.sum().isfinite() & frame_scores.sum().isfinite()) and not bool(
-        token_scores.isfinite().all() & frame_scores.isfinite().all()
-    ):
-        raise ValueError(
-            "The scores hold NaN or infinite values, so no tokens can be ranked: check the policy's weights and the dtype "
-            "(float16 overflows; use bfloat16 or float32)."
-        )
+    if check_finite and not bool(all_finite(token_scores, frame_scores)):
+        raise ValueError(NOT_FINITE)
     num_tokens = token_scores.numel()
     budget = token_budget(num_tokens, retention_ratio)
     if budget == num_tokens:
@@ -204,6 +210,11 @@ def select_tokens(
         counts = frame_budgets(frame_scores, token_scores.shape[1], retention_ratio, contribution_share, frame_cap)
         keep = top_tokens(token_scores, counts).flatten()
     return spread_tokens(keep, by_contribution, budget - by_contribution).view_as(token_scores)
+
+
+def all_finite(*scores: Tensor) -> Tensor:
+    """Bool scalar on the device: no NaN and nothing infinite in any of the tensors."""
+    return torch.stack([(values * 0).sum() for values in scores]).sum() == 0
 
 
 def check_selection_settings(contribution_share: float, frame_cap: float, scope: str) -> None:

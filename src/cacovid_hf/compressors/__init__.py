@@ -3,6 +3,7 @@
 from .base import Compression, Compressor, Merged, Scores
 from .baselines import Random, Uniform
 from .cacovid import CaCoVid
+from .check import Check
 
 COMPRESSORS: dict[str, type[Compressor]] = {method.name: method for method in (CaCoVid, Random, Uniform)}
 
@@ -22,6 +23,7 @@ def resolve_compressor(compressor: "str | Compressor") -> Compressor:
 __all__ = [
     "COMPRESSORS",
     "CaCoVid",
+    "Check",
     "Compression",
     "Compressor",
     "Merged",

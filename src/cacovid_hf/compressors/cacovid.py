@@ -44,4 +44,5 @@ class CaCoVid(Compressor):
             contribution_share=self.contribution_share,
             frame_cap=self.frame_cap,
             scope=self.scope,
+            check_finite=False,  # `Check` does, without waiting
         )
