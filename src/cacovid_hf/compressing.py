@@ -18,10 +18,12 @@ from .arguments import (
     take_embedding_arguments,
 )
 from .backbones import Backbone, backbone_family
+from .backbones.base import FRAMES_PER_CHUNK
 from .compressors import CaCoVid, Check, Compressor, resolve_compressor
 from .generation import check_generation, effective_settings, generate_compressed
+from .long_video import check_frames_per_chunk, collect
 from .policy import Policy
-from .prompt import CompressedPrompt, Prompt, gather, kept_indices
+from .prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
 from .turns import cached_length, compress_turn, forget, is_recorded, record
 
 
@@ -50,6 +52,7 @@ class Compressing:
         *,
         retention_ratio: "float | Sequence[float] | None" = None,
         compressor: "str | Compressor | None" = None,
+        encoded_videos: EncodedVideos | None = None,
         **inputs: Any,
     ) -> CompressedPrompt:
         """Embed a batch of prompts and drop video tokens.
@@ -60,6 +63,7 @@ class Compressing:
             retention_ratio: fraction of each video's tokens kept, one number or one a video (in prompt order, row by row); None takes
                 the config's, which may be None too: keep all.
             compressor: a method's name or an instance with its settings; None is the policy with the config's settings.
+            encoded_videos: the videos from `encode_videos`, in place of their pixel inputs.
             **inputs: everything else that the processor returned, and `position_ids` if the prompt has its own.
 
         Returns:
@@ -69,6 +73,8 @@ class Compressing:
             ValueError: placeholders that do not fit the pixel inputs, a ratio outside (0, 1], an unknown method, scores that are not finite.
         """
         method = self.resolve_compressor(compressor)
+        if encoded_videos is not None:
+            inputs = self._with_encoded(encoded_videos, inputs)
         prompt, check = self._compress(input_ids, attention_mask, retention_ratio, method, inputs)
         check.settle()
         return prompt
@@ -83,7 +89,7 @@ class Compressing:
     ) -> tuple[CompressedPrompt, Check]:
         """As `compress`; what only a device knows to be wrong is left to the check, lest the host wait for it."""
         ratio = self._ratio(retention_ratio)
-        retention_ratios(ratio, len(self.family.video_grids(self.backbone.config, inputs)))  # before the heavy work
+        retention_ratios(ratio, len(self.family.grids(self.backbone.config, inputs)))  # before the heavy work
         prompt = self.embed(input_ids, attention_mask, with_tower_attention=method.reads_tower, **inputs)
         return self._cut(prompt, ratio, method)
 
@@ -93,6 +99,7 @@ class Compressing:
         attention_mask: Tensor | None = None,
         *,
         with_tower_attention: bool = False,
+        encoded_videos: EncodedVideos | None = None,
         **inputs: Any,
     ) -> Prompt:
         """Embed a batch of prompts by the backbone's own forward, vision included: what `compress_prompt` cuts, again and again.
@@ -101,6 +108,7 @@ class Compressing:
             input_ids: `(B, L)`, with the video placeholders of the processor.
             attention_mask: `(B, L)`, 0 at padding on either side; None as in stock generation: padding ids are padding.
             with_tower_attention: also record what the vision tower attends to, for methods with `reads_tower`.
+            encoded_videos: the videos from `encode_videos`, in place of their pixel inputs.
             **inputs: everything else that the processor returned, and `position_ids` if the prompt has its own.
 
         Raises:
@@ -112,6 +120,12 @@ class Compressing:
             )
         if attention_mask is None:
             attention_mask = stock_attention_mask(input_ids, self.backbone.generation_config)
+        if encoded_videos is not None:
+            if with_tower_attention:
+                raise ValueError(
+                    "What the vision tower attended to is not known of encoded videos: give the pixels, or choose a method that does not read it."
+                )
+            inputs = self._with_encoded(encoded_videos, inputs)
         layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
         return self.family.embed(
             self.backbone, layout, input_ids, attention_mask, inputs, with_tower_attention=with_tower_attention
@@ -139,6 +153,46 @@ class Compressing:
         indices = kept_indices(layout, keeps, found.budgets).to(prompt.input_ids.device)
         pad_token_id = self.backbone.generation_config.pad_token_id or 0
         return gather(found.prompt, indices, found.videos, pad_token_id=pad_token_id), check
+
+    @torch.no_grad()
+    def encode_videos(
+        self,
+        *,
+        frames_per_chunk: int | None = FRAMES_PER_CHUNK,
+        device: "torch.device | str | None" = None,
+        **inputs: Any,
+    ) -> EncodedVideos:
+        """Run the vision tower once, for any number of prompts: `generate(**inputs_without_pixels, encoded_videos=encoded)`.
+
+        Args:
+            frames_per_chunk: so many frames (Qwen2.5-VL: temporal steps of two) of a video go through the tower at a time, which bounds its
+                memory; None: all of them. Both towers look at one at a time, so the features are the same up to rounding.
+            device: where the features are to wait, such as `"cpu"`; None: where they are made. They take `N * D` numbers in the
+                model's dtype.
+            **inputs: what the processor returned; pixels may lie on any device, and go to the model's a chunk at a time.
+
+        Raises:
+            ValueError: there are no videos among the inputs, or a chunk of less than one frame.
+        """
+        check_frames_per_chunk(frames_per_chunk)
+        family, config = self.family, self.backbone.config
+        grids = family.video_grids(config, inputs)
+        if not grids:
+            raise ValueError(
+                "There are no videos to encode among the inputs: pass everything that the processor returned for a prompt with a video."
+            )
+        chunks = family.encode(self.backbone, inputs, frames_per_chunk)
+        sizes = [t * h * w + family.trailing_tokens for t, h, w in grids]
+        settings = {name: inputs[name] for name in family.video_settings if inputs.get(name) is not None}
+        return EncodedVideos(tuple(grids), collect(chunks, sizes, device), settings)
+
+    def _with_encoded(self, encoded: EncodedVideos, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs of a call whose videos are encoded."""
+        if given := [name for name in self.family.video_inputs if inputs.get(name) is not None]:
+            raise ValueError(
+                f"The videos are given twice, as encoded_videos and as {', '.join(given)}: leave out the pixels."
+            )
+        return {**inputs, **encoded.inputs, "encoded_videos": encoded}
 
     def _ratio(self, retention_ratio: Any) -> Any:
         """What a call asks for, the config's default, or everything."""
@@ -181,6 +235,7 @@ class Compressing:
         *,
         retention_ratio: "float | Sequence[float] | None" = None,
         compressor: "str | Compressor | None" = None,
+        encoded_videos: EncodedVideos | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate from the video tokens that contribute; otherwise as `generate` of the backbone.
@@ -197,6 +252,7 @@ class Compressing:
             retention_ratio: fraction of each video's tokens kept, in (0, 1]: one number, or one a video in prompt order. None takes the
                 config's default, which may be None too: keep all.
             compressor: a method's name or an instance with its settings; None is the policy.
+            encoded_videos: the videos from `encode_videos`, in place of their pixel inputs.
             **kwargs: and the other arguments: as in transformers.
 
         Raises:
@@ -220,7 +276,8 @@ class Compressing:
         method = self.resolve_compressor(compressor)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         cache = kwargs.get("past_key_values")
-        if not is_recorded(cache) and self._drops_nothing(retention_ratio, input_ids, kwargs):
+        straight = encoded_videos is None and not is_recorded(cache)
+        if straight and self._drops_nothing(retention_ratio, input_ids, kwargs):
             return self.backbone.generate(**arguments)  # type: ignore[operator]
         if inputs is not None and kwargs.get("input_ids") is not None:
             raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
@@ -235,6 +292,8 @@ class Compressing:
         for name in ("inputs", "input_ids", "generation_config"):
             arguments.pop(name, None)
         inputs_of_prompt = take_embedding_arguments(self.backbone, arguments)
+        if encoded_videos is not None:
+            inputs_of_prompt = self._with_encoded(encoded_videos, inputs_of_prompt)
         how: dict[str, Any] = dict(retention_ratio=retention_ratio, compressor=method)
         check: Check | None = None
         if cached_length(cache):

@@ -48,6 +48,32 @@ class VideoSpan:
 
 
 @dataclass(frozen=True)
+class EncodedVideos:
+    """Videos behind the vision tower, to be asked about in any number of prompts (see `CaCoVidForConditionalGeneration.encode_videos`).
+
+    Attributes:
+        grids: `(T, h, w)` of every video.
+        features: of every video `(T * P + trailing, D)`, its tokens in raster order and what the family puts behind them.
+        inputs: what else the model must know of the videos, one row a video (Qwen2.5-VL: `video_grid_thw`, `second_per_grid_ts`).
+    """
+
+    grids: tuple[tuple[int, int, int], ...]
+    features: tuple[Tensor, ...]
+    inputs: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    def take(self, videos: list[int]) -> "EncodedVideos":
+        """These videos alone, by number."""
+        return EncodedVideos(
+            tuple(self.grids[video] for video in videos),
+            tuple(self.features[video] for video in videos),
+            {name: rows[videos] for name, rows in self.inputs.items()},
+        )
+
+
+@dataclass(frozen=True)
 class PromptLayout:
     """What is where in a batch of prompts; known on the CPU before anything is computed, so that nothing is read back later.
 

@@ -240,6 +240,8 @@ def _inputs_of(
         ]
     elif not is_new and bool(is_image[:, part].any()):
         raise ValueError(_unknown(part))
+    if videos is not None and "encoded_videos" in inputs:
+        inputs["encoded_videos"] = inputs["encoded_videos"].take(videos)
     return family.take(inputs, videos, images)
 
 

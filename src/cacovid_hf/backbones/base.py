@@ -7,15 +7,20 @@ placeholders are video tokens, each video's grid, and what is never dropped.
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..prompt import Prompt, PromptLayout, VideoSpan
+from ..prompt import EncodedVideos, Prompt, PromptLayout, VideoSpan
+from ..wrapping import embedding_device
 from .tower import TowerAttention
+
+# Enough to keep a device busy, while the vision tower's memory stays that of a short video.
+FRAMES_PER_CHUNK = 64
 
 
 class _Captured(Exception):
@@ -35,16 +40,27 @@ class Backbone(ABC):
     Attributes:
         model_type: `config.model_type` of the family.
         video_inputs: names of the arguments that hold the pixels of videos.
+        video_settings: names of the other arguments that belong to videos, one row a video.
         trailing_tokens: placeholders at the end of each video that are not video tokens: always kept, never scored.
     """
 
     model_type: ClassVar[str]
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
+    video_settings: ClassVar[tuple[str, ...]] = ()
     trailing_tokens: ClassVar[int] = 0
 
     @abstractmethod
     def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
         """`(T, h, w)` of every video of the call, in the order of the pixel inputs, in tokens of the language model."""
+
+    def grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
+        """As `video_grids`, of a call whose videos may be encoded already (`encoded_videos`)."""
+        encoded: EncodedVideos | None = inputs.get("encoded_videos")
+        return self.video_grids(config, inputs) if encoded is None else list(encoded.grids)
+
+    @abstractmethod
+    def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:
+        """The pixel inputs of some frames (temporal grid steps) of one video, as those of a video of their own."""
 
     @abstractmethod
     def num_images(self, inputs: dict[str, Any]) -> int:
@@ -56,7 +72,7 @@ class Backbone(ABC):
 
     def num_placeholders(self, config, inputs: dict[str, Any]) -> int:
         """How many video placeholders the pixel inputs of the call stand for."""
-        grids = self.video_grids(config, inputs)
+        grids = self.grids(config, inputs)
         return sum(t * h * w for t, h, w in grids) + self.trailing_tokens * len(grids)
 
     def position_ids(
@@ -96,7 +112,7 @@ class Backbone(ABC):
         """
         input_ids, valid = input_ids.cpu(), attention_mask.cpu().bool()
         is_video = input_ids == config.video_token_id
-        grids = self.video_grids(config, inputs)
+        grids = self.grids(config, inputs)
         sizes = [t * h * w for t, h, w in grids]
         expected, found = self.num_placeholders(config, inputs), int(is_video.sum())
         if expected != found:
@@ -138,31 +154,89 @@ class Backbone(ABC):
         inputs: dict[str, Any],
         *,
         with_tower_attention: bool = False,
+        frames_per_chunk: int | None = FRAMES_PER_CHUNK,
     ) -> Prompt:
         """Run the stock model up to its language model: vision encoded, prompt embedded.
 
-        `inputs` are the arguments of the stock forward; `position_ids` among them are taken as they are. `with_tower_attention` fills
-        `Prompt.tower`.
+        Videos of more than `frames_per_chunk` frames (temporal grid steps) in all are encoded in chunks of so many, which bounds the memory
+        of the vision tower; None encodes everything at once, as the stock model does.
+
+        `inputs` are the arguments of the stock forward; `position_ids` among them are taken as they are, and `encoded_videos`, if any,
+        in place of the videos' pixels. `with_tower_attention` fills `Prompt.tower`, from everything encoded at once.
         """
         inputs = dict(inputs)
+        encoded: EncodedVideos | None = inputs.pop("encoded_videos", None)
         position_ids = inputs.pop("position_ids", None)
         if position_ids is None:
             position_ids = self.position_ids(model, input_ids, attention_mask, inputs)
         else:
             position_ids = position_ids.expand(*position_ids.shape[:-2], *input_ids.shape)
-        stock_arguments = {
-            **inputs,
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "use_cache": False,
-        }
-        if not with_tower_attention or not layout.videos:
-            captured = capture_language_model_inputs(model, self.language_model(model), stock_arguments)
-            return Prompt(layout, input_ids, captured["inputs_embeds"], position_ids)
-        with self.tower_attention(model, layout) as attention:
-            captured = capture_language_model_inputs(model, self.language_model(model), stock_arguments)
-        return Prompt(layout, input_ids, captured["inputs_embeds"], position_ids, attention())
+        features: Iterable[Tensor] | None = None
+        if encoded is not None:
+            features = encoded.features
+        elif frames_per_chunk is None or with_tower_attention:
+            features = None
+        elif sum(span.num_frames for span in layout.videos) > frames_per_chunk:
+            features = self.encode(model, inputs, frames_per_chunk)
+        ids = input_ids
+        if features is not None:
+            inputs = {name: value for name, value in inputs.items() if name not in self.video_inputs}
+            # Any word will do: its embeddings are overwritten.
+            placeholders = (model.config.video_token_id, model.config.image_token_id)
+            ids = input_ids.masked_fill(
+                input_ids == placeholders[0], next(i for i in range(3) if i not in placeholders)
+            )
+        arguments = {**inputs, "input_ids": ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        if with_tower_attention and layout.videos:
+            with self.tower_attention(model, layout) as attention:
+                embeds = self._embedded(model, arguments)
+            return Prompt(layout, input_ids, embeds, position_ids, attention())
+        embeds = self._embedded(model, arguments)
+        if features is not None:
+            fill(embeds, (input_ids == model.config.video_token_id).nonzero(), features)
+        return Prompt(layout, input_ids, embeds, position_ids)
+
+    def encode(self, model: PreTrainedModel, inputs: dict[str, Any], frames_per_chunk: int | None) -> Iterator[Tensor]:
+        """Encode the videos of a call a chunk of frames (temporal grid steps) at a time; both towers look at one of them alone.
+
+        A chunk is a video to the stock model: it is embedded behind the seam as a prompt of placeholders.
+
+        Returns:
+            `(n, D)` each, the embeddings of the call's video placeholders, in order.
+        """
+        for video, (steps, height, width) in enumerate(self.video_grids(model.config, inputs)):
+            for start in range(0, steps, frames_per_chunk or steps):
+                stop = min(start + (frames_per_chunk or steps), steps)
+                num_tokens = (stop - start) * height * width
+                features = self.encode_frames(model, self.frames(inputs, video, start, stop), num_tokens)
+                yield features if stop == steps else features[:num_tokens]
+
+    def encode_frames(self, model: PreTrainedModel, pixels: dict[str, Any], num_tokens: int) -> Tensor:
+        """`(num_tokens + trailing_tokens, D)`: one video of so many tokens, and what stands at its end."""
+        device = embedding_device(model)
+        pixels = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in pixels.items()}
+        ids = torch.full((1, num_tokens + self.trailing_tokens), model.config.video_token_id, device=device)
+        arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.zeros_like(ids)}
+        return self._embedded(model, {**pixels, **arguments})[0]
+
+    def _embedded(self, model: PreTrainedModel, arguments: dict[str, Any]) -> Tensor:
+        """What reaches the language model as `inputs_embeds`."""
+        arguments = {**arguments, "use_cache": False}
+        return capture_language_model_inputs(model, self.language_model(model), arguments)["inputs_embeds"]
+
+
+def fill(embeds: Tensor, places: Tensor, features: Iterable[Tensor]) -> None:
+    """Write `features`, `(n, D)` each, one after the other into `embeds` `(B, L, D)` at `places` `(N, 2)` (row, place)."""
+    rows, columns = places.unbind(dim=1)
+    start = 0
+    for part in features:
+        if part.shape[-1] != embeds.shape[-1]:
+            raise ValueError(
+                f"The videos were encoded with hidden size {part.shape[-1]}, the model has {embeds.shape[-1]}: encode them with this model."
+            )
+        stop = start + len(part)
+        embeds[rows[start:stop], columns[start:stop]] = part.to(embeds)
+        start = stop
 
 
 def capture_language_model_inputs(

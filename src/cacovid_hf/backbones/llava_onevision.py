@@ -30,6 +30,12 @@ class LlavaOnevisionBackbone(Backbone):
         side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
         return [(pixels.shape[1], side, side)] * pixels.shape[0]
 
+    def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:
+        """Every frame is encoded by itself."""
+        settings = ("vision_feature_layer", "vision_feature_select_strategy")
+        pixels = inputs["pixel_values_videos"][video : video + 1, start:stop]
+        return {"pixel_values_videos": pixels, **{name: inputs[name] for name in settings if name in inputs}}
+
     def num_images(self, inputs: dict[str, Any]) -> int:
         """`pixel_values` is `(images, patches, channels, H, W)`."""
         pixels = inputs.get("pixel_values")

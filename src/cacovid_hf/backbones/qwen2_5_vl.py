@@ -21,6 +21,7 @@ class Qwen2_5_VLBackbone(Backbone):
     """`Qwen2_5_VLForConditionalGeneration`; positions are text, time, height and width rows."""
 
     model_type = "qwen2_5_vl"
+    video_settings = ("video_grid_thw", "second_per_grid_ts")
 
     def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
         """`video_grid_thw` is `(videos, 3)` in patches."""
@@ -61,6 +62,14 @@ class Qwen2_5_VLBackbone(Backbone):
             attention_mask=attention_mask,
         )
         return torch.cat([text[None], mrope.to(text)])
+
+    def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:
+        """Every temporal step is encoded by itself: windows and full attention both end with it."""
+        grids = inputs["video_grid_thw"].cpu()
+        _, height, width = grids[video].tolist()
+        first = int(grids[:video].prod(dim=-1).sum())
+        pixels = inputs["pixel_values_videos"][first + start * height * width : first + stop * height * width]
+        return {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor([[stop - start, height, width]])}
 
     def num_images(self, inputs: dict[str, Any]) -> int:
         """`image_grid_thw` is `(images, 3)`."""
