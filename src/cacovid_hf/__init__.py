@@ -8,6 +8,7 @@ from ._registration import register
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AutoBudget": "adaptive",
     "CaCoVidConfig": "configuration",
     "CaCoVidForConditionalGeneration": "modeling",
     "CaCoVidOutput": "modeling",
@@ -21,6 +22,7 @@ _EXPORTS = {
     "with_video_reader": "processing",
 }
 __all__ = [
+    "AutoBudget",
     "CaCoVidConfig",
     "CaCoVidForConditionalGeneration",
     "CaCoVidOutput",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .adaptive import AutoBudget
     from .compressors import Compressor
     from .configuration import CaCoVidConfig
     from .light_policy import LightPolicy

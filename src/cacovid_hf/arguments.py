@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from .selection import check_retention_ratio
+from .adaptive import AutoBudget, check_ratio
 
 # Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
 DECODING_ARGUMENTS = {
@@ -26,8 +26,8 @@ DECODING_ARGUMENTS = {
 }
 
 
-def retention_ratios(retention_ratio: Any, num_videos: int) -> list[float]:
-    """One checked ratio a video, from one number or one a video."""
+def retention_ratios(retention_ratio: Any, num_videos: int) -> list[float | AutoBudget]:
+    """One checked ratio a video, from one number (or budget that the scores decide) or one a video."""
     if isinstance(retention_ratio, (Tensor, np.ndarray)) and retention_ratio.ndim > 0:
         retention_ratio = retention_ratio.tolist()
     if isinstance(retention_ratio, (list, tuple)):
@@ -35,8 +35,8 @@ def retention_ratios(retention_ratio: Any, num_videos: int) -> list[float]:
             raise ValueError(
                 f"retention_ratio has {len(retention_ratio)} values and the prompt {num_videos} video(s): give one number, or one a video."
             )
-        return [check_retention_ratio(ratio, f"retention_ratio[{i}]") for i, ratio in enumerate(retention_ratio)]
-    return [check_retention_ratio(retention_ratio)] * num_videos
+        return [check_ratio(ratio, f"retention_ratio[{i}]") for i, ratio in enumerate(retention_ratio)]
+    return [check_ratio(retention_ratio)] * num_videos
 
 
 def keeps_all(retention_ratio: Any) -> bool:
@@ -45,8 +45,8 @@ def keeps_all(retention_ratio: Any) -> bool:
         retention_ratio = retention_ratio.tolist()
     if not isinstance(retention_ratio, (list, tuple)):
         retention_ratio = [retention_ratio]
-    ratios = [check_retention_ratio(ratio) for ratio in retention_ratio]
-    return bool(ratios) and min(ratios) == 1.0
+    ratios = [check_ratio(ratio) for ratio in retention_ratio]
+    return bool(ratios) and all(ratio == 1.0 for ratio in ratios)
 
 
 def stock_attention_mask(input_ids: Tensor, settings: GenerationConfig) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, ProcessorM
 from transformers.utils import cached_file
 from transformers.video_utils import VideoMetadata
 
+from .adaptive import AutoBudget, Ratio, check_ratio, with_auto
 from .backbones import backbone_family
 from .checkpoint import load_stock_model
 from .compressors import CaCoVid, Compressor
@@ -20,7 +21,6 @@ from .configuration import CaCoVidConfig
 from .modeling import CaCoVidForConditionalGeneration
 from .processing import with_video_reader
 from .prompt import VideoSelection
-from .selection import check_retention_ratio
 from .timing import Stages, timed_generate
 
 UNTRAINED = "the policy is untrained: expect answers of a random subset's quality"
@@ -175,7 +175,7 @@ def ask(
     question: str,
     *,
     num_frames: int | None = None,
-    retention_ratio: float | None = None,
+    retention_ratio: Ratio | None = None,
     compressor: str | Compressor | None = None,
     max_new_tokens: int = 64,
 ) -> Answer:
@@ -187,7 +187,7 @@ def ask(
         video: as for `sample_video`, or what that returned.
         question: about the video.
         num_frames: as for `sample_video`.
-        retention_ratio: fraction of the video tokens kept, in (0, 1]; None is the config's default, which may be None too: keep all.
+        retention_ratio: fraction of the video tokens kept, in (0, 1], `"auto"` or an `AutoBudget`; None is the config's default, which may be None too: keep all.
         compressor: a method's name or an instance with its settings; None is the policy.
         max_new_tokens: of the answer, at least 1.
 
@@ -200,7 +200,7 @@ def ask(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for an answer: give at least 1.")
     if retention_ratio is not None:
-        check_retention_ratio(retention_ratio)
+        check_ratio(with_auto(retention_ratio, AutoBudget()))
     method = model.resolve_compressor(compressor)
     if not isinstance(video, SampledVideo):
         video = sample_video(processor, video, num_frames)

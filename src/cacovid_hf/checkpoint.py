@@ -30,6 +30,9 @@ BACKBONE_FOLDER = "backbone"
 SHARED_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 CONFIG_OVERRIDES = (
     "retention_ratio",
+    "auto_floor",
+    "auto_cap",
+    "auto_threshold",
     "contribution_share",
     "frame_cap",
     "scope",

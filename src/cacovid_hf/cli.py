@@ -73,7 +73,8 @@ def ask(
     retention_ratio: Annotated[
         str | None,
         typer.Option(
-            metavar="R", help="Fraction of the video tokens to keep, in (0, 1]. Default: the model's, or all."
+            metavar="R",
+            help="Fraction of the video tokens to keep, in (0, 1], or auto[:FLOOR:CAP]: as many as the policy would. Default: the model's, or all.",
         ),
     ] = None,
     num_frames: Annotated[
@@ -89,10 +90,11 @@ def ask(
     """Answer a question about a video."""
     with _progress("Starting torch and transformers"):
         from . import asking, tiny
+        from .adaptive import parse_ratio
         from .compressors import resolve_compressor
         from .maps import check_map_target
     # What can be refused is refused before a model of many gigabytes is loaded.
-    ratio = None if retention_ratio is None else _ratio(retention_ratio)
+    ratio = None if retention_ratio is None else parse_ratio(retention_ratio, "--retention-ratio")
     if compressor is not None:
         resolve_compressor(compressor)
     if save_map is not None:
@@ -247,7 +249,7 @@ def _split(words: list[str] | None) -> list[str]:
     return [part.strip() for word in words or () for part in word.split(",") if part.strip()]
 
 
-def _ratio(words: str, name: str = "--retention-ratio") -> float:
+def _ratio(words: str, name: str) -> float:
     from .selection import check_retention_ratio
 
     value: float | str

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .adaptive import AutoBudget, Ratio, with_auto
 from .arguments import (
     embedding_arguments,
     keeps_all,
@@ -33,7 +34,7 @@ class Compressing:
     Attributes:
         backbone: a stock model of a supported family.
         policy: made for it.
-        config: has `retention_ratio`, `contribution_share`, `frame_cap` and `scope` (see `CaCoVidConfig`).
+        config: has `retention_ratio`, the `auto_` settings, `contribution_share`, `frame_cap` and `scope` (see `CaCoVidConfig`).
     """
 
     backbone: Any
@@ -50,7 +51,7 @@ class Compressing:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        retention_ratio: "float | Sequence[float] | None" = None,
+        retention_ratio: "Ratio | Sequence[Ratio] | None" = None,
         compressor: "str | Compressor | None" = None,
         encoded_videos: EncodedVideos | None = None,
         **inputs: Any,
@@ -60,8 +61,9 @@ class Compressing:
         Args:
             input_ids: `(B, L)`, with the video placeholders of the processor.
             attention_mask: `(B, L)`, 0 at padding on either side; None as in stock generation: padding ids are padding.
-            retention_ratio: fraction of each video's tokens kept, one number or one a video (in prompt order, row by row); None takes
-                the config's, which may be None too: keep all.
+            retention_ratio: fraction of each video's tokens kept, one number or one a video (in prompt order, row by row); `"auto"` keeps
+                those that score above the config's `auto_threshold`, within its bounds, an `AutoBudget` within its own; None takes the
+                config's, which may be None too: keep all.
             compressor: a method's name or an instance with its settings; None is the policy with the config's settings.
             encoded_videos: the videos from `encode_videos`, in place of their pixel inputs.
             **inputs: everything else that the processor returned, and `position_ids` if the prompt has its own.
@@ -83,7 +85,7 @@ class Compressing:
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        retention_ratio: "float | Sequence[float] | None",
+        retention_ratio: "Ratio | Sequence[Ratio] | None",
         method: Compressor,
         inputs: dict[str, Any],
     ) -> tuple[CompressedPrompt, Check]:
@@ -135,7 +137,7 @@ class Compressing:
         self,
         prompt: Prompt,
         *,
-        retention_ratio: "float | Sequence[float] | None" = None,
+        retention_ratio: "Ratio | Sequence[Ratio] | None" = None,
         compressor: "str | Compressor | None" = None,
     ) -> CompressedPrompt:
         """Drop video tokens of prompts that are embedded already; arguments, result and errors as in `compress`."""
@@ -196,16 +198,17 @@ class Compressing:
 
     def _ratio(self, retention_ratio: Any) -> Any:
         """What a call asks for, the config's default, or everything."""
-        if retention_ratio is not None:
-            return retention_ratio
-        return 1.0 if self.config.retention_ratio is None else self.config.retention_ratio
+        config = self.config
+        if retention_ratio is None:
+            retention_ratio = 1.0 if config.retention_ratio is None else config.retention_ratio
+        return with_auto(retention_ratio, AutoBudget(config.auto_floor, config.auto_cap, config.auto_threshold))
 
     def _drops_nothing(self, retention_ratio: Any, input_ids: Tensor | None, inputs: dict[str, Any]) -> bool:
         """Whether a call is the backbone's own: everything kept, or no video in it."""
         if isinstance(retention_ratio, (list, tuple, np.ndarray)) or (
             isinstance(retention_ratio, Tensor) and retention_ratio.ndim
         ):
-            retention_ratios(retention_ratio, len(self.family.video_grids(self.backbone.config, inputs)))
+            retention_ratios(self._ratio(retention_ratio), len(self.family.video_grids(self.backbone.config, inputs)))
         if keeps_all(self._ratio(retention_ratio)):
             return True
         if any(inputs.get(name) is not None for name in self.family.video_inputs):
@@ -233,7 +236,7 @@ class Compressing:
         negative_prompt_attention_mask: Tensor | None = None,
         custom_generate=None,
         *,
-        retention_ratio: "float | Sequence[float] | None" = None,
+        retention_ratio: "Ratio | Sequence[Ratio] | None" = None,
         compressor: "str | Compressor | None" = None,
         encoded_videos: EncodedVideos | None = None,
         **kwargs: Any,
@@ -249,8 +252,8 @@ class Compressing:
         are compressed, with the new turn alone before the policy's eyes; what is cached stays as it is.
 
         Args:
-            retention_ratio: fraction of each video's tokens kept, in (0, 1]: one number, or one a video in prompt order. None takes the
-                config's default, which may be None too: keep all.
+            retention_ratio: fraction of each video's tokens kept, in (0, 1], `"auto"` or an `AutoBudget` (see `compress`): one, or one a
+                video in prompt order. None takes the config's default, which may be None too: keep all.
             compressor: a method's name or an instance with its settings; None is the policy.
             encoded_videos: the videos from `encode_videos`, in place of their pixel inputs.
             **kwargs: and the other arguments: as in transformers.

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .adaptive import AUTO, AutoBudget
 from .policy_settings import check_policy
 from .selection import check_retention_ratio, check_selection_settings
 
@@ -26,7 +27,10 @@ class CaCoVidConfig(PreTrainedConfig):
         policy_attention: what video tokens attend to in the policy's layer: `"causal"` (what the published code runs),
             `"bidirectional"` (the paper's text) or `"question"` (text alone; ours).
         policy_trained: false for a policy that is only initialised from the LLM; whoever prints answers says so.
-        retention_ratio: default fraction of video tokens kept, in (0, 1]; None keeps all.
+        retention_ratio: default fraction of video tokens kept, in (0, 1], or `"auto"`; None keeps all.
+        auto_floor: of `retention_ratio="auto"`: smallest fraction kept (see `AutoBudget`).
+        auto_cap: largest fraction kept.
+        auto_threshold: score above which a token counts as worth keeping.
         contribution_share: part of the budget chosen by contribution scores, in [0, 1] (paper: 0.5).
         frame_cap: a frame's largest budget as a multiple of the mean (paper: 1.5).
         scope: `"frame"` (paper: a budget a frame), `"tokens"` or `"video"` (ours: one budget for all frames, spent by the token scores
@@ -48,6 +52,9 @@ class CaCoVidConfig(PreTrainedConfig):
     policy_attention: str = "question"
     policy_trained: bool = False
     retention_ratio: Any = None
+    auto_floor: float = 0.01
+    auto_cap: float = 0.25
+    auto_threshold: float = 0.0
     contribution_share: float = 0.5
     frame_cap: float = 1.5
     scope: str = "frame"
@@ -66,7 +73,8 @@ class CaCoVidConfig(PreTrainedConfig):
         self.backbone_config = backbone_config(self.backbone_config)
         check_policy(self.policy_type, self.policy_attention)
         check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
-        if self.retention_ratio is not None:
+        AutoBudget(self.auto_floor, self.auto_cap, self.auto_threshold)  # which checks them
+        if self.retention_ratio is not None and self.retention_ratio != AUTO:
             self.retention_ratio = check_retention_ratio(self.retention_ratio)
         super().__post_init__(**kwargs)
         # Whoever makes a config is about to make a model: the Auto class must know ours by now.

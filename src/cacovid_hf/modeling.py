@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, GenerationMixin, PreTraine
 from transformers.modeling_outputs import ModelOutput
 
 from . import checkpoint
+from .adaptive import Ratio
 from .arguments import (
     take_embedding_arguments,
 )
@@ -306,7 +307,7 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         *,
-        retention_ratio: "float | Sequence[float] | None" = None,
+        retention_ratio: "Ratio | Sequence[Ratio] | None" = None,
         compressor: "str | Compressor | None" = None,
         **kwargs: Any,
     ) -> Any:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.generation.streamers import BaseStreamer
 
+from .adaptive import AutoBudget, Ratio
 from .compressing import Compressing
 from .compressors import Compression, Compressor, Merged, Scores
 from .modeling import CaCoVidForConditionalGeneration
@@ -23,7 +24,7 @@ def timed_generate(
     method: Compressor,
     stages: "Stages",
     *,
-    retention_ratio: float | None,
+    retention_ratio: Ratio | None,
     max_new_tokens: int,
 ) -> tuple[Tensor, tuple[VideoSelection, ...]]:
     """Generate greedily with a plain `model.generate`, and note what it took.
@@ -127,7 +128,9 @@ class _Watched(Compressor):
         """As the method does."""
         return self.method.reads_tower
 
-    def compress(self, prompt: Prompt, model: Compressing, retention_ratios: list[float]) -> Compression:
+    def compress(
+        self, prompt: Prompt, model: Compressing, retention_ratios: Sequence[float | AutoBudget]
+    ) -> Compression:
         """As the method does."""
         self.stages.enter("policy")
         found = self.method.compress(prompt, model, retention_ratios)

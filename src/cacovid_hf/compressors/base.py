@@ -5,12 +5,14 @@ is gathered elsewhere (`cacovid_hf.prompt`).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..adaptive import AutoBudget
 from ..prompt import Prompt, VideoSelection, VideoSpan, send
 from ..selection import token_budget
 
@@ -94,18 +96,27 @@ class Compressor(ABC):
             bool `(T, P)` with exactly `budget(span, retention_ratio)` true, or `Merged` with such a mask.
         """
 
-    def compress(self, prompt: Prompt, model: "Compressing", retention_ratios: list[float]) -> Compression:
+    def compress(
+        self, prompt: Prompt, model: "Compressing", retention_ratios: Sequence[float | AutoBudget]
+    ) -> Compression:
         """Select in every video of the prompt; whoever cuts the prompt by the masks makes a `Check` of the result too.
 
         Args:
             prompt: the embedded prompts.
             model: the wrapped model, for the methods that use its policy or its backbone.
-            retention_ratios: one a video, in (0, 1].
+            retention_ratios: one a video: in (0, 1], or a budget that its scores decide.
         """
         selections: list[VideoSelection] = []
         expected: list[int | None] = []
         embeds = prompt.inputs_embeds
         for span, scores, ratio in zip(prompt.layout.videos, self.score(prompt, model), retention_ratios, strict=True):
+            if isinstance(ratio, AutoBudget):
+                if scores is None:
+                    raise ValueError(
+                        f"compressor {self.name!r} has no scores to decide a budget by, so retention_ratio='auto' does not work with it: "
+                        "give a number."
+                    )
+                ratio = ratio.count(scores.token) / span.num_tokens
             budget = self.budget(span, ratio)
             chosen: Tensor | Merged
             if budget == span.num_tokens:
