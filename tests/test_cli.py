@@ -80,6 +80,13 @@ def test_ask(run, folder, family, ratio):
     assert (UNTRAINED in out) == (ratio == "0.25")
 
 
+def test_a_budget_that_the_policy_decides(run):
+    arguments = ("ask", "clip.mp4", QUESTION, "--model", "llava_onevision", "--retention-ratio")
+    assert "24 of 48 kept" in run(*arguments, "auto:0.5:0.5")[1]
+    assert re.search(r"tokens  (\d|1[0-2]) of 48 kept", run(*arguments, "auto")[1])
+    assert "neither a number nor auto:FLOOR:CAP" in run(*arguments, "auto:0.5")[2]
+
+
 def test_options_reach_the_model(run):
     arguments = ("ask", "clip.mp4", QUESTION, "--model", "llava_onevision", "--retention-ratio", 0.5)
     outs = [run(*arguments, *more)[1] for more in ((), ("--num-frames", 4), ("--compressor", "uniform"))]

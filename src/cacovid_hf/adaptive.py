@@ -69,15 +69,23 @@ def parse_ratio(words: str, name: str) -> float | AutoBudget | str:
         ValueError: none of these; `name` is what the option is called.
     """
     kind, *bounds = words.split(":")
+    numbers = [_number(word) for word in (bounds if kind == AUTO else [words])]
+    if kind != AUTO:
+        return check_retention_ratio(words if numbers[0] is None else numbers[0], name)  # type: ignore[arg-type]
+    if not bounds:
+        return AUTO
+    if len(bounds) != 2 or None in numbers:
+        raise ValueError(
+            f"{name}={words!r} is neither a number nor auto:FLOOR:CAP: give two fractions, such as auto:0.01:0.25."
+        )
+    return AutoBudget(*numbers)  # type: ignore[arg-type]
+
+
+def _number(word: str) -> float | None:
     try:
-        if kind == AUTO and len(bounds) in (0, 2):
-            return AutoBudget(*map(float, bounds)) if bounds else AUTO
-        value: Any = float(words)
-    except ValueError as error:
-        if bounds and "auto" in str(error):
-            raise
-        value = words  # the check says what is wrong with it
-    return check_retention_ratio(value, name)
+        return float(word)
+    except ValueError:
+        return None
 
 
 def with_auto(ratios: Any, budget: AutoBudget) -> Any:
