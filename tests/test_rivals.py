@@ -1,14 +1,26 @@
 """Compression methods of others: what they are given, the published numbers they reproduce, and what every one of them promises."""
 
+import itertools
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from models import FAMILIES, IMAGE_AND_VIDEO, RAGGED, TWO_VIDEOS, masked_inputs, prompt_inputs, stock_model
+from safetensors.torch import load_file
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.compressors import Compressor, Merged
-from cacovid_hf.selection import token_budget
+from cacovid_hf.compressors import COMPRESSORS, Compressor, Evs, Merged, VidCom2
+from cacovid_hf.compressors.counts import apportion, even_counts
+from cacovid_hf.compressors.divprune import farthest_points
+from cacovid_hf.compressors.evs import change, published_count
+from cacovid_hf.compressors.vidcom2 import frame_ratios, quiet_channels, rounded_counts, typicality
+from cacovid_hf.selection import token_budget, top_tokens
+
+GOLDEN = Path(__file__).parent / "golden"
+PEERS = json.loads((GOLDEN / "index.json").read_text())["peers"]
+TENSORS = load_file(GOLDEN / "peers.safetensors")
 
 
 def wrapped(family, attention="sdpa"):
@@ -175,3 +187,167 @@ def test_the_hooks_of_the_tower_are_gone_after_an_error(family):
     with pytest.raises((RuntimeError, ValueError)):
         embedded(model, inputs, with_tower_attention=True)
     assert hooks(stock) == before
+
+
+# ------------------------------------------------------------------ published numbers
+
+
+def cases(method):
+    return [pytest.param(case, id=case["name"]) for case in PEERS["cases"] if case["method"] == method]
+
+
+def golden_features(case, grid=(8, 36)):
+    return TENSORS[case["features"]].float().view(*grid, -1)
+
+
+@pytest.mark.parametrize("case", cases("DivPrune"))
+def test_divprune_picks_the_published_tokens_in_order(case):
+    picked = farthest_points(golden_features(case).flatten(0, 1), case["count"])
+    assert torch.equal(picked, TENSORS[case["outputs"]["selection_order"]].long())
+
+
+def test_divprune_is_the_published_loop_on_many_inputs():
+    for seed, (size, width) in enumerate([(5, 3), (60, 8), (700, 16)]):
+        units = torch.nn.functional.normalize(
+            torch.randn(size, width, generator=torch.Generator().manual_seed(seed)), dim=-1
+        )
+        distance = 1 - units @ units.T
+        picked = [int(distance.topk(2, dim=0, largest=False).values[1].argmax())]
+        while len(picked) < size // 2:
+            picked.append(int(distance[picked].min(0).values.argmax()))
+        # Far on, picks are as good as tied in float32.
+        assert farthest_points(units * 3, size // 2)[:150].tolist() == picked[:150]
+
+
+def test_divprune_picks_no_token_twice_among_equal_ones():
+    assert farthest_points(torch.ones(7, 4), 7).tolist() == list(range(7))
+    with pytest.raises(ValueError, match=r"count=8 is outside \[1, 7\]"):
+        farthest_points(torch.ones(7, 4), 8)
+
+
+@pytest.mark.parametrize("case", cases("VidCom2"))
+def test_vidcom2_gives_the_published_scores_and_tokens(case):
+    golden = {name: TENSORS[key] for name, key in case["outputs"].items()}
+    features, ratio = golden_features(case), case["params"]["base_scale"]
+    assert torch.equal(quiet_channels(features).sort().values, golden["low_var_channels_sorted"].long())
+    video, frame = typicality(features)
+    torch.testing.assert_close(video, golden["video_score"].view_as(video), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(frame, golden["frame_score"].view_as(frame), atol=1e-5, rtol=1e-5)
+    ratios = frame_ratios(video, ratio)
+    torch.testing.assert_close(ratios, golden["frame_scales"].view_as(ratios), atol=1e-5, rtol=1e-4)
+    counts = rounded_counts(ratios, 36)
+    assert torch.equal(counts, golden["kept_per_frame"].long())
+    keep = top_tokens(-(video + frame), counts)
+    assert torch.equal(keep.flatten().nonzero()[:, 0], golden["kept_index"].long().sort().values)
+
+
+@pytest.mark.parametrize("case", cases("EVS"))
+def test_evs_gives_the_published_mask(case):
+    features = golden_features(case)
+    count = published_count(8, 36, case["params"]["q"])
+    assert count == case["count"]
+    keep = top_tokens(change(features).flatten(), count)
+    assert torch.equal(keep, TENSORS[case["outputs"]["mask"]].bool())
+
+
+def test_evs_counts_as_published():
+    assert len(PEERS["evs_counts"]) > 200
+    for row in PEERS["evs_counts"]:
+        assert published_count(row["num_frames"], row["tokens_per_frame"], row["q"]) == row["count"]
+
+
+# ------------------------------------------------------------------ shares
+
+
+def test_shares_are_exact_within_bounds_and_in_proportion():
+    assert even_counts(7, 3).tolist() == [2, 2, 3]
+    assert apportion(torch.tensor([1.0, 2.0, 1.0]), 8, 100).tolist() == [2, 4, 2]
+    assert apportion(torch.tensor([1.0, 1.0, 1.0]), 8, 100).tolist() == [3, 3, 2]
+    assert apportion(torch.tensor([0.0, 9.0, 1.0]), 8, 6).tolist() == [0, 6, 2]
+    assert apportion(torch.tensor([0.0, 9.0, 1.0]), 8, 6, least=1).tolist() == [1, 6, 1]
+    generator = torch.Generator().manual_seed(0)
+    for groups, most, least in itertools.product((1, 2, 7, 40), (1, 3, 50), (0, 1)):
+        limits = torch.randint(least, most + 1, (groups,), generator=generator)
+        for weights in (torch.rand(groups, generator=generator) ** 5, torch.ones(groups), torch.zeros(groups)):
+            for total in range(least * groups, int(limits.sum()) + 1, 3):
+                counts = apportion(weights, total, limits, least)
+                assert counts.sum() == total, (weights, limits, total)
+                assert bool((counts >= least).all() & (counts <= limits).all())
+
+
+# ------------------------------------------------------------------ what every method promises
+
+RIVALS = [name for name in COMPRESSORS if name not in ("cacovid", "random", "uniform")]
+PUBLISHED_COUNTS = [VidCom2(exact_count=False), Evs(exact_count=False)]
+
+
+@pytest.mark.parametrize("method", RIVALS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_positions_and_the_oracle(family, method):
+    stock, model = wrapped(family)
+    for rows in (RAGGED, TWO_VIDEOS, IMAGE_AND_VIDEO):
+        inputs = prompt_inputs(stock, rows)
+        for ratio in (0.01, 0.1, 0.25, 0.5, 0.9, 0.999):
+            compressed = model.compress(**inputs, retention_ratio=ratio, compressor=method)
+            for video in compressed.videos:
+                assert video.keep.sum() == token_budget(video.span.num_tokens, ratio)
+            assert compressed.inputs_embeds.isfinite().all()
+            if ratio in (0.1, 0.5):
+                expected, _, _ = merged_oracle(model, stock, inputs, compressed)
+                with torch.no_grad():
+                    ours = model(**inputs, retention_ratio=ratio, compressor=method).logits[:, -1]
+                torch.testing.assert_close(ours, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", RIVALS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_is_compressed_as_it_would_be_alone(family, method):
+    stock, model = wrapped(family)
+    both = model.compress(**prompt_inputs(stock, RAGGED), retention_ratio=0.3, compressor=method)
+    again = model.compress(**prompt_inputs(stock, RAGGED), retention_ratio=0.3, compressor=method)
+    assert torch.equal(both.inputs_embeds, again.inputs_embeds)
+    alone = model.compress(**prompt_inputs(stock, RAGGED[:1]), retention_ratio=0.3, compressor=method)
+    inputs = prompt_inputs(stock, RAGGED)
+    first = {k: v[:1] for k, v in inputs.items()}
+    if family == "qwen2_5_vl":
+        first["pixel_values_videos"] = inputs["pixel_values_videos"][: len(inputs["pixel_values_videos"]) // 3]
+    alone = model.compress(**first, retention_ratio=0.3, compressor=method)
+    assert torch.equal(alone.videos[0].keep, both.videos[0].keep)
+
+
+@pytest.mark.parametrize("method", COMPRESSORS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_divergence_gate(family, method):
+    """A method changes what the model says, and leaves nothing behind: public ports of two methods did nothing, without a sign of it."""
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, RAGGED)
+    settings = dict(max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    before = stock.generate(**inputs, **settings)
+    attached, forwards = hooks(stock), [module.forward.__func__ for module in stock.modules()]
+
+    ours = model.generate(**inputs, retention_ratio=0.1, compressor=method, **settings)
+    assert not torch.equal(ours.sequences, before.sequences)
+    # Not by rounding: in every row, as far as other questions change the logits.
+    difference = (ours.logits[0] - before.logits[0])[:, 5:100].abs().amax(1)
+    assert bool((difference > 0.05 * before.logits[0][:, 5:100].abs().amax(1)).all()), difference
+
+    assert hooks(stock) == attached
+    assert [module.forward.__func__ for module in stock.modules()] == forwards
+    for after in (stock.generate(**inputs, **settings), model.generate(**inputs, retention_ratio=1.0, **settings)):
+        assert torch.equal(after.sequences, before.sequences)
+        assert all(torch.equal(a, b) for a, b in zip(after.logits, before.logits, strict=True))
+
+
+@pytest.mark.parametrize("method", PUBLISHED_COUNTS, ids=lambda method: method.name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_published_counts(family, method):
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, TWO_VIDEOS)
+    compressed = model.compress(**inputs, retention_ratio=0.1, compressor=method)
+    for video in compressed.videos:
+        least = video.span.tokens_per_frame if isinstance(method, Evs) else video.span.num_frames
+        assert video.keep.sum() >= least > token_budget(video.span.num_tokens, 0.1)
+    expected, _, _ = merged_oracle(model, stock, inputs, compressed)
+    with torch.no_grad():
+        ours = model(**inputs, retention_ratio=0.1, compressor=method).logits[:, -1]
+    torch.testing.assert_close(ours, expected, atol=2e-4, rtol=1e-4)

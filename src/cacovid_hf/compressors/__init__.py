@@ -4,8 +4,21 @@ from .base import Compression, Compressor, Merged, Scores
 from .baselines import Random, Uniform
 from .cacovid import CaCoVid
 from .check import Check
+from .divprune import DivPrune
+from .evs import Evs
+from .vidcom2 import VidCom2
 
-COMPRESSORS: dict[str, type[Compressor]] = {method.name: method for method in (CaCoVid, Random, Uniform)}
+COMPRESSORS: dict[str, type[Compressor]] = {
+    method.name: method
+    for method in (
+        CaCoVid,
+        Random,
+        Uniform,
+        DivPrune,
+        VidCom2,
+        Evs,
+    )
+}
 
 
 def resolve_compressor(compressor: "str | Compressor") -> Compressor:
@@ -26,9 +39,12 @@ __all__ = [
     "Check",
     "Compression",
     "Compressor",
+    "DivPrune",
+    "Evs",
     "Merged",
     "Random",
     "Scores",
     "Uniform",
+    "VidCom2",
     "resolve_compressor",
 ]

@@ -1,0 +1,86 @@
+"""Clustering by density peaks (DPC-kNN) of many small sets at once, without randomness: shared by the methods that merge tokens."""
+
+import torch
+from torch import Tensor
+
+# Elements of one block of pairwise distances: 128 MiB of float32.
+_BLOCK = 1 << 25
+
+
+@torch.no_grad()
+def density_peaks(features: Tensor, valid: Tensor, counts: Tensor | int, num_neighbours: int) -> tuple[Tensor, Tensor]:
+    """Choose centres in every set, dense and far from anything denser, and the centre nearest to every token.
+
+    Distances are Euclidean over `sqrt(D)`; density is `exp(-mean d^2)` over the nearest tokens, itself among them; the score is density times the
+    distance to the nearest denser token (the set's largest distance for the densest). Departures from the published code, which adds random
+    jitter to the densities: of equal densities the lower index counts as denser, and scores are compared as logarithms, which do not underflow.
+
+    Args:
+        features: `(R, M, D)`, a set a row.
+        valid: bool `(R, M)`, the tokens that are there.
+        counts: number of centres, one for all or `(R,)`, at most as many as a set's tokens.
+        num_neighbours: nearest tokens that the density is taken over; at most a set's tokens are.
+
+    Returns:
+        Centres bool `(R, M)`, and int64 `(R, M)`, the place in its row of every token's nearest centre, a centre's its own; of tokens
+        that are not there, or in a set without centres, nothing is said.
+    """
+    rows, size = valid.shape
+    if rows == 0:
+        return valid, valid.long()
+    counts = torch.as_tensor(counts, device=features.device).expand(rows)
+    block = max(1, _BLOCK // size**2)
+    found = [
+        _density_peaks(features[i : i + block], valid[i : i + block], counts[i : i + block], num_neighbours)
+        for i in range(0, rows, block)
+    ]
+    centres, nearest = zip(*found, strict=True)
+    return torch.cat(centres), torch.cat(nearest)
+
+
+def _density_peaks(features: Tensor, valid: Tensor, counts: Tensor, num_neighbours: int) -> tuple[Tensor, Tensor]:
+    size, width = features.shape[-2:]
+    pair = valid[:, :, None] & valid[:, None, :]
+    squared = squared_distances(features) / width
+    near = squared.masked_fill(~pair, torch.inf).topk(min(num_neighbours, size), largest=False).values
+    near_is_there = near.isfinite()
+    mean = near.masked_fill(~near_is_there, 0).sum(-1) / near_is_there.sum(-1).clamp(min=1)  # minus the log density
+
+    first = torch.ones(size, size, dtype=torch.bool, device=features.device).tril(-1)  # [i, j]: j before i
+    denser = (mean[:, None, :] < mean[:, :, None]) | ((mean[:, None, :] == mean[:, :, None]) & first)
+    largest = squared.masked_fill(~pair, 0).amax((1, 2))[:, None]
+    to_denser = squared.masked_fill(~(denser & pair), torch.inf).amin(-1).minimum(largest)
+    score = (0.5 * to_denser.log() - mean).masked_fill(~valid, -torch.inf)
+    # Sorted by validity first: equal tokens have score -inf too.
+    order = score.sort(dim=-1, descending=True, stable=True).indices
+    order = order.gather(1, (~valid).gather(1, order).sort(dim=-1, stable=True).indices)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(size, device=order.device).expand_as(order))
+    centres = rank < counts[:, None]
+    nearest = squared.masked_fill(~centres[:, None, :], torch.inf).argmin(-1)
+    return centres, torch.where(centres, torch.arange(size, device=order.device), nearest)
+
+
+def squared_distances(features: Tensor) -> Tensor:
+    """Squared Euclidean distances `(R, M, M)` in float32 of tokens `(R, M, D)`; equal tokens are at distance 0."""
+    # Centred, so that the products do not cancel; squared lengths off their diagonal for the same reason.
+    centred = features.float() - features.float().mean(-2, keepdim=True)
+    products = centred @ centred.mT
+    lengths = products.diagonal(dim1=-2, dim2=-1)
+    return (lengths[:, :, None] + lengths[:, None, :] - 2 * products).clamp(min=0)
+
+
+def group_means(features: Tensor, group: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean of the tokens of every group, summed in the tokens' order on any device.
+
+    Args:
+        features: `(M, D)`.
+        group: int64 `(M,)`, in [0, num_groups); tokens of group `num_groups` are left out.
+
+    Returns:
+        float32 `(num_groups, D)`, zero for empty groups, and their sizes, int64 `(num_groups,)`.
+    """
+    order = group.argsort(stable=True)
+    sizes = torch.zeros(num_groups + 1, dtype=torch.long, device=group.device)
+    sizes.scatter_add_(0, group, torch.ones_like(group))
+    sums = torch.segment_reduce(features.float()[order], "sum", lengths=sizes, unsafe=True)[:num_groups]
+    return sums / sizes[:num_groups, None].clamp(min=1), sizes[:num_groups]
