@@ -1,6 +1,7 @@
 """The trainer moves the policy and nothing else, in the order of the mathematics; small random models, a few steps."""
 
 import math
+from itertools import islice
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from models import Video, prompt_inputs, stock_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.training.arguments import OURS, ContributionTrainingArguments
-from cacovid_hf.training.batches import RepeatedBatches
+from cacovid_hf.training.batches import SampleBatches, Turn
+from cacovid_hf.training.judging import Question
 from cacovid_hf.training.trainer import ContributionTrainer
 
 
@@ -22,10 +24,8 @@ class Collator:
         self.calls += 1
         rows = [[3, Video(), 4 + number % 3] for number in samples]
         inputs = prompt_inputs(self.model, rows, seed=samples[0])
-        return {
-            "inputs": inputs,
-            "answers": [torch.tensor([20 + number % 5, 31][: 1 + number % 2]) for number in samples],
-        }
+        answers = [torch.tensor([20 + number % 5, 31][: 1 + number % 2]) for number in samples]
+        return {"inputs": [inputs], "questions": [Question("", answer=answer) for answer in answers]}
 
 
 class Processor:
@@ -204,12 +204,66 @@ def test_the_layer_learns_at_its_own_rate(tmp_path):
     assert len(heads["params"]) + len(layer["params"]) == len(list(engine.model.parameters()))
 
 
-def test_batches_repeat_in_groups():
-    batches = [{"n": number} for number in range(5)]
-    seen = [(batch["n"], batch["iteration"], batch["slot"]) for batch in RepeatedBatches(batches, 2, 3)]
-    assert seen[:6] == [(0, 0, 0), (1, 0, 1), (0, 1, 0), (1, 1, 1), (0, 2, 0), (1, 2, 1)]
-    assert seen[-3:] == [(4, 0, 0), (4, 1, 0), (4, 2, 0)]
-    assert len(seen) == len(RepeatedBatches(batches, 2, 3)) == 15
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, size):
+        self.size, self.passes = size, []
+
+    def set_epoch(self, epoch):
+        self.passes.append(epoch)
+
+    def __iter__(self):
+        return iter(range(self.size))
+
+
+def test_batches_repeat_step_by_step():
+    batches = SampleBatches(list(range(5)), batch_size=1, batches_per_step=2, repeats=3)
+    seen = list(batches)
+    assert seen[:4] == [
+        [Turn(0, 0, 0, (0,)), 0],
+        [Turn(0, 1, 0, (1,)), 1],
+        [Turn(1, 0, 0, (0,))],
+        [Turn(1, 1, 0, (1,))],
+    ]
+    assert seen[-2:] == [[Turn(2, 0, 0, (4,))], [Turn(2, 1, 0, ())]]
+    assert len(seen) == len(batches) == 3 * 2 * 3
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
+def test_processes_share_what_one_process_accumulates(shuffle_seed):
+    settings = dict(batch_size=2, repeats=2, shuffle_seed=shuffle_seed)
+    one = list(SampleBatches(list(range(11)), batches_per_step=4, **settings))
+    first, second = (
+        list(SampleBatches(list(range(11)), batches_per_step=2, num_processes=2, process_index=index, **settings))
+        for index in range(2)
+    )
+    assert len(first) == len(second)
+    together = [batch for pair in zip(first, second, strict=True) for batch in pair]
+    assert [(b[0].numbers, b[1:]) for b in together] == [(b[0].numbers, b[1:]) for b in one]
+    assert sorted(sample for batch in one for sample in batch[1:]) == list(range(11))
+
+
+def test_each_pass_has_its_own_order():
+    batches = SampleBatches(list(range(20)), batch_size=20, shuffle_seed=0)
+    orders = []
+    for epoch in (0, 1, 0):
+        batches.set_epoch(epoch)
+        orders.append(next(iter(batches))[1:])
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[1]) == list(range(20))
+
+
+def test_a_stream_is_read_again_and_again():
+    stream = Stream(3)
+    batches = SampleBatches(stream, batch_size=2, shuffle_seed=0)
+    seen = list(islice(batches, 5))
+    assert [batch[1:] for batch in seen] == [[0, 1], [2], [0, 1], [2], [0, 1]]
+    assert [batch[0].epoch for batch in seen] == [0, 0, 1, 1, 2]
+    assert stream.passes == [0, 1, 2]
+    with pytest.raises(TypeError):
+        len(batches)
+    assert len(list(SampleBatches(stream, batch_size=2))) == 2
+    with pytest.raises(ValueError, match="stream of samples is empty"):
+        next(iter(SampleBatches(Stream(0), batch_size=1, shuffle_seed=0)))
 
 
 def test_gradient_accumulation_trains(tmp_path):
@@ -226,6 +280,10 @@ BAD = [
     (dict(sampling_scope="clip"), "sampling_scope='clip' is unknown"),
     (dict(reward="luck"), "reward='luck' is unknown"),
     (dict(num_iterations=0), "num_iterations=0 is too small"),
+    (dict(max_steps=7, num_iterations=2), "max_steps=7 ends within the 2 iterations .* such as 8"),
+    (dict(scored_types=["riddle"]), "scored_types has 'riddle', which is no problem type"),
+    (dict(reward_functions={"OCR": "no_such:thing"}), "no_such"),
+    (dict(eval_ratios=[0.0]), "eval_ratios"),
     (dict(num_token_rollouts=1), "num_token_rollouts=1 is too small"),
     (dict(sampling_ratio=0.0), r"sampling_ratio=0\.0 is outside"),
     (dict(target_ratios=[]), "target_ratios is empty"),

@@ -1,10 +1,12 @@
 """A multimodal prompt: where its videos are, its embeddings, and the shorter prompt that a keep mask leaves of it."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from .backbones.tower import TowerAttention
@@ -185,6 +187,35 @@ class CompressedPrompt:
             "attention_mask": self.attention_mask,
             "position_ids": self.position_ids,
         }
+
+
+def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
+    """One batch of several, in order, rows left-padded to the longest; at least one."""
+    if len(prompts) == 1:
+        return prompts[0]
+    longest = max(prompt.input_ids.shape[1] for prompt in prompts)
+    pads = [longest - prompt.input_ids.shape[1] for prompt in prompts]
+    spans: list[VideoSpan] = []
+    row = 0
+    for prompt, pad in zip(prompts, pads, strict=True):
+        spans += [replace(span, row=span.row + row, positions=span.positions + pad) for span in prompt.layout.videos]
+        row += len(prompt.input_ids)
+
+    def stacked(tensors: list[Tensor], row_dimension: int = 0, width: int = 0) -> Tensor:
+        sides = (0, 0) * width
+        return torch.cat([F.pad(t, (*sides, pad, 0)) for t, pad in zip(tensors, pads, strict=True)], row_dimension)
+
+    layout = PromptLayout(
+        valid=stacked([prompt.layout.valid for prompt in prompts]),
+        text=stacked([prompt.layout.text for prompt in prompts]),
+        videos=tuple(spans),
+    )
+    return Prompt(
+        layout=layout,
+        input_ids=stacked([prompt.input_ids for prompt in prompts]),
+        inputs_embeds=stacked([prompt.inputs_embeds for prompt in prompts], width=1),
+        position_ids=stacked([prompt.position_ids for prompt in prompts], row_dimension=-2),
+    )
 
 
 def kept_indices(layout: PromptLayout, keeps: list[Tensor], budgets: list[int]) -> Tensor:

@@ -35,5 +35,5 @@ class QuestionDataset:
             "video": clip.frames,
             "problem": question.text,
             "solution": question.answer,
-            "problem_type": "free-form",
+            "problem_type": "multiple choice",
         }

@@ -7,6 +7,8 @@ from transformers import TrainingArguments
 
 from ..configuration import check_policy
 from ..selection import check_retention_ratio
+from .rewards import REWARDS as REWARD_FUNCTIONS
+from .rewards import Reward, resolve_reward
 from .sampling import SAMPLERS, SAMPLING_SCOPES
 
 REWARDS = ("accuracy", "probability")
@@ -53,9 +55,15 @@ class ContributionTrainingArguments(TrainingArguments):
         clip_high: how far it may rise.
         dual_clip: bound of the loss of choices that did worse and have become likelier (ours; None: unbounded, as published).
         kl_weight: of the divergence from a coin flip, against scores that grow without bound.
-        reward: `"accuracy"` (the whole answer, 1 or 0) or `"probability"` (of the answer; dense).
+        reward: of answers that a prefill scores, `"accuracy"` (the whole answer, 1 or 0) or `"probability"` (of the answer; dense).
+        scored_types: problem types that have one right answer, which a prefill scores; the answers of the others are generated.
+        reward_functions: a problem type's reward of generated answers, by name (`package.module:function`), instead of the default one
+            of `rewards.REWARDS`; answers of the types named here are always generated.
+        max_new_tokens: of a generated answer.
         layer_learning_rate_factor: of the attention layer, which starts from trained weights, relative to the heads.
         rollout_batch_size: rollouts in one forward of the backbone.
+        eval_ratios: retention ratios at which the accuracy on the evaluation set is measured, `eval_accuracy_at_<ratio>`; their mean is
+            `eval_accuracy`, by which the best checkpoint is chosen unless `metric_for_best_model` says otherwise.
     """
 
     num_iterations: int = 5
@@ -79,15 +87,23 @@ class ContributionTrainingArguments(TrainingArguments):
     dual_clip: float | None = None
     kl_weight: float = 0.0
     reward: str = "accuracy"
+    scored_types: list[str] = field(default_factory=lambda: ["multiple choice"])
+    reward_functions: dict[str, str] = field(default_factory=dict)
+    max_new_tokens: int = 64
     layer_learning_rate_factor: float = 0.1
     rollout_batch_size: int = 512
+    eval_ratios: list[float] = field(default_factory=lambda: [0.25, 0.1, 0.05, 0.02])
     learning_rate: float = field(default=1e-6)
     weight_decay: float = field(default=0.01)
     max_grad_norm: float = field(default=5.0)
     lr_scheduler_type: str = field(default="cosine")
     remove_unused_columns: bool = field(default=False)
+    # Every parameter gets a gradient at every step.
+    ddp_find_unused_parameters: bool | None = field(default=False)
 
     def __post_init__(self):
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model = "accuracy"
         super().__post_init__()
         for name, choices in (("sampler", SAMPLERS), ("sampling_scope", SAMPLING_SCOPES), ("reward", REWARDS)):
             if getattr(self, name) not in choices:
@@ -114,3 +130,24 @@ class ContributionTrainingArguments(TrainingArguments):
             ]
         if self.policy_attention is not None:
             check_policy("full", self.policy_attention)
+        if self.max_steps > 0 and self.max_steps % self.num_iterations:
+            raise ValueError(
+                f"max_steps={self.max_steps} ends within the {self.num_iterations} iterations on a sample (num_iterations): give a multiple, such as "
+                f"{-(-self.max_steps // self.num_iterations) * self.num_iterations}."
+            )
+        for name, types in (("scored_types", self.scored_types), ("reward_functions", self.reward_functions)):
+            if unknown := sorted(set(types) - set(REWARD_FUNCTIONS)):
+                raise ValueError(
+                    f"{name} has {unknown[0]!r}, which is no problem type: choose among {', '.join(map(repr, REWARD_FUNCTIONS))}."
+                )
+        self.eval_ratios = [check_retention_ratio(ratio, "eval_ratios") for ratio in self.eval_ratios]
+        self.resolved_rewards()
+
+    def resolved_rewards(self) -> dict[str, Reward]:
+        """The reward of generated answers, by problem type."""
+        return REWARD_FUNCTIONS | {kind: resolve_reward(name) for kind, name in self.reward_functions.items()}
+
+    @property
+    def prefilled_types(self) -> list[str]:
+        """Problem types whose answer is scored by a prefill."""
+        return [kind for kind in self.scored_types if kind not in self.reward_functions]

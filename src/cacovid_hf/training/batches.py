@@ -1,33 +1,160 @@
-"""In which order, and how often, batches are trained on."""
+"""Which samples each process trains on, in which order and how often: the same for one seed, wherever and whenever it runs.
 
-from collections.abc import Iterator
+The order is a function of the seed and the pass, so that a number of steps is a position in the data, and skipping to it reads nothing but
+the names of samples. A sample keeps its number in the pass whichever process gets it: rollouts are drawn by that number.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 
-class RepeatedBatches:
-    """Each group of batches (one optimiser step's) again and again, for the iterations on it; read once."""
+@dataclass(frozen=True)
+class Turn:
+    """Heads a batch: what is to be done with its samples.
 
-    def __init__(self, loader: DataLoader, group: int, repeats: int):
-        self.loader, self.group, self.repeats = loader, group, repeats
+    Attributes:
+        iteration: on these samples, from 0.
+        slot: which of the batches of one optimiser step in this process.
+        epoch: pass over the data.
+        numbers: of the samples, their places in the pass; empty where there are none left for this process.
+    """
+
+    iteration: int
+    slot: int
+    epoch: int
+    numbers: tuple[int, ...]
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset can only be read from its beginning."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+
+
+class SampleBatches(Sampler):
+    """Batch sampler: the samples of one optimiser step after those of another, each step's `repeats` times.
+
+    A batch is a list: its `Turn`, then in the first iteration the samples (indices of a map-style dataset, the samples themselves of a stream),
+    later nothing, because they are remembered. Every process gets the same number of batches, `batches_per_step` a step;
+    at the end of a pass some are empty.
+
+    Args:
+        dataset: map-style, or a stream (`is_stream`), which is read again and again if `shuffle_seed` is given.
+        batch_size: samples in a batch.
+        batches_per_step: batches of one step in each process.
+        repeats: steps on the same samples.
+        num_processes: that share each step's samples.
+        process_index: which of them this is.
+        shuffle_seed: of the order, another one in each pass; None: the dataset's own order. A stream keeps its own order, and is
+            told the pass if it has a `set_epoch`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        batch_size: int,
+        batches_per_step: int = 1,
+        repeats: int = 1,
+        num_processes: int = 1,
+        process_index: int = 0,
+        shuffle_seed: int | None = None,
+    ):
+        self.dataset, self.batch_size, self.batches_per_step, self.repeats = (
+            dataset,
+            batch_size,
+            batches_per_step,
+            repeats,
+        )
+        self.num_processes, self.process_index, self.shuffle_seed = num_processes, process_index, shuffle_seed
+        self.epoch = 0
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of all processes together."""
+        return self.batch_size * self.batches_per_step * self.num_processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the pass."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.loader) * self.repeats
+        if is_stream(self.dataset):
+            raise TypeError("a stream has no length")
+        steps = -(-len(self.dataset) // self.samples_per_step)
+        return steps * self.repeats * self.batches_per_step
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
+    def __iter__(self) -> Iterator[list[Any]]:
+        if not is_stream(self.dataset):
+            yield from self._one_pass(self.epoch, iter(self._order()))
+            return
+        for epoch in count():
+            if hasattr(self.dataset, "set_epoch"):
+                self.dataset.set_epoch(epoch)
+            number = -1
+            for number, batch in enumerate(self._one_pass(epoch, iter(self.dataset))):  # noqa: B007
+                yield batch
+            if number < 0:
+                raise ValueError("The stream of samples is empty: give at least one.")
+            if self.shuffle_seed is None:
+                return
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        group: list[dict[str, Any]] = []
-        for batch in self.loader:
-            group.append(batch)
-            if len(group) == self.group:
-                yield from self._repeated(group)
-                group = []
-        yield from self._repeated(group)
+    def _order(self) -> list[int]:
+        size = len(self.dataset)
+        if self.shuffle_seed is None:
+            return list(range(size))
+        # torch's seeds are whole numbers: the pass is mixed in by a generator of its own.
+        seed = int(torch.randint(2**62, (self.epoch + 1,), generator=_generator(self.shuffle_seed))[-1])
+        return torch.randperm(size, generator=_generator(seed)).tolist()
 
-    def _repeated(self, group: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for iteration in range(self.repeats):
-            for slot, batch in enumerate(group):
-                yield {**batch, "iteration": iteration, "slot": slot}
+    def _one_pass(self, epoch: int, samples: Iterator[Any]) -> Iterator[list[Any]]:
+        first = 0
+        while group := list(islice(samples, self.samples_per_step)):
+            for iteration in range(self.repeats):
+                for slot in range(self.batches_per_step):
+                    start = (slot * self.num_processes + self.process_index) * self.batch_size
+                    part = group[start : start + self.batch_size]
+                    numbers = tuple(range(first + start, first + start + len(part)))
+                    yield [Turn(iteration, slot, epoch, numbers), *(part if iteration == 0 else ())]
+            first += len(group)
+
+
+class SampleReader(Dataset):
+    """Map from what `SampleBatches` yields to samples; turns, and the samples of streams, are their own."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: Any) -> Any:
+        return item if isinstance(item, Turn) or is_stream(self.dataset) else self.dataset[item]
+
+
+class SampleLoader(DataLoader):
+    """A loader that passes the number of the pass on to its `SampleBatches`."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the pass."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class TurnCollator:
+    """Collates the samples behind a `Turn` by another collator, and puts the turn beside the result."""
+
+    def __init__(self, collate: Callable[[Sequence[Any]], dict[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, batch: Sequence[Any]) -> dict[str, Any]:
+        """The collator's batch, or none of it where there are no samples, and `turn`."""
+        turn, *samples = batch
+        return {**(self.collate(samples) if samples else {}), "turn": turn}
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

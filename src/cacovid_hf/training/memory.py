@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..policy import PolicyOutput
 from ..prompt import Prompt
+from .judging import Question
 
 
 @dataclass
@@ -14,6 +15,8 @@ class Memory:
 
     Attributes:
         prompt: the embedded prompts.
+        questions: what the answers are judged by, by video.
+        numbers: the samples' places in the pass, by video.
         old: the policy's output at the first iteration, by video.
         ratios: the current sampling ratio, by video.
         token_masks: bool `(G, T, P)` so far, by video.
@@ -23,6 +26,8 @@ class Memory:
     """
 
     prompt: Prompt
+    questions: list[Question]
+    numbers: list[int]
     old: list[PolicyOutput]
     ratios: list[float]
     token_masks: list[Tensor] = field(default_factory=list)

@@ -8,33 +8,52 @@ beside it. A batch of samples is read and vision-encoded once and trained on for
 Departures from the published code are settings, see `arguments` (arXiv 2602.01649, section on training).
 """
 
+import copy
 from collections import defaultdict
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, Trainer, set_seed
+from transformers.utils import logging
 
+from ..hub.source import Source, load_weights
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policy import PolicyOutput
+from ..prompt import Prompt, PromptLayout, stack_prompts
 from .arguments import ContributionTrainingArguments
-from .batches import RepeatedBatches
+from .batches import SampleBatches, SampleLoader, SampleReader, Turn, TurnCollator, is_stream
 from .data import AnswerCollator
+from .judging import Judge
 from .memory import Memory
 from .objective import advantages, cpo_loss, next_ratio
-from .rollouts import cut, score_answers
+from .resuming import SampleBoundaries, check_position, last_complete_checkpoint
+from .rollouts import cut
 from .sampling import SAMPLERS, sample_frames
+
+logger = logging.get_logger(__name__)
 
 
 class ContributionTrainer(Trainer):
     """Trains the policy of a `CaCoVidForConditionalGeneration`; its backbone is frozen and stays bit-identical.
 
+    The policy is trained in float32, whatever the backbone's dtype. Several processes share the samples of a step, and their gradient is that of
+    one process with as many more accumulation steps; the backbone is whole on each.
+
     Args:
         model: the wrapped model; its policy is trained in place.
         args: settings.
         processor: makes prompts from samples; see `AnswerCollator`.
-        train_dataset: samples.
+        train_dataset: samples, map-style or a stream.
+        eval_dataset: samples that the accuracy is measured on in between; neither trained on nor those of the final report.
         **kwargs: for `Trainer`.
+
+    Raises:
+        ValueError: settings of another trainer, or several GPUs in one process.
     """
 
     args: ContributionTrainingArguments
@@ -45,6 +64,7 @@ class ContributionTrainer(Trainer):
         args: ContributionTrainingArguments,
         processor: ProcessorMixin,
         train_dataset: Any = None,
+        eval_dataset: Any = None,
         **kwargs: Any,
     ):
         if not isinstance(args, ContributionTrainingArguments):
@@ -53,23 +73,125 @@ class ContributionTrainer(Trainer):
             set_seed(args.seed)
             model.reset_policy(args.policy_attention)
         model.policy.frame_head.requires_grad_(args.num_frame_rollouts > 0)
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {args.n_gpu} GPUs and can use one: start a process a GPU (accelerate launch), or hide the others."
+            )
         self.full_model = model
         self.backbone: Any = model.backbone
         self.backbone.requires_grad_(False).eval()
-        kwargs.setdefault("data_collator", AnswerCollator(processor))
-        super().__init__(model=model.policy, args=args, train_dataset=train_dataset, **kwargs)
+        model.policy.float()
+        if "data_collator" not in kwargs:
+            kwargs["data_collator"] = AnswerCollator(processor, scored_types=args.prefilled_types)
+        super().__init__(
+            model=model.policy, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
+        )
+        self.model_accepts_loss_kwargs = False
         self.processor = processor
-        self.generator = torch.Generator().manual_seed(args.seed + self.args.process_index)
+        self.judge = Judge(
+            self.backbone,
+            processor,
+            args.resolved_rewards(),
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.rollout_batch_size,
+        )
+        self._batches: SampleBatches | None = None
         self._memories: dict[int, Memory] = {}
+        self._samples_of_step = 0
         self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._skipped = 0
+        if train_dataset is not None:
+            self._batches = self._training_batches()
+            self.add_callback(SampleBoundaries(self._position(), args.num_iterations))
 
     # ---------------------------------------------------------------- the engine's hooks
 
-    def get_train_dataloader(self) -> Any:
-        """The stock loader, each optimiser step's batches repeated for the iterations on them."""
-        return RepeatedBatches(
-            super().get_train_dataloader(), self.args.gradient_accumulation_steps, self.args.num_iterations
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; with `resume_from_checkpoint` (True: the last complete one) go on exactly where that checkpoint stands.
+
+        Raises:
+            ValueError: no such checkpoint, or one of another run.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from: start anew.")
+        if resume_from_checkpoint:
+            check_position(resume_from_checkpoint, self._position())
+        self._memories.clear()
+        self._metrics.clear()
+        self._skipped = 0
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Every step's samples for as many steps as there are iterations on them; see `SampleBatches`."""
+        if self.train_dataset is None:
+            raise ValueError("There is nothing to train on: give train_dataset.")
+        self._batches = self._training_batches()
+        return self._loader(self._batches)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The evaluation set once, shared by the processes."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("There is nothing to evaluate on: give eval_dataset.")
+        return self._loader(
+            SampleBatches(
+                dataset,
+                batch_size=self.args.per_device_eval_batch_size,
+                num_processes=self.args.world_size,
+                process_index=self.args.process_index,
+            )
         )
+
+    def _training_batches(self) -> SampleBatches:
+        return SampleBatches(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            batches_per_step=self.args.gradient_accumulation_steps,
+            repeats=self.args.num_iterations,
+            num_processes=self.args.world_size,
+            process_index=self.args.process_index,
+            shuffle_seed=self._data_seed,
+        )
+
+    def _loader(self, batches: SampleBatches) -> SampleLoader:
+        """Not prepared by accelerate: the batches are this process's own already."""
+        return SampleLoader(
+            SampleReader(batches.dataset),
+            batch_sampler=batches,
+            collate_fn=TurnCollator(self.data_collator),
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _position(self) -> dict[str, Any]:
+        """What the place in the data, and so the meaning of a number of steps, depends on."""
+        position: dict[str, Any] = {"num_iterations": self.args.num_iterations, "seed": self.args.seed}
+        position |= {"data_seed": self._data_seed}
+        if self._batches is not None:
+            position["samples_per_step"] = self._batches.samples_per_step
+            position["dataset_size"] = None if is_stream(self.train_dataset) else len(self.train_dataset)
+        return position
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """A step's batches, which must be of one group of samples in all processes, and how many samples they have together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and batches[0]["turn"].iteration == 0:
+            self._memories.clear()
+            count = torch.tensor(sum(len(batch.get("questions", ())) for batch in batches), device=device)
+            self._samples_of_step = int(self.accelerator.reduce(count, "sum"))
+            for batch in batches:
+                for reason in batch.get("skipped", ()):
+                    self._skipped += 1
+                    logger.warning(f"Skipped {reason}")
+        return batches, None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, or whatever the arguments say; the attention layer learns at its own rate."""
@@ -91,36 +213,131 @@ class ContributionTrainer(Trainer):
         return self.optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the means of what happened since the last log."""
-        means = {name: sum(values) / len(values) for name, values in self._metrics.items() if values}
-        self._metrics.clear()
-        super().log({**logs, **means}, *args, **kwargs)
+        """Add the means of what happened since the last log, over all processes."""
+        if "loss" in logs:
+            parts = [(dict(self._metrics), self._skipped)]
+            if self.args.world_size > 1:
+                parts = gather_object(parts)
+            self._metrics.clear()
+            self._skipped = 0
+            for name in dict.fromkeys(name for metrics, _ in parts for name in metrics):
+                values = [value for metrics, _ in parts for value in metrics.get(name, ())]
+                logs[name] = sum(values) / len(values)
+            before = [entry["skipped_samples"] for entry in self.state.log_history if "skipped_samples" in entry]
+            if skipped := sum(before[-1:]) + sum(skipped for _, skipped in parts):
+                logs["skipped_samples"] = skipped
+        super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """A checkpoint of the model's own kind: the policy under `policy.`, with its config and processor."""
+        if not self.args.should_save:
+            return
         folder = output_dir or self.args.output_dir or "."
-        weights = state_dict if state_dict is not None else self.accelerator.unwrap_model(self.model).state_dict()
         self.full_model.config.policy_trained = True
         self.full_model.save_pretrained(
-            folder, state_dict={f"policy.{name}": tensor for name, tensor in weights.items()}
+            folder,
+            state_dict=None if state_dict is None else {f"policy.{name}": value for name, value in state_dict.items()},
+            # A policy without its backbone's id could not be loaded again.
+            include_backbone=not self.full_model.config.base_model_name_or_path,
         )
         self.processor.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the policy, strictly: the stock way would find none of its names under their prefix, and go on without a word."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        source = Source(resume_from_checkpoint, {})
+        policy = self.full_model.policy
+        loaded = copy.deepcopy(policy).to("meta")
+        load_weights(loaded, source.stored("policy."), source.name)
+        policy.load_state_dict(loaded.state_dict())  # in place: the optimiser and the device stay
+
+    def _load_best_model(self) -> None:
+        """Load the policy of the best checkpoint."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    # ---------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Accuracy (mean reward) on a set of samples at each of `eval_ratios`, with the selection that the model's config sets.
+
+        Args:
+            eval_dataset: samples, or a dict of several sets, whose names then stand in the metrics; None: the trainer's.
+            ignore_keys: has no meaning here.
+            metric_key_prefix: of the metrics' names.
+
+        Returns:
+            `<prefix>_accuracy_at_<ratio>`, their mean `<prefix>_accuracy`, and `<prefix>_samples`.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            metrics = {}
+            for name, part in dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        policy = self.full_model.policy
+        was_training = policy.training
+        policy.eval()
+        try:
+            rewards, count = self._accuracies(self.get_eval_dataloader(dataset))
+        finally:
+            policy.train(was_training)
+        total = self.accelerator.reduce(torch.tensor([*rewards, count], device=self.args.device), "sum").tolist()
+        if total[-1] == 0:
+            raise ValueError("No sample of the evaluation set can be read: check the paths of its videos.")
+        values = [reward / total[-1] for reward in total[:-1]]
+        metrics = {
+            f"{metric_key_prefix}_accuracy_at_{ratio:g}": value
+            for ratio, value in zip(self.args.eval_ratios, values, strict=True)
+        }
+        metrics |= {
+            f"{metric_key_prefix}_accuracy": sum(values) / len(values),
+            f"{metric_key_prefix}_samples": int(total[-1]),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _accuracies(self, loader: DataLoader) -> tuple[list[float], float]:
+        """Sums of this process's rewards, one a ratio, and how many samples they are of."""
+        sums, count = [0.0] * len(self.args.eval_ratios), 0
+        for batch in loader:
+            batch = self._prepare_inputs(batch)
+            if not batch.get("questions"):
+                continue
+            prompt = self._embed(batch["inputs"])
+            count += len(batch["questions"])
+            for place, ratio in enumerate(self.args.eval_ratios):
+                compressed = self.full_model.compress_prompt(prompt, retention_ratio=ratio)
+                judged = self.judge(compressed, batch["questions"])
+                sums[place] += judged.sum().item()
+        return sums, float(count)
 
     # ---------------------------------------------------------------- combinatorial policy optimisation
 
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """One iteration on one batch of samples."""
-        slot = inputs["slot"]
-        if inputs["iteration"] == 0:
-            self._memories[slot] = self._encode(inputs["inputs"])
-        memory = self._memories[slot]
+        """One iteration on one batch of samples: their part of the mean over all samples of the step."""
+        turn: Turn = inputs["turn"]
+        if turn.iteration == 0:
+            self._memories[turn.slot] = self._remember(inputs)
+        memory = self._memories[turn.slot]
         prompt = memory.prompt
         current = model(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
-        if inputs["iteration"] == 0:
+        if turn.iteration == 0:
             memory.old = [PolicyOutput(o.token_logits.detach(), o.frame_logits.detach()) for o in current]
-        self._roll_out(memory, inputs["answers"])
+        if not current:
+            # Nothing to learn from here, but the other processes wait for this one's gradients.
+            return sum(weight.sum() * 0 for weight in model.parameters())
+        self._roll_out(memory, turn)
 
         losses = []
         for video, output in enumerate(current):
@@ -137,8 +354,8 @@ class ContributionTrainer(Trainer):
                 kl_weight=self.args.kl_weight,
             )
             losses.append(loss)
-            for name, value in vars(statistics).items():
-                self._metrics[name].append(float(value))
+            for field in fields(statistics):
+                self._metrics[field.name].append(float(getattr(statistics, field.name)))
         if self.args.dynamic_ratio and not self.args.target_ratios:
             for video, rewards in enumerate(memory.token_rewards):
                 memory.ratios[video] = next_ratio(
@@ -150,43 +367,71 @@ class ContributionTrainer(Trainer):
                     floor=self.args.ratio_floor,
                     ceiling=self.args.ratio_ceiling,
                 )
-        loss = torch.stack(losses).mean()
+        # Gradients are averaged over batches and processes, some of which may have fewer samples: the mean is over samples.
+        share = self.args.gradient_accumulation_steps * self.args.world_size / self._samples_of_step
+        loss = torch.stack(losses).sum() * share
         return (loss, current) if return_outputs else loss
 
     @torch.no_grad()
-    def _encode(self, inputs: dict[str, Tensor]) -> Memory:
-        """Embed a batch of prompts, once for all its iterations."""
-        prompt = self.full_model.embed(**inputs)  # type: ignore[arg-type]
-        ratios = [self.args.sampling_ratio] * len(prompt.layout.videos)
+    def _embed(self, inputs: list[dict[str, Tensor]]) -> Prompt:
+        """Encode the videos and embed the prompts: the processor's inputs, one entry for all videos of one shape."""
+        prompts = []
+        for part in inputs:
+            pixels = {
+                name: value.to(self.backbone.dtype) for name, value in part.items() if name.startswith("pixel_values")
+            }
+            prompts.append(self.full_model.embed(**{**part, **pixels}))  # type: ignore[arg-type]
+        return stack_prompts(prompts)
+
+    def _remember(self, batch: dict[str, Any]) -> Memory:
+        """Begin with a batch of samples; they are embedded once for all their iterations."""
+        questions = batch.get("questions", [])
+        if questions:
+            prompt = self._embed(batch["inputs"])
+        else:
+            none = torch.zeros(0, 0, dtype=torch.long, device=self.args.device)
+            size = self.full_model.policy.config.hidden_size
+            prompt = Prompt(PromptLayout(none.bool(), none.bool(), ()), none, torch.zeros(0, 0, size), none)
+        turn: Turn = batch["turn"]
+        numbers = [turn.numbers[place] for place in batch.get("places", range(len(questions)))]
+        ratios = [self.args.sampling_ratio] * len(questions)
         if choices := self.args.target_ratios:
-            drawn = torch.randint(len(choices), (len(prompt.layout.videos),), generator=self.generator)
-            ratios = [choices[i] for i in drawn.tolist()]
-        return Memory(prompt, [], ratios)
+            ratios = [
+                choices[int(torch.randint(len(choices), (), generator=self._generator(turn, number, "ratio")))]
+                for number in numbers
+            ]
+        return Memory(prompt, questions, numbers, [], ratios)
+
+    def _generator(self, turn: Turn, number: int, purpose: str = "rollouts") -> torch.Generator:
+        """The chance of one sample and iteration: the same whichever process draws, and whatever was drawn before."""
+        entropy = (self.args.seed, turn.epoch, number, turn.iteration, ("rollouts", "ratio").index(purpose))
+        seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
     @torch.no_grad()
-    def _roll_out(self, memory: Memory, answers: list[Tensor]) -> None:
+    def _roll_out(self, memory: Memory, turn: Turn) -> None:
         """Draw subsets from the old policy, let the backbone answer from each, and remember masks and rewards."""
         prompt, spans = memory.prompt, memory.prompt.layout.videos
         tokens, frames, frame_tokens = [], [], []
         for video, span in enumerate(spans):
             features = prompt.video_features(span)
             old, ratio = memory.old[video], memory.ratios[video]
-            tokens.append(self._sample(old.token_scores, ratio))
+            generator = self._generator(turn, memory.numbers[video])
+            tokens.append(self._sample(old.token_scores, ratio, generator))
             chosen, kept = sample_frames(
                 old.frame_scores,
                 features,
                 ratio,
                 self.args.num_frame_rollouts,
                 scope=self.args.sampling_scope,
-                generator=self.generator,
+                generator=generator,
             )
             frames.append(chosen)
             frame_tokens.append(kept)
         keeps = [torch.cat([a, b]).flatten(1) for a, b in zip(tokens, frame_tokens, strict=True)]  # (G + G', N)
         prompts, rows = cut(prompt, keeps)
-        given = [answers[row] for row in rows.tolist()]
-        scores = score_answers(self.backbone, prompts, given, batch_size=self.args.rollout_batch_size)
-        rewards = scores.probability if self.args.reward == "probability" else scores.exact.float()
+        questions = [memory.questions[row] for row in rows.tolist()]
+        rewards = self.judge(prompts, questions, dense=self.args.reward == "probability")
         start = 0
         if not self.args.replay:
             memory.forget()
@@ -209,9 +454,9 @@ class ContributionTrainer(Trainer):
             self._metrics["greedy_reward"].append(token_rewards[0].item())
             self._metrics["sampling_ratio"].append(memory.ratios[video])
 
-    def _sample(self, scores: Tensor, ratio: float) -> Tensor:
+    def _sample(self, scores: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
         """Token subsets, bool `(G, T, P)`, the first one greedy."""
-        settings: dict[str, Any] = {"generator": self.generator, "scope": self.args.sampling_scope}
+        settings: dict[str, Any] = {"generator": generator, "scope": self.args.sampling_scope}
         if self.args.sampler == "ocss":
             settings |= {"spread": self.args.group_spread, "group_cap": self.args.group_cap}
         return SAMPLERS[self.args.sampler](scores, ratio, self.args.num_token_rollouts, **settings)

@@ -1,0 +1,102 @@
+"""Checkpoints that can be resumed: which are complete, where in the data they stand, and when they may be taken.
+
+The rollouts of a sample depend on those before it, and are not saved; so checkpoints are taken, models tested and training ended between
+samples only. What is drawn depends on the seed and the sample's place in the data alone, so the number of steps is all there is to restore.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..checkpoint import WEIGHTS
+
+STATE = "trainer_state.json"
+_OPTIMISATION = ("optimizer.pt", "scheduler.pt")
+
+
+class SampleBoundaries(TrainerCallback, ExportableState):
+    """Puts off saving, testing and stopping to the end of a sample's iterations, and writes the position into the trainer's state.
+
+    Args:
+        position: what must be the same when training goes on (see `check_position`).
+        num_iterations: optimiser steps on each sample.
+    """
+
+    def __init__(self, position: dict[str, Any], num_iterations: int):
+        self.position, self.num_iterations = position, num_iterations
+        self._postponed: set[str] = set()
+
+    def state(self) -> dict[str, Any]:
+        """For `trainer_state.json`."""
+        return {"args": {"position": self.position, "num_iterations": self.num_iterations}, "attributes": {}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Forget what an earlier run put off."""
+        self._postponed.clear()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Put off within a sample, catch up at its end."""
+        for name in ("should_save", "should_evaluate", "should_training_stop"):
+            if state.global_step % self.num_iterations:
+                if getattr(control, name):
+                    self._postponed.add(name)
+                    setattr(control, name, False)
+            elif name in self._postponed:
+                setattr(control, name, True)
+        if state.global_step % self.num_iterations == 0:
+            self._postponed.clear()
+        return control
+
+
+def is_complete(checkpoint: str | os.PathLike) -> bool:
+    """Whether a checkpoint was written to its end: its state, which is written last, can be read."""
+    folder = Path(checkpoint)
+    return _state(folder) is not None and (folder / WEIGHTS).is_file()
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The complete checkpoint of the most steps in a training's folder; None if there is none."""
+    found = [
+        (int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")), folder)
+        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdigit()
+    ]
+    for _, folder in sorted(found, reverse=True):
+        if is_complete(folder):
+            return str(folder)
+    return None
+
+
+def check_position(checkpoint: str | os.PathLike, position: dict[str, Any]) -> None:
+    """Make sure that training can go on from a checkpoint exactly where it was.
+
+    Raises:
+        ValueError: the checkpoint is incomplete, or what its position in the data depends on has changed.
+    """
+    folder = Path(checkpoint)
+    state = _state(folder)
+    if state is None or not is_complete(folder):
+        raise ValueError(f"{folder} is no complete checkpoint: give another one, or True for the last complete one.")
+    if lacking := [name for name in _OPTIMISATION if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{folder} lacks {', '.join(lacking)} (saved with save_only_model=True?): start anew from its policy instead of resuming."
+        )
+    saved = state["stateful_callbacks"].get(SampleBoundaries.__name__, {}).get("args", {}).get("position", {})
+    for name, value in saved.items():
+        if position.get(name, value) != value:
+            raise ValueError(
+                f"{folder} was made with {name}={value}, now it is {position[name]}, so that its place in the data is lost: resume with the "
+                "former value."
+            )
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
