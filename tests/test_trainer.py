@@ -5,59 +5,12 @@ from itertools import islice
 
 import pytest
 import torch
-from models import Video, prompt_inputs, stock_model
+from models import stock_model
+from small_training import trainer
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.training.arguments import OURS, ContributionTrainingArguments
 from cacovid_hf.training.batches import SampleBatches, Turn
-from cacovid_hf.training.judging import Question
-from cacovid_hf.training.trainer import ContributionTrainer
-
-
-class Collator:
-    """Prompts of the tiny random models, in place of a processor."""
-
-    def __init__(self, model):
-        self.model, self.calls = model, 0
-
-    def __call__(self, samples):
-        self.calls += 1
-        rows = [[3, Video(), 4 + number % 3] for number in samples]
-        inputs = prompt_inputs(self.model, rows, seed=samples[0])
-        answers = [torch.tensor([20 + number % 5, 31][: 1 + number % 2]) for number in samples]
-        return {"inputs": [inputs], "questions": [Question("", answer=answer) for answer in answers]}
-
-
-class Processor:
-    def save_pretrained(self, folder):
-        self.saved = folder
-
-
-def trainer(tmp_path, family="llava_onevision", steps=8, samples=16, **settings):
-    stock = stock_model(family)
-    model = CaCoVidForConditionalGeneration.from_backbone(stock, base_model_name_or_path="some/id")
-    collator = Collator(stock)
-    settings = {
-        "num_token_rollouts": 6,
-        "num_frame_rollouts": 3,
-        "num_iterations": 2,
-        "sampling_ratio": 0.2,
-        "learning_rate": 1e-3,
-        "reward": "probability",  # a random model is never right
-        **settings,
-    }
-    args = ContributionTrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=steps,
-        per_device_train_batch_size=2,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        **settings,
-    )
-    return model, collator, ContributionTrainer(model, args, Processor(), list(range(samples)), data_collator=collator)
 
 
 @pytest.mark.parametrize(

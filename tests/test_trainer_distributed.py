@@ -1,0 +1,72 @@
+"""Two processes under `accelerate launch` train as one process that accumulates twice as long, and end together."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_training import Gradients, trainer
+
+SCRIPT = Path(__file__).with_name("small_training.py")
+# 7 samples, 4 a step: the second step of a pass has 3, which is 2 for one process and 1 for the other. Sample 5 cannot be read.
+SAMPLES, BROKEN = 7, [5]
+
+
+def launch(folder, *arguments, timeout=240):
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    command += ["--main_process_port", "0", str(SCRIPT), "--out", str(folder), *map(str, arguments)]
+    source = str(Path(__file__).resolve().parents[1] / "src")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, str(SCRIPT.parent)]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    done = launch(tmp_path, "--samples", SAMPLES, "--broken", *BROKEN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = torch.load(tmp_path / "result.pt", weights_only=False)
+
+    watch = Gradients()
+    _, _, one = trainer(
+        tmp_path / "one",
+        samples=SAMPLES,
+        broken=BROKEN,
+        gradient_accumulation_steps=2,
+        max_grad_norm=0.0,
+        callbacks=[watch],
+        eval_dataset=list(range(100, 105)),
+        eval_ratios=[0.5],
+    )
+    one.train()
+    assert len(two["gradients"]) == len(watch.seen) == 8
+    for theirs, ours in zip(two["gradients"], watch.seen, strict=True):
+        for name, gradient in ours.items():
+            scale = gradient.abs().max()
+            torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=float(1e-4 * scale + 1e-9))
+    for theirs, ours in zip(two["log"], one.state.log_history, strict=True):
+        for name in ("loss", "reward", "entropy", "sampling_ratio"):
+            assert theirs.get(name) == pytest.approx(ours.get(name), rel=1e-3, abs=1e-6)
+        assert theirs.get("skipped_samples") == ours.get("skipped_samples")
+    assert two["log"][-2]["skipped_samples"] == 2
+    assert two["eval"] == pytest.approx(one.evaluate())
+
+
+def test_a_failing_process_ends_the_other(tmp_path):
+    start = time.monotonic()
+    done = launch(tmp_path, "--failing-process", 1, timeout=180)
+    assert done.returncode != 0
+    assert "this process fails" in done.stderr
+    assert not (tmp_path / "result.pt").exists()
+    assert time.monotonic() - start < 150
