@@ -34,7 +34,7 @@ class KillAt(TrainerCallback):
 
 
 class KilledWhileSaving(ContributionTrainer):
-    """Ends by SIGKILL in the middle of the checkpoint of step 8: at the place `point`."""
+    """Ends by SIGKILL in the middle of the checkpoint of step 10: at the place `point`."""
 
     point = ""
 
@@ -52,14 +52,14 @@ class KilledWhileSaving(ContributionTrainer):
         self._end("after", "")
 
     def _end(self, point, folder, half_written=None):
-        if self.point == point and self.state.global_step == 8:
+        if self.point == point and self.state.global_step == 10:
             if half_written:
                 file = Path(folder, half_written)
                 os.truncate(file, file.stat().st_size // 2)
             kill()
 
 
-POINTS = {"step 1": [], "step 7": [4, 6], "weights": [4, 6], "optimizer": [4, 6], "state": [4, 6], "after": [4, 6, 8]}
+POINTS = {"step 1": [], "step 7": [4, 6], "weights": [4, 6], "optimizer": [4, 6], "state": [4, 6], "after": [4, 6, 10]}
 
 
 def run_until_killed(folder, point):

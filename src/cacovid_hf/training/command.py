@@ -1,0 +1,324 @@
+"""`cacovid train CONFIG.yaml`: a training written down.
+
+A config has the sections `model`, `policy`, `data` and `training`; every name in them is known, and an unknown one is refused with the nearest that is.
+"""
+
+import difflib
+import importlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoConfig, ProcessorMixin, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from .. import tiny
+from ..asking import load_config, load_model, load_processor
+from ..checkpoint import CONFIG_OVERRIDES, load_stock_model, replaced
+from ..configuration import CaCoVidConfig
+from ..modeling import CaCoVidForConditionalGeneration
+from .arguments import OURS, PUBLISHED, ContributionTrainingArguments
+from .batches import is_stream
+from .data import AnswerCollator, VideoQuestions
+from .display import TrainingDisplay
+from .trainer import ContributionTrainer
+
+PRESETS = {"published": PUBLISHED, "ours": OURS}
+# Of a policy that is trained on, its own shape is kept; these say how it selects.
+_POLICY_SETTINGS = tuple(name for name in CONFIG_OVERRIDES if name != "policy_trained")
+
+
+@dataclass
+class ModelSection:
+    """Which model.
+
+    Attributes:
+        name: of a stock backbone, or of a CaCoVID checkpoint whose policy is trained on: a folder or a Hub id; None: the embedded tiny
+            model.
+        dtype: of the backbone; the policy is trained in float32.
+        attn_implementation: of the backbone; None: its own.
+        revision: on the Hub.
+        device_map: None: each process has the whole model on its own device.
+    """
+
+    name: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    revision: str | None = None
+    device_map: Any = None
+
+
+@dataclass
+class DataSection:
+    """Which samples, each a source: a JSON or JSONL file (`data.json`), a dataset for `datasets.load_dataset` (a name, or a mapping of its
+    arguments with `path`), or what a function makes (`package.module:function`, or a mapping of its arguments with `function`).
+
+    Attributes:
+        train: to learn from.
+        eval: to measure the accuracy on in between; not those of the final report.
+        root: folder that relative paths of videos start from.
+        eval_root: the same for `eval`; None: `root`.
+        num_frames: at most so many frames of a video; None: the processor's setting.
+        columns: new names of columns, such as `question: problem`.
+    """
+
+    train: Any = None
+    eval: Any = None
+    root: str = ""
+    eval_root: str | None = None
+    num_frames: int | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class TrainingConfig:
+    """A whole config.
+
+    Attributes:
+        model: see `ModelSection`.
+        policy: settings of `CaCoVidConfig`, such as `policy_attention` and `contribution_share`.
+        data: see `DataSection`.
+        training: `preset` (`published` or `ours`), and settings of `ContributionTrainingArguments`.
+    """
+
+    model: ModelSection = field(default_factory=ModelSection)
+    policy: dict[str, Any] = field(default_factory=dict)
+    data: DataSection = field(default_factory=DataSection)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def read_config(file: str | os.PathLike) -> TrainingConfig:
+    """Read a config from a YAML file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no YAML, an unknown name, or no training data.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: give a YAML file with the sections {', '.join(_names(TrainingConfig))}."
+        )
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    config = _section(TrainingConfig, content or {}, str(path))
+    _check_names(config.policy, _POLICY_SETTINGS, "policy")
+    _check_names(config.training, ["preset", *_names(ContributionTrainingArguments)], "training")
+    if config.data.train is None:
+        raise ValueError(f"{path} has no training data: give data.train.")
+    if config.data.eval is not None and config.data.eval == config.data.train:
+        raise ValueError("data.eval is data.train: choose a checkpoint by samples that it was not trained on.")
+    return config
+
+
+def training_arguments(config: TrainingConfig) -> ContributionTrainingArguments:
+    """The arguments of the `training` section: the preset's, and over them those that are written out.
+
+    Raises:
+        ValueError: an unknown preset, a value out of range.
+    """
+    settings = dict(config.training)
+    preset = settings.pop("preset", "published")
+    if preset not in PRESETS:
+        raise ValueError(f"training.preset={preset!r} is unknown: choose one of {', '.join(PRESETS)}.")
+    defaults: dict[str, Any] = {"report_to": "none", "logging_steps": 10}
+    if config.data.eval is not None:
+        defaults |= {"eval_strategy": settings.get("save_strategy", "steps")}
+    try:
+        return ContributionTrainingArguments(**{**defaults, **PRESETS[preset], **settings})
+    except TypeError as error:
+        raise ValueError(f"training: {error}") from error
+
+
+def make_trainer(config: TrainingConfig) -> ContributionTrainer:
+    """Everything that a config says, loaded: model, data, trainer.
+
+    Raises:
+        OSError: files that are missing.
+        ValueError: a setting out of range, data that cannot be read.
+    """
+    args = training_arguments(config)
+    train_dataset = load_samples(config.data.train, config.data.columns, "data.train")
+    eval_dataset = (
+        None if config.data.eval is None else load_samples(config.data.eval, config.data.columns, "data.eval")
+    )
+    check_videos(train_dataset, config.data.root)
+    set_seed(args.seed)
+    model, processor = _load(config, args)
+    settings: dict[str, Any] = {"scored_types": args.prefilled_types, "num_frames": config.data.num_frames}
+    collator = AnswerCollator(processor, root=config.data.root, **settings)
+    trainer = ContributionTrainer(model, args, processor, train_dataset, eval_dataset, data_collator=collator)
+    if config.data.eval_root is not None:
+        trainer.eval_collator = AnswerCollator(processor, root=config.data.eval_root, **settings)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    if not args.disable_tqdm:
+        trainer.add_callback(TrainingDisplay())
+    return trainer
+
+
+def run_training(file: str | os.PathLike, resume: bool = False) -> str:
+    """Train as a config says, and save the policy in its `output_dir`; of several processes, each calls this.
+
+    Args:
+        file: the config.
+        resume: go on from the last complete checkpoint in `output_dir`, from the beginning if there is none yet.
+
+    Returns:
+        One line for the user: where the policy is.
+
+    Raises:
+        OSError: files that are missing.
+        ValueError: see `read_config`, `make_trainer` and `ContributionTrainer.train`; or, without `resume`, a folder that has checkpoints.
+    """
+    from .resuming import last_complete_checkpoint
+
+    config = read_config(file)
+    folder = str(training_arguments(config).output_dir)
+    found = last_complete_checkpoint(folder)
+    if found is not None and not resume:
+        raise ValueError(
+            f"{folder} has checkpoints of an earlier run ({found}): resume it (--resume), or choose another output_dir."
+        )
+    trainer = make_trainer(config)
+    if trainer.is_world_process_zero():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with replaced(Path(folder, "training.yaml")) as temporary:
+            temporary.write_text(Path(file).read_text(encoding="utf-8"), encoding="utf-8")
+    trainer.train(resume_from_checkpoint=found)
+    trainer.save_model(folder)
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    return f"The policy of step {trainer.state.best_global_step if best else trainer.state.global_step} is in {folder}"
+
+
+def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
+    """A dataset from a source; see `DataSection`.
+
+    Raises:
+        OSError: files that are missing.
+        ValueError: a source of no known kind.
+    """
+    if isinstance(source, str):
+        if Path(source).suffix in (".json", ".jsonl"):
+            source = {"file": source}
+        else:
+            source = {"function" if ":" in source else "path": source}
+    if not isinstance(source, Mapping) or not {"file", "path", "function"} & set(source):
+        raise ValueError(f"{name}={source!r} is no source of samples: give a file, a dataset's path, or a function.")
+    arguments = dict(source)
+    if "file" in arguments:
+        file = arguments.pop("file")
+        _check_names(arguments, (), name)
+        return VideoQuestions(file)
+    if "function" in arguments:
+        return _function(arguments.pop("function"), name)(**arguments)
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(
+            f'{name} is a dataset, which needs the training extra: pip install "cacovid-hf[train]".'
+        ) from None
+    dataset = datasets.load_dataset(arguments.pop("path"), **{"split": "train", **arguments})
+    return dataset.rename_columns(dict(columns)) if columns else dataset
+
+
+def check_videos(dataset: Any, root: str | os.PathLike, num_samples: int = 16) -> None:
+    """Make sure that of the first samples at least one has its video, before a model of many gigabytes is loaded.
+
+    Raises:
+        FileNotFoundError: none has.
+    """
+    if is_stream(dataset):
+        return
+    paths = []
+    for index in range(min(num_samples, len(dataset))):
+        sample = dataset[index]
+        path = sample.get("video", sample.get("path"))
+        if not isinstance(path, str) or "://" in path or Path(root, path).is_file():
+            return
+        paths.append(Path(root, path))
+    raise FileNotFoundError(
+        f"Of the first {len(paths)} videos none exists, such as {paths[0]}: set data.root to the folder that the paths start from."
+    )
+
+
+def _load(
+    config: TrainingConfig, args: ContributionTrainingArguments
+) -> tuple[CaCoVidForConditionalGeneration, ProcessorMixin]:
+    name: Any = tiny.model_path() if config.model.name is None else config.model.name
+    loading: dict[str, Any] = {"dtype": config.model.dtype}
+    for key in ("attn_implementation", "revision"):
+        if (value := getattr(config.model, key)) is not None:
+            loading[key] = value
+    if config.model.device_map is not None or args.device.type != "cpu":
+        loading["device_map"] = config.model.device_map or {"": args.device}
+    if config.model.revision is None:
+        described = load_config(name)
+    else:
+        described = AutoConfig.from_pretrained(name, revision=config.model.revision)
+    processor = load_processor(name, described)
+    if isinstance(described, CaCoVidConfig):
+        return load_model(name, described, **loading, **config.policy), processor
+    backbone = load_stock_model(name, **loading)
+    set_seed(args.seed)
+    return CaCoVidForConditionalGeneration.from_backbone(backbone, **config.policy), processor
+
+
+def _function(name: str, place: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{place}={name!r} cannot be imported ({error}): give package.module:function.") from error
+
+
+def _section(kind: Any, content: Any, place: str) -> Any:
+    """A dataclass from a mapping, section by section."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{place} is {content!r}: give names and values ({', '.join(_names(kind))}).")
+    _check_names(content, _names(kind), place)
+    values = dict(content)
+    for part in fields(kind):
+        if part.name in values and is_dataclass(part.default_factory):
+            values[part.name] = _section(part.default_factory, values[part.name] or {}, part.name)
+        elif part.name in values and values[part.name] is None and part.default_factory is dict:
+            values[part.name] = {}
+    return kind(**values)
+
+
+def _names(kind: Any) -> list[str]:
+    return [part.name for part in fields(kind) if part.init]
+
+
+def _check_names(content: Any, known: Iterable[str], place: str) -> None:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{place} is {content!r}: give names and values.")
+    known = list(known)
+    for name in content:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}."
+            raise ValueError(f"{place} has no setting {name!r}: {remedy}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-6` is a number, as in Python, and no name stands twice."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
