@@ -153,9 +153,16 @@ def make_trainer(config: TrainingConfig) -> ContributionTrainer:
     model, processor = _load(config, args)
     settings: dict[str, Any] = {"scored_types": args.prefilled_types, "num_frames": config.data.num_frames}
     collator = AnswerCollator(processor, root=config.data.root, **settings)
-    trainer = ContributionTrainer(model, args, processor, train_dataset, eval_dataset, data_collator=collator)
-    if config.data.eval_root is not None:
-        trainer.eval_collator = AnswerCollator(processor, root=config.data.eval_root, **settings)
+    eval_root = config.data.root if config.data.eval_root is None else config.data.eval_root
+    trainer = ContributionTrainer(
+        model,
+        args,
+        processor,
+        train_dataset,
+        eval_dataset,
+        data_collator=collator,
+        eval_collator=AnswerCollator(processor, root=eval_root, **settings),
+    )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if not args.disable_tqdm:

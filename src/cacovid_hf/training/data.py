@@ -126,6 +126,7 @@ class AnswerCollator:
         scored_types: problem types whose solution a prefill scores; the answers of the others are generated.
         instructions: see `question_text`.
         num_frames: at most so many frames of a video file; None: the processor's setting.
+        blind: ask without the videos, which are not opened.
     """
 
     def __init__(
@@ -136,9 +137,10 @@ class AnswerCollator:
         scored_types: Collection[str] = ("multiple choice",),
         instructions: Mapping[str, str] = INSTRUCTIONS,
         num_frames: int | None = None,
+        blind: bool = False,
     ):
         self.processor, self.root, self.scored_types = processor, Path(root), tuple(scored_types)
-        self.instructions, self.num_frames = instructions, num_frames
+        self.instructions, self.num_frames, self.blind = instructions, num_frames, blind
         self._reader = with_video_reader(processor).video_processor
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -153,13 +155,12 @@ class AnswerCollator:
         for place, sample in enumerate(samples):
             try:
                 text, question = self._question(sample)
-                frames, metadata = self._frames(sample)
+                frames, metadata = (None, None) if self.blind else self._frames(sample)
             except (ValueError, OSError) as error:
                 skipped.append(f"{_name(sample, place)}: {' '.join(str(error).split())}")
             else:
-                groups.setdefault((*frames.shape, metadata is None), []).append(
-                    (place, frames, metadata, text, question)
-                )
+                shape = () if frames is None else frames.shape
+                groups.setdefault((*shape, metadata is None), []).append((place, frames, metadata, text, question))
         inputs, questions, places = [], [], []
         for group in groups.values():
             group_places, frames, metadata, texts, group_questions = zip(*group, strict=True)
@@ -207,10 +208,10 @@ class AnswerCollator:
     def _prompts(
         self, frames: Sequence[Any], metadata: Sequence[VideoMetadata | None], texts: Sequence[str]
     ) -> dict[str, Any]:
-        messages: Any = [
-            [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": text}]}]
-            for video, text in zip(frames, texts, strict=True)
-        ]
+        messages: Any = []
+        for video, text in zip(frames, texts, strict=True):
+            content = [] if video is None else [{"type": "video", "video": video}]
+            messages.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
         settings: dict[str, Any] = {"padding": True}
         if metadata[0] is not None:
             settings |= {"video_metadata": [[one] for one in metadata], "do_sample_frames": False}

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,7 +24,7 @@ def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
         return ""
     width = min(width, len(values))
     edges = [round(place * len(values) / width) for place in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(means), max(means)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((mean - low) * scale)] for mean in means)

@@ -50,6 +50,7 @@ class ContributionTrainer(Trainer):
         processor: makes prompts from samples; see `AnswerCollator`.
         train_dataset: samples, map-style or a stream.
         eval_dataset: samples that the accuracy is measured on in between; neither trained on nor those of the final report.
+        eval_collator: makes their prompts; None: as for training.
         **kwargs: for `Trainer`.
 
     Raises:
@@ -65,6 +66,7 @@ class ContributionTrainer(Trainer):
         processor: ProcessorMixin,
         train_dataset: Any = None,
         eval_dataset: Any = None,
+        eval_collator: Any = None,
         **kwargs: Any,
     ):
         if not isinstance(args, ContributionTrainingArguments):
@@ -88,6 +90,7 @@ class ContributionTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self.processor = processor
+        self.eval_collator = eval_collator or self.data_collator
         self.judge = Judge(
             self.backbone,
             processor,
@@ -128,7 +131,7 @@ class ContributionTrainer(Trainer):
         if self.train_dataset is None:
             raise ValueError("There is nothing to train on: give train_dataset.")
         self._batches = self._training_batches()
-        return self._loader(self._batches)
+        return self._loader(self._batches, self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """The evaluation set once, shared by the processes."""
@@ -141,7 +144,8 @@ class ContributionTrainer(Trainer):
                 batch_size=self.args.per_device_eval_batch_size,
                 num_processes=self.args.world_size,
                 process_index=self.args.process_index,
-            )
+            ),
+            self.eval_collator,
         )
 
     def _training_batches(self) -> SampleBatches:
@@ -155,12 +159,12 @@ class ContributionTrainer(Trainer):
             shuffle_seed=self._data_seed,
         )
 
-    def _loader(self, batches: SampleBatches) -> SampleLoader:
+    def _loader(self, batches: SampleBatches, collator: Any) -> SampleLoader:
         """Not prepared by accelerate: the batches are this process's own already."""
         return SampleLoader(
             SampleReader(batches.dataset),
             batch_sampler=batches,
-            collate_fn=TurnCollator(self.data_collator),
+            collate_fn=TurnCollator(collator),
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             persistent_workers=self.args.dataloader_persistent_workers,
