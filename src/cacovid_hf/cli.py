@@ -244,6 +244,44 @@ def report(
         typer.echo(line)
 
 
+@app.command()
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="Model, data and settings; see docs/training.md.")
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last complete checkpoint in the config's output_dir.")
+    ] = False,
+) -> None:
+    """Train a policy by what the frozen model answers from subsets of the video tokens.
+
+    For several GPUs: `accelerate launch -m cacovid_hf train CONFIG.yaml`.
+    """
+    with _progress("Starting torch and transformers"):
+        from .training.command import run_training
+    with _quiet_libraries(bars=False, warnings=True):
+        typer.echo(run_training(config, resume))
+
+
+@app.command(name="blind-filter")
+def blind_filter(
+    samples: Annotated[str, typer.Argument(metavar="SAMPLES", help="A JSON or JSONL file, or a dataset's name.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="To be written, with OUT.jsonl.summary.json.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="ID", help="Folder or Hub id. Default: the tiny model inside this package.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(metavar="R", help="Reward from which on an answer is right.")] = 0.5,
+    batch_size: Annotated[int, typer.Option(metavar="B", min=1, help="Questions in one forward.")] = 16,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Read only the first N samples.")] = None,
+) -> None:
+    """Leave out training samples that the model answers rightly without their video."""
+    with _progress("Starting torch and transformers"):
+        from .training.command import run_blind_filter
+    with _quiet_libraries(bars=model is not None):
+        for line in run_blind_filter(samples, out, model, threshold=threshold, batch_size=batch_size, limit=limit):
+            typer.echo(line)
+
+
 def _split(words: list[str] | None) -> list[str]:
     """Values of a repeated option, each of which may hold several with commas between."""
     return [part.strip() for word in words or () for part in word.split(",") if part.strip()]
@@ -288,14 +326,16 @@ def _progress(description: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_libraries(bars: bool) -> Iterator[None]:
-    """Keep the log of transformers and the Hub off stderr, and their bars where they are not wanted or stderr is no terminal."""
+def _quiet_libraries(bars: bool, warnings: bool = False) -> Iterator[None]:
+    """Keep the log of transformers (but for its warnings, if asked) and the Hub off stderr, and their bars where they are not wanted or
+    stderr is no terminal.
+    """
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
     had_bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    (logging.set_verbosity_warning if warnings else logging.set_verbosity_error)()
     hub_logging.set_verbosity_error()
     if not (bars and sys.stderr.isatty()):
         logging.disable_progress_bar()

@@ -25,6 +25,8 @@ from .arguments import OURS, PUBLISHED, ContributionTrainingArguments
 from .batches import is_stream
 from .data import AnswerCollator, VideoQuestions
 from .display import TrainingDisplay
+from .filter import blind_filter
+from .resuming import last_complete_checkpoint
 from .trainer import ContributionTrainer
 
 PRESETS = {"published": PUBLISHED, "ours": OURS}
@@ -184,8 +186,6 @@ def run_training(file: str | os.PathLike, resume: bool = False) -> str:
         OSError: files that are missing.
         ValueError: see `read_config`, `make_trainer` and `ContributionTrainer.train`; or, without `resume`, a folder that has checkpoints.
     """
-    from .resuming import last_complete_checkpoint
-
     config = read_config(file)
     folder = str(training_arguments(config).output_dir)
     found = last_complete_checkpoint(folder)
@@ -202,6 +202,40 @@ def run_training(file: str | os.PathLike, resume: bool = False) -> str:
     trainer.save_model(folder)
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     return f"The policy of step {trainer.state.best_global_step if best else trainer.state.global_step} is in {folder}"
+
+
+def run_blind_filter(
+    samples: str,
+    out: str | os.PathLike,
+    model: str | None = None,
+    *,
+    threshold: float = 0.5,
+    batch_size: int = 16,
+    limit: int | None = None,
+) -> list[str]:
+    """Filter a source of samples by a model's blind answers; see `blind_filter`.
+
+    Returns:
+        Lines for the user.
+    """
+    dataset = load_samples(samples, {}, "SAMPLES")
+    name: Any = tiny.model_path() if model is None else model
+    described = load_config(name)
+    summary = blind_filter(
+        load_model(name, described),
+        load_processor(name, described),
+        dataset,
+        out,
+        threshold=threshold,
+        batch_size=batch_size,
+        limit=limit,
+    )
+    lines = [f"{summary.kept} of {summary.total} samples kept in {out}"]
+    for kind in sorted({*summary.answered, *summary.kept_by_type}):
+        right, wrong = summary.answered[kind], summary.kept_by_type[kind]
+        lines.append(f"{kind}: {right} of {right + wrong} answered without the video")
+    lines += [f"skipped {count}: {reason}" for reason, count in summary.skipped.most_common()]
+    return lines
 
 
 def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
