@@ -114,7 +114,9 @@ def question_text(sample: Mapping[str, Any], instructions: Mapping[str, str] = I
         lines += [str(option) for option in options]
     elif problem_type == "multiple choice":
         return lines[0]
-    return "\n".join(lines + [instructions[problem_type]] * (problem_type in instructions))
+    if problem_type in instructions:
+        lines.append(instructions[problem_type])
+    return "\n".join(lines)
 
 
 class AnswerCollator:
@@ -161,12 +163,12 @@ class AnswerCollator:
             else:
                 shape = () if frames is None else frames.shape
                 groups.setdefault((*shape, metadata is None), []).append((place, frames, metadata, text, question))
-        inputs, questions, places = [], [], []
+        inputs = []
         for group in groups.values():
-            group_places, frames, metadata, texts, group_questions = zip(*group, strict=True)
+            _, frames, metadata, texts, _ = zip(*group, strict=True)
             inputs.append(self._prompts(frames, metadata, texts))
-            questions += group_questions
-            places += group_places
+        ordered = [sample for group in groups.values() for sample in group]
+        questions, places = [sample[4] for sample in ordered], [sample[0] for sample in ordered]
         return {"inputs": inputs, "questions": questions, "places": places, "skipped": skipped}
 
     def _question(self, sample: Mapping[str, Any]) -> tuple[str, Question]:

@@ -181,7 +181,8 @@ class ContributionTrainer(Trainer):
         position |= {"data_seed": self._data_seed}
         if self._batches is not None:
             position["samples_per_step"] = self._batches.samples_per_step
-            position["dataset_size"] = None if is_stream(self.train_dataset) else len(self.train_dataset)
+            dataset = self._batches.dataset
+            position["dataset_size"] = None if is_stream(dataset) else len(dataset)
         return position
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -281,7 +282,7 @@ class ContributionTrainer(Trainer):
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
-            metrics = {}
+            metrics: dict[str, float] = {}
             for name, part in dataset.items():
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
@@ -312,8 +313,8 @@ class ContributionTrainer(Trainer):
     def _accuracies(self, loader: DataLoader) -> tuple[list[float], float]:
         """Sums of this process's rewards, one a ratio, and how many samples they are of."""
         sums, count = [0.0] * len(self.args.eval_ratios), 0
-        for batch in loader:
-            batch = self._prepare_inputs(batch)
+        for given in loader:
+            batch: Any = self._prepare_inputs(given)
             if not batch.get("questions"):
                 continue
             prompt = self._embed(batch["inputs"])
