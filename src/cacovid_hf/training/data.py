@@ -165,8 +165,8 @@ class AnswerCollator:
                 groups.setdefault((*shape, metadata is None), []).append((place, frames, metadata, text, question))
         inputs = []
         for group in groups.values():
-            _, frames, metadata, texts, _ = zip(*group, strict=True)
-            inputs.append(self._prompts(frames, metadata, texts))
+            _, videos, clips, texts, _ = zip(*group, strict=True)
+            inputs.append(self._prompts(videos, clips, texts))
         ordered = [sample for group in groups.values() for sample in group]
         questions, places = [sample[4] for sample in ordered], [sample[0] for sample in ordered]
         return {"inputs": inputs, "questions": questions, "places": places, "skipped": skipped}
