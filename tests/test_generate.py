@@ -9,7 +9,7 @@ from transformers.generation.logits_process import LogitsProcessor, LogitsProces
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.compressors import CaCoVid, Compressor, Random, Uniform, resolve_compressor
+from cacovid_hf.compressors import Attention, CaCoVid, Compressor, Random, Uniform, resolve_compressor
 
 
 def wrapped(family, **options):
@@ -316,6 +316,8 @@ def test_refused_chunk_size():
         CaCoVid(1.0, scope="video"),
         CaCoVid(1.0, scope="tokens"),
         Uniform(),
+        "attention",
+        Attention(0, "last"),
     ],
 )
 @pytest.mark.parametrize("family", FAMILIES)

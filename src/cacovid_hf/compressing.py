@@ -21,7 +21,7 @@ from .arguments import (
 from .backbones import Backbone, backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
 from .compressors import CaCoVid, Check, Compressor, resolve_compressor
-from .generation import check_generation, effective_settings, generate_compressed
+from .generation import check_generation, check_generation_inside, effective_settings, generate_compressed
 from .long_video import check_frames_per_chunk, collect
 from .policy import Policy
 from .prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
@@ -287,6 +287,8 @@ class Compressing:
 
         settings = effective_settings(self.backbone, generation_config, kwargs)
         check_generation(settings, arguments)
+        if method.inside_llm:
+            check_generation_inside(method.name, settings, arguments)
         if input_ids is None:
             raise ValueError("input_ids are missing: pass everything that the processor returned.")
         attention_mask = arguments.pop("attention_mask", None)
@@ -305,7 +307,15 @@ class Compressing:
             prompt, check = self._compress(input_ids, attention_mask, retention_ratio, method, inputs_of_prompt)
         if cache is not None:
             forget(cache)
-        outputs = generate_compressed(self.backbone, prompt, input_ids, settings, generation_config, arguments, check)
+        with method.inside(self, prompt, retention_ratios(self._ratio(retention_ratio), len(prompt.videos))):
+            outputs = generate_compressed(
+                self.backbone, prompt, input_ids, settings, generation_config, arguments, check
+            )
+        if method.inside_llm:
+            # Nothing can go on from a cache whose layers differ in length.
+            if not isinstance(outputs, Tensor):
+                outputs.past_key_values = None
+            return outputs
         sequences = outputs if isinstance(outputs, Tensor) else outputs.sequences
         if not isinstance(outputs, Tensor):
             cache = outputs.past_key_values

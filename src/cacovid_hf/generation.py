@@ -100,6 +100,28 @@ def check_generation(settings: GenerationConfig, arguments: dict[str, Any]) -> N
         refuse(f"Generation mode {mode.value!r}", "it has not been tried with a compressed prompt")
 
 
+def check_generation_inside(name: str, settings: GenerationConfig, arguments: dict[str, Any]) -> None:
+    """Refuse what does not work with a method that drops tokens between layers, whose cache holds another length in each of them."""
+    refused = {
+        f"cache_implementation={settings.cache_implementation!r}": (
+            settings.cache_implementation == "static",
+            "a static cache has one length for all layers",
+        ),
+        f"prefill_chunk_size={settings.prefill_chunk_size!r}": (
+            settings.prefill_chunk_size is not None,
+            "the last token must see the whole prompt in one forward",
+        ),
+        f"use_cache={settings.use_cache!r}": (settings.use_cache is False, "every step would choose the tokens anew"),
+        "past_key_values": (arguments.get("past_key_values") is not None, "the layers' caches differ in length"),
+    }
+    for setting, (given, reason) in refused.items():
+        if given:
+            raise ValueError(
+                f"{setting} does not work with compressor {name!r}, which drops tokens inside the language model: {reason}. Leave it out, or use a "
+                "compressor that drops them before the language model."
+            )
+
+
 def _expansion(settings: GenerationConfig) -> int:
     """How often stock generation repeats each row."""
     return max(settings.num_beams or 1, settings.num_return_sequences or 1)

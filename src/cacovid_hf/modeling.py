@@ -18,12 +18,10 @@ from transformers.modeling_outputs import ModelOutput
 
 from . import checkpoint
 from .adaptive import Ratio
-from .arguments import (
-    take_embedding_arguments,
-)
+from .arguments import retention_ratios, take_embedding_arguments
 from .backbones import backbone_family
 from .compressing import Compressing
-from .compressors import Compressor
+from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig, check_policy
 from .generation import WAY_ROUND
 from .hub.source import Source, load_weights
@@ -43,6 +41,8 @@ class CaCoVidOutput(ModelOutput):
         hidden_states: of the compressed prompt, if asked for.
         attentions: of the compressed prompt, if asked for.
         kept_indices: `(B, K)`, the place in the caller's prompt of each position, -1 at padding.
+        layer_tokens: int64 `(layers, videos)`, how many tokens of each video each layer of the language model saw, for compressors that drop tokens
+            between its layers; None for others.
     """
 
     loss: Tensor | None = None
@@ -51,6 +51,7 @@ class CaCoVidOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     kept_indices: Tensor | None = None
+    layer_tokens: Tensor | None = None
 
 
 class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -337,6 +338,13 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
                 raise ValueError(
                     f"{name} does not work with compressed video tokens: give the whole prompt as input_ids. {WAY_ROUND} for it."
                 )
+        if method.inside_llm:
+            if labels is not None or kwargs.get("use_cache"):
+                raise ValueError(
+                    f"labels and use_cache=True do not work with compressor {method.name!r}, which leaves each layer another prompt: leave them out, or "
+                    "use a compressor that drops tokens before the language model."
+                )
+            kwargs["use_cache"] = False
         if input_ids is None:
             raise ValueError("input_ids are missing: pass everything that the processor returned.")
         if attention_mask is None:
@@ -348,27 +356,32 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             # Padding has no labels, and nothing before the first token predicts it.
             predicted = prompt.attention_mask.to(labels.device).cumsum(1) > 1
             labels = labels.gather(1, places).masked_fill(~predicted, -100)
-        outputs = self.backbone(
-            inputs_embeds=prompt.inputs_embeds,
-            attention_mask=prompt.attention_mask,
-            position_ids=prompt.position_ids,
-            labels=labels,
-            **kwargs,
-        )
+        with method.inside(self, prompt, retention_ratios(self._ratio(retention_ratio), len(prompt.videos))) as record:
+            outputs = self.backbone(
+                inputs_embeds=prompt.inputs_embeds,
+                attention_mask=prompt.attention_mask,
+                position_ids=prompt.position_ids,
+                labels=labels,
+                **kwargs,
+            )
         check.settle()
-        return self._output(outputs, prompt.kept_indices)
+        return self._output(outputs, prompt.kept_indices, record)
 
     def _all_places(self, input_ids: Tensor | None) -> Tensor | None:
         if input_ids is None:
             return None
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
 
-    def _output(self, outputs: Any, places: Tensor | None) -> Any:
+    def _output(self, outputs: Any, places: Tensor | None, record: LayerRecord | None = None) -> Any:
         """The backbone's output with the kept places; a tuple (`return_dict=False`) gets them as its last element."""
+        if record is not None:
+            places = record.kept_indices
         if isinstance(outputs, tuple):
             return (*outputs, places)
         fields = ("loss", "logits", "past_key_values", "hidden_states", "attentions")
-        return CaCoVidOutput(**{name: outputs.get(name) for name in fields}, kept_indices=places)
+        layer_tokens = None if record is None else torch.tensor(record.layer_tokens)
+        found = {name: outputs.get(name) for name in fields}
+        return CaCoVidOutput(**found, kept_indices=places, layer_tokens=layer_tokens)
 
 
 AutoModelForImageTextToText.register(CaCoVidConfig, CaCoVidForConditionalGeneration, exist_ok=True)

@@ -1,11 +1,14 @@
 """Compression methods behind one interface: `generate(..., compressor="uniform")` or an instance with its settings."""
 
-from .base import Compression, Compressor, Merged, Scores
+from .attention import Attention
+from .base import Compression, Compressor, LayerRecord, Merged, Scores
 from .baselines import Random, Uniform
 from .cacovid import CaCoVid
 from .check import Check
 from .divprune import DivPrune
 from .evs import Evs
+from .fastv import FastV
+from .framefusion import FrameFusion
 from .vidcom2 import VidCom2
 
 COMPRESSORS: dict[str, type[Compressor]] = {
@@ -14,9 +17,12 @@ COMPRESSORS: dict[str, type[Compressor]] = {
         CaCoVid,
         Random,
         Uniform,
+        Attention,
         DivPrune,
         VidCom2,
         Evs,
+        FastV,
+        FrameFusion,
     )
 }
 
@@ -35,12 +41,16 @@ def resolve_compressor(compressor: "str | Compressor") -> Compressor:
 
 __all__ = [
     "COMPRESSORS",
+    "Attention",
     "CaCoVid",
     "Check",
     "Compression",
     "Compressor",
     "DivPrune",
     "Evs",
+    "FastV",
+    "FrameFusion",
+    "LayerRecord",
     "Merged",
     "Random",
     "Scores",

@@ -6,6 +6,7 @@ is gathered elsewhere (`cacovid_hf.prompt`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..adaptive import AutoBudget
-from ..prompt import Prompt, VideoSelection, VideoSpan, send
+from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan, send
 from ..selection import token_budget
 
 if TYPE_CHECKING:
@@ -40,6 +41,19 @@ class Merged(NamedTuple):
     features: Tensor
 
 
+@dataclass
+class LayerRecord:
+    """What a method left to each layer of the language model, filled during the prefill.
+
+    Attributes:
+        layer_tokens: for each layer, how many tokens of each video it saw.
+        kept_indices: `(B, K)`, the places in the caller's prompt of what the last layer saw, -1 at padding.
+    """
+
+    layer_tokens: list[list[int]]
+    kept_indices: Tensor
+
+
 @dataclass(frozen=True)
 class Compression:
     """What a method made of an embedded prompt.
@@ -63,11 +77,13 @@ class Compressor(ABC):
 
     Attributes:
         name: what `compressor=` takes.
+        inside_llm: whether tokens are dropped between the layers of the language model too, see `inside`.
         reads_tower: whether `prompt.tower_attention(span)` is read: attention of the vision tower, recorded while the prompt is embedded.
         count_rule: how many tokens are kept, in words.
     """
 
     name: ClassVar[str]
+    inside_llm: ClassVar[bool] = False
     reads_tower: bool = False
     count_rule: str = "max(1, floor(retention_ratio * N)) of each video, before the language model"
 
@@ -95,6 +111,22 @@ class Compressor(ABC):
         Returns:
             bool `(T, P)` with exactly `budget(span, retention_ratio)` true, or `Merged` with such a mask.
         """
+
+    def inside(
+        self, model: "Compressing", prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
+    ) -> AbstractContextManager[LayerRecord | None]:
+        """What the method does to the language model while it runs; by default nothing.
+
+        Args:
+            model: the wrapped model.
+            prompt: what enters its language model.
+            retention_ratios: one a video, in (0, 1].
+
+        Returns:
+            A context, entered around the backbone's `generate` or `forward` in the calling thread; it gives a record, or None where all layers see the
+            whole prompt.
+        """
+        return nullcontext()
 
     def compress(
         self, prompt: Prompt, model: "Compressing", retention_ratios: Sequence[float | AutoBudget]
