@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cacovid_hf.policy import PolicyOutput
-from cacovid_hf.training.objective import Statistics, advantages, balanced_weights, cpo_loss, next_ratio
+from cacovid_hf.training.objective import Statistics, advantages, balanced_weights, cpo_loss, next_ratio, priced
 
 GOLDEN = Path(__file__).parent / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())["train"]
@@ -231,6 +231,13 @@ def test_degenerate_memories_give_finite_losses_and_gradients(missing):
     else:
         assert (new.token_logits.grad == 0).all()
     assert all(getattr(statistics, field.name).isfinite() for field in fields(Statistics))
+
+
+def test_every_token_has_its_price():
+    masks = torch.tensor([[[1, 0], [0, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]], dtype=torch.bool)
+    rewards = torch.tensor([1.0, 1.0, 0.25])
+    torch.testing.assert_close(priced(rewards, masks, 0.5), torch.tensor([0.875, 0.5, 0.25]))
+    assert torch.equal(priced(rewards, masks, 0.0), rewards)
 
 
 def test_equal_rewards_say_nothing():

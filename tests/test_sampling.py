@@ -17,6 +17,7 @@ from cacovid_hf.training.sampling import (
     ocss_groups,
     ocss_probabilities,
     rollout_size,
+    sample_bernoulli,
     sample_frames,
     sample_multinomial,
     sample_ocss,
@@ -182,6 +183,20 @@ def test_random_draws_every_subset_alike():
     masks = sample_random(scores, 0.4, 20_001, generator=seeded(4))
     assert masks[0, 0].nonzero()[:, 0].tolist() == [0, 4]
     assert_drawn_by(masks[1:, 0], dict.fromkeys(itertools.combinations(range(5), 2), 0.1))
+
+
+def test_bernoulli_keeps_each_token_by_its_own_probability():
+    scores = torch.tensor([[-3.0, 0.4, 2.0], [0.0, -0.5, 5.0]])
+    masks = sample_bernoulli(scores, 20_001, generator=seeded(6))
+    assert torch.equal(masks[0], scores > 0)
+    drawn, chances = masks[1:].float().flatten(1), scores.sigmoid().flatten()
+    error = 5 * (chances * (1 - chances) / 20_000).sqrt()
+    assert ((drawn.mean(0) - chances).abs() < error + 1e-6).all()
+    assert (torch.corrcoef(drawn.T) - torch.eye(6)).abs().max() < 0.05
+    # Never nothing.
+    lonely = sample_bernoulli(torch.tensor([[-60.0, -50.0, -60.0]]), 5, generator=seeded())
+    assert lonely.flatten(1).tolist() == [[False, True, False]] * 5
+    assert sample_bernoulli(scores, 0, generator=seeded()).shape == (0, 2, 3)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

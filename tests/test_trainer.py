@@ -55,6 +55,7 @@ SWITCHES = {
     "ocss over the video": {"sampling_scope": "video"},
     "multinomial by frame": {"sampler": "multinomial"},
     "whole answers": {"reward": "accuracy", "kl_weight": 0.1},
+    "bernoulli": {"sampler": "bernoulli", "token_price": 0.5, "num_frame_rollouts": 0},
     "causal": {"policy_attention": "causal"},
     "bidirectional": {"policy_attention": "bidirectional"},
     "question": {"policy_attention": "question"},
@@ -109,6 +110,20 @@ def test_target_ratios_are_drawn_by_sample_and_kept(tmp_path):
     for ratio, counts in (entry for batch in seen for entry in batch):
         # 4 frames of 4 tokens.
         assert set(counts.tolist()) == {4 * max(1, round(4 * ratio))}
+
+
+def test_a_price_makes_the_policy_keep_fewer_tokens(tmp_path):
+    """With answers that no token changes, what is left of the reward is the price."""
+    kept = {}
+    for price in (0.0, 100.0):
+        torch.manual_seed(0)
+        _, _, engine = trainer(
+            tmp_path, sampler="bernoulli", token_price=price, num_frame_rollouts=0, steps=30, learning_rate=1e-2
+        )
+        engine.train()
+        kept[price] = [entry["kept_ratio"] for entry in engine.state.log_history if "kept_ratio" in entry]
+    assert sum(kept[100.0][-4:]) < 0.8 * sum(kept[0.0][-4:])
+    assert sum(kept[100.0][-4:]) < 0.8 * sum(kept[100.0][:4])
 
 
 @pytest.mark.parametrize("replay", [True, False])
@@ -241,6 +256,8 @@ BAD = [
     (dict(sampling_ratio=0.0), r"sampling_ratio=0\.0 is outside"),
     (dict(target_ratios=[]), "target_ratios is empty"),
     (dict(target_ratios=[0.1, 1.5]), r"target_ratios\[1\]=1\.5 is outside"),
+    (dict(token_price=0.5), "token_price=0.5 says nothing to sampler='ocss'"),
+    (dict(token_price=-1.0, sampler="bernoulli"), r"token_price=-1\.0 is outside"),
     (dict(policy_attention="text"), "policy_attention='text' is unknown"),
 ]
 

@@ -1,5 +1,6 @@
 """Settings of the policy's training, and the two recipes: the published one and ours."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +37,10 @@ class ContributionTrainingArguments(TrainingArguments):
         num_iterations: optimiser steps on each batch of samples.
         num_token_rollouts: subsets a sample and iteration that the token scores choose, the greedy one included.
         num_frame_rollouts: subsets that the frame scores choose, the greedy one included; 0 freezes the frame head and leaves it out of the loss.
-        sampler: how token subsets are drawn: `"ocss"` (paper), `"multinomial"` (Gumbel top-k) or `"random"`.
+        sampler: how token subsets are drawn: `"ocss"` (paper), `"multinomial"` (Gumbel top-k) or `"random"`, all of a given size; or
+            `"bernoulli"` (ours), every token by its own keep probability, for a policy that also decides how many.
+        token_price: reward that keeping all tokens of a video would cost, with `"bernoulli"` (ours, for `retention_ratio="auto"`): a token costs
+            `token_price / N`, and pays if it makes the answer more likely by more than that.
         sampling_scope: `"frame"` (paper) draws the same number in every frame, `"video"` from all tokens at once, by token scores alone.
         group_spread: lambda of OCSS, how many groups a frame is split into (fewer with larger values).
         group_cap: largest probability of a group as a multiple of an equal share, OCSS only.
@@ -70,6 +74,7 @@ class ContributionTrainingArguments(TrainingArguments):
     num_token_rollouts: int = 23
     num_frame_rollouts: int = 8
     sampler: str = "ocss"
+    token_price: float = 0.0
     sampling_scope: str = "frame"
     group_spread: float = 2.0
     group_cap: float = 2.0
@@ -105,7 +110,8 @@ class ContributionTrainingArguments(TrainingArguments):
         if self.metric_for_best_model is None:
             self.metric_for_best_model = "accuracy"
         super().__post_init__()
-        for name, choices in (("sampler", SAMPLERS), ("sampling_scope", SAMPLING_SCOPES), ("reward", REWARDS)):
+        samplers = (*SAMPLERS, "bernoulli")
+        for name, choices in (("sampler", samplers), ("sampling_scope", SAMPLING_SCOPES), ("reward", REWARDS)):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(map(repr, choices))}."
@@ -121,6 +127,12 @@ class ContributionTrainingArguments(TrainingArguments):
         if not 0.0 < self.sampling_ratio <= 1.0:
             raise ValueError(
                 f"sampling_ratio={self.sampling_ratio} is outside (0, 1]: give the fraction of tokens in a rollout."
+            )
+        if not 0.0 <= self.token_price < math.inf:
+            raise ValueError(f"token_price={self.token_price} is outside [0, inf): give a reward, or 0 for none.")
+        if self.token_price and self.sampler != "bernoulli":
+            raise ValueError(
+                f"token_price={self.token_price} says nothing to sampler={self.sampler!r}, whose rollouts are all of one size: use 'bernoulli'."
             )
         if self.target_ratios is not None:
             if not self.target_ratios:

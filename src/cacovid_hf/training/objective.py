@@ -56,6 +56,20 @@ def advantages(rewards: Tensor) -> Tensor:
     return torch.where(differ, (rewards - rewards.mean()) / (rewards.std() + 1e-4), 0.0)
 
 
+def priced(rewards: Tensor, masks: Tensor, token_price: float) -> Tensor:
+    """Rewards less what their tokens cost (ours).
+
+    Args:
+        rewards: `(R,)`.
+        masks: bool `(R, ...)`, the tokens kept.
+        token_price: reward that keeping all tokens of the video would cost; larger = fewer tokens.
+
+    Returns:
+        float32 `(R,)`: `rewards - token_price * mean(mask)`.
+    """
+    return rewards.float() - token_price * masks.flatten(1).float().mean(1)
+
+
 def cpo_loss(
     output: PolicyOutput,
     old: PolicyOutput,

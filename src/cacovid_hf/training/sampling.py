@@ -183,6 +183,31 @@ def sample_random(
     return _with_greedy(drawn, scores, count).view(num_rollouts, *token_scores.shape)
 
 
+def sample_bernoulli(token_scores: Tensor, num_rollouts: int, *, generator: torch.Generator) -> Tensor:
+    """Keep every token with its own probability `sigmoid(score)`: how many is the policy's decision too.
+
+    Ours: the two-way choices that `objective.cpo_loss` takes tokens for, drawn literally. Rollout 0 keeps the tokens with a positive score, which
+    is what `AutoBudget` keeps; a rollout that would keep nothing keeps the highest score.
+
+    Args:
+        token_scores: `(T, P)`, keep minus drop logit.
+        num_rollouts: `G`.
+        generator: where the randomness comes from.
+
+    Returns:
+        bool `(G, T, P)`, at least one token each.
+
+    Raises:
+        ValueError: scores that are not finite.
+    """
+    scores = _checked(token_scores, num_rollouts)
+    uniform = torch.rand(num_rollouts, *scores.shape, generator=generator, device=generator.device)
+    masks = uniform.to(scores.device) < scores.sigmoid()
+    masks[:1] = scores > 0
+    empty = ~masks.flatten(1).any(dim=1)
+    return masks | (empty[:, None, None] & top_tokens(scores.flatten(), 1).view_as(scores))
+
+
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "ocss": sample_ocss,
     "multinomial": sample_multinomial,

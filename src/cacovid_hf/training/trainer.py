@@ -30,10 +30,10 @@ from .batches import SampleBatches, SampleLoader, SampleReader, Turn, TurnCollat
 from .data import AnswerCollator
 from .judging import Judge
 from .memory import Memory
-from .objective import advantages, cpo_loss, next_ratio
+from .objective import advantages, cpo_loss, next_ratio, priced
 from .resuming import SampleBoundaries, check_position, last_complete_checkpoint
 from .rollouts import cut
-from .sampling import SAMPLERS, sample_frames
+from .sampling import SAMPLERS, sample_bernoulli, sample_frames
 
 logger = logging.get_logger(__name__)
 
@@ -442,7 +442,8 @@ class ContributionTrainer(Trainer):
             memory.forget()
         first = not memory.token_masks
         for video, (mask, frame) in enumerate(zip(tokens, frames, strict=True)):
-            token_rewards = rewards[start : start + len(mask)].to(mask.device)
+            answered = rewards[start : start + len(mask)].to(mask.device)
+            token_rewards = priced(answered, mask, self.args.token_price)
             frame_rewards = rewards[start + len(mask) : start + len(mask) + len(frame)].to(mask.device)
             start += len(mask) + len(frame)
             if first:
@@ -455,12 +456,15 @@ class ContributionTrainer(Trainer):
                 memory.token_rewards[video] = torch.cat([memory.token_rewards[video], token_rewards])
                 memory.frame_masks[video] = torch.cat([memory.frame_masks[video], frame])
                 memory.frame_rewards[video] = torch.cat([memory.frame_rewards[video], frame_rewards])
-            self._metrics["reward"].append(token_rewards.mean().item())
-            self._metrics["greedy_reward"].append(token_rewards[0].item())
+            self._metrics["reward"].append(answered.mean().item())
+            self._metrics["greedy_reward"].append(answered[0].item())
+            self._metrics["kept_ratio"].append(mask.float().mean().item())
             self._metrics["sampling_ratio"].append(memory.ratios[video])
 
     def _sample(self, scores: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
         """Token subsets, bool `(G, T, P)`, the first one greedy."""
+        if self.args.sampler == "bernoulli":
+            return sample_bernoulli(scores, self.args.num_token_rollouts, generator=generator)
         settings: dict[str, Any] = {"generator": generator, "scope": self.args.sampling_scope}
         if self.args.sampler == "ocss":
             settings |= {"spread": self.args.group_spread, "group_cap": self.args.group_cap}
