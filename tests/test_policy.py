@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FAMILIES, PROMPTS, RAGGED, masked_inputs, prompt_inputs, stock_model
+from models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import Qwen2Config
@@ -235,3 +235,59 @@ def test_question_attention_needs_text(policy_type):
     ids = torch.tensor([[111] * 17])
     with pytest.raises(ValueError, match="has no text"):
         model.compress(input_ids=ids, pixel_values_videos=torch.zeros(1, 4, 3, 56, 56), retention_ratio=0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_graph_compiles(family, kind):
+    """No graph break, whatever the grid; the graph alone, without a compiler of kernels."""
+    torch.compiler.reset()
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
+    compiled = torch.compile(model.policy, fullgraph=True, backend="eager")
+    for prompt in ("one video", "ragged batch"):
+        embedded = model.embed(**prompt_inputs(stock, PROMPTS[prompt]))
+        arguments = embedded.inputs_embeds, embedded.position_ids, embedded.layout
+        with torch.no_grad():
+            for ours, plain in zip(compiled(*arguments), model.policy(*arguments), strict=True):
+                torch.testing.assert_close(ours.token_logits, plain.token_logits)
+                torch.testing.assert_close(ours.frame_logits, plain.frame_logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_change_nothing(kind, monkeypatch):
+    """Without gradients a long video is scored some frames at a time."""
+    from cacovid_hf import policy
+
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
+    embedded = model.embed(**prompt_inputs(stock, PROMPTS["two videos"]))
+    arguments = embedded.inputs_embeds, embedded.position_ids, embedded.layout
+    calls = []
+    score = type(model.policy)._score
+    monkeypatch.setattr(type(model.policy), "_score", lambda self, x: calls.append(x.shape[:2]) or score(self, x))
+    monkeypatch.setattr(policy, "TOKENS_PER_CHUNK", 9)  # two frames of four tokens
+    whole = model.policy(*arguments)
+    assert calls == [(4, 4), (4, 4)]
+    with torch.no_grad():
+        parts = model.policy(*arguments)
+    assert calls[2:] == [(2, 4)] * 4
+    for ours, plain in zip(parts, whole, strict=True):
+        torch.testing.assert_close(ours.token_logits, plain.token_logits)
+        torch.testing.assert_close(ours.frame_logits, plain.frame_logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_keeps_scores_apart(kind):
+    """In bfloat16 the scores are close to those in float32, and float32 themselves: few ties."""
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
+    inputs = prompt_inputs(stock, [[3, Video(frames=64), 6]])
+    embedded = model.embed(**inputs)
+    arguments = embedded.inputs_embeds, embedded.position_ids, embedded.layout
+    with torch.no_grad():
+        (exact,) = model.policy(*arguments)
+        (half,) = model.policy.to(torch.bfloat16)(*arguments)
+    assert half.token_scores.dtype == half.frame_scores.dtype == torch.float32
+    assert (half.token_scores - exact.token_scores).abs().max() < 0.1 * exact.token_scores.abs().max()
+    assert len(half.token_scores.unique()) > 0.9 * half.token_scores.numel()

@@ -25,7 +25,8 @@ class Check:
     def __init__(self, name: str, selections: tuple[VideoSelection, ...], budgets: list[int]):
         self.name, self.selections, self.budgets = name, selections, budgets
         self._facts: Tensor | None = None
-        self._copied: torch.Event | None = None
+        self._copied: torch.cuda.Event | None = None
+        self._settled = False
         for selection, budget in zip(selections, budgets, strict=True):
             shape = (selection.span.num_frames, selection.span.tokens_per_frame)
             if selection.keep.shape != shape or selection.keep.dtype != torch.bool:
@@ -34,7 +35,7 @@ class Check:
     @property
     def waits(self) -> bool:
         """Whether asking makes the host wait for a device."""
-        return any(selection.keep.device.type == "cuda" for selection in self.selections)
+        return any(selection.keep.device.type != "cpu" for selection in self.selections)
 
     def launch(self) -> None:
         """Have the device work it out and send it, in its own time."""
@@ -45,13 +46,18 @@ class Check:
             scores = [s for s in (selection.token_scores, selection.frame_scores) if s is not None]
             finite = all_finite(*scores) if scores else torch.ones((), device=selection.keep.device)
             facts.append(torch.stack([selection.keep.sum(), finite.long()]))
-        self._facts = torch.stack(facts).to("cpu", non_blocking=True)  # (videos, 2)
-        if self.waits:
+        self._facts = torch.stack(facts)  # (videos, 2)
+        if self._facts.device.type == "cuda":
             self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(self.selections[0].keep.device))
+            stream = torch.cuda.current_stream(self._facts.device)
+            self._facts = self._facts.to("cpu", non_blocking=True)  # into pinned memory
+            self._copied.record(stream)
 
     def settle(self) -> None:
-        """Raise if something is wrong."""
+        """Raise if something is wrong; the second time there is nothing left to do."""
+        if self._settled:
+            return
+        self._settled = True
         self.launch()
         if self._copied is not None:
             self._copied.synchronize()
