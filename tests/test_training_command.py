@@ -1,0 +1,240 @@
+"""`cacovid train CONFIG.yaml`: what a config may say, what it refuses, and a run from the command line."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from transformers import TrainerControl, TrainerState
+
+from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.cli import main
+from cacovid_hf.tiny import clips
+from cacovid_hf.tiny.accuracy import answer_accuracy
+from cacovid_hf.training.command import load_samples, make_trainer, read_config, training_arguments
+from cacovid_hf.training.display import TrainingDisplay, concerns, sparkline
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "configs"
+TINY = {"function": "cacovid_hf.tiny.dataset:QuestionDataset", "num_samples": 8, "seed": 1}
+
+
+def write(folder, **sections):
+    samples = [
+        {"problem": q.text, "solution": q.answer, "problem_type": "multiple choice", "path": clip.path.name}
+        for clip in clips()
+        for q in clip.questions[:2]
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    config = {
+        "policy": {"contribution_share": 1.0},
+        "data": {"train": str(folder / "samples.jsonl"), "root": str(clips()[0].path.parent), "eval": TINY},
+        "training": {
+            "preset": "ours",
+            "output_dir": str(folder / "run"),
+            "policy_attention": "question",
+            "num_token_rollouts": 4,
+            "num_frame_rollouts": 0,
+            "per_device_train_batch_size": 2,
+            "max_steps": 8,
+            "logging_steps": 2,
+            "save_steps": 2,
+            "eval_steps": 4,
+            "eval_ratios": [0.1],
+            "use_cpu": True,
+        },
+    }
+    for name, settings in sections.items():
+        config[name] = {**config.get(name, {}), **settings} if isinstance(settings, dict) else settings
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+BAD = [
+    (dict(trainning={}), r"has no setting 'trainning': did you mean training\?"),
+    (dict(training={"learning_rat": 1}), "training has no setting 'learning_rat': did you mean learning_rate"),
+    (dict(training={"preset": "best"}), "training.preset='best' is unknown: choose one of published, ours"),
+    (dict(training={"max_steps": 7}), "max_steps=7 ends within the 2 iterations"),
+    (dict(policy={"scop": "tokens"}), "policy has no setting 'scop': did you mean scope"),
+    (dict(policy={"policy_trained": True}), "policy has no setting 'policy_trained'"),
+    (dict(model={"nam": "x"}), "model has no setting 'nam': did you mean name"),
+    (dict(model="x"), "model is 'x': give names and values"),
+    (dict(data={"train": None}), "no training data: give data.train"),
+    (dict(data={"eval": None, "train": 3}), "data.train=3 is no source of samples"),
+    (dict(data={"train": "no.such:thing"}), "data.train='no.such:thing' cannot be imported"),
+    (dict(data={"train": TINY}), "data.eval is data.train"),
+    (dict(data={"root": "/nowhere"}), "Of the first 10 videos none exists, such as /nowhere/clip0.mp4: set data.root"),
+]
+
+
+@pytest.mark.parametrize(("sections", "message"), BAD, ids=[message for _, message in BAD])
+def test_what_a_config_refuses(tmp_path, sections, message, capsys):
+    file = write(tmp_path, **sections)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file)])
+    assert ended.value.code == 2
+    assert pytest.approx(1) == len(capsys.readouterr().err.strip().splitlines())
+    with pytest.raises((ValueError, OSError), match=message):
+        make_trainer(read_config(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is no YAML"),
+        ("training: {seed: 1, seed: 2}", "seed stands twice"),
+        ("- 1", "give names and values"),
+    ],
+)
+def test_what_is_no_config(tmp_path, text, message):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_config(file)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_config(tmp_path / "other.yaml")
+
+
+def test_presets_are_under_what_is_written_out(tmp_path):
+    args = training_arguments(read_config(write(tmp_path)))
+    assert (args.sampler, args.num_iterations, args.num_token_rollouts) == ("multinomial", 2, 4)
+    file = write(tmp_path, training={"preset": "published", "num_iterations": 4})
+    args = training_arguments(read_config(file))
+    assert (args.sampler, args.clip_high, args.learning_rate) == ("ocss", 0.28, 1e-6)
+
+
+def test_numbers_are_numbers(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {train: a.json}\ntraining: {learning_rate: 1e-6, weight_decay: 2E+1, output_dir: 5e}\n")
+    config = read_config(file)
+    assert config.training == {"learning_rate": 1e-6, "weight_decay": 20.0, "output_dir": "5e"}
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.name)
+def test_the_examples_are_configs(file, tmp_path):
+    config = read_config(file)
+    config.training |= {"output_dir": str(tmp_path), "use_cpu": True}
+    config.training.pop("bf16", None)
+    assert training_arguments(config).output_dir == str(tmp_path)
+
+
+def test_sources_of_samples(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    file = read_config(write(tmp_path)).data.train
+    assert len(load_samples(file, {}, "x")) == len(load_samples({"file": file}, {}, "x")) == 10
+    assert len(load_samples(TINY, {}, "x")) == 8
+    table = load_samples({"path": "json", "data_files": file}, {"problem": "question"}, "x")
+    assert isinstance(table, datasets.Dataset)
+    assert "question" in table.column_names
+    stream = load_samples({"path": "json", "data_files": file, "streaming": True}, {}, "x")
+    assert next(iter(stream))["solution"] == clips()[0].questions[0].answer
+
+
+def test_train_from_the_command_line(tmp_path, capsys):
+    file = write(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file)])
+    output = capsys.readouterr()
+    assert not ended.value.code, output.err
+    assert f"The policy of step 8 is in {tmp_path / 'run'}" in output.out
+    assert "step 4 of 8" in output.err
+    assert "accuracy_at_0.1" in output.err
+    model = CaCoVidForConditionalGeneration.from_pretrained(tmp_path / "run")
+    assert model.config.policy_trained
+    assert model.config.contribution_share == 1.0
+    assert (tmp_path / "run" / "training.yaml").read_text() == file.read_text()
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file)])
+    assert ended.value.code == 2
+    assert "has checkpoints of an earlier run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_from_outside_and_resumed(tmp_path):
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    command = [sys.executable, "-m", "cacovid_hf", "train"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src"),
+        "OMP_NUM_THREADS": "1",
+    }
+    settings = {"max_steps": 60, "save_steps": 6, "eval_strategy": "no"}
+    files = []
+    for folder in folders:
+        folder.mkdir()
+        files.append(write(folder, training=settings))
+    subprocess.run([*command, str(files[0])], env=environment, check=True, capture_output=True, timeout=300)
+    process = subprocess.Popen([*command, str(files[1])], env=environment, stderr=subprocess.DEVNULL)
+    while not (folders[1] / "run" / "checkpoint-12").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (folders[1] / "run" / "checkpoint-60").exists()
+    subprocess.run([*command, str(files[1]), "--resume"], env=environment, check=True, capture_output=True, timeout=300)
+    weights = [(folder / "run" / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+
+
+def test_a_short_training_learns(tmp_path):
+    """From an untrained policy to at least 30 points above random at 2 %, as `examples/configs/tiny.yaml` says."""
+    config = read_config(EXAMPLES / "tiny.yaml")
+    config.training |= {"output_dir": str(tmp_path), "max_steps": 40, "save_strategy": "no", "eval_strategy": "no"}
+    config.training["load_best_model_at_end"] = False
+    config.data.eval = None
+    trainer = make_trainer(config)
+    assert not trainer.full_model.config.policy_trained
+    trainer.train()
+    questions = dict(num_questions=240, retention_ratio=0.02)
+    model = trainer.full_model.eval()
+    learnt = answer_accuracy(model, trainer.processor, **questions).accuracy
+    chance = answer_accuracy(model, trainer.processor, compressor="random", **questions).accuracy
+    assert learnt > chance + 0.3
+
+
+def test_sparklines():
+    assert sparkline([]) == ""
+    assert sparkline([0.5, 0.5]) == "▁▁"
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline(list(range(1000)), width=4) == "▁▃▆█"
+
+
+CONCERNS = [
+    ({"zero_variance": 0.95}, "equal rewards"),
+    ({"entropy": 0.01}, "certain of every token"),
+    ({"clip_fraction": 0.7}, "stopped by the clip"),
+    ({"score_spread": 50.0}, "scores grow large"),
+]
+
+
+@pytest.mark.parametrize(("logs", "words"), CONCERNS)
+def test_a_dead_run_is_told(logs, words):
+    alive = {"zero_variance": 0.2, "entropy": 0.5, "clip_fraction": 0.1, "score_spread": 1.0}
+    assert concerns(alive) == []
+    (concern,) = concerns(alive | logs)
+    assert words in concern
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_display(terminal):
+    console = Console(record=True, force_terminal=terminal, width=100, file=io.StringIO())
+    display = TrainingDisplay(console)
+    state, control = TrainerState(max_steps=40, is_world_process_zero=True), TrainerControl()
+    display.on_train_begin(None, state, control)
+    for step in range(1, 5):
+        state.global_step = step * 10
+        display.on_step_end(None, state, control)
+        display.on_log(None, state, control, logs={"loss": 1.0, "reward": step / 4, "zero_variance": 0.95, "epoch": 1})
+    display.on_log(None, state, control, logs={"eval_accuracy_at_0.02": 0.75, "eval_samples": 9})
+    display.on_train_end(None, state, control)
+    text = console.export_text()
+    assert text.count("equal rewards in all rollouts") == 1
+    assert "▁▃▆█" in text if terminal else "step 40 of 40  accuracy_at_0.02 0.75" in text
+    assert "eval_samples" not in text
