@@ -455,6 +455,28 @@ def test_the_ratio_is_the_mean_over_the_layers(family):
     assert kept.tolist() == [total] * 3 + [total // 4] * 2
 
 
+@pytest.mark.parametrize("method", BOTH)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_compute_what_is_left(family, method):
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    widths = {}
+    for index, layer in enumerate(stock.get_decoder().layers):
+        for name, module in (("attention", layer.self_attn.v_proj), ("mlp", layer.mlp.up_proj)):
+            module.register_forward_hook(
+                lambda _module, args, _out, key=(name, index): widths.setdefault(key, []).append(args[0].shape[1])
+            )
+    settings = dict(retention_ratio=0.3, compressor=BOTH[method])
+    seen = model(**inputs, **settings).layer_tokens[:, 0]
+    (video,) = model.compress(**inputs, retention_ratio=0.3).videos
+    rest = inputs["input_ids"].shape[1] - video.span.num_tokens
+    assert [widths["attention", index] for index in range(LAYERS)] == [[rest + n] for n in seen.tolist()]
+    # FrameFusion drops between a layer's attention and its MLP.
+    behind = [*seen[1:].tolist(), int(seen[-1])] if method == "framefusion" else seen.tolist()
+    assert [widths["mlp", index] for index in range(LAYERS)] == [[rest + n] for n in behind]
+    assert len(set(seen.tolist())) > 1
+
+
 def test_what_enters_the_language_model():
     stock, model = wrapped("llava_onevision")
     inputs = prompt_inputs(stock, PROMPTS["ragged batch"])
