@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from cacovid_hf import select_tokens
-from cacovid_hf.selection import SCOPES, contribution_budget, frame_budgets, spread_tokens, token_budget, top_tokens
+from cacovid_hf.selection import (
+    SCOPES,
+    contribution_budget,
+    frame_budgets,
+    largest_frame_budget,
+    spread_tokens,
+    token_budget,
+    top_tokens,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())["select"]
@@ -219,3 +227,43 @@ BAD = [
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
         select_tokens(**{**GOOD, **change})
+
+
+def marked_by_sorting(scores, counts):
+    """What `top_tokens` must mark, by a stable sort of every row."""
+    marked = torch.zeros_like(scores, dtype=torch.bool)
+    for row, values in enumerate(scores):
+        marked[row, torch.sort(values, descending=True, stable=True).indices[: int(counts[row])]] = True
+    return marked
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64])
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_top_tokens_are_those_of_a_stable_sort(dtype, levels):
+    """Ties, both zeros, both infinities, nothing and everything."""
+    generator = torch.Generator().manual_seed(levels)
+    scores = torch.randint(-levels, levels + 1, (12, 30), generator=generator).to(dtype)
+    if dtype.is_floating_point:
+        scores = scores / 7
+        scores[0, ::2] = -0.0
+        scores[0, 1::2] = 0.0
+        scores[1, 3], scores[1, 4], scores[1, 5] = float("inf"), float("-inf"), torch.finfo(dtype).tiny
+    counts = torch.randint(0, 31, (12,), generator=generator)
+    counts[:2] = torch.tensor([7, 2])
+    counts[2:4] = torch.tensor([0, 30])
+    expected = marked_by_sorting(scores, counts)
+    assert torch.equal(top_tokens(scores, counts), expected)
+    assert torch.equal(top_tokens(scores[4:], counts[4:], int(counts[4:].max())), expected[4:])
+    for count in (0, 1, 11, 30):
+        assert torch.equal(top_tokens(scores, count), marked_by_sorting(scores, torch.full((12,), count)))
+
+
+@pytest.mark.parametrize(("frames", "tokens"), [(1, 5), (3, 4), (8, 36), (16, 9)])
+@pytest.mark.parametrize("cap", [0.3, 1.0, 1.5, 20.0])
+def test_no_frame_exceeds_its_bound(frames, tokens, cap):
+    for ratio in (0.02, 0.1, 0.25, 0.5, 0.9, 0.99):
+        for share in (0.2, 0.5, 1.0):
+            settings = tokens, ratio, share, cap
+            bound = largest_frame_budget(frames, *settings)
+            for scores in (torch.zeros(frames), torch.randn(frames) * 10, torch.arange(frames).float()):
+                assert int(frame_budgets(scores, *settings).max()) <= bound <= tokens

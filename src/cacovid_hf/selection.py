@@ -44,20 +44,41 @@ def token_budget(num_tokens: int, retention_ratio: float) -> int:
     return max(1, math.floor(check_retention_ratio(retention_ratio) * num_tokens + _EPSILON))
 
 
-def top_tokens(scores: Tensor, counts: Tensor | int) -> Tensor:
+def top_tokens(scores: Tensor, counts: Tensor | int, most: int | None = None) -> Tensor:
     """Mark the highest `counts` scores of every row; at ties the lower index wins.
 
     Args:
         scores: `(..., P)`, larger = keep.
         counts: how many to mark, one number or `(...)` integers in [0, P].
+        most: bound of `counts` that the caller knows; what lies beyond the `most` highest is then not ordered.
 
     Returns:
         bool `(..., P)`.
     """
-    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
-    places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(-1, order, places)
-    return rank < (counts.unsqueeze(-1) if isinstance(counts, Tensor) else counts)
+    size = scores.shape[-1]
+    if scores.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
+        rank = torch.empty_like(order).scatter_(-1, order, torch.arange(size, device=order.device).expand_as(order))
+        return rank < (counts.unsqueeze(-1) if isinstance(counts, Tensor) else counts)
+    keys = _distinct_keys(scores.float())
+    if not isinstance(counts, Tensor):
+        if not 0 < counts < size:
+            return torch.full_like(scores, counts > 0, dtype=torch.bool)
+        return keys >= keys.topk(counts, sorted=False).values.amin(dim=-1, keepdim=True)
+    highest = keys.topk(min(size, most or size)).values
+    last = highest.gather(-1, counts.unsqueeze(-1).clamp(min=1) - 1)
+    return (keys >= last) & (counts.unsqueeze(-1) > 0)
+
+
+def _distinct_keys(scores: Tensor) -> Tensor:
+    """int64 in the order of float32 `scores` `(..., P)`, no two of a row alike: the lower index is the larger.
+
+    A float's bits are in its order, those of the negative ones reversed; the index takes the lower half.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    places = torch.arange(scores.shape[-1] - 1, -1, -1, device=scores.device)
+    return (bits.long() << 32) + places
 
 
 def spread_tokens(keep: Tensor, num_kept: int, num_more: int) -> Tensor:
@@ -115,6 +136,15 @@ def frame_budgets(
     largest = min(tokens_per_frame, math.floor(share * tokens_per_frame * (cap * retention_ratio) + _EPSILON))
     counts = torch.round(weights * round(share * retention_ratio * num_tokens)).long()
     return _settle(counts.clamp(min=1).clamp(max=largest), budget, tokens_per_frame)
+
+
+def largest_frame_budget(
+    num_frames: int, tokens_per_frame: int, retention_ratio: float, share: float, cap: float
+) -> int:
+    """Bound of `frame_budgets`, known without its scores: its clip, or the level to which the smallest are raised."""
+    budget = contribution_budget(num_frames * tokens_per_frame, retention_ratio, share)
+    clip = math.floor(share * tokens_per_frame * (cap * retention_ratio) + _EPSILON)
+    return min(tokens_per_frame, max(clip, budget // num_frames + 1))
 
 
 def contribution_budget(num_tokens: int, retention_ratio: float, share: float) -> int:
@@ -207,8 +237,9 @@ def select_tokens(
     elif scope == "video":
         keep = top_tokens((token_scores + frame_scores[:, None]).flatten(), by_contribution)
     else:
-        counts = frame_budgets(frame_scores, token_scores.shape[1], retention_ratio, contribution_share, frame_cap)
-        keep = top_tokens(token_scores, counts).flatten()
+        settings = (token_scores.shape[1], retention_ratio, contribution_share, frame_cap)
+        counts = frame_budgets(frame_scores, *settings)
+        keep = top_tokens(token_scores, counts, largest_frame_budget(len(token_scores), *settings)).flatten()
     return spread_tokens(keep, by_contribution, budget - by_contribution).view_as(token_scores)
 
 
