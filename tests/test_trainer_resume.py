@@ -59,7 +59,8 @@ class KilledWhileSaving(ContributionTrainer):
             kill()
 
 
-POINTS = {"step 1": [], "step 7": [4, 6], "weights": [4, 6], "optimizer": [4, 6], "state": [4, 6], "after": [4, 6, 10]}
+# An epoch has 4 steps: step 4 ends one.
+POINTS = {"step 1": [], "step 5": [4], "weights": [4, 6], "optimizer": [4, 6], "state": [4, 6], "after": [4, 6, 10]}
 
 
 def run_until_killed(folder, point):
@@ -120,6 +121,25 @@ def test_killed_and_resumed(point, uninterrupted, tmp_path):
         for log in (whole.state.log_history, engine.state.log_history)
     )
     assert found == expected
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """The same samples in every pass."""
+
+    def __iter__(self):
+        return iter(range(7))
+
+
+def test_a_stream_is_resumed_in_its_third_pass(tmp_path):
+    settings = {**SETTINGS, "samples": Stream(), "save_steps": 10}
+    whole, _, engine = trainer(tmp_path, **settings)
+    engine.train()
+    resumed, collator, engine = trainer(tmp_path, **settings)
+    engine.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-10")
+    assert engine.state.global_step == 12
+    assert collator.calls == 2  # what was trained on already is not read again
+    for name, tensor in whole.policy.state_dict().items():
+        assert torch.equal(tensor, resumed.policy.state_dict()[name]), name
 
 
 CHANGES = [

@@ -12,7 +12,7 @@ from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.prompt import stack_prompts
 from cacovid_hf.tiny import clips, model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
-from cacovid_hf.training.batches import is_stream
+from cacovid_hf.training.batches import SampleBatches, SampleLoader, SampleReader, TurnCollator, is_stream
 from cacovid_hf.training.data import AnswerCollator, VideoQuestions, question_text
 from cacovid_hf.training.filter import blind_filter
 from cacovid_hf.training.judging import Judge, Question
@@ -213,6 +213,25 @@ def test_questions_that_need_no_video_are_left_out(processor, model, tmp_path):
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["kept.jsonl", "kept.jsonl.summary.json"]
     first = blind_filter(model, processor, samples, tmp_path / "few.jsonl", batch_size=5, max_new_tokens=1, limit=7)
     assert first.total == 7
+
+
+def test_a_worker_reads_the_same(processor, tmp_path):
+    samples = [{**sample, "path": str(CLIP.path)} for sample in SAMPLES[:3]]
+    batches = []
+    for workers in (0, 1):
+        loader = SampleLoader(
+            SampleReader(samples),
+            batch_sampler=SampleBatches(samples, batch_size=2, repeats=2),
+            collate_fn=TurnCollator(AnswerCollator(processor)),
+            num_workers=workers,
+        )
+        batches.append(list(loader))
+    assert [batch["turn"] for batch in batches[0]] == [batch["turn"] for batch in batches[1]]
+    assert len(batches[0]) == 4
+    for one, other in zip(*batches, strict=True):
+        assert len(one.get("questions", ())) == len(other.get("questions", ()))
+        for ours, theirs in zip(one.get("inputs", ()), other.get("inputs", ()), strict=True):
+            assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_frames_may_be_given_as_they_are(processor):
