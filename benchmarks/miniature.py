@@ -1,0 +1,232 @@
+"""What the studies of training share: the tiny model, one training run of its policy, and questions to measure it by."""
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, get_cosine_schedule_with_warmup
+
+from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.policy import PolicyOutput
+from cacovid_hf.prompt import Prompt
+from cacovid_hf.tiny import model_path
+from cacovid_hf.tiny.dataset import QuestionDataset
+from cacovid_hf.tiny.synthetic import sample_questions
+from cacovid_hf.training.data import AnswerCollator
+from cacovid_hf.training.judging import Question
+from cacovid_hf.training.objective import advantages, cpo_loss, priced
+from cacovid_hf.training.rollouts import AnswerScores, cut, score_answers
+
+TOKENS_PER_FRAME = 36
+ITERATIONS = 2
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions about a clip each, embedded once.
+
+    Attributes:
+        prompt: `B` prompts as the language model receives them.
+        questions: one a prompt.
+        evidence: bool `(B, N)`, the tokens that show the answer; of test questions.
+        kinds: of the questions; of test questions.
+    """
+
+    prompt: Prompt
+    questions: list[Question]
+    evidence: Tensor
+    kinds: list[str]
+
+
+@functools.cache
+def processor() -> Any:
+    """Of the embedded model."""
+    return AutoProcessor.from_pretrained(model_path())
+
+
+def untrained(seed: int, **config: Any) -> CaCoVidForConditionalGeneration:
+    """A new policy, its layer from layer 0, around the embedded backbone; selection by token scores alone."""
+    trained: Any = AutoModelForImageTextToText.from_pretrained(model_path(), dtype=torch.float32)
+    torch.manual_seed(seed)
+    config = {"contribution_share": 1.0, "scope": "tokens"} | config
+    return CaCoVidForConditionalGeneration.from_backbone(
+        trained.backbone, base_model_name_or_path=None, **config
+    ).eval()
+
+
+def ask(model: CaCoVidForConditionalGeneration, count: int, seed: int, batch_size: int = 50) -> list[Asked]:
+    """Embed `count` questions of a seed, balanced by kind, that no training draws."""
+    samples = [
+        {
+            "video": clip.frames,
+            "problem": asked.text,
+            "solution": asked.answer,
+            "kind": asked.kind,
+            "evidence": asked.evidence,
+        }
+        for clip, asked in sample_questions(count, seed)
+    ]
+    return [_embedded(model, samples[start : start + batch_size]) for start in range(0, count, batch_size)]
+
+
+@torch.no_grad()
+def _embedded(model: CaCoVidForConditionalGeneration, samples: list[dict[str, Any]]) -> Asked:
+    batch = AnswerCollator(processor())(samples)
+    (inputs,) = batch["inputs"]
+    evidence = [torch.from_numpy(sample["evidence"]).flatten() for sample in samples if "evidence" in sample]
+    return Asked(
+        model.embed(**inputs),
+        batch["questions"],
+        torch.stack(evidence) if evidence else torch.zeros(0),
+        [sample.get("kind", "") for sample in samples],
+    )
+
+
+def answered(model: CaCoVidForConditionalGeneration, asked: Asked, keeps: list[Tensor]) -> AnswerScores:
+    """How the backbone answers from subsets, bool `(G, N)` a question; `B * G` scores, question by question."""
+    prompts, rows = cut(asked.prompt, keeps)
+    answers: list[Any] = [asked.questions[row].answer for row in rows.tolist()]
+    return score_answers(model.backbone, prompts, answers)
+
+
+@torch.no_grad()
+def token_scores(model: CaCoVidForConditionalGeneration, asked: Asked) -> list[Tensor]:
+    """The policy's scores `(T, P)` of every question's video."""
+    outputs = model.policy(asked.prompt.inputs_embeds, asked.prompt.position_ids, asked.prompt.layout)
+    return [output.token_scores for output in outputs]
+
+
+@torch.no_grad()
+def at_ratio(model: CaCoVidForConditionalGeneration, batches: list[Asked], ratio: Any) -> dict[str, Tensor]:
+    """Per question, float32: `exact` (1 or 0), `probability` of the right answer, and how many tokens were `kept`."""
+    found: dict[str, list[Tensor]] = {"exact": [], "probability": [], "kept": []}
+    for asked in batches:
+        prompts = model.compress_prompt(asked.prompt, retention_ratio=ratio)
+        answers: list[Any] = [question.answer for question in asked.questions]
+        scores = score_answers(model.backbone, prompts, answers)
+        found["exact"].append(scores.exact.float())
+        found["probability"].append(scores.probability)
+        found["kept"].append(torch.tensor([float(video.keep.sum()) for video in prompts.videos]))
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def learn(
+    model: CaCoVidForConditionalGeneration,
+    batches: list[Asked],
+    draw: Callable[[Tensor, torch.Generator], Tensor],
+    *,
+    seed: int,
+    token_price: float = 0.0,
+    learning_rate: float = 1.5e-3,
+    kl_weight: float = 0.05,
+    watch: Callable[[int], None] | None = None,
+    every: int = 10,
+) -> list[dict[str, float]]:
+    """Train the policy on questions that are embedded once for many runs: the mathematics of `ContributionTrainer`, in one loop.
+
+    Our recipe: two iterations on a batch with a replay memory, probability as reward, dual clip 3, gradient norm 0.1, AdamW with beta2 0.99, cosine
+    schedule after 20 steps; no frame rollouts.
+
+    Args:
+        model: its policy is trained in place.
+        batches: one is two optimiser steps.
+        draw: token scores `(T, P)` and a generator to rollouts, bool `(G, T, P)`, the first one greedy.
+        seed: of the rollouts.
+        token_price: see `ContributionTrainingArguments`.
+        learning_rate: largest.
+        kl_weight: of the divergence from the coin flip.
+        watch: called with the step, before the first one and after every `every`.
+        every: optimiser steps.
+
+    Returns:
+        What happened, a row a step.
+    """
+    policy, generator = model.policy, torch.Generator().manual_seed(seed)
+    weights = [weight for name, weight in policy.named_parameters() if not name.startswith("frame_head")]
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 20, ITERATIONS * len(batches))
+    log: list[dict[str, float]] = []
+    if watch is not None:
+        watch(0)
+    for batch in batches:
+        prompt = batch.prompt
+        no_frames = torch.zeros(0, prompt.layout.videos[0].num_frames, dtype=torch.bool), torch.zeros(0)
+        old: list[PolicyOutput] = []
+        masks: list[Tensor] = []
+        rewards: list[Tensor] = []
+        for iteration in range(ITERATIONS):
+            outputs = policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
+            if iteration == 0:
+                old = [PolicyOutput(o.token_logits.detach(), o.frame_logits.detach()) for o in outputs]
+            drawn = [draw(output.token_scores, generator) for output in old]
+            scored = answered(model, batch, [mask.flatten(1) for mask in drawn]).probability
+            found = list(scored.split([len(mask) for mask in drawn]))
+            paid = [priced(reward, mask, token_price) for reward, mask in zip(found, drawn, strict=True)]
+            masks = [torch.cat(pair) for pair in zip(masks, drawn, strict=True)] if masks else drawn
+            rewards = [torch.cat(pair) for pair in zip(rewards, paid, strict=True)] if rewards else paid
+            pieces = [
+                cpo_loss(output, before, mask, advantages(reward), *no_frames, dual_clip=3.0, kl_weight=kl_weight)
+                for output, before, mask, reward in zip(outputs, old, masks, rewards, strict=True)
+            ]
+            optimizer.zero_grad()
+            torch.stack([loss for loss, _ in pieces]).mean().backward()
+            torch.nn.utils.clip_grad_norm_(weights, 0.1)
+            optimizer.step()
+            schedule.step()
+            row = {
+                name: mean(getattr(s, name).item() for _, s in pieces)
+                for name in ("entropy", "score_spread", "clip_fraction")
+            }
+            row |= {
+                "reward": scored.mean().item(),
+                "reward_std": mean(reward.std().item() for reward in found),
+                "kept_ratio": mean(mask.float().mean().item() for mask in drawn),
+            }
+            log.append({name: round(value, 4) for name, value in row.items()})
+            if watch is not None and len(log) % every == 0:
+                watch(len(log))
+    model.config.policy_trained = True
+    return log
+
+
+def training_questions(model: CaCoVidForConditionalGeneration, count: int, batch_size: int, seed: int) -> list[Asked]:
+    """Questions to train on, from the stream that no test draws from."""
+    samples = QuestionDataset(count, seed=seed)
+    return [
+        _embedded(model, [samples[i] for i in range(start, start + batch_size)])
+        for start in range(0, count, batch_size)
+    ]
+
+
+class Cells:
+    """One JSON a cell in a folder: what is there is not run again.
+
+    Args:
+        folder: of the JSON files.
+        record: what all cells share, see `record.environment`.
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any]):
+        self.folder, self.record = folder, record
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The cell, made now if it is not there."""
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        start = time.perf_counter()
+        cell = {"cell": name, **make(), "seconds": round(time.perf_counter() - start, 1), **self.record}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        print(f"{name}: {cell['seconds']} s", flush=True)
+        return cell
