@@ -1,12 +1,17 @@
 """Long videos: chunks against the whole, encoded videos in place of pixels, and memory that is bounded."""
 
+import threading
+
 import pytest
 import torch
+from media import write_video
 from models import FAMILIES, PROMPTS, RAGGED, TWO_VIDEOS, Video, masked_inputs, prompt_inputs, stock_model
+from processors import tiny_processor
 
-from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.backbones import base
 from cacovid_hf.compressors import Uniform
+from cacovid_hf.long_video import ahead, encode_file
 
 PIXELS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 # Windows of Qwen2.5-VL's tower are 2 x 2 tokens here: grids of several windows, odd ones among them.
@@ -152,3 +157,81 @@ def test_wrong_encoded_videos(family):
     if family == "llava_onevision":
         with pytest.raises(ValueError, match="encoded with hidden size 64, the model has 128"):
             other.generate(**without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25)
+
+
+# ------------------------------------------------------------------ files
+
+
+@pytest.fixture(params=FAMILIES)
+def filmed(request, tmp_path):
+    _, model = wrapped(request.param)
+    processor = with_video_reader(tiny_processor(request.param))
+    path = write_video(tmp_path / "clip.mp4", 23, fps=5)
+    return model, processor, path
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(("num_frames", "frames"), [(23, 2), (7, 3), (9, 64), (1, 1)])
+def test_a_file_in_chunks_is_the_file_at_once(filmed, num_frames, frames, overlap):
+    """Odd numbers of frames and last chunks included: what processor and tower make of the whole video."""
+    model, processor, path = filmed
+    content = [{"type": "video", "path": str(path)}, {"type": "text", "text": "what color"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"num_frames": num_frames, "max_fps": 100.0},
+    )
+    processor.video_processor.max_fps = 100.0
+    expected = model.encode_videos(**inputs, frames_per_chunk=None)
+    encoded = encode_file(
+        model, processor, path, num_frames=num_frames, frames_per_chunk=frames, overlap=overlap, device="cpu"
+    )
+    assert encoded.grids == expected.grids
+    torch.testing.assert_close(encoded.features[0], expected.features[0], atol=1e-4, rtol=1e-4)
+    assert encoded.inputs.keys() == expected.inputs.keys()
+    for name, value in expected.inputs.items():
+        torch.testing.assert_close(encoded.inputs[name], torch.as_tensor(value), check_dtype=False)
+
+
+def test_errors_of_the_reading_thread_arrive(filmed, tmp_path):
+    model, processor, path = filmed
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        encode_file(model, processor, tmp_path / "none.mp4")
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match=r"cut\.mp4"):
+        encode_file(model, processor, cut)
+    assert threading.active_count() == before
+
+
+def test_ahead_keeps_order_depth_and_ends():
+    made = []
+
+    def items():
+        try:
+            for number in range(100):
+                made.append(number)
+                yield number
+        finally:
+            made.append("closed")
+
+    before = threading.active_count()
+    iterator = ahead(items(), depth=2)
+    assert [next(iterator) for _ in range(3)] == [0, 1, 2]
+    iterator.close()
+    assert threading.active_count() == before
+    assert made[-1] == "closed"
+    assert len(made) <= 3 + 2 + 2
+    assert list(ahead(range(50))) == list(range(50))
+
+
+def test_frames_whose_size_depends_on_their_number_are_refused(tmp_path):
+    _, model = wrapped("qwen2_5_vl")
+    processor = with_video_reader(tiny_processor("qwen2_5_vl"))
+    processor.video_processor.cap_pixels_per_frame = True
+    with pytest.raises(ValueError, match="cap_pixels_per_frame=True"):
+        encode_file(model, processor, write_video(tmp_path / "clip.mp4", 8))

@@ -13,10 +13,12 @@ _EXPORTS = {
     "CaCoVidForConditionalGeneration": "modeling",
     "CaCoVidOutput": "modeling",
     "CompressedPrompt": "prompt",
+    "EncodedVideos": "prompt",
     "Compressor": "compressors",
     "ContributionPolicy": "policy",
     "LightPolicy": "light_policy",
     "VideoSelection": "prompt",
+    "VideoSession": "session",
     "read_video": "video",
     "select_tokens": "selection",
     "with_video_reader": "processing",
@@ -29,8 +31,10 @@ __all__ = [
     "CompressedPrompt",
     "Compressor",
     "ContributionPolicy",
+    "EncodedVideos",
     "LightPolicy",
     "VideoSelection",
+    "VideoSession",
     "__version__",
     "read_video",
     "select_tokens",
@@ -45,8 +49,9 @@ if TYPE_CHECKING:
     from .modeling import CaCoVidForConditionalGeneration, CaCoVidOutput
     from .policy import ContributionPolicy
     from .processing import with_video_reader
-    from .prompt import CompressedPrompt, VideoSelection
+    from .prompt import CompressedPrompt, EncodedVideos, VideoSelection
     from .selection import select_tokens
+    from .session import VideoSession
     from .video import read_video
 
 

@@ -3,6 +3,7 @@
 `CaCoVidForConditionalGeneration` is one holder; the code that a checkpoint carries for stock models is another.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +23,10 @@ from .backbones import Backbone, backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
 from .compressors import CaCoVid, Check, Compressor, resolve_compressor
 from .generation import check_generation, check_generation_inside, effective_settings, generate_compressed
-from .long_video import check_frames_per_chunk, collect
+from .long_video import check_frames_per_chunk, collect, encode_file
 from .policy import Policy
 from .prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
+from .session import VideoSession
 from .turns import cached_length, compress_turn, forget, is_recorded, record
 
 
@@ -185,8 +187,67 @@ class Compressing:
             )
         chunks = family.encode(self.backbone, inputs, frames_per_chunk)
         sizes = [t * h * w + family.trailing_tokens for t, h, w in grids]
-        settings = {name: inputs[name] for name in family.video_settings if inputs.get(name) is not None}
+        settings = {n: torch.as_tensor(inputs[n]) for n in family.video_settings if inputs.get(n) is not None}
         return EncodedVideos(tuple(grids), collect(chunks, sizes, device), settings)
+
+    def session(
+        self,
+        video: "str | os.PathLike | Sequence[str | os.PathLike] | EncodedVideos | None" = None,
+        processor: Any = None,
+        *,
+        keep_selection: bool = False,
+        conversation: bool = False,
+        retention_ratio: "float | Sequence[float] | None" = None,
+        compressor: "str | Compressor | None" = None,
+        num_frames: int | None = None,
+        frames_per_chunk: int = FRAMES_PER_CHUNK,
+        device: "torch.device | str | None" = None,
+        **inputs: Any,
+    ) -> VideoSession:
+        """Encode videos once, to ask many questions about them: `model.session("film.mp4", processor).ask("Who comes in?")`.
+
+        Args:
+            video: a file (path or http(s) address), several, or what `encode_videos` returned; None: see `inputs`.
+            processor: of the model; needed for files and for `ask`.
+            keep_selection: choose the video tokens for the first question alone and reuse the language model's cache for the others, or
+                (False) choose anew for each question.
+            conversation: whether later questions of `ask` see the earlier ones and their answers.
+            retention_ratio: as in `generate`, for every question that does not say otherwise.
+            compressor: as in `generate`, for every question that does not say otherwise.
+            num_frames: at most so many frames of a file; None is the processor's setting.
+            frames_per_chunk: see `encode_videos`; of a file, the next chunk is decoded while this one is encoded.
+            device: where the encoded videos are to wait, such as `"cpu"`; None: where they are made.
+            **inputs: in place of `video`, what the processor returned for a prompt with the videos.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a readable video, or arguments that do not fit.
+        """
+        if (video is None) == (not inputs):
+            raise ValueError(
+                "Give the videos once: files or encoded videos as `video`, or what the processor returned for them."
+            )
+        if video is None:
+            encoded = self.encode_videos(frames_per_chunk=frames_per_chunk, device=device, **inputs)
+        elif isinstance(video, EncodedVideos):
+            encoded = video
+        else:
+            if processor is None:
+                raise ValueError(
+                    "A video file needs a processor to be read: give processor=AutoProcessor.from_pretrained(...)."
+                )
+            files = [video] if isinstance(video, (str, os.PathLike)) else list(video)
+            options: dict[str, Any] = dict(num_frames=num_frames, frames_per_chunk=frames_per_chunk, device=device)
+            encoded = EncodedVideos.joined([encode_file(self, processor, file, **options) for file in files])
+        return VideoSession(
+            self,
+            encoded,
+            processor,
+            keep_selection=keep_selection,
+            conversation=conversation,
+            retention_ratio=retention_ratio,
+            compressor=compressor,
+        )
 
     def _with_encoded(self, encoded: EncodedVideos, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs of a call whose videos are encoded."""

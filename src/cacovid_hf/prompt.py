@@ -66,6 +66,17 @@ class EncodedVideos:
     def __len__(self) -> int:
         return len(self.grids)
 
+    @classmethod
+    def joined(cls, parts: "list[EncodedVideos]") -> "EncodedVideos":
+        """The videos of all parts, in order."""
+        if not parts:
+            raise ValueError("There is no video: give at least one.")
+        return cls(
+            tuple(grid for part in parts for grid in part.grids),
+            tuple(features for part in parts for features in part.features),
+            {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs},
+        )
+
     def take(self, videos: list[int]) -> "EncodedVideos":
         """These videos alone, by number."""
         return EncodedVideos(

@@ -64,6 +64,15 @@ def is_recorded(cache: Any) -> bool:
     return cached_length(cache) > 0 and _ATTRIBUTE in vars(cache)
 
 
+def record_of(cache: Any) -> CacheRecord | None:
+    """What is known of a cache that a turn of ours left; None if nothing is (a beam search, say)."""
+    return (
+        getattr(cache, _ATTRIBUTE).cut(cached_length(cache))
+        if is_recorded(cache) and getattr(cache, _ATTRIBUTE)
+        else None
+    )
+
+
 def forget(cache: Any) -> None:
     """Mark a cache as holding what is not known."""
     setattr(cache, _ATTRIBUTE, None)

@@ -11,7 +11,7 @@ import numbers
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, BinaryIO
@@ -125,22 +125,55 @@ def read_chosen_frames(
 
     `choose_indices` returns ascending indices in `[0, total_num_frames)`, at least one.
     """
+    limits: dict[str, Any] = dict(max_pixels=max_pixels, max_duration=max_duration)
+    with contextlib.closing(iter_chosen_frames(file, choose_indices, None, **limits)) as chunks:
+        return next(chunks)
+
+
+def iter_chosen_frames(
+    file: str | os.PathLike | BinaryIO,
+    choose_indices: Callable[[VideoMetadata], Any],
+    frames_per_chunk: int | None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_duration: float = MAX_DURATION,
+) -> Generator[tuple[np.ndarray, VideoMetadata], None, None]:
+    """As `read_chosen_frames`, so many frames at a time, decoded when they are asked for.
+
+    Yields:
+        Frames uint8 `(n, H, W, 3)`, `n <= frames_per_chunk` (None: all at once), and the metadata of the whole sample.
+    """
     with _opened(file) as (container, name):
         stream = _video_stream(container, name, max_pixels, max_duration)
         timeline = _timeline(container, stream, name)
+        done = 0
         if timeline.timestamps is not None:
             try:
-                return _read(container, stream, timeline, name, choose_indices, max_duration)
+                for chunk in _read(container, stream, timeline, name, choose_indices, max_duration, frames_per_chunk):
+                    done += len(chunk[0])
+                    yield chunk
+                return
             except _SeekError:
                 pass
         # Timestamps are missing or misleading, so that only decoding everything numbers the frames.
-        timeline = _counted_timeline(container, stream, timeline, name)
-        return _read(container, stream, timeline, name, choose_indices, max_duration)
+        counted = _counted_timeline(container, stream, timeline, name)
+        if done and counted.num_frames != timeline.num_frames:
+            raise ValueError(
+                f"{name} has {counted.num_frames} frames, its index says {timeline.num_frames}: export it again, or read it at once (frames_per_chunk=None)."
+            )
+        yield from _read(container, stream, counted, name, choose_indices, max_duration, frames_per_chunk, done)
 
 
 def _read(
-    container, stream, timeline: _Timeline, name: str, choose_indices: Callable, max_duration: float
-) -> tuple[np.ndarray, VideoMetadata]:
+    container,
+    stream,
+    timeline: _Timeline,
+    name: str,
+    choose_indices: Callable,
+    max_duration: float,
+    frames_per_chunk: int | None,
+    done: int = 0,
+) -> Iterator[tuple[np.ndarray, VideoMetadata]]:
     if timeline.num_frames == 0:
         raise ValueError(f"{name} has a video track without frames: export it again.")
     if not timeline.duration > 0 or timeline.num_frames > max(1.0, _MAX_FPS * timeline.duration):
@@ -155,22 +188,26 @@ def _read(
         video_backend="pyav",
     )
     indices = [int(i) for i in choose_indices(metadata)]
+    if not indices:
+        raise ValueError(f"No frame was chosen of the {timeline.num_frames} in {name}: choose at least one.")
+    size = len(indices) if frames_per_chunk is None else frames_per_chunk
     frames: np.ndarray | None = None
-    for place, frame in enumerate(_frames_at(container, stream, timeline, indices)):
+    for place, frame in enumerate(_frames_at(container, stream, timeline, indices[done:])):
         image = _upright(frame)
-        if frames is None:
-            frames = np.empty((len(indices), *image.shape), dtype=np.uint8)
-        if image.shape != frames.shape[1:]:
+        if place == 0:
+            metadata.frames_indices = indices
+            metadata.height, metadata.width = image.shape[:2]
+        if image.shape[:2] != (metadata.height, metadata.width):
             raise ValueError(
-                f"{name} changes its resolution from {frames.shape[2]}x{frames.shape[1]} to {image.shape[1]}x{image.shape[0]}: "
+                f"{name} changes its resolution from {metadata.width}x{metadata.height} to {image.shape[1]}x{image.shape[0]}: "
                 "export it again in one resolution."
             )
-        frames[place] = image
-    if frames is None:
-        raise ValueError(f"No frame was chosen of the {timeline.num_frames} in {name}: choose at least one.")
-    metadata.frames_indices = indices
-    metadata.height, metadata.width = frames.shape[1:3]
-    return frames, metadata
+        if frames is None:
+            frames = np.empty((min(size, len(indices) - done - place), *image.shape), dtype=np.uint8)
+        frames[place % size] = image
+        if (place + 1) % size == 0 or done + place + 1 == len(indices):
+            yield frames, metadata
+            frames = None
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_videos
 
-from .video import read_chosen_frames, uniform_indices
+from .video import iter_chosen_frames, read_chosen_frames, uniform_indices
 
 _DOWNLOAD_TIMEOUT = 60  # seconds without a byte
 _LlavaOnevisionKwargs: Any = LlavaOnevisionVideoProcessor.valid_kwargs
@@ -88,6 +88,24 @@ class VideoFileMixin(BaseVideoProcessor):
             pairs = [self._read(address, choose) for address in video_url_or_urls]
             return [frames for frames, _ in pairs], [metadata for _, metadata in pairs]
         return self._read(video_url_or_urls, choose)
+
+    def iter_frames(
+        self, address: str, frames_per_chunk: int, num_frames: int | None = None
+    ) -> Iterator[tuple[np.ndarray, VideoMetadata]]:
+        """Read one video as `fetch_videos` does, so many frames at a time, decoded when they are asked for.
+
+        Args:
+            address: where it lies.
+            frames_per_chunk: at least 1.
+            num_frames: at most so many frames of the video; None is the processor's setting.
+
+        Yields:
+            Frames uint8 `(n, H, W, 3)`, and the metadata of all of them.
+        """
+        with _local(address) as file:
+            yield from iter_chosen_frames(
+                file, lambda metadata: self.sample_frames(metadata=metadata, num_frames=num_frames), frames_per_chunk
+            )
 
     def _read(self, address: str, choose: Callable[..., Any]) -> tuple[np.ndarray, VideoMetadata]:
         with _local(address) as file:

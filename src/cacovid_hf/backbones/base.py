@@ -62,6 +62,14 @@ class Backbone(ABC):
     def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:
         """The pixel inputs of some frames (temporal grid steps) of one video, as those of a video of their own."""
 
+    def frames_per_step(self, config) -> int:
+        """Frames of a video that one temporal grid step holds."""
+        return 1
+
+    def settings_of_file(self, config, pixels: dict[str, Any], steps: int, metadata: Any) -> dict[str, Tensor]:
+        """`video_settings` of a video of so many steps, from the pixel inputs of a part of it and its `VideoMetadata`."""
+        return {}
+
     @abstractmethod
     def num_images(self, inputs: dict[str, Any]) -> int:
         """How many images the pixel inputs of the call hold."""

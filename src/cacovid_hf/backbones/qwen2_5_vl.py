@@ -71,6 +71,18 @@ class Qwen2_5_VLBackbone(Backbone):
         pixels = inputs["pixel_values_videos"][first + start * height * width : first + stop * height * width]
         return {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor([[stop - start, height, width]])}
 
+    def frames_per_step(self, config) -> int:
+        """Usually two."""
+        return config.vision_config.temporal_patch_size
+
+    def settings_of_file(self, config, pixels: dict[str, Any], steps: int, metadata: Any) -> dict[str, Tensor]:
+        """The grid, and the seconds that a step takes."""
+        _, height, width = pixels["video_grid_thw"][0].tolist()
+        return {
+            "video_grid_thw": torch.tensor([[steps, height, width]]),
+            "second_per_grid_ts": torch.tensor([self.frames_per_step(config) / metadata.sampled_fps]),
+        }
+
     def num_images(self, inputs: dict[str, Any]) -> int:
         """`image_grid_thw` is `(images, 3)`."""
         grids = inputs.get("image_grid_thw")
