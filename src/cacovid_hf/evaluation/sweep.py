@@ -1,7 +1,7 @@
 """Methods x ratios x models x benchmarks: every cell measured side by side with the others, one JSON a run.
 
-Of each batch of samples the videos are decoded and prepared once, then every cell answers it, in an order that rotates from batch to batch: what
-slows the machine down slows all of them. What a batch holds is settled by the benchmark alone, never by the number of processes or by what was run
+Of each batch of samples the videos are decoded, prepared and put through the vision tower once (once more for the stock model and for methods that
+read the tower's attention), then every cell answers it, in an order that rotates from batch to batch: what slows the machine down slows all of them. What a batch holds is settled by the benchmark alone, never by the number of processes or by what was run
 before, so results are the same for any of them. Rows are logged batch by batch; a run that was stopped goes on behind the last one.
 """
 
@@ -25,7 +25,7 @@ from ..compressors import Compressor
 from ..modeling import CaCoVidForConditionalGeneration
 from ..provenance import environment
 from ..selection import check_retention_ratio
-from .answering import Response, prepare, question, respond
+from .answering import Response, prepare, question, respond, with_encoded_videos
 from .clips import read_clip
 from .datasets import Benchmark, Sample, load_benchmark
 from .logs import CellLog, Row
@@ -210,6 +210,7 @@ def _cells(
                 "method": {"label": label, **description},
                 "retention_ratio": ratio,
                 "ratio_definition": BEFORE_LLM,
+                "count_rule": method.count_rule if ratio < 1 else "all",
                 "generation": generation,
                 "protocol": benchmark.protocol,
             }
@@ -338,15 +339,19 @@ class _Worker:
             inputs = prepare(
                 self.model, self.processor, [question(videos[index], samples[index].prompt) for index in indices]
             )
+            encoded, vision_ms = None, 0.0
             for cell in cells:
                 if cell.key in self.refused:
                     continue
+                by_pixels = cell.retention_ratio == 1 or cell.method.reads_tower
+                if encoded is None and not by_pixels:
+                    encoded, vision_ms = with_encoded_videos(self.model, inputs)
                 self.memory.reset()
                 try:
                     responses = respond(
                         self.model,
                         self.processor,
-                        inputs,
+                        inputs if by_pixels else encoded,
                         cell.method,
                         cell.retention_ratio,
                         cell.entry["generation"]["max_new_tokens"],
@@ -360,14 +365,15 @@ class _Worker:
                     continue
                 peak = self.memory.read()
                 for index, response in zip(indices, responses, strict=True):
-                    answered[cell.key][index] = self._row(index, samples[index], videos[index], response, peak)
+                    times = {"decode": 1000 * videos[index].seconds, **response.times_ms}
+                    times["vision"] += 0.0 if by_pixels else vision_ms
+                    answered[cell.key][index] = self._row(index, samples[index], response, times, peak)
         for cell in cells:
             if cell.key not in self.refused:
                 cell.log.append([answered[cell.key][index] for index in batch], self.rank)
 
-    def _row(self, index: int, sample: Sample, video: SampledVideo, response: Response, peak: int | None) -> Row:
+    def _row(self, index: int, sample: Sample, response: Response, times: dict[str, float], peak: int | None) -> Row:
         extracted = self.benchmark.extract(response.text, sample)
-        times = {"decode": 1000 * video.seconds, **response.times_ms}
         return {
             **_about(index, sample),
             "response": response.text,
