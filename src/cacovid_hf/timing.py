@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from .adaptive import AutoBudget, Ratio
 from .compressing import Compressing
-from .compressors import Compression, Compressor, Merged, Scores
+from .compressors import Compression, Compressor, LayerRecord, Merged, Scores
 from .modeling import CaCoVidForConditionalGeneration
-from .prompt import Prompt, VideoSelection, VideoSpan
+from .prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
 
 
 def timed_generate(
@@ -66,7 +66,7 @@ def _everything(model: CaCoVidForConditionalGeneration, inputs: Any) -> tuple[Vi
 
 
 class Stages(BaseStreamer):
-    """Times the stages of one `model.generate` from its public extension points.
+    """Times the stages of one `model.generate` from its public extension points; keeps what was selected, and what a method left to each layer.
 
     The compressor says where vision ends and the policy begins, the call of the language model where prefill begins, and the streamer (which
     gets the prompt, then every new token) where it ends.
@@ -76,6 +76,7 @@ class Stages(BaseStreamer):
         self.device = device
         self.times = dict.fromkeys(("prepare", "vision", "policy", "prefill", "generation"), 0.0)
         self.selections: tuple[VideoSelection, ...] = ()
+        self.layers: LayerRecord | None = None
         self._stage: str | None = None
         self._since = 0.0
         self._num_put = 0
@@ -121,7 +122,15 @@ class _Watched(Compressor):
     method: Compressor
     stages: Stages
 
-    name: ClassVar[str] = "watched"
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """As the method's."""
+        return self.method.name
+
+    @property
+    def inside_llm(self) -> bool:  # type: ignore[override]
+        """As the method does."""
+        return self.method.inside_llm
 
     @property
     def reads_tower(self) -> bool:  # type: ignore[override]
@@ -136,6 +145,15 @@ class _Watched(Compressor):
         found = self.method.compress(prompt, model, retention_ratios)
         self.stages.selections = found.videos
         return found
+
+    @contextmanager
+    def inside(
+        self, model: Compressing, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
+    ) -> Iterator[LayerRecord | None]:
+        """As the method does."""
+        with self.method.inside(model, prompt, retention_ratios) as record:
+            self.stages.layers = record
+            yield record
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor | Merged:
         """As the method does."""

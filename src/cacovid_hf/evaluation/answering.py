@@ -1,5 +1,6 @@
 """A batch of conversations about videos to responses, and what each took."""
 
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,13 @@ class Response:
 
     Attributes:
         text: stripped, without special tokens.
-        kept: video tokens of the prompt that the language model got.
+        kept: video tokens of the prompt that the language model's layers saw, on average; the same in all of them if the method acts before it.
         total: video tokens of the prompt.
         times_ms: milliseconds by stage (`vision`, `compression`, `prefill`, `generation`): the batch's, divided by its size.
     """
 
     text: str
-    kept: int
+    kept: float
     total: int
     times_ms: dict[str, float]
 
@@ -92,8 +93,11 @@ def respond(
     times = {"compression" if name == "policy" else name: seconds for name, seconds in stages.times.items()}
     times_ms = {name: 1000 * times[name] / len(ids) for name in ("vision", "compression", "prefill", "generation")}
     texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    kept, total = [0] * len(ids), [0] * len(ids)
-    for selection in selections:
-        kept[selection.row] += int(selection.keep.sum())
+    kept, total = [0.0] * len(ids), [0] * len(ids)
+    for video, selection in enumerate(selections):
         total[selection.row] += selection.keep.numel()
+        if stages.layers is None:
+            kept[selection.row] += int(selection.keep.sum())
+        else:
+            kept[selection.row] += statistics.fmean(layer[video] for layer in stages.layers.layer_tokens)
     return [Response(text.strip(), k, n, times_ms) for text, k, n in zip(texts, kept, total, strict=True)]

@@ -4,8 +4,9 @@ import dataclasses
 import json
 from typing import Any
 
-from ..compressors import COMPRESSORS, CaCoVid, Compressor, resolve_compressor
+from ..compressors import COMPRESSORS, CaCoVid, Compressor, FastV, resolve_compressor
 from ..modeling import CaCoVidForConditionalGeneration
+from .published import BEFORE_LLM, BEHIND_CUT, LAYER_AVERAGE
 
 ALL_TOKENS = "all tokens"
 """The method of the reference at ratio 1.0, which is no method."""
@@ -33,6 +34,13 @@ def make_method(name: str, model: CaCoVidForConditionalGeneration) -> Compressor
 def describe(method: Compressor) -> dict[str, Any]:
     """Name and settings of a method, for a result file."""
     return {"name": method.name, "settings": dataclasses.asdict(method)}  # type: ignore[call-overload]
+
+
+def ratio_definition(method: Compressor) -> str:
+    """What the method's retention ratio counts."""
+    if not method.inside_llm:
+        return BEFORE_LLM
+    return BEHIND_CUT if isinstance(method, FastV) and method.ratio_of == "kept" else LAYER_AVERAGE
 
 
 def uses_policy(method: Compressor) -> bool:

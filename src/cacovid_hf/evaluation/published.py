@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).with_name("published.json")
-BEFORE_LLM, LAYER_AVERAGE, DECODE_KV = (
-    "before the LLM",
-    "averaged over the LLM's layers",
-    "of the KV cache while decoding",
-)
+BEFORE_LLM, LAYER_AVERAGE = "before the LLM", "averaged over the LLM's layers"
+BEHIND_CUT, DECODE_KV = "behind the cut inside the LLM", "of the KV cache while decoding"
 """What a retention ratio counts. A method that drops all its tokens before the LLM has the same ratio by the first and the second."""
 
 

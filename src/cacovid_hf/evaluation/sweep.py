@@ -30,11 +30,11 @@ from .clips import read_clip
 from .datasets import Benchmark, Sample, load_benchmark
 from .logs import CellLog, Row
 from .memory import PeakMemory
-from .methods import ALL_TOKENS, describe, expand_methods, make_method, uses_policy
+from .methods import ALL_TOKENS, describe, expand_methods, make_method, ratio_definition, uses_policy
 from .processes import Processes
+from .published import BEFORE_LLM
 from .results import FORMAT, file_name, identity, only_writer, read_run, write_run
 
-BEFORE_LLM, LAYER_AVERAGE = "before the LLM", "averaged over the LLM's layers"
 STAGES = ("decode", "vision", "compression", "prefill", "generation")
 # What all cells of a run share: a table of cells that differ in it would compare nothing.
 SHARED = ("limit", "seed", "batch_size", "num_frames", "max_new_tokens", "dtype", "attention")
@@ -209,7 +209,7 @@ def _cells(
                 },
                 "method": {"label": label, **description},
                 "retention_ratio": ratio,
-                "ratio_definition": BEFORE_LLM,
+                "ratio_definition": ratio_definition(method) if ratio < 1 else BEFORE_LLM,
                 "count_rule": method.count_rule if ratio < 1 else "all",
                 "generation": generation,
                 "protocol": benchmark.protocol,
