@@ -8,7 +8,9 @@ _BLOCK = 1 << 25
 
 
 @torch.no_grad()
-def density_peaks(features: Tensor, valid: Tensor, counts: Tensor | int, num_neighbours: int) -> tuple[Tensor, Tensor]:
+def density_peaks(
+    features: Tensor, valid: Tensor, counts: Tensor | int, num_neighbours: Tensor | int
+) -> tuple[Tensor, Tensor]:
     """Choose centres in every set, dense and far from anything denser, and the centre nearest to every token.
 
     Distances are Euclidean over `sqrt(D)`; density is `exp(-mean d^2)` over the nearest tokens, itself among them; the score is density times the
@@ -19,7 +21,7 @@ def density_peaks(features: Tensor, valid: Tensor, counts: Tensor | int, num_nei
         features: `(R, M, D)`, a set a row.
         valid: bool `(R, M)`, the tokens that are there.
         counts: number of centres, one for all or `(R,)`, at most as many as a set's tokens.
-        num_neighbours: nearest tokens that the density is taken over; at most a set's tokens are.
+        num_neighbours: nearest tokens that the density is taken over, one for all or `(R,)`; at most a set's tokens are.
 
     Returns:
         Centres bool `(R, M)`, and int64 `(R, M)`, the place in its row of every token's nearest centre, a centre's its own; of tokens
@@ -29,21 +31,20 @@ def density_peaks(features: Tensor, valid: Tensor, counts: Tensor | int, num_nei
     if rows == 0:
         return valid, valid.long()
     counts = torch.as_tensor(counts, device=features.device).expand(rows)
+    neighbours = torch.as_tensor(num_neighbours, device=features.device).expand(rows)
     block = max(1, _BLOCK // size**2)
-    found = [
-        _density_peaks(features[i : i + block], valid[i : i + block], counts[i : i + block], num_neighbours)
-        for i in range(0, rows, block)
-    ]
+    blocks = [slice(start, start + block) for start in range(0, rows, block)]
+    found = [_density_peaks(features[b], valid[b], counts[b], neighbours[b]) for b in blocks]
     centres, nearest = zip(*found, strict=True)
     return torch.cat(centres), torch.cat(nearest)
 
 
-def _density_peaks(features: Tensor, valid: Tensor, counts: Tensor, num_neighbours: int) -> tuple[Tensor, Tensor]:
+def _density_peaks(features: Tensor, valid: Tensor, counts: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
     size, width = features.shape[-2:]
     pair = valid[:, :, None] & valid[:, None, :]
     squared = squared_distances(features) / width
-    near = squared.masked_fill(~pair, torch.inf).topk(min(num_neighbours, size), largest=False).values
-    near_is_there = near.isfinite()
+    near = squared.masked_fill(~pair, torch.inf).sort(dim=-1).values
+    near_is_there = near.isfinite() & (torch.arange(size, device=near.device) < neighbours[:, None, None])
     mean = near.masked_fill(~near_is_there, 0).sum(-1) / near_is_there.sum(-1).clamp(min=1)  # minus the log density
 
     first = torch.ones(size, size, dtype=torch.bool, device=features.device).tril(-1)  # [i, j]: j before i

@@ -8,8 +8,12 @@ from .check import Check
 from .divprune import DivPrune
 from .evs import Evs
 from .fastv import FastV
+from .fastvid import FastVid
+from .flashvid import FlashVid
 from .framefusion import FrameFusion
+from .prunevid import PruneVid
 from .vidcom2 import VidCom2
+from .visionzip import VisionZip
 
 COMPRESSORS: dict[str, type[Compressor]] = {
     method.name: method
@@ -19,10 +23,14 @@ COMPRESSORS: dict[str, type[Compressor]] = {
         Uniform,
         Attention,
         DivPrune,
+        VisionZip,
         VidCom2,
         Evs,
         FastV,
         FrameFusion,
+        PruneVid,
+        FastVid,
+        FlashVid,
     )
 }
 
@@ -49,12 +57,16 @@ __all__ = [
     "DivPrune",
     "Evs",
     "FastV",
+    "FastVid",
+    "FlashVid",
     "FrameFusion",
     "LayerRecord",
     "Merged",
+    "PruneVid",
     "Random",
     "Scores",
     "Uniform",
     "VidCom2",
+    "VisionZip",
     "resolve_compressor",
 ]
