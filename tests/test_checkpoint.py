@@ -52,7 +52,7 @@ def assert_same(model, other, ratio=0.25):
 def test_policy_only(saved, caplog):
     model, folder = saved
     model.save_pretrained(folder / "policy")
-    assert sorted(os.listdir(folder / "policy")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(folder / "policy")) == ["README.md", "cacovid_auto.py", "config.json", "model.safetensors"]
     assert keys(folder / "policy" / "model.safetensors") == {f"policy.{name}" for name in model.policy.state_dict()}
     assert "local folder" in caplog.text
     config = json.loads((folder / "policy" / "config.json").read_text())

@@ -17,6 +17,9 @@ from transformers.utils import logging
 
 from .backbones import backbone_family
 from .configuration import CaCoVidConfig
+from .hub.card import CardFacts, write_card
+from .hub.custom_generate import FOLDER as CODE_FOLDER
+from .hub.custom_generate import generated_files
 from .hub.source import WEIGHTS, Source
 from .wrapping import check_policy_size
 
@@ -26,6 +29,15 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 BACKBONE_FOLDER = "backbone"
+# How the Auto classes find this package from a checkpoint, if it is installed, not imported, and `trust_remote_code=True`.
+AUTO_MODULE = "cacovid_auto"
+AUTO_CLASSES = {"AutoConfig": "CaCoVidConfig", "AutoModelForImageTextToText": "CaCoVidForConditionalGeneration"}
+AUTO_SOURCE = '''"""The classes of this checkpoint, from the installed package cacovid-hf."""
+
+from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration
+
+__all__ = ["CaCoVidConfig", "CaCoVidForConditionalGeneration"]
+'''
 # What of the Hub's arguments goes on to the backbone, whose own revision is pinned in the config.
 SHARED_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 CONFIG_OVERRIDES = (
@@ -168,6 +180,8 @@ def save(
     *,
     include_backbone: bool,
     state_dict: dict[str, Tensor] | None,
+    card: CardFacts | bool,
+    custom_generate: bool,
     backbone_kwargs: dict[str, Any],
 ) -> None:
     """Write a checkpoint; see `CaCoVidForConditionalGeneration.save_pretrained`."""
@@ -175,6 +189,7 @@ def save(
     config.includes_backbone = include_backbone
     config.architectures = [type(model).__name__]
     config.dtype = model.policy.dtype
+    config.auto_map = {name: f"{AUTO_MODULE}.{kind}" for name, kind in AUTO_CLASSES.items()}
     config.backbone_config._name_or_path = ""  # base_model_name_or_path says it, and only where it is meant to be said
     tensors = part_of(model.state_dict() if state_dict is None else state_dict, "policy.", "state_dict", model.policy)
     base = config.base_model_name_or_path
@@ -207,6 +222,15 @@ def save(
             )
         with replaced(folder / "config.json") as temporary:
             config.to_json_file(temporary)
+        with replaced(folder / f"{AUTO_MODULE}.py") as temporary:
+            temporary.write_text(AUTO_SOURCE, encoding="utf-8")
+        if custom_generate:
+            with replaced(folder / CODE_FOLDER) as temporary:
+                write_files(temporary, generated_files(str(folder.resolve())))
+        if card is not False:
+            facts = card if isinstance(card, CardFacts) else None
+            processor_inside = (folder / "processor_config.json").is_file()
+            write_card(folder, config, folder.resolve().name, facts, processor_inside=processor_inside)
     except OSError as error:
         raise OSError(
             f"The checkpoint cannot be written to {folder} ({error}): choose a folder that can be written."
@@ -224,6 +248,13 @@ def part_of(
             f"{name} lacks {prefix}{lacking[0] if lacking else '*'}: give the state dict of the whole model."
         )
     return {key: tensor.detach().to("cpu").contiguous() for key, tensor in part.items()}
+
+
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    """Make a folder of text files."""
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 class replaced:

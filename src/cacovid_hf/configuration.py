@@ -7,10 +7,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from .adaptive import AUTO, AutoBudget
-from .policy_settings import check_policy
+from .policy_settings import FORMAT_VERSION, check_format_version, check_policy
 from .selection import check_retention_ratio, check_selection_settings
-
-FORMAT_VERSION = 1
 
 
 class CaCoVidConfig(PreTrainedConfig):
@@ -61,15 +59,7 @@ class CaCoVidConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
-        if type(self.format_version) is not int:
-            raise ValueError(
-                f"format_version={self.format_version!r} is no whole number: this is no config of a CaCoVid checkpoint."
-            )
-        if self.format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"This checkpoint has format_version={self.format_version}, this cacovid-hf reads up to {FORMAT_VERSION}: "
-                "upgrade it (pip install -U cacovid-hf)."
-            )
+        check_format_version(self.format_version)
         self.backbone_config = backbone_config(self.backbone_config)
         check_policy(self.policy_type, self.policy_attention)
         check_selection_settings(self.contribution_share, self.frame_cap, self.scope)

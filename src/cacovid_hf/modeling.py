@@ -9,11 +9,13 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
 from . import checkpoint
@@ -24,6 +26,8 @@ from .compressing import Compressing
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig, check_policy
 from .generation import WAY_ROUND
+from .hub.card import CardFacts
+from .hub.push import PUSH_ARGUMENTS, check_pushable, processor_of, push, upload
 from .hub.source import Source, load_weights
 from .light_policy import make_policy
 from .policy import Policy
@@ -205,31 +209,110 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
         push_to_hub: bool = False,
+        card: "CardFacts | bool" = True,
+        custom_generate: bool = False,
         **kwargs: Any,
     ) -> None:
         """Save the policy with the backbone's id, or (`include_backbone=True`) both in one self-contained folder.
 
-        The folder holds `config.json` and `model.safetensors` (keys under `policy.`); a self-contained one also a folder `backbone`, which is a
-        stock checkpoint. Files are written under temporary names and renamed, so that no half-written checkpoint is left.
+        The folder holds `config.json`, `model.safetensors` (keys under `policy.`), the card `README.md` and `cacovid_auto.py` (by which the Auto
+        classes find this package if `trust_remote_code=True`); a self-contained one also a folder `backbone`, which is a stock checkpoint.
+        Files are written under temporary names and renamed, so that no half-written checkpoint is left.
 
         Args:
             save_directory: made if missing.
             include_backbone: whether to save the backbone's weights too.
             is_main_process: false on the processes that write nothing.
             state_dict: a state dict of this model, as a trainer gathers it; only the parts that are saved are taken from it.
-            push_to_hub: not here; use `model.push_to_hub(repo)`.
+            push_to_hub: whether to push what was saved; `repo_id` (default: the folder's name) and the other arguments of `push_to_hub`
+                are then taken from `kwargs`.
+            card: what the card says beside the config (see `CardFacts`); false writes none.
+            custom_generate: whether to write the code for stock models too; it then looks for its policy in `save_directory`. A push always writes it.
             **kwargs: for the backbone's own `save_pretrained`, such as `max_shard_size`.
 
         Raises:
-            ValueError: policy-only, and the backbone has no id; or a backbone with adapters is to be included.
+            ValueError: policy-only, and the backbone has no id; or a backbone with adapters is to be included; or an evaluation that the
+                card cannot quote.
             OSError: the folder cannot be written.
         """
-        if push_to_hub:
-            raise ValueError("push_to_hub=True is not supported by save_pretrained: call model.push_to_hub(repo_id).")
+        pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
             return
+        if push_to_hub:
+            check_pushable(self.config, include_backbone)
         checkpoint.save(
-            self, save_directory, include_backbone=include_backbone, state_dict=state_dict, backbone_kwargs=kwargs
+            self,
+            save_directory,
+            include_backbone=include_backbone,
+            state_dict=state_dict,
+            card=card,
+            custom_generate=custom_generate,
+            backbone_kwargs=kwargs,
+        )
+        if push_to_hub:
+            folder = Path(save_directory)
+            repo_id = pushing.pop("repo_id", None) or folder.resolve().name
+            processor = pushing.pop("processor", None)
+            facts = card if isinstance(card, CardFacts) else None
+            processor = processor_of(self.config, pushing.get("token")) if processor is None else processor
+            upload(folder, repo_id, processor=processor, card=facts, **pushing)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        include_backbone: bool = False,
+        processor: "ProcessorMixin | bool | None" = None,
+        card: "CardFacts | None" = None,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: Sequence[str] | None = None,
+        **saving: Any,
+    ) -> CommitInfo:
+        """Push the policy, or (`include_backbone=True`) a self-contained checkpoint, with processor, card and the code for stock models.
+
+        One commit holds the checkpoint, a second one the folder `custom_generate`, stamped with the first. What others commit meanwhile is
+        kept: their changes of the card too. A push that dies leaves whole commits only, and may be repeated.
+
+        Args:
+            repo_id: `user/name` or `name`; made if missing.
+            include_backbone: whether to push the backbone's weights too.
+            processor: pushed along; None is the one of the checkpoint or of the backbone, false is none.
+            card: what the card says beside the config (see `CardFacts`).
+            commit_message: `"Upload model"` by default.
+            commit_description: of the commit.
+            private: of a repository that is made now.
+            token: None or true is the one that huggingface_hub knows.
+            revision: branch, made if missing.
+            create_pr: open a pull request instead.
+            tags: more tags for the card.
+            **saving: for the backbone's own `save_pretrained`, such as `max_shard_size`.
+
+        Returns:
+            The commit that holds the checkpoint.
+
+        Raises:
+            ValueError: policy-only, and the backbone is only a local folder.
+            huggingface_hub.errors.HfHubHTTPError: the Hub refused.
+        """
+        return push(
+            self,
+            repo_id,
+            include_backbone=include_backbone,
+            processor=processor,
+            card=card,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            tags=tags,
+            **saving,
         )
 
     # ---------------------------------------------------------------- what is the backbone's

@@ -1,5 +1,6 @@
-"""Which policies there are, and what their video tokens may attend to."""
+"""Which policies there are, what their video tokens may attend to, and which checkpoints of them can be read."""
 
+FORMAT_VERSION = 1
 POLICY_TYPES = ("full", "light")
 POLICY_ATTENTIONS = ("causal", "bidirectional", "question")
 
@@ -19,4 +20,17 @@ def check_policy(policy_type: str, attention: str) -> None:
         raise ValueError(
             f"policy_attention={attention!r} does not go with policy_type='light', whose video tokens read the question alone: leave it out, or "
             "use policy_type='full'."
+        )
+
+
+def check_format_version(format_version: object) -> None:
+    """Raise a `ValueError` if a checkpoint says that this package cannot read it."""
+    if type(format_version) is not int:
+        raise ValueError(
+            f"format_version={format_version!r} is no whole number: this is no config of a CaCoVid checkpoint."
+        )
+    if format_version > FORMAT_VERSION:
+        raise ValueError(
+            f"This checkpoint has format_version={format_version}, this cacovid-hf reads up to {FORMAT_VERSION}: "
+            "upgrade it (pip install -U cacovid-hf)."
         )

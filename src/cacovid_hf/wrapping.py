@@ -1,14 +1,16 @@
 """What there is to know of a loaded model before it is wrapped: adapters, devices, sizes."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 
-from .configuration import CaCoVidConfig
 from .light_policy import make_policy
 from .policy import Policy
+
+if TYPE_CHECKING:
+    from .configuration import CaCoVidConfig
 
 
 def base_model(backbone: Any) -> PreTrainedModel:
@@ -43,7 +45,7 @@ def check_policy_size(policy_config, backbone_config) -> None:
             )
 
 
-def untrained_policy(backbone: Any, config: CaCoVidConfig) -> Policy:
+def untrained_policy(backbone: Any, config: "CaCoVidConfig") -> Policy:
     """The policy that `config` describes, on the device and in the dtype of a stock model: its layer from the LLM's layer 0, random heads."""
     policy = make_policy(config, backbone.config)
     policy.to(device=embedding_device(backbone), dtype=backbone.dtype)

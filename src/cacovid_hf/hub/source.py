@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import _CACHED_NO_EXIST, HfApi, is_offline_mode, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils import cached_file
@@ -78,7 +79,28 @@ class Source:
         plain = isinstance(filename, str) and filename not in ("", ".", "..") and not set(filename) & set("/\\:\0")
         if not plain:
             raise ValueError(f"{self.name} names a file outside its folder, {filename!r}: do not use this checkpoint.")
-        return cached_file(self.name, filename, _raise_exceptions_for_missing_entries=False, **self.hub)
+        path = cached_file(self.name, filename, _raise_exceptions_for_missing_entries=False, **self.hub)
+        if path is None and not os.path.isdir(self.name):
+            self._check_missing(filename)
+        return path
+
+    def _check_missing(self, filename: str) -> None:
+        """Raise an `OSError` if a file was not found because the Hub could not be asked."""
+        if self.hub.get("local_files_only") or is_offline_mode():
+            return
+        path = "/".join(filter(None, (self.hub.get("subfolder"), filename)))
+        revision, cache = self.hub.get("revision"), self.hub.get("cache_dir")
+        if try_to_load_from_cache(self.name, path, cache_dir=cache, revision=revision) is _CACHED_NO_EXIST:
+            return
+        try:
+            there = HfApi(token=self.hub.get("token")).file_exists(self.name, path, revision=revision)
+        except Exception as error:  # of whichever HTTP library
+            raise OSError(
+                f"{path} of {self.name} cannot be fetched ({' '.join(str(error).split())}): try again, or use what is cached with "
+                "local_files_only=True."
+            ) from error
+        if there:
+            raise OSError(f"{path} of {self.name} could not be fetched at first: try again.")
 
     def json(self, filename: str) -> dict[str, Any] | None:
         """A JSON file of the checkpoint; None if there is none."""

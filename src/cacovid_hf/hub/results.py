@@ -1,0 +1,167 @@
+"""Figures of evaluation runs, read from their JSON files: the only way by which a figure gets into a card."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TINY_DATASET = "synthetic clips of the embedded model"
+POLICY_METHOD, ALL_TOKENS = "cacovid", "all tokens"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured figure.
+
+    Attributes:
+        dataset: its name.
+        method: what chose the tokens.
+        retention_ratio: fraction of the video tokens kept.
+        accuracy: in [0, 1].
+        standard_error: of it.
+        questions: how many were asked.
+        kept_tokens: mean number of video tokens kept; None if the run does not say.
+        file: name of the JSON.
+    """
+
+    dataset: str
+    method: str
+    retention_ratio: float
+    accuracy: float
+    standard_error: float
+    questions: int | None
+    kept_tokens: float | None
+    file: str
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The results of several runs, and where they were measured."""
+
+    results: tuple[Result, ...]
+    hardware: tuple[str, ...]
+
+
+def read_runs(paths: Iterable[str | os.PathLike]) -> Runs:
+    """Read the JSONs of `cacovid evaluate`, or of `benchmarks/accuracy.py`.
+
+    Raises:
+        ValueError: a file is no such JSON, or was measured with an untrained policy.
+    """
+    results: list[Result] = []
+    hardware: list[str] = []
+    for path in map(Path, paths):
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            found, environments = READERS[run["benchmark"]](run, path.name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is no evaluation that a card can quote ({type(error).__name__}: {error}): give a JSON that `cacovid evaluate` wrote."
+            ) from error
+        results += found
+        hardware += [_hardware(environment) for environment in environments]
+    return Runs(tuple(results), tuple(dict.fromkeys(hardware)))
+
+
+def _from_sweep(run: dict[str, Any], file: str) -> tuple[list[Result], list[dict[str, Any]]]:
+    cells = [cell for cell in run["cells"] if cell["score"]["value"] is not None]
+    if any(cell["model"]["policy_trained"] is False for cell in cells):
+        raise ValueError("it was measured with an untrained policy")
+    results = [
+        Result(
+            cell["dataset"]["name"],
+            ALL_TOKENS if cell["retention_ratio"] == 1 else cell["method"]["label"],
+            float(cell["retention_ratio"]),
+            float(cell["score"]["value"]),
+            float(cell["score"]["standard_error"]),
+            cell["answered"],
+            cell.get("kept_tokens"),
+            file,
+        )
+        for cell in cells
+    ]
+    return results, [cell["environment"] for cell in cells]
+
+
+def _from_accuracy(run: dict[str, Any], file: str) -> tuple[list[Result], list[dict[str, Any]]]:
+    if not run["config"]["policy_trained"]:
+        raise ValueError("it was measured with an untrained policy")
+    results = [
+        Result(
+            TINY_DATASET,
+            entry["method"],
+            float(entry["retention_ratio"]),
+            float(entry["accuracy"]),
+            float(entry["standard_error"]),
+            run["config"]["num_questions"],
+            None,
+            file,
+        )
+        for entry in run["results"]
+    ]
+    return results, [run]
+
+
+READERS = {"evaluation": _from_sweep, "accuracy": _from_accuracy}
+
+
+def _hardware(environment: dict[str, Any]) -> str:
+    hardware, versions = environment["hardware"], environment["versions"]
+    device = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} thread(s)"
+    return f"{device}; torch {versions['torch']}, transformers {versions['transformers']}"
+
+
+def table(results: Sequence[Result]) -> str:
+    """Methods by ratio, a Markdown table a dataset."""
+    parts = []
+    for dataset in dict.fromkeys(result.dataset for result in results):
+        chosen = [result for result in results if result.dataset == dataset]
+        ratios = sorted({result.retention_ratio for result in chosen}, reverse=True)
+        asked = sorted({result.questions for result in chosen if result.questions})
+        rows = [
+            f"| {dataset} | " + " | ".join(f"{100 * ratio:g} %" for ratio in ratios) + " |",
+            "|---|" + "---|" * len(ratios),
+        ]
+        for method in dict.fromkeys(result.method for result in chosen):
+            cells = {r.retention_ratio: r for r in chosen if r.method == method}
+            words = [_figure(cells[ratio]) if ratio in cells else "" for ratio in ratios]
+            rows.append(f"| {method} | " + " | ".join(words) + " |")
+        rows.append(
+            f"\nAccuracy in percent ± standard error by the share of video tokens kept; {' or '.join(map(str, asked))} questions."
+        )
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def _figure(result: Result) -> str:
+    kept = f" ({result.kept_tokens:.0f} tokens)" if result.kept_tokens is not None else ""
+    return f"{100 * result.accuracy:.1f} ± {100 * result.standard_error:.1f}{kept}"
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Accuracy by share of the tokens kept, one panel a dataset (needs matplotlib)."""
+    from matplotlib.figure import Figure
+
+    datasets = list(dict.fromkeys(result.dataset for result in results))
+    figure = Figure(figsize=(6 * len(datasets), 4), layout="constrained")
+    for axes, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
+        for method in dict.fromkeys(result.method for result in results if result.dataset == dataset):
+            chosen = sorted(
+                (r for r in results if (r.dataset, r.method) == (dataset, method)), key=lambda r: r.retention_ratio
+            )
+            if method == ALL_TOKENS:
+                axes.axhline(100 * chosen[0].accuracy, color="black", linestyle="--", linewidth=1, label=method)
+                continue
+            axes.errorbar(
+                [100 * r.retention_ratio for r in chosen],
+                [100 * r.accuracy for r in chosen],
+                yerr=[100 * r.standard_error for r in chosen],
+                marker="o",
+                capsize=2,
+                label=method,
+            )
+        axes.set(xscale="log", xlabel="video tokens kept, %", ylabel="accuracy, %", title=dataset)
+        axes.legend()
+    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
