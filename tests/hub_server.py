@@ -90,7 +90,9 @@ class LoopbackHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.storage_url = self.url.replace("127.0.0.1", "localhost")  # large files come from another host, as on the Hub
+        self.storage_url = self.url.replace(
+            "127.0.0.1", "localhost"
+        )  # large files come from another host, as on the Hub
 
     def fail(self, pattern: str, action, times: int = 1) -> None:
         """Plant a fault."""

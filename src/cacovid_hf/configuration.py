@@ -6,9 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .adaptive import AUTO, AutoBudget
-from .policy_settings import FORMAT_VERSION, check_format_version, check_policy
-from .selection import check_retention_ratio, check_selection_settings
+from .policy_settings import FORMAT_VERSION, PolicySettings, check_format_version
 
 
 class CaCoVidConfig(PreTrainedConfig):
@@ -46,26 +44,22 @@ class CaCoVidConfig(PreTrainedConfig):
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
     includes_backbone: bool = False
-    policy_type: str = "full"
-    policy_attention: str = "question"
+    policy_type: str = PolicySettings.policy_type
+    policy_attention: str = PolicySettings.policy_attention
     policy_trained: bool = False
-    retention_ratio: Any = None
-    auto_floor: float = 0.01
-    auto_cap: float = 0.25
-    auto_threshold: float = 0.0
-    contribution_share: float = 0.5
-    frame_cap: float = 1.5
-    scope: str = "frame"
+    retention_ratio: Any = PolicySettings.retention_ratio
+    auto_floor: float = PolicySettings.auto_floor
+    auto_cap: float = PolicySettings.auto_cap
+    auto_threshold: float = PolicySettings.auto_threshold
+    contribution_share: float = PolicySettings.contribution_share
+    frame_cap: float = PolicySettings.frame_cap
+    scope: str = PolicySettings.scope
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
         check_format_version(self.format_version)
         self.backbone_config = backbone_config(self.backbone_config)
-        check_policy(self.policy_type, self.policy_attention)
-        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
-        AutoBudget(self.auto_floor, self.auto_cap, self.auto_threshold)  # which checks them
-        if self.retention_ratio is not None and self.retention_ratio != AUTO:
-            self.retention_ratio = check_retention_ratio(self.retention_ratio)
+        self.retention_ratio = PolicySettings.of(vars(self)).retention_ratio
         super().__post_init__(**kwargs)
         # Whoever makes a config is about to make a model: the Auto class must know ours by now.
         importlib.import_module(".modeling", __package__)

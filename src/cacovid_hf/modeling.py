@@ -24,13 +24,14 @@ from .arguments import retention_ratios, take_embedding_arguments
 from .backbones import backbone_family
 from .compressing import Compressing
 from .compressors import Compressor, LayerRecord
-from .configuration import CaCoVidConfig, check_policy
+from .configuration import CaCoVidConfig
 from .generation import WAY_ROUND
 from .hub.card import CardFacts
 from .hub.push import PUSH_ARGUMENTS, check_pushable, processor_of, push, upload
 from .hub.source import Source, load_weights
 from .light_policy import make_policy
 from .policy import Policy
+from .policy_settings import check_policy
 from .wrapping import base_model, check_policy_size, embedding_device, untrained_policy
 
 

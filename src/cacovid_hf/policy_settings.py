@@ -1,5 +1,12 @@
 """Which policies there are, what their video tokens may attend to, and which checkpoints of them can be read."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .adaptive import AUTO, AutoBudget
+from .selection import check_retention_ratio, check_selection_settings
+
 FORMAT_VERSION = 1
 POLICY_TYPES = ("full", "light")
 POLICY_ATTENTIONS = ("causal", "bidirectional", "question")
@@ -34,3 +41,34 @@ def check_format_version(format_version: object) -> None:
             f"This checkpoint has format_version={format_version}, this cacovid-hf reads up to {FORMAT_VERSION}: "
             "upgrade it (pip install -U cacovid-hf)."
         )
+
+
+@dataclass
+class PolicySettings:
+    """What a checkpoint's config says of its policy and of how its scores are spent; described at `CaCoVidConfig`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    policy_type: str = "full"
+    policy_attention: str = "question"
+    retention_ratio: Any = None
+    auto_floor: float = 0.01
+    auto_cap: float = 0.25
+    auto_threshold: float = 0.0
+    contribution_share: float = 0.5
+    frame_cap: float = 1.5
+    scope: str = "frame"
+
+    def __post_init__(self):
+        check_policy(self.policy_type, self.policy_attention)
+        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
+        AutoBudget(self.auto_floor, self.auto_cap, self.auto_threshold)  # which checks them
+        if self.retention_ratio is not None and self.retention_ratio != AUTO:
+            self.retention_ratio = check_retention_ratio(self.retention_ratio)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "PolicySettings":
+        """The settings among the values of a config."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})

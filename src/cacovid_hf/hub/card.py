@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
+from ..policy_settings import PolicySettings
 from .results import POLICY_METHOD, Runs, plot, read_runs, table
 
 if TYPE_CHECKING:
@@ -293,8 +294,7 @@ print(processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_toke
 
 
 def _settings(config: "CaCoVidConfig") -> str:
-    names = ("policy_type", "policy_attention", "contribution_share", "frame_cap", "scope", "retention_ratio")
-    lines = [f"| {name} | `{getattr(config, name)}` |" for name in names]
+    lines = [f"| {name} | `{value}` |" for name, value in vars(PolicySettings.of(vars(config))).items()]
     return "## Settings\n\n| selection | |\n|---|---|\n" + "\n".join(lines)
 
 

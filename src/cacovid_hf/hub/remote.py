@@ -15,8 +15,7 @@ from ..backbones import backbone_family
 from ..compressing import Compressing
 from ..light_policy import make_policy
 from ..policy import Policy
-from ..policy_settings import check_format_version, check_policy
-from ..selection import check_retention_ratio, check_selection_settings
+from ..policy_settings import PolicySettings, check_format_version
 from ..wrapping import embedding_device
 from .source import HUB_ARGUMENTS, Source, load_weights
 
@@ -24,26 +23,8 @@ from .source import HUB_ARGUMENTS, Source, load_weights
 REPOSITORY: str | None = None
 REVISION: str | None = None
 
-_policies: dict[tuple, tuple[Policy, "PolicySettings"]] = {}
+_policies: dict[tuple, tuple[Policy, PolicySettings]] = {}
 _lock = threading.Lock()
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """What `config.json` of a checkpoint says of its policy."""
-
-    policy_type: str = "full"
-    policy_attention: str = "question"
-    retention_ratio: float | None = None
-    contribution_share: float = 0.5
-    frame_cap: float = 1.5
-    scope: str = "frame"
-
-    def __post_init__(self):
-        check_policy(self.policy_type, self.policy_attention)
-        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
-        if self.retention_ratio is not None:
-            check_retention_ratio(self.retention_ratio)
 
 
 @dataclass(frozen=True)
@@ -117,8 +98,7 @@ def _read_policy(model: PreTrainedModel, source: Source) -> tuple[Policy, Policy
     if values.get("model_type") != "cacovid":
         raise ValueError(f"{source.name} is no CaCoVid checkpoint (model_type {values.get('model_type')!r}).")
     check_format_version(values.get("format_version", 1))
-    known = PolicySettings.__dataclass_fields__
-    settings = PolicySettings(**{name: value for name, value in values.items() if name in known})
+    settings = PolicySettings.of(values)
     with torch.device("meta"):
         policy = make_policy(settings, model.config)  # type: ignore[arg-type]
     load_weights(policy, source.stored("policy."), source.name)

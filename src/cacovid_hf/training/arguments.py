@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..configuration import check_policy
+from ..policy_settings import check_policy
 from ..selection import check_retention_ratio
 from .rewards import REWARDS as REWARD_FUNCTIONS
 from .rewards import Reward, resolve_reward
