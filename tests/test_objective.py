@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from cacovid_hf.policy import PolicyOutput
-from cacovid_hf.training.objective import Statistics, advantages, balanced_weights, cpo_loss, next_ratio, priced
+from cacovid_hf.training.objective import (
+    Statistics,
+    advantages,
+    balanced_weights,
+    cpo_loss,
+    distillation_loss,
+    next_ratio,
+    priced,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())["train"]
@@ -231,6 +239,29 @@ def test_degenerate_memories_give_finite_losses_and_gradients(missing):
     else:
         assert (new.token_logits.grad == 0).all()
     assert all(getattr(statistics, field.name).isfinite() for field in fields(Statistics))
+
+
+def test_distillation_is_zero_where_scores_are_the_teachers_and_pulls_there():
+    generator = torch.Generator().manual_seed(2)
+    attention = torch.rand(3, 5, generator=generator)
+    tokens, frames = torch.zeros(3, 5, 2), torch.zeros(3, 2)
+    tokens[..., 1], frames[..., 1] = attention.log() + 4, attention.sum(1).log() - 1  # any constant
+    assert distillation_loss(PolicyOutput(tokens, frames), attention).abs() < 1e-6
+    new, *_ = random_case()
+    loss = distillation_loss(new, attention)
+    target, scores = attention.flatten() / attention.sum(), new.token_scores.detach().flatten()
+    over_frames = target.view(3, 5).sum(1)
+    by_hand = (target * (target / scores.softmax(0)).log()).sum()
+    by_hand += (over_frames * (over_frames / new.frame_scores.detach().softmax(0)).log()).sum()
+    torch.testing.assert_close(loss.detach(), by_hand)
+    loss.backward()
+    # The gradient of a KL on a softmax is what it says less what it should.
+    torch.testing.assert_close(new.token_logits.grad[..., 1].flatten(), scores.softmax(0) - target)
+    new.frame_logits.grad = None
+    distillation_loss(new, attention, frames=False).backward()
+    assert new.frame_logits.grad is None
+    with pytest.raises(ValueError, match=r"attention has shape \(5, 3\), the policy scored \(3, 5\)"):
+        distillation_loss(new, attention.T)
 
 
 def test_every_token_has_its_price():

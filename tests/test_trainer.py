@@ -56,6 +56,8 @@ SWITCHES = {
     "multinomial by frame": {"sampler": "multinomial"},
     "whole answers": {"reward": "accuracy", "kl_weight": 0.1},
     "bernoulli": {"sampler": "bernoulli", "token_price": 0.5, "num_frame_rollouts": 0},
+    "attention teacher": {"teacher": "attention"},
+    "attention teacher, one layer": {"teacher": "attention", "teacher_layer": 1, "num_frame_rollouts": 0},
     "causal": {"policy_attention": "causal"},
     "bidirectional": {"policy_attention": "bidirectional"},
     "question": {"policy_attention": "question"},
@@ -124,6 +126,14 @@ def test_a_price_makes_the_policy_keep_fewer_tokens(tmp_path):
         kept[price] = [entry["kept_ratio"] for entry in engine.state.log_history if "kept_ratio" in entry]
     assert sum(kept[100.0][-4:]) < 0.8 * sum(kept[0.0][-4:])
     assert sum(kept[100.0][-4:]) < 0.8 * sum(kept[100.0][:4])
+
+
+def test_the_policy_comes_to_agree_with_its_teacher(tmp_path):
+    _, _, engine = trainer(tmp_path, teacher="attention", teacher_layer=1, steps=40, learning_rate=1e-2, samples=2)
+    engine.train()
+    losses = [entry["teacher_loss"] for entry in engine.state.log_history if "teacher_loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all("reward" not in entry for entry in engine.state.log_history)
 
 
 @pytest.mark.parametrize("replay", [True, False])
@@ -258,6 +268,8 @@ BAD = [
     (dict(target_ratios=[0.1, 1.5]), r"target_ratios\[1\]=1\.5 is outside"),
     (dict(token_price=0.5), "token_price=0.5 says nothing to sampler='ocss'"),
     (dict(token_price=-1.0, sampler="bernoulli"), r"token_price=-1\.0 is outside"),
+    (dict(teacher="oracle"), "teacher='oracle' is unknown"),
+    (dict(teacher_layer=1), "teacher_layer=1 without a teacher"),
     (dict(policy_attention="text"), "policy_attention='text' is unknown"),
 ]
 

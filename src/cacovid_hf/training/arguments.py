@@ -13,6 +13,7 @@ from .rewards import Reward, resolve_reward
 from .sampling import SAMPLERS, SAMPLING_SCOPES
 
 REWARDS = ("accuracy", "probability")
+TEACHERS = ("attention",)
 
 # The recipe of the paper, and ours as far as it was tried in miniature (benchmarks/results/training/tiny_policy_seed0.json).
 PUBLISHED: dict[str, Any] = {}
@@ -55,6 +56,9 @@ class ContributionTrainingArguments(TrainingArguments):
         replay: whether advantages and loss are over all rollouts on the sample so far (paper), or over those of the iteration alone.
         policy_attention: begin with a new policy of this attention, its layer from the LLM's layer 0; None trains the policy that the
             model has.
+        teacher: `"attention"` learns what the LLM's question attends to in the uncompressed prompt, by distillation and without rollouts
+            (`objective.distillation_loss`; ours, an ablation); None: by reinforcement learning.
+        teacher_layer: whose attention, from 0; None: the mean over all layers.
         clip_low: how far the ratio to the old policy may fall.
         clip_high: how far it may rise.
         dual_clip: bound of the loss of choices that did worse and have become likelier (ours; None: unbounded, as published).
@@ -87,6 +91,8 @@ class ContributionTrainingArguments(TrainingArguments):
     target_ratios: list[float] | None = None
     replay: bool = True
     policy_attention: str | None = None
+    teacher: str | None = None
+    teacher_layer: int | None = None
     clip_low: float = 0.2
     clip_high: float = 0.28
     dual_clip: float | None = None
@@ -140,6 +146,14 @@ class ContributionTrainingArguments(TrainingArguments):
             self.target_ratios = [
                 check_retention_ratio(ratio, f"target_ratios[{i}]") for i, ratio in enumerate(self.target_ratios)
             ]
+        if self.teacher not in (None, *TEACHERS):
+            raise ValueError(
+                f"teacher={self.teacher!r} is unknown: choose 'attention', or None for reinforcement learning."
+            )
+        if self.teacher_layer is not None and self.teacher is None:
+            raise ValueError(
+                f"teacher_layer={self.teacher_layer} without a teacher: add teacher='attention', or leave it out."
+            )
         if self.policy_attention is not None:
             check_policy("full", self.policy_attention)
         if self.max_steps > 0 and self.max_steps % self.num_iterations:

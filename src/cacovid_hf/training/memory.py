@@ -19,6 +19,7 @@ class Memory:
         numbers: the samples' places in the pass, by video.
         old: the policy's output at the first iteration, by video.
         ratios: the current sampling ratio, by video.
+        attention: the teacher's `(T, P)`, by video; empty without a teacher.
         token_masks: bool `(G, T, P)` so far, by video.
         token_rewards: `(G,)` so far, by video.
         frame_masks: bool `(G', T)` so far, by video.
@@ -30,6 +31,7 @@ class Memory:
     numbers: list[int]
     old: list[PolicyOutput]
     ratios: list[float]
+    attention: list[Tensor] = field(default_factory=list)
     token_masks: list[Tensor] = field(default_factory=list)
     token_rewards: list[Tensor] = field(default_factory=list)
     frame_masks: list[Tensor] = field(default_factory=list)

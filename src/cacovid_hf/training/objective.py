@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..policy import PolicyOutput
 
@@ -139,6 +140,34 @@ def cpo_loss(
             kl=kl.detach(),
         )
     return loss, statistics
+
+
+def distillation_loss(output: PolicyOutput, attention: Tensor, *, frames: bool = True) -> Tensor:
+    """How far the scores are from a teacher's attention: `KL(attention || softmax(scores))`, over tokens and over frames (ours, an ablation).
+
+    Args:
+        output: of the policy in training, `T` frames of `P` tokens.
+        attention: `(T, P)`, not negative, what each token receives of a question's attention; need not add up to one. A frame's is the sum
+            of its tokens'.
+        frames: whether the frame head learns too.
+
+    Returns:
+        The loss in nats, 0-dimensional with a graph to the heads that learn.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if attention.shape != output.token_logits.shape[:-1]:
+        raise ValueError(
+            f"attention has shape {tuple(attention.shape)}, the policy scored {tuple(output.token_logits.shape[:-1])}: give (T, P) of the same video."
+        )
+    attention = (attention / attention.sum()).to(output.token_logits.device)
+
+    def divergence(target: Tensor, scores: Tensor) -> Tensor:
+        return F.kl_div(scores.float().log_softmax(0), target.float(), reduction="sum")
+
+    loss = divergence(attention.flatten(), output.token_scores.flatten())
+    return loss + divergence(attention.sum(1), output.frame_scores) if frames else loss
 
 
 def balanced_weights(masks: Tensor) -> Tensor:

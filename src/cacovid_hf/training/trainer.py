@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, Trainer, set_seed
 from transformers.utils import logging
 
+from ..compressors.attention import video_attention
 from ..hub.source import Source, load_weights
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policy import PolicyOutput
@@ -30,7 +31,7 @@ from .batches import SampleBatches, SampleLoader, SampleReader, Turn, TurnCollat
 from .data import AnswerCollator
 from .judging import Judge
 from .memory import Memory
-from .objective import advantages, cpo_loss, next_ratio, priced
+from .objective import advantages, cpo_loss, distillation_loss, next_ratio, priced
 from .resuming import SampleBoundaries, check_position, last_complete_checkpoint
 from .rollouts import cut
 from .sampling import SAMPLERS, sample_bernoulli, sample_frames
@@ -342,6 +343,14 @@ class ContributionTrainer(Trainer):
         if not current:
             # Nothing to learn from here, but the other processes wait for this one's gradients.
             return sum(weight.sum() * 0 for weight in model.parameters())
+        losses = self._imitate(memory, current) if self.args.teacher else self._optimise(memory, turn, current)
+        # Gradients are averaged over batches and processes, some of which may have fewer samples: the mean is over samples.
+        share = self.args.gradient_accumulation_steps * self.args.world_size / self._samples_of_step
+        loss = torch.stack(losses).sum() * share
+        return (loss, current) if return_outputs else loss
+
+    def _optimise(self, memory: Memory, turn: Turn, current: list[PolicyOutput]) -> list[Tensor]:
+        """Losses of the rollouts, one a video."""
         self._roll_out(memory, turn)
 
         losses = []
@@ -372,10 +381,23 @@ class ContributionTrainer(Trainer):
                     floor=self.args.ratio_floor,
                     ceiling=self.args.ratio_ceiling,
                 )
-        # Gradients are averaged over batches and processes, some of which may have fewer samples: the mean is over samples.
-        share = self.args.gradient_accumulation_steps * self.args.world_size / self._samples_of_step
-        loss = torch.stack(losses).sum() * share
-        return (loss, current) if return_outputs else loss
+        return losses
+
+    def _imitate(self, memory: Memory, current: list[PolicyOutput]) -> list[Tensor]:
+        """Losses against the teacher, one a video; its attention is read once."""
+        if not memory.attention:
+            count = len(self.backbone.get_decoder().layers)
+            layers = range(count) if self.args.teacher_layer is None else [self.args.teacher_layer]
+            read = video_attention(self.full_model, memory.prompt, layers, "question")
+            memory.attention = [torch.stack(found).mean(0) for found in zip(*read.values(), strict=True)]
+        frames = self.args.num_frame_rollouts > 0
+        losses = [
+            distillation_loss(output, attention, frames=frames)
+            for output, attention in zip(current, memory.attention, strict=True)
+        ]
+        self._metrics["teacher_loss"] += [loss.item() for loss in losses]
+        self._metrics["score_spread"] += [output.token_scores.std(correction=0).item() for output in current]
+        return losses
 
     @torch.no_grad()
     def _embed(self, inputs: list[dict[str, Tensor]]) -> Prompt:
