@@ -69,7 +69,7 @@ def answer_accuracy(
     correct: Counter[str] = Counter()
     for start in range(0, num_questions, batch_size):
         batch = [next(pairs) for _ in range(min(batch_size, num_questions - start))]
-        videos = [_round_trip(clip.frames) if through_mp4 else clip.frames for clip, _ in batch]
+        videos = [round_trip(clip.frames) if through_mp4 else clip.frames for clip, _ in batch]
         answers = first_words(model, processor, videos, [question.text for _, question in batch], **options)
         for (_, question), answer in zip(batch, answers, strict=True):
             asked[question.kind] += 1
@@ -100,7 +100,8 @@ def first_words(
     return processor.tokenizer.convert_ids_to_tokens(sequences[:, -1])
 
 
-def _round_trip(frames: np.ndarray) -> np.ndarray:
+def round_trip(frames: np.ndarray) -> np.ndarray:
+    """Frames uint8 `(T, H, W, 3)` written as an H.264 file and read back."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
         write_mp4(path, frames)
