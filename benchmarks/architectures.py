@@ -172,9 +172,9 @@ def build_backbone(
 
 
 def build_inputs(
-    model: PreTrainedModel, architecture: Architecture, frames: int, text_before: int, text_after: int
+    model: PreTrainedModel, architecture: Architecture, frames: int, text_before: int, text_after: int, rows: int = 1
 ) -> dict[str, Tensor]:
-    """What a processor returns for one video between `text_before` and `text_after` text tokens; pixels are noise, text is random.
+    """What a processor returns for `rows` prompts of one video between `text_before` and `text_after` text tokens; pixels are noise, text is random.
 
     Raises:
         ValueError: a number of frames that the family cannot take.
@@ -185,7 +185,7 @@ def build_inputs(
     if architecture.model_type == "llava_onevision":
         tokens_side = -(-(side // patch) // 2)
         placeholders = [config.video_token_id] * (frames * tokens_side**2 + 1)
-        inputs = {"pixel_values_videos": torch.randn(1, frames, 3, side, side, generator=generator)}
+        inputs = {"pixel_values_videos": torch.randn(rows, frames, 3, side, side, generator=generator)}
     else:
         vision = config.vision_config
         if frames % vision.temporal_patch_size:
@@ -195,14 +195,14 @@ def build_inputs(
         steps, patches = frames // vision.temporal_patch_size, side // patch
         tokens = steps * (patches // vision.spatial_merge_size) ** 2
         placeholders = [config.vision_start_token_id, *[config.video_token_id] * tokens, config.vision_end_token_id]
-        pixels = torch.randn(steps * patches**2, 3 * vision.temporal_patch_size * patch**2, generator=generator)
+        pixels = torch.randn(rows * steps * patches**2, 3 * vision.temporal_patch_size * patch**2, generator=generator)
         inputs = {
             "pixel_values_videos": pixels,
-            "video_grid_thw": torch.tensor([[steps, patches, patches]]),
-            "second_per_grid_ts": torch.tensor([1.0]),
+            "video_grid_thw": torch.tensor([[steps, patches, patches]] * rows),
+            "second_per_grid_ts": torch.tensor([1.0] * rows),
         }
-    text = torch.randint(5, 100, (text_before + text_after,), generator=generator).tolist()
-    ids = torch.tensor([[*text[:text_before], *placeholders, *text[text_before:]]])
+    texts = torch.randint(5, 100, (rows, text_before + text_after), generator=generator).tolist()
+    ids = torch.tensor([[*text[:text_before], *placeholders, *text[text_before:]] for text in texts])
     inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if architecture.model_type == "qwen2_5_vl":
         inputs["mm_token_type_ids"] = (ids == config.video_token_id).long() * 2

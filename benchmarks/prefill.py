@@ -10,6 +10,7 @@ model's single stage is not: the comparison leans towards stock.
 import argparse
 import gc
 import multiprocessing
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,14 +21,20 @@ from typing import Any
 import torch
 from architectures import ARCHITECTURES, build_backbone, build_inputs
 from record import RESULTS, command, environment, summarise, write_result
+from roofline import Shape, Work, measured_peaks
+from roofline import vision as vision_work
 from torch import Tensor
+from transformers import StaticCache
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import COMPRESSORS, Compressor, Scores
+from cacovid_hf.policy_settings import POLICY_TYPES
 from cacovid_hf.prompt import CompressedPrompt, Prompt, PromptLayout, VideoSpan, gather, kept_indices
 
 NOTES = [
     "Random weights in the published shape: times and memory mean something, answers do not.",
+    "decode_step: one more token behind the cache that the prefill left, the median of a few; kv_cache_bytes: that cache.",
+    "limit: operations and bytes by formula (roofline.py) against a matrix product and a copy measured in the same run; of_limit: time over limit.",
     "vision: the stock forward up to its language model (tower, projector, prompt embedding, positions); the same for every variant.",
     "prefill: language model, output head at the last position, first token read back, from the embedded prompt.",
     "compression: layout + policy + selection + gather; with_compression: those and the prefill of the shorter prompt.",
@@ -83,14 +90,17 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Variant:
-    """The stock model (no method), or a method at a ratio."""
+    """The stock model (no method), or a method at a ratio, by one kind of policy."""
 
     method: Compressor | None = None
     ratio: float = 1.0
+    policy: str = "full"
 
     @property
     def name(self) -> str:
-        return "stock" if self.method is None else f"{self.method.name} {self.ratio:g}"
+        if self.method is None:
+            return "stock"
+        return f"{self.method.name}{', light' if self.policy == 'light' else ''} {self.ratio:g}"
 
 
 class Benchmark:
@@ -101,14 +111,28 @@ class Benchmark:
         architecture = ARCHITECTURES[options.arch]
         dtype = getattr(torch, options.dtype)
         self.backbone: Any = build_backbone(architecture, options.layers, dtype, self.device, options.attn)
-        with self.device:
-            self.model = CaCoVidForConditionalGeneration.from_backbone(
-                self.backbone, policy_attention=options.policy_attention
-            )
+        self.models: dict[str, CaCoVidForConditionalGeneration] = {}
+        for policy in options.policies:
+            attention = options.policy_attention if policy == "full" else "question"
+            with self.device:
+                self.models[policy] = CaCoVidForConditionalGeneration.from_backbone(
+                    self.backbone, policy_type=policy, policy_attention=attention
+                )
+            if options.compile:
+                self.models[policy].policy.compile(fullgraph=True)
+        if options.compile:
+            self.backbone.get_decoder().compile()
+        self.model = next(iter(self.models.values()))
+        self.decode_steps = options.decode_steps
+        self.static_cache = options.static_cache
         self.inputs: dict[str, Any] = dict(
-            build_inputs(self.backbone, architecture, options.frames, options.text_before, options.question_tokens)
+            build_inputs(
+                self.backbone, architecture, options.frames, options.text_before, options.question_tokens, options.batch
+            )
         )
         self.ids, self.mask = self.inputs["input_ids"], self.inputs["attention_mask"]
+        self.rows: int | None = None
+        self.cache_bytes: dict[str, int] = {}
         self.others = {n: v for n, v in self.inputs.items() if n not in ("input_ids", "attention_mask")}
 
     def layout(self) -> PromptLayout:
@@ -119,35 +143,71 @@ class Benchmark:
         """The vision stage."""
         return self.model.family.embed(self.backbone, self.layout(), self.ids, self.mask, self.others)
 
-    def prefill(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> int:
-        """First token from an embedded prompt."""
+    def prefill(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, Any]:
+        """First tokens `(B, 1)` from an embedded prompt, and the cache."""
+        cache: Any = None
+        if self.static_cache:
+            size = embeds.shape[1] + self.decode_steps
+            cache = StaticCache(config=self.backbone.config.get_text_config(decoder=True), max_cache_len=size)
         outputs = self.backbone(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+            past_key_values=cache,
         )
-        return int(outputs.logits[0, -1].argmax())
+        tokens = outputs.logits[:, -1:].argmax(dim=-1)
+        tokens.tolist()
+        return tokens, outputs.past_key_values
+
+    def decode(self, watch: "Stopwatch", tokens: Tensor, cache: Any, mask: Tensor) -> None:
+        """A few more tokens, greedily, from the uncompressed length on; the stage is one of them."""
+        position = torch.tensor([[self.ids.shape[1]]] * len(tokens), device=tokens.device)
+        steps = []
+        for _ in range(self.decode_steps):
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            outputs = self.backbone(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=position if self.rows is None else position.expand(self.rows, -1, -1),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            tokens, position = outputs.logits[:, -1:].argmax(dim=-1), position + 1
+            tokens.tolist()
+            watch.lap("decode_step")
+            steps.append(watch.milliseconds["decode_step"])
+        watch.milliseconds["decode_step"] = statistics.median(steps)
 
     def stages(self, prompt: Prompt, variant: Variant) -> tuple[dict[str, float], CompressedPrompt | None]:
         """Times of every stage behind vision, and the shorter prompt (None of the stock model)."""
         watch = Stopwatch(self.device, self.clock)
+        self.rows = None if prompt.position_ids.ndim == 2 else prompt.position_ids.shape[0]
         if variant.method is None:
-            self.prefill(prompt.inputs_embeds, self.mask, prompt.position_ids)
+            tokens, cache = self.prefill(prompt.inputs_embeds, self.mask, prompt.position_ids)
             watch.lap("prefill")
+            self.decode(watch, tokens, cache, self.mask)
+            self.cache_bytes[variant.name] = kv_bytes(cache)
             return watch.milliseconds, None
-        layout = self.layout()
+        layout, model = self.layout(), self.models[variant.policy]
         watch.lap("layout")
-        scores = variant.method.score(prompt, self.model)
+        scores = variant.method.score(prompt, model)
         watch.lap("policy")
         select = ScoredBefore(variant.method, scores)
-        found = select.compress(prompt, self.model, [variant.ratio] * len(layout.videos))
+        found = select.compress(prompt, model, [variant.ratio] * len(layout.videos))
         watch.lap("selection")
         indices = kept_indices(layout, [video.keep for video in found.videos], found.budgets).to(self.device)
         shorter = gather(found.prompt, indices, found.videos, pad_token_id=0)
         watch.lap("gather")
-        self.prefill(shorter.inputs_embeds, shorter.attention_mask, shorter.position_ids)
+        tokens, cache = self.prefill(shorter.inputs_embeds, shorter.attention_mask, shorter.position_ids)
         watch.lap("prefill")
         times = watch.milliseconds
         times["with_compression"] = sum(times.values())
         times["compression"] = times["with_compression"] - times["prefill"]
+        self.decode(watch, tokens, cache, shorter.attention_mask)
+        self.cache_bytes[variant.name] = kv_bytes(cache)
         return times, shorter
 
     def first_token(self, variant: Variant) -> float:
@@ -157,13 +217,15 @@ class Benchmark:
         if variant.method is None:
             self.backbone.generate(**arguments).tolist()
         else:
-            self.model.generate(**arguments, retention_ratio=variant.ratio, compressor=variant.method).tolist()
+            model = self.models[variant.policy]
+            model.generate(**arguments, retention_ratio=variant.ratio, compressor=variant.method).tolist()
         watch.lap("first_token")
         return watch.milliseconds["first_token"]
 
     def check(self, variant: Variant, shorter: CompressedPrompt | None) -> None:
         """The stages that are timed must make what `model.compress` makes."""
-        expected = self.model.compress(**self.inputs, retention_ratio=variant.ratio, compressor=variant.method)
+        model = self.models[variant.policy]
+        expected = model.compress(**self.inputs, retention_ratio=variant.ratio, compressor=variant.method)
         names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "kept_indices")
         different = [name for name in names if not torch.equal(getattr(expected, name), getattr(shorter, name))]
         if different:
@@ -176,7 +238,9 @@ class Benchmark:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the record."""
     methods = [COMPRESSORS[name]() for name in options.compressors]
-    variants = [Variant(), *(Variant(method, ratio) for method in methods for ratio in options.ratios)]
+    kinds = {method: options.policies if method.name == "cacovid" else options.policies[:1] for method in methods}
+    variants = [Variant()]
+    variants += [Variant(m, ratio, policy) for m in methods for policy in kinds[m] for ratio in options.ratios]
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     config = {name: value for name, value in vars(options).items() if name not in ("output", "commit")}
@@ -240,13 +304,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     record["notes"] = NOTES
     if options.layers is not None:
         record["notes"] = [f"{options.layers} of {architecture.text['num_hidden_layers']} {FEWER_LAYERS}", *NOTES]
+    peaks = measured_peaks(device, getattr(torch, options.dtype))
+    record["peaks"] = {"flops_per_second": peaks.flops, "bytes_per_second": peaks.bytes}
+    shape = Shape(backbone.config.get_text_config(), backbone.dtype.itemsize)
+    limits = vision_work(backbone.config, options.frames, architecture.side, backbone.dtype.itemsize)
+    record["vision_limit_ms"] = options.batch * peaks.milliseconds(limits)
     record["model"] = {
         "backbone_parameters": sum(p.numel() for p in backbone.parameters()),
         "language_model_parameters": sum(p.numel() for p in backbone.get_decoder().parameters()),
-        "policy_parameters": sum(p.numel() for p in bench.model.policy.parameters()),
+        "policy_parameters": {
+            name: sum(p.numel() for p in model.policy.parameters()) for name, model in bench.models.items()
+        },
     }
     record["prompt"] = {
         "tokens": tokens,
+        "rows": len(prompt.inputs_embeds),
         "video_tokens": video_tokens,
         "video_grid": list(prompt.layout.videos[0].grid),
     }
@@ -255,10 +327,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for variant in variants:
         short = shorter[variant.name]
         kept = tokens if short is None else short.inputs_embeds.shape[1]
+        works = stage_works(shape, options, tokens, video_tokens, kept, variant)
         record["variants"].append(
             {
                 "name": variant.name,
                 "compressor": variant.method.name if variant.method else None,
+                "policy": variant.policy if variant.method and variant.method.name == "cacovid" else None,
+                "kv_cache_bytes": bench.cache_bytes[variant.name],
+                "limits": {
+                    stage: {
+                        "flops": work.flops,
+                        "bytes": work.bytes,
+                        "limit_ms": peaks.milliseconds(work),
+                        "of_limit": summaries[variant.name][stage]["median"] / peaks.milliseconds(work),
+                    }
+                    for stage, work in works.items()
+                },
                 "retention_ratio": variant.ratio,
                 "prompt_tokens": kept,
                 "video_tokens": video_tokens - (tokens - kept),
@@ -268,6 +352,26 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             }
         )
     return record
+
+
+def stage_works(
+    shape: Shape, options: argparse.Namespace, tokens: int, video: int, kept: int, variant: Variant
+) -> dict[str, Work]:
+    """Operations and bytes of a variant's stages."""
+    batch = options.batch
+    works = {"prefill": shape.prefill(batch, kept), "decode_step": shape.decode_step(batch, kept)}
+    if variant.method is not None:
+        works |= {"selection": shape.selection(batch, video), "gather": shape.gather(batch, kept)}
+    if variant.method is not None and variant.method.name == "cacovid":
+        text = tokens - video
+        full = shape.full_policy(batch, video, text, options.policy_attention)
+        works["policy"] = full if variant.policy == "full" else shape.light_policy(batch, video, text)
+    return works
+
+
+def kv_bytes(cache: Any) -> int:
+    """Bytes of a cache's keys and values."""
+    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
 
 def speedup(stock: dict[str, Any], variant: dict[str, Any]) -> dict[str, float]:
@@ -318,7 +422,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.1])
-    parser.add_argument("--compressors", choices=list(COMPRESSORS), nargs="+", default=["cacovid"])
+    before = [name for name, method in COMPRESSORS.items() if not method.inside_llm]
+    parser.add_argument("--compressors", choices=before, nargs="+", default=["cacovid"], help="those before the LLM")
+    parser.add_argument("--policies", choices=POLICY_TYPES, nargs="+", default=["full"])
+    parser.add_argument("--batch", type=int, default=1, help="rows, each with a video of its own")
+    parser.add_argument("--decode-steps", type=int, default=4)
+    parser.add_argument("--static-cache", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the policy and the language model")
     parser.add_argument("--policy-attention", choices=["causal", "bidirectional", "question"], default="question")
     parser.add_argument("--attn", default="sdpa", help="the backbone's attention: sdpa, eager, flash_attention_2, ...")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
@@ -344,7 +454,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.vision_repeats is None:
         options.vision_repeats = options.repeats
-    counts = ("frames", "threads", "repeats", "vision_repeats", "text_before", "question_tokens")
+    counts = (
+        "batch",
+        "decode_steps",
+        "frames",
+        "threads",
+        "repeats",
+        "vision_repeats",
+        "text_before",
+        "question_tokens",
+    )
     for name in counts:
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1.")
@@ -368,7 +487,9 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     torch.set_num_threads(options.threads)
     record = run(options)
     layers = "" if options.layers is None else f"_{options.layers}layers"
-    name = f"prefill_{options.arch}{layers}_{options.frames}frames_{options.dtype}_{record['config']['device'].replace(':', '')}"
+    extras = f"_batch{options.batch}" * (options.batch > 1) + "_static" * options.static_cache
+    extras += "_compiled" * options.compile
+    name = f"prefill_{options.arch}{layers}_{options.frames}frames{extras}_{options.dtype}_{record['config']['device'].replace(':', '')}"
     path = write_result(options.output, name, record)
     report(f"vision {record['vision_ms']['median']:.1f} ms, prompt {record['prompt']['tokens']} tokens")
     for variant in record["variants"]:

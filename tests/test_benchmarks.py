@@ -16,6 +16,7 @@ STAGES = {
     "prefill",
     "compression",
     "with_compression",
+    "decode_step",
     "time_to_first_token",
 }
 
@@ -70,7 +71,13 @@ def test_prefill(tmp_path, threads, arch, video_tokens):
     assert [variant["video_tokens"] for variant in record["variants"]] == video_tokens
     text = stock["prompt_tokens"] - stock["video_tokens"]
     assert [variant["prompt_tokens"] - variant["video_tokens"] for variant in compressed] == [text, text]
-    assert set(stock["times_ms"]) == {"prefill", "time_to_first_token"}
+    assert set(stock["times_ms"]) == {"prefill", "decode_step", "time_to_first_token"}
+    cached = [variant["kv_cache_bytes"] / variant["prompt_tokens"] for variant in record["variants"]]
+    assert cached[0] <= cached[1] <= cached[2] < 3 * cached[0]  # a few decoded tokens weigh more in a short cache
+    assert set(stock["limits"]) == {"prefill", "decode_step"}
+    for variant in compressed:
+        assert set(variant["limits"]) == {"policy", "selection", "gather", "prefill", "decode_step"}
+        assert variant["limits"]["prefill"]["flops"] < stock["limits"]["prefill"]["flops"]
     for variant in compressed:
         times = variant["times_ms"]
         assert set(times) == STAGES
@@ -83,6 +90,66 @@ def test_prefill(tmp_path, threads, arch, video_tokens):
             assert total == pytest.approx(sum(times[part]["samples"][i] for part in parts), abs=1e-3)
         expected = stock["times_ms"]["prefill"]["median"] / times["with_compression"]["median"]
         assert variant["speedup"]["compression_and_prefill"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("arch", ["tiny-llava-onevision", "tiny-qwen2.5-vl"])
+def test_every_policy_in_a_batch_with_a_static_cache(tmp_path, threads, arch):
+    arguments = ["--frames", "4", "--repeats", "1", "--ratios", "0.25", "--batch", "2", "--policies", "full", "light"]
+    path, record = run_prefill(
+        tmp_path, "--arch", arch, *arguments, "--static-cache", "--compressors", "cacovid", "random"
+    )
+    assert "_batch2_static_" in path.name
+    assert [v["name"] for v in record["variants"]] == ["stock", "cacovid 0.25", "cacovid, light 0.25", "random 0.25"]
+    assert record["prompt"]["rows"] == 2
+    assert set(record["model"]["policy_parameters"]) == {"full", "light"}
+    full, light = record["variants"][1:3]
+    assert light["limits"]["policy"]["flops"] < full["limits"]["policy"]["flops"]
+
+
+@pytest.mark.parametrize("attention", ["question", "causal", "bidirectional", "light"])
+def test_counted_operations(attention):
+    """The formulas against what PyTorch counts, on a shape that is no multiple of anything."""
+    from architectures import ARCHITECTURES, build_backbone, build_inputs
+    from roofline import Shape
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cacovid_hf import CaCoVidForConditionalGeneration
+
+    architecture = ARCHITECTURES["tiny-llava-onevision"]
+    backbone = build_backbone(architecture, None, torch.float32, torch.device("cpu"), "eager")
+    options = {"policy_type": "light"} if attention == "light" else {"policy_attention": attention}
+    model = CaCoVidForConditionalGeneration.from_backbone(backbone, **options)
+    prompt = model.embed(**build_inputs(backbone, architecture, 4, 14, 32))
+    tokens, video = prompt.inputs_embeds.shape[1], prompt.layout.videos[0].num_tokens
+    shape = Shape(backbone.config.get_text_config(), 4)
+
+    def counted(call):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops()
+
+    policy = counted(lambda: model.policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout))
+    if attention == "light":
+        expected = shape.light_policy(1, video, tokens - video).flops
+    else:
+        expected = shape.full_policy(1, video, tokens - video, attention).flops
+    assert policy == pytest.approx(expected, rel=0.25 if attention == "causal" else 0.1)
+
+    if attention == "question":
+        prefill = counted(
+            lambda: backbone(inputs_embeds=prompt.inputs_embeds, position_ids=prompt.position_ids, logits_to_keep=1)
+        )
+        assert prefill == pytest.approx(shape.prefill(1, tokens).flops, rel=0.35)  # eager computes the masked half too
+
+
+def test_measured_peaks():
+    from roofline import Work, measured_peaks
+
+    peaks = measured_peaks(torch.device("cpu"), torch.float32)
+    assert peaks.flops > 1e8
+    assert peaks.bytes > 1e7
+    work = Work(peaks.flops, 0) + Work(0, 2 * peaks.bytes)
+    assert peaks.milliseconds(work) == pytest.approx(2000)
 
 
 def test_peak_memory_on_a_cpu(threads):
