@@ -97,6 +97,17 @@ letters.append([extract_choice(a, ["w", "x", "y", "z"]) for a in answers])
 print(json.dumps({"theirs": prompts, "ours": ours, "letters": letters}))
 """
 
+CREATE = """
+import sys
+from lmms_eval.models import get_model
+for arguments in sys.argv[1:]:
+    try:
+        get_model("cacovid").create_from_arg_string(arguments)
+        print("accepted")
+    except ValueError as error:
+        print(" ".join(str(error).split()))
+"""
+
 
 def test_the_entry_point_and_the_bounds_that_do_not_leak():
     project = (ROOT / "pyproject.toml").read_text()
@@ -203,26 +214,14 @@ def test_prompts_are_those_of_lmms_eval(environment, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("retention_ratio=2", "outside (0, 1]"),
-        ("ratio=0.5", "ratio is no model argument"),
-        ("compressor=x", "'x' is unknown"),
-    ],
-)
-def test_wrong_arguments(environment, task, arguments, message):
-    with pytest.raises(AssertionError) as failed:
-        environment(
-            "lmms-eval",
-            "eval",
-            "--model",
-            "cacovid",
-            "--model_args",
-            arguments,
-            "--tasks",
-            "cacovid_tiny",
-            "--include_path",
-            task,
-        )
-    assert message in str(failed.value)
+def test_wrong_arguments(environment):
+    """As lmms-eval hands them over (its command logs whatever goes wrong, and exits with 0)."""
+    messages = {
+        "retention_ratio=2": "outside (0, 1]",
+        "ratio=0.5": "ratio is no model argument",
+        "compressor=x": "'x' is unknown",
+        "batch_size=auto": "batch_size=auto",
+    }
+    printed = environment("python", "-c", CREATE, *messages).splitlines()[-len(messages) :]
+    for line, message in zip(printed, messages.values(), strict=True):
+        assert message in line
