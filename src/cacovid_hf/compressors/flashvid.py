@@ -135,7 +135,7 @@ def merge_rest(
         inside = likest[part].clone()
         inside[0] = -1
         most = free[part].sum() - total
-        joins[part] = (inside > threshold) & top_tokens(inside.flatten(), most[None]).view_as(inside)
+        joins[part] = (inside > threshold) & top_tokens(inside.flatten(), most).view_as(inside)
         remaining = (~keep[part] & ~joins[part]).sum(1)
         clusters[part] = apportion(remaining, total, remaining)
 
