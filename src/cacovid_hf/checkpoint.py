@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .backbones import backbone_family
 from .configuration import CaCoVidConfig
-from .hub.card import CardFacts, write_card
+from .hub.card import CardFacts, check_card, write_card
 from .hub.custom_generate import FOLDER as CODE_FOLDER
 from .hub.custom_generate import generated_files
 from .hub.source import WEIGHTS, Source
@@ -187,10 +187,6 @@ def save(
     """Write a checkpoint; see `CaCoVidForConditionalGeneration.save_pretrained`."""
     config = model.config.__class__.from_dict(model.config.to_dict())
     config.includes_backbone = include_backbone
-    config.architectures = [type(model).__name__]
-    config.dtype = model.policy.dtype
-    config.auto_map = {name: f"{AUTO_MODULE}.{kind}" for name, kind in AUTO_CLASSES.items()}
-    config.backbone_config._name_or_path = ""  # base_model_name_or_path says it, and only where it is meant to be said
     tensors = part_of(model.state_dict() if state_dict is None else state_dict, "policy.", "state_dict", model.policy)
     base = config.base_model_name_or_path
     if include_backbone:
@@ -210,31 +206,47 @@ def save(
             "base_model_name_or_path, or save with include_backbone=True."
         )
     folder = Path(folder)
+    if card is not False:
+        check_card(folder, card if isinstance(card, CardFacts) else CardFacts())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if include_backbone:
             inner = None if state_dict is None else part_of(state_dict, "backbone.", "state_dict")
             with replaced(folder / BACKBONE_FOLDER) as temporary:
                 model.backbone.save_pretrained(temporary, state_dict=inner, **backbone_kwargs)
-        with replaced(folder / WEIGHTS) as temporary:
-            save_file(
-                {f"policy.{name}": tensor for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"}
-            )
-        with replaced(folder / "config.json") as temporary:
-            config.to_json_file(temporary)
-        with replaced(folder / f"{AUTO_MODULE}.py") as temporary:
-            temporary.write_text(AUTO_SOURCE, encoding="utf-8")
-        if custom_generate:
-            with replaced(folder / CODE_FOLDER) as temporary:
-                write_files(temporary, generated_files(str(folder.resolve())))
-        if card is not False:
-            facts = card if isinstance(card, CardFacts) else None
-            processor_inside = (folder / "processor_config.json").is_file()
-            write_card(folder, config, folder.resolve().name, facts, processor_inside=processor_inside)
+        write(folder, config, tensors, card, custom_generate)
     except OSError as error:
         raise OSError(
             f"The checkpoint cannot be written to {folder} ({error}): choose a folder that can be written."
         ) from error
+
+
+def write(
+    folder: Path,
+    config: CaCoVidConfig,
+    policy: dict[str, Tensor],
+    card: CardFacts | bool,
+    custom_generate: bool = False,
+    name: str | None = None,
+) -> None:
+    """Write everything of a checkpoint but a backbone into an existing folder; `policy` without its prefix, `config` is completed."""
+    config.architectures = [AUTO_CLASSES["AutoModelForImageTextToText"]]
+    config.dtype = next(iter(policy.values())).dtype
+    config.auto_map = {name: f"{AUTO_MODULE}.{kind}" for name, kind in AUTO_CLASSES.items()}
+    config.backbone_config._name_or_path = ""  # base_model_name_or_path says it, and only where it is meant to be said
+    with replaced(folder / WEIGHTS) as temporary:
+        save_file({f"policy.{name}": tensor for name, tensor in policy.items()}, temporary, metadata={"format": "pt"})
+    with replaced(folder / "config.json") as temporary:
+        config.to_json_file(temporary)
+    with replaced(folder / f"{AUTO_MODULE}.py") as temporary:
+        temporary.write_text(AUTO_SOURCE, encoding="utf-8")
+    if custom_generate:
+        with replaced(folder / CODE_FOLDER) as temporary:
+            write_files(temporary, generated_files(str(folder.resolve())))
+    if card is not False:
+        facts = card if isinstance(card, CardFacts) else None
+        processor_inside = (folder / "processor_config.json").is_file()
+        write_card(folder, config, name or folder.resolve().name, facts, processor_inside=processor_inside)
 
 
 def part_of(

@@ -282,6 +282,37 @@ def blind_filter(
             typer.echo(line)
 
 
+@app.command(name="import-published")
+def import_published(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The checkpoint of the published code: a folder or a Hub id.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the policy under this package's names.")],
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The backbone it was trained for. Default: told by the source and its sizes."),
+    ] = None,
+    base_revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="The backbone's commit, branch or tag. Default: its current one.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(metavar="REV", help="Of SOURCE, if it is a Hub id.")] = None,
+    accept_license: Annotated[
+        bool,
+        typer.Option("--accept-license", help="Answer the license question beforehand: you may use these weights."),
+    ] = False,
+) -> None:
+    """Take the policy out of a checkpoint of the published CaCoVID code; the language model in it is not read."""
+    with _progress("Starting torch and transformers"):
+        from .hub.published import convert, find
+    with _quiet_libraries(bars=True):
+        found = find(source, base=base, base_revision=base_revision, revision=revision, to=to)
+        typer.echo(found.license_question)
+        if not accept_license:
+            typer.confirm("Import them?", abort=True)
+        for line in convert(found, to):
+            typer.echo(line)
+
+
 def _split(words: list[str] | None) -> list[str]:
     """Values of a repeated option, each of which may hold several with commas between."""
     return [part.strip() for word in words or () for part in word.split(",") if part.strip()]

@@ -113,6 +113,13 @@ def write_card(
         temporary.write_text(text, encoding="utf-8")
 
 
+def check_card(folder: Path, facts: CardFacts) -> None:
+    """Raise a `ValueError` if `write_card` would, before anything is written."""
+    read_runs(facts.evaluations)
+    if (folder / CARD).is_file():
+        _read((folder / CARD).read_text(encoding="utf-8"))
+
+
 def _read(text: str) -> ModelCard:
     try:
         return ModelCard(text)

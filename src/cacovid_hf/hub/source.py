@@ -208,12 +208,17 @@ def check_config_values(values: Any, name: str, place: str = "") -> None:
 
 
 def load_weights(module: nn.Module, stored: dict[str, StoredTensor], name: str) -> None:
-    """Give `module`, which may be on the meta device, the tensors of a checkpoint; nothing is read before everything fits.
+    """Give `module`, which may be on the meta device, the tensors of a checkpoint; nothing is read before everything fits (`check_weights`)."""
+    check_weights(module.state_dict(), stored, name)
+    module.load_state_dict({key: tensor.read() for key, tensor in stored.items()}, assign=True)
+
+
+def check_weights(expected: dict[str, Tensor], stored: dict[str, StoredTensor], name: str) -> None:
+    """Compare headers with what a policy needs.
 
     Raises:
         ValueError: naming what is missing, left over, misshapen or not a floating-point tensor.
     """
-    expected = module.state_dict()
     missing, extra = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
     shapes = [
         f"{key} is {stored[key].shape}, not {tuple(expected[key].shape)}"
@@ -235,4 +240,3 @@ def load_weights(module: nn.Module, stored: dict[str, StoredTensor], name: str) 
         raise ValueError(
             f"The policy's weights in {name} do not fit its config ({'; '.join(problems)}): they belong to another version or backbone."
         )
-    module.load_state_dict({key: tensor.read() for key, tensor in stored.items()}, assign=True)
