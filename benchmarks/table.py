@@ -58,6 +58,24 @@ def selection_table(record: dict[str, Any]) -> list[str]:
     return [f"{device(record)}.", "", *lines]
 
 
+def methods_table(record: dict[str, Any]) -> list[str]:
+    """Rows: methods; what each costs before the language model, and the published figures, marked as such."""
+    config, published = record["config"], record["published"]
+    lines = ["| method | kept | time, ms |", "|---|---|---|"]
+    for method in record["methods"]:
+        time = method["times_ms"]
+        spread = "once" if method["once"] else f"{time['min']:.1f} to {time['max']:.1f}"
+        lines.append(f"| {method['name']} | {method['kept']} | {time['median']:.1f} ({spread}) |")
+    lines += [f"| *published: {name}* | | *{ms:g}* |" for name, ms in published["milliseconds"].items()]
+    clock = "wall time" if record["hardware"]["gpu"] else "CPU time"
+    size = f"{config['frames']} x {config['side']} x {config['side']} tokens of {config['width']} channels, {config['dtype']}"
+    return [
+        f"{size}, ratio {config['ratio']:g}, {device(record)}, {clock}. Published rows: {published['source']}; {published['hardware']}.",
+        "",
+        *lines,
+    ]
+
+
 def accuracy_table(record: dict[str, Any]) -> list[str]:
     """Rows: methods; columns: retention ratios; accuracy in percent with its standard error."""
     results = record["results"]
@@ -85,7 +103,7 @@ def device(record: dict[str, Any]) -> str:
     return f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
 
 
-TABLES = {"accuracy": accuracy_table, "prefill": prefill_table, "selection": selection_table}
+TABLES = {"accuracy": accuracy_table, "methods": methods_table, "prefill": prefill_table, "selection": selection_table}
 
 
 def main(paths: list[str]) -> None:

@@ -223,6 +223,20 @@ def test_selection(tmp_path):
             assert 0 < times["min"] <= times["median"] <= times["max"]
 
 
+def test_methods(tmp_path):
+    from methods import main
+    from table import methods_table
+
+    small = ["--frames", "4", "--side", "4", "--width", "56", "--repeats", "1", "--once", "60"]
+    path = main([*small, "--output", str(tmp_path), "--commit", "abc"], report=lambda line: None)
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    names = [method["name"] for method in record["methods"]]
+    assert {"cacovid, full policy", "cacovid, light policy", "divprune", "flashvid"} < set(names)
+    assert all(method["kept"] == 16 and method["times_ms"]["median"] > 0 for method in record["methods"])
+    assert "| *published: DivPrune* | | *134.3* |" in "\n".join(methods_table(record))
+
+
 def test_gpu_command(tmp_path, capfd):
     """The one command for a GPU machine, on the CPU: it runs each benchmark and tells what came of it."""
     from gpu import main

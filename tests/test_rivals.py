@@ -282,10 +282,10 @@ def test_shares_are_exact_within_bounds_and_in_proportion():
     assert apportion(torch.tensor([0.0, 9.0, 1.0]), 8, 6).tolist() == [0, 6, 2]
     assert apportion(torch.tensor([0.0, 9.0, 1.0]), 8, 6, least=1).tolist() == [1, 6, 1]
     generator = torch.Generator().manual_seed(0)
-    for groups, most, least in itertools.product((1, 2, 7, 40), (1, 3, 50), (0, 1)):
+    for groups, most, least in itertools.product((1, 2, 7, 40), (1, 3, 10), (0, 1)):
         limits = torch.randint(least, most + 1, (groups,), generator=generator)
         for weights in (torch.rand(groups, generator=generator) ** 5, torch.ones(groups), torch.zeros(groups)):
-            for total in range(least * groups, int(limits.sum()) + 1, 3):
+            for total in range(least * groups, int(limits.sum()) + 1, 7):
                 counts = apportion(weights, total, limits, least)
                 assert counts.sum() == total, (weights, limits, total)
                 assert bool((counts >= least).all() & (counts <= limits).all())
@@ -570,7 +570,7 @@ def test_counts_positions_and_the_oracle(family, method):
     stock, model = wrapped(family)
     for rows in (RAGGED, TWO_VIDEOS, IMAGE_AND_VIDEO):
         inputs = prompt_inputs(stock, rows)
-        for ratio in (0.01, 0.1, 0.25, 0.5, 0.9, 0.999):
+        for ratio in (0.01, 0.1, 0.5, 0.95):
             compressed = model.compress(**inputs, retention_ratio=ratio, compressor=method)
             for video in compressed.videos:
                 assert video.keep.sum() == token_budget(video.span.num_tokens, ratio)
