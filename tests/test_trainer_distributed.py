@@ -25,6 +25,7 @@ def launch(folder, *arguments, timeout=240):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     done = launch(tmp_path, "--samples", SAMPLES, "--broken", *BROKEN)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,11 +94,21 @@ def test_checkpoints_are_taken_between_samples(uninterrupted):
     assert all(is_complete(path) for path in folder.glob("checkpoint-*"))
 
 
+@pytest.fixture(scope="module")
+def processes():
+    """Each a fork of one clean process that has imported all there is; forks of this one, which has threads, can hang."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["small_training"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        yield context
+
+
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_and_resumed(point, uninterrupted, tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(tmp_path, point))
+def test_killed_and_resumed(point, processes, uninterrupted, tmp_path):
+    process = processes.Process(target=run_until_killed, args=(tmp_path, point))
     process.start()
-    process.join(120)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     complete = sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*") if is_complete(path))
     assert complete == POINTS[point]

@@ -183,10 +183,11 @@ def test_killed_from_outside_and_resumed(tmp_path):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_short_training_learns(tmp_path):
     """From an untrained policy to at least 30 points above random at 2 %, as `examples/configs/tiny.yaml` says."""
     config = read_config(EXAMPLES / "tiny.yaml")
-    config.training |= {"output_dir": str(tmp_path), "max_steps": 40, "save_strategy": "no", "eval_strategy": "no"}
+    config.training |= {"output_dir": str(tmp_path), "max_steps": 60, "save_strategy": "no", "eval_strategy": "no"}
     config.training["load_best_model_at_end"] = False
     config.data.eval = None
     trainer = make_trainer(config)

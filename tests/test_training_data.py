@@ -215,6 +215,7 @@ def test_questions_that_need_no_video_are_left_out(processor, model, tmp_path):
     assert first.total == 7
 
 
+@pytest.mark.slow
 def test_a_worker_reads_the_same(processor, tmp_path):
     samples = [{**sample, "path": str(CLIP.path)} for sample in SAMPLES[:3]]
     batches = []
@@ -224,6 +225,7 @@ def test_a_worker_reads_the_same(processor, tmp_path):
             batch_sampler=SampleBatches(samples, batch_size=2, repeats=2),
             collate_fn=TurnCollator(AnswerCollator(processor)),
             num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
         )
         batches.append(list(loader))
     assert [batch["turn"] for batch in batches[0]] == [batch["turn"] for batch in batches[1]]

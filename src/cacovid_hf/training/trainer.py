@@ -90,6 +90,8 @@ class ContributionTrainer(Trainer):
             model=model.policy, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
         )
         self.model_accepts_loss_kwargs = False
+        if getattr(self.backbone, "hf_device_map", None) is None and not getattr(self.backbone, "is_quantized", False):
+            self.backbone.to(self.args.device)  # Trainer has moved the policy there
         self.processor = processor
         self.eval_collator = eval_collator or self.data_collator
         self.judge = Judge(
@@ -167,6 +169,8 @@ class ContributionTrainer(Trainer):
             batch_sampler=batches,
             collate_fn=TurnCollator(collator),
             num_workers=self.args.dataloader_num_workers,
+            # A fork of a process with threads (of torch, of pyarrow) can wait forever.
+            multiprocessing_context="spawn" if self.args.dataloader_num_workers else None,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             persistent_workers=self.args.dataloader_persistent_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
