@@ -11,6 +11,7 @@ from small_training import trainer
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.training.arguments import OURS, ContributionTrainingArguments
 from cacovid_hf.training.batches import SampleBatches, Turn
+from cacovid_hf.training.judging import Question
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,43 @@ def test_replay_is_what_advantages_are_over(tmp_path, replay):
     engine.train()
     factors = [1, 2, 3] if replay else [1, 1, 1]
     assert sizes == [{size * factor} for factor in factors for size in (6, 3)]
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_accuracy_in_between_is_the_models(tmp_path, family):
+    samples = list(range(100, 105))
+    _, collate, engine = trainer(tmp_path, family, eval_dataset=samples, eval_ratios=[1.0, 0.25])
+    engine.backbone.generation_config.suppress_tokens = None
+    first = {}
+    for start in range(0, len(samples), 2):
+        batch = collate(samples[start : start + 2])
+        ids = engine.backbone.generate(**batch["inputs"][0], max_new_tokens=2, do_sample=False)[:, -2:]
+        for place, answer in enumerate(ids):
+            first[start + place] = answer
+    # The first, third and fifth question are answered as the model does, with one token or two.
+    engine.eval_collator = Answered(collate, first)
+    right = engine.evaluate()
+    assert right["eval_accuracy_at_1"] == pytest.approx(3 / 5)
+    assert right["eval_accuracy"] == pytest.approx((right["eval_accuracy_at_1"] + right["eval_accuracy_at_0.25"]) / 2)
+    assert right["eval_samples"] == 5
+    both = engine.evaluate({"a": samples[:2], "b": samples[2:]})
+    assert both["eval_a_accuracy_at_1"] == pytest.approx(1 / 2)
+    assert both["eval_b_samples"] == 3
+
+
+class Answered:
+    """Makes every other answer what the model says, and the others what it does not."""
+
+    def __init__(self, collate, answers):
+        self.collate, self.answers = collate, answers
+
+    def __call__(self, samples):
+        batch = self.collate(samples)
+        questions = []
+        for number in samples:
+            answer = self.answers[number - 100][: 1 + number % 3 % 2]
+            questions.append(Question("", answer=answer if number % 2 == 0 else (answer + 1) % 100))
+        return {**batch, "questions": questions}
 
 
 def test_same_seed_same_weights(tmp_path):

@@ -27,9 +27,9 @@ TINY = {"function": "cacovid_hf.tiny.dataset:QuestionDataset", "num_samples": 8,
 
 def write(folder, **sections):
     samples = [
-        {"problem": q.text, "solution": q.answer, "problem_type": "multiple choice", "path": clip.path.name}
+        {"problem": q.text, "solution": q.answer, "problem_type": kind, "path": clip.path.name}
         for clip in clips()
-        for q in clip.questions[:2]
+        for q, kind in zip(clip.questions, ("multiple choice", "free-form"), strict=False)
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     config = {
@@ -41,6 +41,7 @@ def write(folder, **sections):
             "policy_attention": "question",
             "num_token_rollouts": 4,
             "num_frame_rollouts": 0,
+            "max_new_tokens": 2,
             "per_device_train_batch_size": 2,
             "max_steps": 8,
             "logging_steps": 2,
@@ -137,8 +138,16 @@ def test_sources_of_samples(tmp_path):
     assert next(iter(stream))["solution"] == clips()[0].questions[0].answer
 
 
+judged = []
+
+
+def judge(completions, solutions):
+    judged.append((completions, solutions))
+    return [float(completion == solution) for completion, solution in zip(completions, solutions, strict=True)]
+
+
 def test_train_from_the_command_line(tmp_path, capsys):
-    file = write(tmp_path)
+    file = write(tmp_path, training={"reward_functions": {"free-form": "test_training_command:judge"}})
     with pytest.raises(SystemExit) as ended:
         main(["train", str(file)])
     output = capsys.readouterr()
@@ -146,6 +155,13 @@ def test_train_from_the_command_line(tmp_path, capsys):
     assert f"The policy of step 8 is in {tmp_path / 'run'}" in output.out
     assert "step 4 of 8" in output.err
     assert "accuracy_at_0.1" in output.err
+    # Half of the samples are free-form, and each of their rollouts was judged by this module's function.
+    solutions = {question.answer for clip in clips() for question in clip.questions[1:2]}
+    import test_training_command
+
+    assert test_training_command.judged
+    assert {solution for _, given in test_training_command.judged for solution in given} <= solutions
+    assert sum(len(given) for _, given in test_training_command.judged) % 4 == 0
     model = CaCoVidForConditionalGeneration.from_pretrained(tmp_path / "run")
     assert model.config.policy_trained
     assert model.config.contribution_share == 1.0
