@@ -290,3 +290,28 @@ def test_committed_training(path):
 def test_there_are_results():
     kinds = {path.name.split("_")[0] for path in RESULTS}
     assert {"prefill", "selection"} <= kinds
+
+
+def test_long_video(tmp_path, threads):
+    """Each way in a process of its own, and decoding beside encoding; the memory itself is a matter of the committed results."""
+    from long_video import main
+
+    arguments = ["--arch", "tiny-llava-onevision", "--frames", "6", "--stock-frames", "2", "--ratio", "0.25"]
+    arguments += ["--other-ratios", "0.5", "--frames-per-chunk", "4", "--overlap-frames", "6", "--repeats", "2"]
+    arguments += ["--overlap-size", "96", "128", "--device", "cpu", "--threads", "1", "--commit", "abc"]
+    record = json.loads(main([*arguments, "--output", str(tmp_path)]).read_text())
+    check_provenance(record)
+    rows = [(row["way"], row["frames"], row["video_tokens"], row["kept_tokens"]) for row in record["peak_memory"]]
+    assert rows == [
+        ("build", 0, 0, 0),
+        ("stock", 2, 18, 18),
+        ("streamed", 6, 54, 13),
+        ("streamed", 6, 54, 27),
+        ("whole", 2, 18, 4),
+    ]
+    assert all(row["peak_bytes"] > 2**20 for row in record["peak_memory"])
+    assert {name: len(times["samples"]) for name, times in record["overlap"]["seconds"].items()} == {
+        "beside": 2,
+        "in_turn": 2,
+        "decode_and_prepare_alone": 2,
+    }

@@ -91,7 +91,7 @@ def test_questions_in_a_batch(case):
 def test_a_kept_choice_in_a_conversation(case, decoding):
     """Every turn against the oracle, from a cache that holds the kept tokens; only what is new is prefilled."""
     stock, model, inputs = case
-    session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
+    session = model.session(**inputs, retention_ratio=[0.25, 0.25], keep_selection=True)
     settings = {**STEP, **(dict(do_sample=True, top_k=5) if decoding == "sampling" else {})}
     now = question(inputs, QUESTIONS[0])
     kept = model.compress(**now, retention_ratio=0.25).kept_indices

@@ -210,6 +210,8 @@ class VideoSession:
         if self._kept is not None:
             kwargs["compressor"] = self._kept
         cache = self._usable_cache(input_ids)
+        if cache is not None:
+            kwargs["retention_ratio"] = None  # what is new has no video
         # A call that fails leaves a cache of unknown contents.
         self.past_key_values = self._sequence = None
         wants_all = kwargs.pop("return_dict_in_generate", False)
