@@ -31,8 +31,10 @@ PRICES = (0.3, 1.0, 3.0, 10.0)
 SEEDS = (0, 1)
 # One token at the least: whoever is sure may spend no more.
 FLOOR, CAP = 1 / 288, 0.25
-STEPS, BATCH, ROLLOUTS = 60, 16, 12
-QUESTIONS, QUESTION_SEED, CALIBRATION, CALIBRATION_SEED = 600, 4004, 200, 5005
+STEPS, BATCH, ROLLOUTS = 60, 8, 12
+QUESTIONS, QUESTION_SEED, CALIBRATION, CALIBRATION_SEED = 300, 4004, 100, 5005
+# Where priced training begins: the shift of all scores at which this fraction scores above 0.
+START = 0.05
 NOTES = [
     "Every budget is spent on the highest token scores of the whole video. Accuracy is that of the first answer word; questions balanced by kind; standard "
     "errors are binomial.",
@@ -69,21 +71,27 @@ def embedded_policy() -> CaCoVidForConditionalGeneration:
     return model
 
 
-def priced_cell(price: float, seed: int, train: list[miniature.Asked], asked: list[miniature.Asked]) -> dict[str, Any]:
-    """Train on with a price per token, then let the policy decide."""
+def priced_cell(
+    price: float, seed: int, start: float, train: list[miniature.Asked], asked: list[miniature.Asked]
+) -> dict[str, Any]:
+    """Train on with a price per token, all scores less `start` at first, then let the policy decide."""
     model = embedded_policy()
+    with torch.no_grad():
+        model.policy.token_head[-1].bias[1] -= start
 
     def draw(scores: Tensor, generator: torch.Generator) -> Tensor:
         return sample_bernoulli(scores, ROLLOUTS, generator=generator)
 
-    log = miniature.learn(model, train, draw, seed=seed, token_price=price, learning_rate=5e-4, kl_weight=0.0)
+    log = miniature.learn(
+        model, train, draw, seed=seed, token_price=price, learning_rate=1e-3, kl_weight=0.0, balanced=False
+    )
     found = measured(model, asked, AutoBudget(FLOOR, CAP))
-    return {"price": price, "seed": seed, "steps": STEPS, **found, "log": log[::5]}
+    return {"price": price, "seed": seed, "start": start, "steps": STEPS, **found, "log": log[::5]}
 
 
 def summarise(folder: Path) -> dict[str, Any]:
     """All cells without what they share."""
-    names = ("price", "seed", "ratio", "target_mean_ratio", "threshold")
+    names: tuple[str, ...] = ("price", "seed", "start", "ratio", "target_mean_ratio", "threshold")
     names += ("accuracy", "standard_error", "mean_tokens", "tokens_5_50_95_percent", "by_kind")
     rows = {}
     for path in sorted(folder.glob("*.json")):
@@ -148,10 +156,12 @@ def main() -> None:
         # Another stream than the embedded policy was trained on.
         return miniature.training_questions(base, STEPS // miniature.ITERATIONS * BATCH, BATCH, 100 + seed)
 
+    def threshold(mean_ratio: float) -> float:
+        return calibrated_threshold(calibration(), mean_ratio, floor=FLOOR, cap=CAP)
+
     def calibrated_cell(mean_ratio: float) -> dict[str, Any]:
-        threshold = calibrated_threshold(calibration(), mean_ratio, floor=FLOOR, cap=CAP)
-        found = measured(base, asked, AutoBudget(FLOOR, CAP, threshold))
-        return {"target_mean_ratio": mean_ratio, "threshold": threshold, **found}
+        found = measured(base, asked, AutoBudget(FLOOR, CAP, threshold(mean_ratio)))
+        return {"target_mean_ratio": mean_ratio, "threshold": threshold(mean_ratio), **found}
 
     jobs: dict[str, Callable[[], dict[str, Any]]] = {}
     for ratio in FIXED:
@@ -160,7 +170,9 @@ def main() -> None:
         jobs[f"calibrated_{ratio}"] = lambda ratio=ratio: calibrated_cell(ratio)
     for seed in SEEDS:
         for price in PRICES:
-            jobs[f"priced_{price}_{seed}"] = lambda price=price, seed=seed: priced_cell(price, seed, train(seed), asked)
+            jobs[f"priced_{price}_{seed}"] = lambda price=price, seed=seed: priced_cell(
+                price, seed, threshold(START), train(seed), asked
+            )
     for name, make in jobs.items():
         if fnmatch.fnmatch(name, options.only):
             cells.run(name, make)

@@ -127,6 +127,7 @@ def learn(
     token_price: float = 0.0,
     learning_rate: float = 1.5e-3,
     kl_weight: float = 0.05,
+    balanced: bool = True,
     watch: Callable[[int], None] | None = None,
     every: int = 10,
 ) -> list[dict[str, float]]:
@@ -143,6 +144,7 @@ def learn(
         token_price: see `ContributionTrainingArguments`.
         learning_rate: largest.
         kl_weight: of the divergence from the coin flip.
+        balanced: see `cpo_loss`.
         watch: called with the step, before the first one and after every `every`.
         every: optimiser steps.
 
@@ -173,7 +175,16 @@ def learn(
             masks = [torch.cat(pair) for pair in zip(masks, drawn, strict=True)] if masks else drawn
             rewards = [torch.cat(pair) for pair in zip(rewards, paid, strict=True)] if rewards else paid
             pieces = [
-                cpo_loss(output, before, mask, advantages(reward), *no_frames, dual_clip=3.0, kl_weight=kl_weight)
+                cpo_loss(
+                    output,
+                    before,
+                    mask,
+                    advantages(reward),
+                    *no_frames,
+                    dual_clip=3.0,
+                    kl_weight=kl_weight,
+                    balanced=balanced,
+                )
                 for output, before, mask, reward in zip(outputs, old, masks, rewards, strict=True)
             ]
             optimizer.zero_grad()

@@ -264,6 +264,27 @@ def test_distillation_is_zero_where_scores_are_the_teachers_and_pulls_there():
         distillation_loss(new, attention.T)
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+def test_only_unbalanced_tokens_teach_how_many(balanced):
+    """Subsets of different sizes, the smaller the better: does a common shift of all scores earn anything?"""
+    masks = torch.zeros(5, 1, 10, dtype=torch.bool)
+    for row, count in enumerate((1, 3, 5, 7, 9)):
+        masks[row, 0, :count] = True
+    shift = torch.zeros((), requires_grad=True)
+    logits = torch.stack(
+        [torch.zeros(1, 10), torch.randn(1, 10, generator=torch.Generator().manual_seed(0)) + shift], -1
+    )
+    policy = PolicyOutput(logits, torch.zeros(1, 2))
+    old = PolicyOutput(logits.detach(), torch.zeros(1, 2))
+    none = torch.zeros(0, 1, dtype=torch.bool), torch.zeros(0)
+    loss, _ = cpo_loss(policy, old, masks, advantages(torch.arange(5, 0, -1.0)), *none, balanced=balanced)
+    loss.backward()
+    if balanced:
+        assert shift.grad.abs() < 0.05
+    else:
+        assert shift.grad > 0.2  # down the gradient, all scores fall
+
+
 def test_every_token_has_its_price():
     masks = torch.tensor([[[1, 0], [0, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]], dtype=torch.bool)
     rewards = torch.tensor([1.0, 1.0, 0.25])

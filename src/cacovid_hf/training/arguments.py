@@ -39,7 +39,8 @@ class ContributionTrainingArguments(TrainingArguments):
         num_token_rollouts: subsets a sample and iteration that the token scores choose, the greedy one included.
         num_frame_rollouts: subsets that the frame scores choose, the greedy one included; 0 freezes the frame head and leaves it out of the loss.
         sampler: how token subsets are drawn: `"ocss"` (paper), `"multinomial"` (Gumbel top-k) or `"random"`, all of a given size; or
-            `"bernoulli"` (ours), every token by its own keep probability, for a policy that also decides how many.
+            `"bernoulli"` (ours), every token by its own keep probability, for a policy that also decides how many (tokens are then not balanced in
+            the loss, see `cpo_loss`).
         token_price: reward that keeping all tokens of a video would cost, with `"bernoulli"` (ours, for `retention_ratio="auto"`): a token costs
             `token_price / N`, and pays if it makes the answer more likely by more than that.
         sampling_scope: `"frame"` (paper) draws the same number in every frame, `"video"` from all tokens at once, by token scores alone.

@@ -83,6 +83,7 @@ def cpo_loss(
     clip_high: float = 0.28,
     dual_clip: float | None = None,
     kl_weight: float = 0.0,
+    balanced: bool = True,
 ) -> tuple[Tensor, Statistics]:
     """Loss of one video over all subsets tried on it so far (the replay memory), token rollouts and frame rollouts apart.
 
@@ -103,6 +104,8 @@ def cpo_loss(
             (ours; the paper: None, and a single such choice can outweigh all others).
         kl_weight: weight of the divergence from the coin flip, `KL(1/2 || policy)`, see `Statistics.kl` (paper: 0; larger =
             scores stay smaller). In this direction its pull does not fade where scores are large.
+        balanced: whether kept and dropped tokens have the same say, however few are kept (paper). Then no reward teaches *how many* to keep: the
+            pull of kept tokens on a common shift of all scores is the same for every subset. Off (ours), every token has the same say.
 
     Returns:
         The loss, 0-dimensional with a graph to both heads, and what to log.
@@ -121,7 +124,8 @@ def cpo_loss(
     token_losses, stopped = _clipped(token_ratios, token_advantages, clip_low, clip_high, dual_clip)
     frame_losses, _ = _clipped(frame_ratios, frame_advantages, clip_low, clip_high, dual_clip)
 
-    token_loss = _mean((token_losses * balanced_weights(token_masks)).sum(1))
+    weights = balanced_weights(token_masks) if balanced else token_losses.new_full((), 1 / token_masks.shape[1])
+    token_loss = _mean((token_losses * weights).sum(1))
     frame_loss = _mean(frame_losses.mean(1))
     kl = _divergence(tokens).mean()
     if len(frame_masks):

@@ -370,6 +370,7 @@ class ContributionTrainer(Trainer):
                 clip_high=self.args.clip_high,
                 dual_clip=self.args.dual_clip,
                 kl_weight=self.args.kl_weight,
+                balanced=self.args.sampler != "bernoulli",
             )
             losses.append(loss)
             for field in fields(statistics):
