@@ -22,7 +22,7 @@ GREEDY = dict(max_new_tokens=4, do_sample=False)
 
 
 def wrapped(family, attention="sdpa", **text):
-    stock = stock_model(family, attention, num_hidden_layers=LAYERS, **text)
+    stock = stock_model(family, attention, **{"num_hidden_layers": LAYERS, **text})
     return stock, CaCoVidForConditionalGeneration.from_backbone(stock)
 
 
@@ -453,6 +453,17 @@ def test_the_ratio_is_the_mean_over_the_layers(family):
             assert abs(seen.float().mean().item() / total - ratio) <= 1 / total, (method, ratio)
     kept = model(**inputs, retention_ratio=0.25, compressor=FastV(layer=3, ratio_of="kept")).layer_tokens[:, 0]
     assert kept.tolist() == [total] * 3 + [total // 4] * 2
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 6])
+@pytest.mark.parametrize("threshold", [-1.0, 0.2, 0.6, 1.0])
+def test_framefusion_meets_any_ratio_at_any_depth(threshold, layers):
+    stock, model = wrapped("qwen2_5_vl", num_hidden_layers=layers)
+    inputs = prompt_inputs(stock, [[2, Video(6, 3, 3), 5]])
+    for ratio in (0.001, 0.02, 0.1, 0.3, 0.5, 0.8, 0.99):
+        seen = model(**inputs, retention_ratio=ratio, compressor=FrameFusion(threshold)).layer_tokens
+        # Whole tokens in every layer, at least one.
+        assert abs(seen.float().mean().item() - max(1.0, ratio * 54)) <= 1, (ratio, seen)
 
 
 @pytest.mark.parametrize("method", BOTH)

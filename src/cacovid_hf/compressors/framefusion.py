@@ -120,8 +120,10 @@ class FrameFusion(Compressor):
 
         def can_drop_later(count: int) -> bool:
             """Whether the mean can still be met, with a token left at the end, if `count` tokens go now."""
+            if len(removed) + 1 == num_layers:
+                return False
             later = fraction_to_remove([*removed, count / size], retention_ratio, num_layers)
-            return len(removed) + 1 < num_layers and (size - count) * (1 - later) >= 1 - 1e-9
+            return (size - count) * (1 - later) >= 1 - 1e-9
 
         alike, chained = similarity >= self.similarity, similarity > _NO_PREDECESSOR
         num_alike, num_chained = int(alike.sum()), int(chained.sum())
