@@ -18,8 +18,9 @@ from cacovid_hf.tiny.accuracy import answer_accuracy
 
 METHODS = {
     "cacovid": None,  # with the settings of the checkpoint
-    "cacovid, share 0.5": CaCoVid(contribution_share=0.5),
-    "cacovid, share 1.0": CaCoVid(contribution_share=1.0),
+    "cacovid, published selection": CaCoVid(0.5, scope="frame"),
+    "cacovid, frame budgets": CaCoVid(1.0, scope="frame"),
+    "cacovid, tokens": CaCoVid(1.0, scope="tokens"),
     "cacovid, whole video": CaCoVid(contribution_share=1.0, scope="video"),
     "uniform": Uniform(),
     "random": Random(),

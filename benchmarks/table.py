@@ -95,6 +95,24 @@ def accuracy_table(record: dict[str, Any]) -> list[str]:
     return [f"{config['num_questions']} fresh questions; all tokens {everything} %; in %:", "", *lines]
 
 
+def budget_table(record: dict[str, Any]) -> list[str]:
+    """Rows: rules; columns: accuracy by ratio, then the paired difference to the baseline, in percent with standard errors."""
+    results, ratios = record["results"], record["config"]["ratios"]
+    cells = {(row["rule"], row["retention_ratio"]): row for row in results}
+
+    def percent(rule: str, name: str, error: str, sign: str) -> str:
+        rows = [cells[rule, ratio] for ratio in ratios]
+        return " | ".join(f"{100 * row[name]:{sign}.1f} ± {100 * row[error]:.1f}" for row in rows)
+
+    heads = [f"{100 * ratio:g} %" for ratio in ratios]
+    lines = [f"| rule | {' | '.join(heads + heads)} |", "|---" * (2 * len(ratios) + 1) + "|"]
+    for rule in dict.fromkeys(row["rule"] for row in results):
+        accuracy = percent(rule, "accuracy", "standard_error", "")
+        lines.append(f"| {rule} | {accuracy} | {percent(rule, 'difference', 'standard_error_of_difference', '+')} |")
+    questions = record["config"]["num_questions"]
+    return [f"{questions} fresh questions; accuracy, then its difference to the rule `tokens`, in %:", "", *lines]
+
+
 def device(record: dict[str, Any]) -> str:
     """What a run ran on, in words."""
     hardware = record["hardware"]
@@ -103,7 +121,13 @@ def device(record: dict[str, Any]) -> str:
     return f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
 
 
-TABLES = {"accuracy": accuracy_table, "methods": methods_table, "prefill": prefill_table, "selection": selection_table}
+TABLES = {
+    "accuracy": accuracy_table,
+    "budget_study": budget_table,
+    "methods": methods_table,
+    "prefill": prefill_table,
+    "selection": selection_table,
+}
 
 
 def main(paths: list[str]) -> None:

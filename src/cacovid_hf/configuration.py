@@ -27,10 +27,10 @@ class CaCoVidConfig(PreTrainedConfig):
         auto_floor: of `retention_ratio="auto"`: smallest fraction kept (see `AutoBudget`).
         auto_cap: largest fraction kept.
         auto_threshold: score above which a token counts as worth keeping.
-        contribution_share: part of the budget chosen by contribution scores, in [0, 1] (paper: 0.5).
+        contribution_share: part of the budget chosen by contribution scores, in [0, 1] (paper: 0.5; never better in miniature).
         frame_cap: a frame's largest budget as a multiple of the mean (paper: 1.5).
-        scope: `"frame"` (paper: a budget a frame), `"tokens"` or `"video"` (ours: one budget for all frames, spent by the token scores
-            alone or by token plus frame scores).
+        scope: `"tokens"` (ours: one budget for all frames, spent by the token scores alone; the best in miniature), `"frame"` (paper: a
+            budget a frame) or `"video"` (one budget, spent by token plus frame scores).
         format_version: of the checkpoint; a newer one than this package knows is refused.
 
     Raises:

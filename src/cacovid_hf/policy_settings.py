@@ -57,9 +57,9 @@ class PolicySettings:
     auto_floor: float = 0.01
     auto_cap: float = 0.25
     auto_threshold: float = 0.0
-    contribution_share: float = 0.5
+    contribution_share: float = 1.0
     frame_cap: float = 1.5
-    scope: str = "frame"
+    scope: str = "tokens"
 
     def __post_init__(self):
         check_policy(self.policy_type, self.policy_attention)
