@@ -32,6 +32,7 @@ from cacovid_hf.compressors.evs import change, published_count
 from cacovid_hf.compressors.segments import segment_lengths
 from cacovid_hf.compressors.vidcom2 import frame_ratios, quiet_channels, rounded_counts, typicality
 from cacovid_hf.density_peaks import density_peaks
+from cacovid_hf.prompt import Prompt, PromptLayout, VideoSpan
 from cacovid_hf.selection import token_budget, top_tokens
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -547,6 +548,36 @@ def test_prunevid_by_loops(budget):
     assert budget is None or len(expected) == budget
     for (t, p), value in expected.items():
         torch.testing.assert_close(found.features[t, p], value, atol=1e-5, rtol=1e-4)
+
+
+# ------------------------------------------------------------------ small videos, worked out by hand
+
+X, Y, Z = [1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]
+SMALL = [
+    # A method, the tokens (T, P, D) of a video, a ratio, and the tokens that are kept of every frame.
+    ("uniform", [[X, X, X]] * 2, 0.5, [[0, 2], [2]]),
+    ("evs", [[X, Y, Z], [X, Z, Z], [Y, Z, Z]], 5 / 9, [[0, 1, 2], [1], [0]]),  # the first frame, then what changed
+    ("evs", [[X, Y, Z], [X, Z, Z]], 1 / 3, [[0, 2], []]),
+    ("divprune", [[X, X, Y], [X, Z, X]], 0.5, [[0, 2], [1]]),
+    ("vidcom2", [[X, X, X, Y], [X, X, Z, X]], 0.25, [[3], [0]]),  # the quietest channel alone, which Z lacks
+    ("vcast", [[X, X, X, Y], [X, Z, X, X]], 0.25, [[3], [1]]),
+    ("vcast", [[X, X], [[2.0, 0, 0], X], [X, [3.0, 0, 0]]], 0.5, [[0], [0], [1]]),  # alike but for their size
+    ("prunevid", [[X, Y], [X, Y], [X, Y], [X, Y]], 0.25, [[0, 1], [], [], []]),  # nothing moves: one frame says all
+]
+
+
+@pytest.mark.parametrize(("method", "video", "ratio", "expected"), SMALL)
+def test_small_videos(method, video, ratio, expected):
+    features = torch.tensor(video)
+    frames, places, _ = features.shape
+    embeds = torch.cat([torch.zeros(1, 3), features.flatten(0, 1), torch.ones(1, 3)])[None]
+    span = VideoSpan(0, (frames, 1, places), torch.arange(1, 1 + frames * places))
+    everywhere = torch.ones(1, embeds.shape[1], dtype=torch.bool)
+    layout = PromptLayout(everywhere, everywhere.clone().index_fill_(1, span.positions, False), (span,))
+    ids = torch.zeros(1, embeds.shape[1], dtype=torch.long)
+    prompt = Prompt(layout, ids, embeds, torch.arange(embeds.shape[1])[None])
+    keep = COMPRESSORS[method]().compress(prompt, None, [ratio]).videos[0].keep
+    assert [row.nonzero()[:, 0].tolist() for row in keep] == expected
 
 
 # ------------------------------------------------------------------ what every method promises

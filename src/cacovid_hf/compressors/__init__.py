@@ -1,5 +1,8 @@
 """Compression methods behind one interface: `generate(..., compressor="uniform")` or an instance with its settings."""
 
+# What is imported here is public.
+# ruff: noqa: F401
+
 from .attention import Attention
 from .base import Compression, Compressor, LayerRecord, Merged, Scores
 from .baselines import Random, Uniform
@@ -12,26 +15,15 @@ from .fastvid import FastVid
 from .flashvid import FlashVid
 from .framefusion import FrameFusion
 from .prunevid import PruneVid
+from .vcast import VCast
 from .vidcom2 import VidCom2
 from .visionzip import VisionZip
 
+# Every method imported above, by its name.
 COMPRESSORS: dict[str, type[Compressor]] = {
-    method.name: method
-    for method in (
-        CaCoVid,
-        Random,
-        Uniform,
-        Attention,
-        DivPrune,
-        VisionZip,
-        VidCom2,
-        Evs,
-        FastV,
-        FrameFusion,
-        PruneVid,
-        FastVid,
-        FlashVid,
-    )
+    kind.name: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, Compressor) and kind is not Compressor
 }
 
 
@@ -45,28 +37,3 @@ def resolve_compressor(compressor: "str | Compressor") -> Compressor:
             "of cacovid_hf.compressors.Compressor."
         )
     return COMPRESSORS[compressor]()
-
-
-__all__ = [
-    "COMPRESSORS",
-    "Attention",
-    "CaCoVid",
-    "Check",
-    "Compression",
-    "Compressor",
-    "DivPrune",
-    "Evs",
-    "FastV",
-    "FastVid",
-    "FlashVid",
-    "FrameFusion",
-    "LayerRecord",
-    "Merged",
-    "PruneVid",
-    "Random",
-    "Scores",
-    "Uniform",
-    "VidCom2",
-    "VisionZip",
-    "resolve_compressor",
-]
