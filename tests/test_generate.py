@@ -425,3 +425,32 @@ def test_settings_of_the_backbones_generation_config(case, setting):
     for name, value in setting.items():
         setattr(stock.generation_config, name, value)
     assert torch.equal(model.generate(**inputs, retention_ratio=0.25, max_new_tokens=4, do_sample=False), expected)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "expansion", [dict(num_beams=3, do_sample=False), dict(num_return_sequences=3, do_sample=True)]
+)
+def test_one_prefill_for_all_beams_and_sequences(family, expansion):
+    """Scored, gathered and prefilled once a prompt; the same tokens as from a prefill of every row."""
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, PROMPTS["ragged batch"])
+    prompt = model.compress(**inputs, retention_ratio=0.25)
+    torch.manual_seed(3)
+    expected = stock.generate(**prompt.model_inputs(), max_new_tokens=4, **expansion)[:, -4:]
+    widths, scored = [], []
+    handles = [
+        stock.get_decoder().register_forward_pre_hook(
+            lambda _, args, kwargs: widths.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+        ),
+        model.policy.register_forward_pre_hook(lambda *_: scored.append(1)),
+    ]
+    torch.manual_seed(3)
+    found = model.generate(**inputs, retention_ratio=0.25, max_new_tokens=4, **expansion)[:, -4:]
+    for handle in handles:
+        handle.remove()
+    rows, length = prompt.inputs_embeds.shape[:2]
+    assert scored == [1]
+    assert (rows, length - 1) in widths  # all but the last position, once a prompt
+    assert all(width == 1 for number, width in widths if number > rows)
+    assert torch.equal(found, expected)

@@ -127,6 +127,11 @@ def _expansion(settings: GenerationConfig) -> int:
     return max(settings.num_beams or 1, settings.num_return_sequences or 1)
 
 
+def _may_share_prefill(settings: GenerationConfig) -> bool:
+    """Whether the beams or sequences of a prompt can have one prefill: nothing of the prefill but its cache is asked for."""
+    return settings.use_cache is not False and not (settings.output_attentions or settings.output_hidden_states)
+
+
 def generate_compressed(
     backbone: Any,
     prompt: CompressedPrompt,
@@ -175,10 +180,14 @@ def generate_compressed(
         override("cache_implementation", None)
     if chunk_size is None and cached_length(cache) and prompt.videos:
         chunk_size = kept  # stock flash attention would misread gapped positions behind a cache, see there
-    if chunk_size is not None:
+    expansion = _expansion(settings)
+    shares = expansion > 1 and cache is None and chunk_size is None and _may_share_prefill(settings)
+    if shares or chunk_size is not None:
         if cache is None:
             cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
-        prefill_in_chunks(backbone, prompt, cache, chunk_size, _expansion(settings))
+        prefill_in_chunks(backbone, prompt, cache, kept if shares else chunk_size, 1 if shares else expansion)
+        if shares:
+            cache.batch_repeat_interleave(expansion)
         override("prefill_chunk_size", None)
     if cache is not None:
         arguments["past_key_values"] = cache
