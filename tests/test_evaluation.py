@@ -436,6 +436,10 @@ def test_bold_is_the_best_and_what_does_not_differ_from_it(whole):
     )
     bold = {name: bool(re.search(rf"\| {name} \| before the LLM \| \*\*", text)) for name in ("best", "close", "far")}
     assert bold == {"best": True, "close": True, "far": False}
+    other = {**cell("other", "1" * 100), "ratio_definition": "behind the cut inside the LLM"}
+    text = markdown([cell("best", "1" * 90 + "0" * 10), other])
+    assert "| best | before the LLM | **90.0" in text
+    assert "| other | behind the cut inside the LLM | 100.0" in text
 
 
 def as_if(cells, **changes):

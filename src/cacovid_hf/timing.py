@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,11 +72,12 @@ class Stages(BaseStreamer):
     gets the prompt, then every new token) where it ends.
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter):
+        self.device, self.clock = device, clock
         self.times = dict.fromkeys(("prepare", "vision", "policy", "prefill", "generation"), 0.0)
         self.selections: tuple[VideoSelection, ...] = ()
         self.layers: LayerRecord | None = None
+        self.compressing = False
         self._stage: str | None = None
         self._since = 0.0
         self._num_put = 0
@@ -85,7 +86,7 @@ class Stages(BaseStreamer):
         """End the current stage, once the device has done its work, and begin the next."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
-        now = time.perf_counter()
+        now = self.clock()
         if self._stage is not None:
             self.times[self._stage] += now - self._since
         self._stage, self._since = stage, now
@@ -105,7 +106,7 @@ class Stages(BaseStreamer):
         caller = threading.get_ident()
 
         def begin(module: nn.Module, args: tuple) -> None:
-            if threading.get_ident() == caller and self._stage in ("vision", "policy"):
+            if threading.get_ident() == caller and not self.compressing and self._stage in ("vision", "policy"):
                 self.enter("prefill")
 
         handle = language_model.register_forward_pre_hook(begin)
@@ -142,7 +143,9 @@ class _Watched(Compressor):
     ) -> Compression:
         """As the method does."""
         self.stages.enter("policy")
+        self.stages.compressing = True  # a method may ask the language model
         found = self.method.compress(prompt, model, retention_ratios)
+        self.stages.compressing = False
         self.stages.selections = found.videos
         return found
 

@@ -1,9 +1,12 @@
 """A batch of conversations about videos to responses, and what each took."""
 
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import ProcessorMixin
 
 from ..asking import SampledVideo
@@ -64,12 +67,17 @@ def prepare(
     return inputs.to(model.device, model.dtype)
 
 
+def clock(device: torch.device) -> Callable[[], float]:
+    """The clock of times, in seconds: on a CPU and one thread that of the process, which leaves out what other processes took; else the wall's."""
+    return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
 def with_encoded_videos(model: CaCoVidForConditionalGeneration, inputs: Any) -> tuple[dict[str, Any], float]:
     """Inputs whose videos have gone through the vision tower, for any number of calls, and the milliseconds a row that this took.
 
     Methods that read the tower's attention need the pixels.
     """
-    stages = Stages(model.device)
+    stages = Stages(model.device, clock(model.device))
     stages.enter("vision")
     encoded = model.encode_videos(**inputs, frames_per_chunk=None)
     stages.enter(None)
@@ -86,7 +94,7 @@ def respond(
     max_new_tokens: int,
 ) -> list[Response]:
     """Answer greedily, by a plain `model.generate`; one response a row of `inputs`."""
-    stages = Stages(model.device)
+    stages = Stages(model.device, clock(model.device))
     ids, selections = timed_generate(
         model, inputs, method, stages, retention_ratio=retention_ratio, max_new_tokens=max_new_tokens
     )

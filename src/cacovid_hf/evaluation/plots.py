@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import group_by
+from .report import compares, group_by
 
 _STYLES = ("-", "--", ":", "-.")
 
@@ -49,9 +49,9 @@ def save_plots(cells: Sequence[dict[str, Any]], folder: Path, stem: str) -> list
 
 
 def _by_ratio(axes: Any, cells: Sequence[dict[str, Any]]) -> None:
-    """Ratio on a logarithmic axis; bars are standard errors, the dashed line is all tokens."""
+    """Ratio on a logarithmic axis, of the methods whose ratios mean the same; bars are standard errors, the dashed line is all tokens."""
     ratios = sorted({cell["retention_ratio"] for cell in cells if cell["retention_ratio"] < 1})
-    _lines(axes, cells, lambda cell: 100 * cell["retention_ratio"])
+    _lines(axes, [cell for cell in cells if compares(cell)], lambda cell: 100 * cell["retention_ratio"])
     axes.set_xscale("log")
     axes.set_xticks([100 * ratio for ratio in ratios], [f"{100 * ratio:g}" for ratio in ratios])
     axes.minorticks_off()

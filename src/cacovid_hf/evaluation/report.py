@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .methods import ALL_TOKENS
-from .published import Table, check_comparable, published_tables
+from .published import LAYER_AVERAGE, Table, check_comparable, published_tables, satisfies
 from .results import identity, read_run
 
 Cell = dict[str, Any]
@@ -54,12 +54,13 @@ def markdown(cells: Sequence[Cell], published: Table | None = None) -> str:
 
 def accuracy_table(cells: Sequence[Cell]) -> str:
     """Rows: methods; columns: ratios; the metric in percent with its standard error, the best of a column bold, and with it whatever is not
-    worse by two paired standard errors.
+    worse by two paired standard errors. Ratios that do not mean the same work (`compares`) take no part in that.
     """
     ratios = sorted({cell["retention_ratio"] for cell in cells if cell["retention_ratio"] < 1}, reverse=True)
     methods = list(dict.fromkeys(cell["method"]["label"] for cell in cells if cell["retention_ratio"] < 1))
     table = {(cell["method"]["label"], cell["retention_ratio"]): cell for cell in cells}
-    bold = {place for ratio in ratios for place in _leaders([table[m, ratio] for m in methods if (m, ratio) in table])}
+    competing = [cell for cell in cells if cell["retention_ratio"] < 1 and compares(cell)]
+    bold = {place for ratio in ratios for place in _leaders([c for c in competing if c["retention_ratio"] == ratio])}
     lines = [
         "| method | ratio counted | " + " | ".join(f"{100 * ratio:g} %" for ratio in ratios) + " |",
         "|---" * (len(ratios) + 2) + "|",
@@ -105,6 +106,11 @@ def cost_table(cells: Sequence[Cell]) -> str:
             f"| {f'{memory / 2**20:.0f}' if memory else 'not measured'} |"
         )
     return "\n".join(lines)
+
+
+def compares(cell: Cell) -> bool:
+    """Whether the cell's ratio is, or is the same as, the mean over the LLM's layers: what methods of both kinds are compared by."""
+    return satisfies(cell["ratio_definition"], LAYER_AVERAGE)
 
 
 def paired_difference(a: str, b: str) -> tuple[float, float]:
@@ -209,7 +215,7 @@ def _heading(cells: Sequence[Cell]) -> str:
     return (
         f"{cell['score']['metric'].capitalize()} in percent on {cell['dataset']['samples']} questions, with standard errors; bold: the best of a column, and "
         f"what is within two paired standard errors of it. {cell['protocol'].capitalize()}. Model: {cell['model']['backbone']}, {cell['generation']['dtype']}, "
-        f"{cell['generation']['attention']}; batch {cell['generation']['batch_size']}; {device}; times are medians a sample."
+        f"{cell['generation']['attention']}; batch {cell['generation']['batch_size']}; {device}; times are medians a sample ({cell['environment']['clock']})."
     )
 
 

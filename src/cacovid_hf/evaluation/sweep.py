@@ -9,6 +9,7 @@ import hashlib
 import json
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from ..compressors import Compressor
 from ..modeling import CaCoVidForConditionalGeneration
 from ..provenance import environment
 from ..selection import check_retention_ratio
-from .answering import Response, prepare, question, respond, with_encoded_videos
+from .answering import Response, clock, prepare, question, respond, with_encoded_videos
 from .clips import read_clip
 from .datasets import Benchmark, Sample, load_benchmark
 from .logs import CellLog, Row
@@ -244,6 +245,7 @@ def _measure(
     processes.wait()  # nobody writes before all have read
     worker = _Worker(benchmark, model, processor, settings, processes.rank)
     described = environment(device)
+    described["clock"] = "CPU time of the process" if clock(device) is time.process_time else "wall"
     for number, batch, missing in _progress(todo[processes.rank :: processes.world], benchmark, processes):
         turn = number % len(missing)
         worker.run(batch, missing[turn:] + missing[:turn])
