@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import ProcessorMixin, TrainerCallback
+from transformers import ProcessorMixin, TrainerCallback, set_seed
 
 from ..modeling import CaCoVidForConditionalGeneration
 from ..training.arguments import OURS, PUBLISHED, ContributionTrainingArguments
@@ -82,6 +82,7 @@ def train_policy(
         seed=seed,
         **(defaults | PRESETS[preset] | (settings or {})),
     )
+    set_seed(seed)  # the new heads
     model = CaCoVidForConditionalGeneration.from_backbone(
         backbone, base_model_name_or_path=None, **(SELECTION[preset] | (selection or {}))
     )
