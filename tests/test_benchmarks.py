@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoProcessor
+
+from cacovid_hf import CaCoVidForConditionalGeneration
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
@@ -112,8 +115,6 @@ def test_counted_operations(attention):
     from architectures import ARCHITECTURES, build_backbone, build_inputs
     from roofline import Shape
     from torch.utils.flop_counter import FlopCounterMode
-
-    from cacovid_hf import CaCoVidForConditionalGeneration
 
     architecture = ARCHITECTURES["tiny-llava-onevision"]
     backbone = build_backbone(architecture, None, torch.float32, torch.device("cpu"), "eager")
@@ -235,6 +236,44 @@ def test_methods(tmp_path):
     assert {"cacovid, full policy", "cacovid, light policy", "divprune", "flashvid"} < set(names)
     assert all(method["kept"] == 16 and method["times_ms"]["median"] > 0 for method in record["methods"])
     assert "| *published: DivPrune* | | *134.3* |" in "\n".join(methods_table(record))
+
+
+def test_budget_study_goes_on_where_it_was_stopped(tmp_path, threads, monkeypatch):
+    import budget_study
+    from table import budget_table
+
+    from cacovid_hf.compressors import CaCoVid
+    from cacovid_hf.tiny import model_path
+    from cacovid_hf.tiny.accuracy import answer_accuracy
+
+    monkeypatch.setattr(budget_study, "BATCH", 3)
+    kept = ("tokens", "frame budgets", "tokens, merged", "tokens 0.5, max-min 0.5", "tokens, unlike kept ones 1")
+    monkeypatch.setattr(budget_study, "RULES", {name: budget_study.RULES[name] for name in kept})
+    arguments = ["--num-questions", "6", "--ratios", "0.05", "--commit", "abc"]
+    whole = json.loads(budget_study.main([*arguments, "--attention", "--output", str(tmp_path / "whole")]).read_text())
+    answered, answer_batch = [], budget_study.answer_batch
+
+    def interrupted(model, processor, batch, *rest):
+        answered.append(len(batch))
+        if len(answered) == 2:
+            raise KeyboardInterrupt
+        return answer_batch(model, processor, batch, *rest)
+
+    monkeypatch.setattr(budget_study, "answer_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        budget_study.main([*arguments, "--output", str(tmp_path / "parts")])
+    record = json.loads(budget_study.main([*arguments, "--output", str(tmp_path / "parts")]).read_text())
+    assert answered == [3, 3, 3]
+    check_provenance(record)
+    assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".json"]
+    assert record["results"] == whole["results"][: len(kept)]
+    # The shortcut of one embedding for all rules answers what `generate` answers.
+    model = CaCoVidForConditionalGeneration.from_pretrained(model_path())
+    processor = AutoProcessor.from_pretrained(model_path())
+    for scope, row in (("tokens", 0), ("frame", 1)):
+        options = dict(num_questions=6, seed=11, retention_ratio=0.05, compressor=CaCoVid(1.0, scope=scope))
+        assert answer_accuracy(model, processor, **options).accuracy == record["results"][row]["accuracy"]
+    assert sum(line.startswith("| ") for line in budget_table(whole)) == 1 + len(kept) + 6
 
 
 def test_gpu_command(tmp_path, capfd):
