@@ -260,7 +260,8 @@ def train(
     with _progress("Starting torch and transformers"):
         from .training.command import run_training
     with _quiet_libraries(bars=False, warnings=True):
-        typer.echo(run_training(config, resume))
+        if told := run_training(config, resume):
+            typer.echo(told)
 
 
 @app.command(name="blind-filter")

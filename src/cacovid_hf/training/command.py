@@ -172,7 +172,7 @@ def make_trainer(config: TrainingConfig) -> ContributionTrainer:
     return trainer
 
 
-def run_training(file: str | os.PathLike, resume: bool = False) -> str:
+def run_training(file: str | os.PathLike, resume: bool = False) -> str | None:
     """Train as a config says, and save the policy in its `output_dir`; of several processes, each calls this.
 
     Args:
@@ -180,7 +180,7 @@ def run_training(file: str | os.PathLike, resume: bool = False) -> str:
         resume: go on from the last complete checkpoint in `output_dir`, from the beginning if there is none yet.
 
     Returns:
-        One line for the user: where the policy is.
+        One line for the user: where the policy is; None in all processes but the first.
 
     Raises:
         OSError: files that are missing.
@@ -200,6 +200,8 @@ def run_training(file: str | os.PathLike, resume: bool = False) -> str:
             temporary.write_text(Path(file).read_text(encoding="utf-8"), encoding="utf-8")
     trainer.train(resume_from_checkpoint=found)
     trainer.save_model(folder)
+    if not trainer.is_world_process_zero():
+        return None
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     return f"The policy of step {trainer.state.best_global_step if best else trainer.state.global_step} is in {folder}"
 
