@@ -191,6 +191,20 @@ class Answered:
         return {**batch, "questions": questions}
 
 
+def test_broken_samples_are_skipped_and_counted(tmp_path):
+    # All of the first step's samples, whichever order the seed gives, and the others now and then.
+    _, _, engine = trainer(tmp_path, samples=8, broken=range(5))
+    engine.train()
+    assert engine.state.global_step == 8
+    assert engine.state.log_history[-2]["skipped_samples"] == 5
+
+
+def test_data_that_cannot_be_read_at_all_ends_training(tmp_path):
+    _, _, engine = trainer(tmp_path, samples=200, steps=300, broken=range(200))
+    with pytest.raises(ValueError, match=r"None of the first 100 samples can be read \(sample \d+: broken\)"):
+        engine.train()
+
+
 def test_same_seed_same_weights(tmp_path):
     runs = []
     for _ in range(2):
@@ -300,6 +314,7 @@ BAD = [
     (dict(scored_types=["riddle"]), "scored_types has 'riddle', which is no problem type"),
     (dict(reward_functions={"OCR": "no_such:thing"}), "no_such"),
     (dict(eval_ratios=[0.0]), "eval_ratios"),
+    (dict(eval_ratios=[]), "eval_ratios is empty"),
     (dict(num_token_rollouts=1), "num_token_rollouts=1 is too small"),
     (dict(sampling_ratio=0.0), r"sampling_ratio=0\.0 is outside"),
     (dict(target_ratios=[]), "target_ratios is empty"),

@@ -123,6 +123,23 @@ def test_samples_become_prompts_and_the_bad_ones_a_reason(tmp_path, processor):
     assert batch["skipped"][-1].startswith("7: ")
 
 
+def test_a_shape_that_the_processor_refuses(processor):
+    class Picky(AnswerCollator):
+        def _prompts(self, frames, metadata, texts):
+            if any("circle" in text for text in texts):
+                raise ValueError("no circles")
+            return super()._prompts(frames, metadata, texts)
+
+    samples = [
+        {**SAMPLES[0], "path": str(CLIP.path), "problem": f"What color is the {it}?"}
+        for it in ("moon", "circle", "ring")
+    ]
+    batch = Picky(processor)(samples)
+    assert batch["places"] == [0, 2]
+    assert len(batch["inputs"]) == len(batch["questions"]) == 2
+    assert batch["skipped"] == [f"{CLIP.path}: no circles"]
+
+
 def test_all_samples_may_be_bad(processor):
     batch = AnswerCollator(processor)([{**SAMPLES[0], "path": "missing.mp4"}])
     assert batch["inputs"] == batch["questions"] == batch["places"] == []

@@ -167,6 +167,8 @@ class ContributionTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"{name} has {unknown[0]!r}, which is no problem type: choose among {', '.join(map(repr, REWARD_FUNCTIONS))}."
                 )
+        if not self.eval_ratios:
+            raise ValueError("eval_ratios is empty: give the retention ratios that the accuracy is measured at.")
         self.eval_ratios = [check_retention_ratio(ratio, "eval_ratios") for ratio in self.eval_ratios]
         self.resolved_rewards()
 

@@ -163,11 +163,22 @@ class AnswerCollator:
             else:
                 shape = () if frames is None else frames.shape
                 groups.setdefault((*shape, metadata is None), []).append((place, frames, metadata, text, question))
-        inputs = []
-        for group in groups.values():
+        inputs, ordered = [], []
+        pending = list(groups.values())
+        while pending:
+            group = pending.pop(0)
             _, videos, clips, texts, _ = zip(*group, strict=True)
-            inputs.append(self._prompts(videos, clips, texts))
-        ordered = [sample for group in groups.values() for sample in group]
+            try:
+                inputs.append(self._prompts(videos, clips, texts))
+            except ValueError as error:
+                # One video may have a shape that the processor refuses.
+                if len(group) > 1:
+                    pending = [[one] for one in group] + pending
+                else:
+                    place = group[0][0]
+                    skipped.append(f"{_name(samples[place], place)}: {' '.join(str(error).split())}")
+            else:
+                ordered += group
         questions, places = [sample[4] for sample in ordered], [sample[0] for sample in ordered]
         return {"inputs": inputs, "questions": questions, "places": places, "skipped": skipped}
 

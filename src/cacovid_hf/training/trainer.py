@@ -38,6 +38,9 @@ from .sampling import SAMPLERS, sample_bernoulli, sample_frames
 
 logger = logging.get_logger(__name__)
 
+# Samples that cannot be read, from the first on, after which training does not go on.
+_HOPELESS = 100
+
 
 class ContributionTrainer(Trainer):
     """Trains the policy of a `CaCoVidForConditionalGeneration`; its backbone is frozen and stays bit-identical.
@@ -106,6 +109,7 @@ class ContributionTrainer(Trainer):
         self._samples_of_step = 0
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._skipped = 0
+        self._read_one = False
         if train_dataset is not None:
             self._batches = self._training_batches()
             self.add_callback(SampleBoundaries(self._position(), args.num_iterations))
@@ -127,6 +131,7 @@ class ContributionTrainer(Trainer):
         self._memories.clear()
         self._metrics.clear()
         self._skipped = 0
+        self._read_one = False
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -197,10 +202,16 @@ class ContributionTrainer(Trainer):
             self._memories.clear()
             count = torch.tensor(sum(len(batch.get("questions", ())) for batch in batches), device=device)
             self._samples_of_step = int(self.accelerator.reduce(count, "sum"))
-            for batch in batches:
-                for reason in batch.get("skipped", ()):
-                    self._skipped += 1
-                    logger.warning(f"Skipped {reason}")
+            self._read_one |= self._samples_of_step > 0
+            reasons = [reason for batch in batches for reason in batch.get("skipped", ())]
+            self._skipped += len(reasons)
+            for reason in reasons:
+                logger.warning(f"Skipped {reason}")
+            if not self._read_one and (turn := batches[0]["turn"]).numbers and turn.numbers[0] >= _HOPELESS:
+                raise ValueError(
+                    f"None of the first {turn.numbers[0]} samples can be read ({reasons[0] if reasons else 'see the warnings'}): check "
+                    "their paths and the data's schema."
+                )
         return batches, None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
