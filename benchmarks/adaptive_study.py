@@ -34,7 +34,7 @@ FLOOR, CAP = 1 / 288, 0.25
 STEPS, BATCH, ROLLOUTS = 60, 8, 12
 QUESTIONS, QUESTION_SEED, CALIBRATION, CALIBRATION_SEED = 300, 4004, 100, 5005
 # Where priced training begins: the shift of all scores at which this fraction scores above 0.
-START = 0.05
+START = 0.02
 NOTES = [
     "Every budget is spent on the highest token scores of the whole video. Accuracy is that of the first answer word; questions balanced by kind; standard "
     "errors are binomial.",
@@ -83,7 +83,7 @@ def priced_cell(
         return sample_bernoulli(scores, ROLLOUTS, generator=generator)
 
     log = miniature.learn(
-        model, train, draw, seed=seed, token_price=price, learning_rate=1e-3, kl_weight=0.0, balanced=False
+        model, train, draw, seed=seed, token_price=price, learning_rate=5e-4, kl_weight=0.0, balanced=False
     )
     found = measured(model, asked, AutoBudget(FLOOR, CAP))
     return {"price": price, "seed": seed, "start": start, "steps": STEPS, **found, "log": log[::5]}
