@@ -32,19 +32,23 @@ def density_peaks(
         return valid, valid.long()
     counts = torch.as_tensor(counts, device=features.device).expand(rows)
     neighbours = torch.as_tensor(num_neighbours, device=features.device).expand(rows)
+    most = min(num_neighbours, size) if isinstance(num_neighbours, int) else size
     block = max(1, _BLOCK // size**2)
     blocks = [slice(start, start + block) for start in range(0, rows, block)]
-    found = [_density_peaks(features[b], valid[b], counts[b], neighbours[b]) for b in blocks]
+    found = [_density_peaks(features[b], valid[b], counts[b], neighbours[b], most) for b in blocks]
     centres, nearest = zip(*found, strict=True)
     return torch.cat(centres), torch.cat(nearest)
 
 
-def _density_peaks(features: Tensor, valid: Tensor, counts: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
+def _density_peaks(
+    features: Tensor, valid: Tensor, counts: Tensor, neighbours: Tensor, most: int
+) -> tuple[Tensor, Tensor]:
+    """One block of rows; `most` bounds `neighbours`."""
     size, width = features.shape[-2:]
     pair = valid[:, :, None] & valid[:, None, :]
     squared = squared_distances(features) / width
-    near = squared.masked_fill(~pair, torch.inf).sort(dim=-1).values
-    near_is_there = near.isfinite() & (torch.arange(size, device=near.device) < neighbours[:, None, None])
+    near = squared.masked_fill(~pair, torch.inf).topk(most, largest=False).values
+    near_is_there = near.isfinite() & (torch.arange(most, device=near.device) < neighbours[:, None, None])
     mean = near.masked_fill(~near_is_there, 0).sum(-1) / near_is_there.sum(-1).clamp(min=1)  # minus the log density
 
     first = torch.ones(size, size, dtype=torch.bool, device=features.device).tril(-1)  # [i, j]: j before i

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..density_peaks import density_peaks
 from ..selection import check_retention_ratio, top_tokens
 
 SAMPLING_SCOPES = ("frame", "video")
@@ -237,21 +238,9 @@ def density_peak_select(features: Tensor, count: int, num_neighbours: int = 4) -
     num_tokens, width = features.shape[-2:]
     if not 0 <= count <= num_tokens:
         raise ValueError(f"count={count} is outside [0, {num_tokens}]: there are {num_tokens} tokens to choose from.")
-    # Centred, so that the products do not cancel; squared lengths off their diagonal, so that equal tokens are at distance 0.
-    centred = features.float() - features.float().mean(-2, keepdim=True)
-    products = centred @ centred.mT / width  # (..., M, M)
-    lengths = products.diagonal(dim1=-2, dim2=-1)
-    squared = (lengths.unsqueeze(-1) + lengths.unsqueeze(-2) - 2 * products).clamp(min=0)
-    nearest = squared.topk(min(num_neighbours, num_tokens), largest=False).values
-    density = (-nearest.mean(-1)).exp()  # (..., M)
-
-    distance = squared.sqrt()
-    first = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=features.device).tril(-1)  # [i, j]: j before i
-    other, own = density.unsqueeze(-2), density.unsqueeze(-1)
-    denser = (other > own) | ((other == own) & first)
-    to_denser = distance.masked_fill(~denser, torch.inf).amin(-1)
-    to_denser = torch.minimum(to_denser, distance.amax((-2, -1)).unsqueeze(-1))
-    return top_tokens(density * to_denser, count)
+    sets = features.reshape(-1, num_tokens, width)
+    everything = torch.ones(sets.shape[:2], dtype=torch.bool, device=features.device)
+    return density_peaks(sets, everything, count, num_neighbours)[0].view(features.shape[:-1])
 
 
 @torch.no_grad()
