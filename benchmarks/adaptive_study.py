@@ -2,7 +2,7 @@
 
 python benchmarks/adaptive_study.py           # every cell that is not there yet, then the summary and the plot
 
-All start from the policy of the embedded model. One JSON a cell under benchmarks/results/training/adaptive.
+All start from the policy of the embedded model. One JSON a cell under benchmarks/results/adaptive_study.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from cacovid_hf.adaptive import calibrated_threshold
 from cacovid_hf.tiny import model_path
 from cacovid_hf.training.sampling import sample_bernoulli
 
-FOLDER = RESULTS / "training" / "adaptive"
+FOLDER = RESULTS / "adaptive_study"
 FIXED = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1)
 MEANS = (0.01, 0.015, 0.02, 0.03, 0.05)
 PRICES = (0.3, 1.0, 3.0, 10.0)
@@ -94,7 +94,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     names: tuple[str, ...] = ("price", "seed", "start", "ratio", "target_mean_ratio", "threshold")
     names += ("accuracy", "standard_error", "mean_tokens", "tokens_5_50_95_percent", "by_kind")
     rows = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*_*.json")):
         cell = json.loads(path.read_text())
         rows[cell["cell"]] = {name: cell[name] for name in names if name in cell}
     return {"benchmark": "adaptive_study", "notes": NOTES, "questions": QUESTIONS, "cells": rows}
@@ -177,8 +177,8 @@ def main() -> None:
         if fnmatch.fnmatch(name, options.only):
             cells.run(name, make)
     summary = summarise(options.output)
-    (options.output.parent / "adaptive.json").write_text(json.dumps(summary, indent=1) + "\n")
-    draw_plot(summary["cells"], options.output.parent / "adaptive.png")
+    (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    draw_plot(summary["cells"], options.output / "plot.png")
     for name, cell in summary["cells"].items():
         print(f"{name:18} {cell['accuracy']:6.1%} ± {cell['standard_error']:.1%}  {cell['mean_tokens']:6.2f} tokens")
 

@@ -168,7 +168,7 @@ def draw(folder: Path) -> None:
         )
         axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("greedy reward at 2 %")
-    figure.savefig(folder.parent / "sampler_study.png", dpi=120)
+    figure.savefig(folder / "plot.png", dpi=120)
 
 
 def _file(scope: str, arm: str) -> str:
@@ -209,7 +209,7 @@ def main() -> None:
         if fnmatch.fnmatch(name, options.only):
             cells.run(file, make)
     summary = summarise(options.output)
-    (options.output.parent / "sampler_study.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     draw(options.output)
     for row in summary["arms"]:
         print(row["scope"], row["arm"], row["rollouts_to_greedy_reward"], row["final_accuracy"])

@@ -113,6 +113,39 @@ def budget_table(record: dict[str, Any]) -> list[str]:
     return [f"{questions} fresh questions; accuracy, then its difference to the rule `tokens`, in %:", "", *lines]
 
 
+def rollouts_table(record: dict[str, Any]) -> list[str]:
+    """Rows: ways to run rollouts, one step from the next."""
+    lines = ["| rollouts | samples an hour | against the published way |", "|---|---|---|"]
+    lines += [
+        f"| {row['way']} | {row['samples_per_hour']:.0f} | {row['times_the_published']:.2f}x |"
+        for row in record["results"]
+    ]
+    config = record["config"]
+    rollouts = f"{config['iterations']} iterations of {config['token_rollouts']} token and {config['frame_rollouts']} frame rollouts a sample"
+    return [f"{rollouts}, {device(record)}, seconds of the processor.", "", *lines]
+
+
+def search_table(record: dict[str, Any]) -> list[str]:
+    """Rows: samplers under an untrained and a trained policy; the best reward of so many draws, and what a search finds."""
+    draws = sorted({row["best_of"] for row in record["results"] if "best_of" in row})
+    cells = {
+        (row["policy"], row["method"], row["best_of"]): f"{row['mean']:.3f} ± {row['standard_error']:.3f}"
+        for row in record["results"]
+        if "best_of" in row
+    }
+    lines = [
+        "| policy | sampler | " + " | ".join(f"best of {n}" for n in draws) + " |",
+        "|---" * (len(draws) + 2) + "|",
+    ]
+    for policy, method in dict.fromkeys(key[:2] for key in cells):
+        lines.append(f"| {policy} | {method} | " + " | ".join(cells[policy, method, n] for n in draws) + " |")
+    searched = [row for row in record["results"] if row["method"] == "beam search"]
+    found = ", ".join(
+        f"{row['mean']:.3f} ± {row['standard_error']:.3f} with {row['tokens_at_most']}" for row in searched
+    )
+    return [f"{record['config']['num_questions']} questions; beam search finds {found} tokens at most.", "", *lines]
+
+
 def device(record: dict[str, Any]) -> str:
     """What a run ran on, in words."""
     hardware = record["hardware"]
@@ -126,6 +159,8 @@ TABLES = {
     "budget_study": budget_table,
     "methods": methods_table,
     "prefill": prefill_table,
+    "rollouts": rollouts_table,
+    "search_study": search_table,
     "selection": selection_table,
 }
 

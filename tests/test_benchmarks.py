@@ -303,6 +303,17 @@ def test_results_are_added_never_replaced(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_rollouts(tmp_path, threads):
+    """Every way gives the same rewards, or it raises."""
+    from rollouts import WAYS, main
+
+    options = ["--iterations", "2", "--token-rollouts", "3", "--frame-rollouts", "1", "--repeats", "1"]
+    record = json.loads(main([*options, "--output", str(tmp_path)]).read_text())
+    check_provenance(record)
+    assert [row["way"] for row in record["results"]] == list(WAYS)
+    assert all(row["samples_per_hour"] > 0 for row in record["results"])
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
 def test_committed_result(path, capsys):
     import table
