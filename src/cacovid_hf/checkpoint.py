@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -93,6 +94,10 @@ def load_backbone(
         place = Source(os.fspath(backbone), shared)
     elif config.includes_backbone:
         place = source.inside(BACKBONE_FOLDER)
+        if place.file("config.json") is None:
+            raise FileNotFoundError(
+                f"{source.name} should include its backbone, and has no {BACKBONE_FOLDER}/config.json: copy or download it again."
+            )
     elif name := config.base_model_name_or_path:
         pinned = {"revision": config.base_model_revision}
         place = Source(name, {**shared, **(pinned if config.base_model_revision and not os.path.isdir(name) else {})})
@@ -125,9 +130,8 @@ def check_backbone(place: Source, config: CaCoVidConfig, settings: dict[str, Any
         )
     if settings.get("gguf_file") or settings.get("variant") or place.file("config.json") is None:
         return  # stock loading knows where these are, or says what is missing
-    place.config()
+    backbone_family(SimpleNamespace(model_type=place.config().get("model_type")))  # before anything offers to run its code
     found = AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.hub)
-    backbone_family(found)
     check_policy_size(config.get_text_config(), found)
     stored = place.stored("")
     size = sum(os.path.getsize(path) for path in {tensor.path for tensor in stored.values()})
