@@ -130,7 +130,9 @@ def check_backbone(place: Source, config: CaCoVidConfig, settings: dict[str, Any
         )
     if settings.get("gguf_file") or settings.get("variant") or place.file("config.json") is None:
         return  # stock loading knows where these are, or says what is missing
-    backbone_family(SimpleNamespace(model_type=place.config().get("model_type")))  # before anything offers to run its code
+    backbone_family(
+        SimpleNamespace(model_type=place.config().get("model_type"))
+    )  # before anything offers to run its code
     found = AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.hub)
     check_policy_size(config.get_text_config(), found)
     stored = place.stored("")

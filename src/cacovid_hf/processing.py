@@ -17,6 +17,12 @@ _READERS = {
     "Qwen2VLVideoProcessor": "CaCoVidQwen2VLVideoProcessor",
 }
 
+# A pipeline hands unknown arguments of its call to the chat template, which ignores them: a ratio given there would silently do nothing.
+_GUARD = (
+    "{%- if retention_ratio is defined -%}{{- raise_exception('retention_ratio is an argument of generate: give "
+    'generate_kwargs={"retention_ratio": ...} to a pipeline, or retention_ratio=... to model.generate.\') -}}{%- endif -%}'
+)
+
 
 class _StandIn:
     """Has the name of one of our video processors, and loads that one."""
@@ -46,6 +52,8 @@ def register() -> None:
 def with_video_reader(processor: "ProcessorMixin") -> "ProcessorMixin":
     """Return a copy of a processor whose video processor, with the same settings, reads video files.
 
+    Its chat template refuses a `retention_ratio`, which belongs to `generate`.
+
     Args:
         processor: of a LLaVA-OneVision or Qwen2.5-VL model, stock or already such a copy; left as it is.
 
@@ -65,6 +73,9 @@ def with_video_reader(processor: "ProcessorMixin") -> "ProcessorMixin":
         settings["max_fps"] = settings.pop("fps")
     result = copy.copy(processor)
     result.video_processor = _reader(name).from_dict(settings)
+    template = result.chat_template
+    if isinstance(template, str) and not template.startswith(_GUARD):
+        result.chat_template = _GUARD + template
     return result
 
 
