@@ -5,6 +5,7 @@ queries that share it. What the token holds (its value) and what it read are com
 trunk serves both heads. There is no output projection, no MLP and no attention between video tokens.
 """
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,4 +112,6 @@ POLICIES: dict[str, type[Policy]] = {kind.policy_type: kind for kind in (Contrib
 
 def make_policy(config: "CaCoVidConfig", backbone_config) -> Policy:
     """The policy that a config asks for, with random weights, for the language model of `backbone_config`."""
-    return POLICIES[config.policy_type](backbone_config.get_text_config(), config.policy_attention)
+    # A copy, because `Trainer` writes settings into the config of what it trains.
+    text_config = copy.deepcopy(backbone_config.get_text_config())
+    return POLICIES[config.policy_type](text_config, config.policy_attention)
