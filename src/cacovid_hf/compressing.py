@@ -373,7 +373,7 @@ class Compressing:
             forget(cache)
         with method.inside(self, prompt, retention_ratios(self._ratio(retention_ratio), len(prompt.videos))):
             outputs = generate_compressed(
-                self.backbone, prompt, input_ids, settings, generation_config, arguments, check
+                self.backbone, prompt, input_ids, settings, generation_config, arguments, check, method.inside_llm
             )
         if method.inside_llm:
             # Nothing can go on from a cache whose layers differ in length.

@@ -140,6 +140,7 @@ def generate_compressed(
     generation_config: GenerationConfig | None,
     arguments: dict[str, Any],
     check: Check | None = None,
+    whole_prefill: bool = False,
 ) -> Any:
     """Run the backbone's own `generate` from a compressed prompt.
 
@@ -151,6 +152,7 @@ def generate_compressed(
         generation_config: the caller's, if any; not changed.
         arguments: the caller's other arguments of `generate`, without the model's inputs.
         check: of the compression, if it is still to be settled.
+        whole_prefill: the prompt must go through the language model in one forward, its last token too.
     """
     length, kept = input_ids.shape[1], prompt.inputs_embeds.shape[1]
     arguments = dict(arguments)
@@ -182,6 +184,7 @@ def generate_compressed(
         chunk_size = kept  # stock flash attention would misread gapped positions behind a cache, see there
     expansion = _expansion(settings)
     shares = expansion > 1 and cache is None and chunk_size is None and _may_share_prefill(settings)
+    shares = shares and not whole_prefill
     if shares or chunk_size is not None:
         if cache is None:
             cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
