@@ -19,7 +19,8 @@ def prefill_table(record: dict[str, Any]) -> list[str]:
         digits = 2 if sample["median"] < 10 else 0
         return f"{sample['median']:.{digits}f} ({sample['min']:.{digits}f} to {sample['max']:.{digits}f})"
 
-    stages = ("policy", "selection", "gather", "prefill", "with_compression", "time_to_first_token")
+    stages = ("policy", "selection", "gather", "prefill", "with_compression", "decode_step", "time_to_first_token")
+    stages = tuple(stage for stage in stages if any(stage in variant["times_ms"] for variant in record["variants"]))
     lines = [
         "| variant | prompt tokens | "
         + " | ".join(stages)
@@ -41,6 +42,7 @@ def prefill_table(record: dict[str, Any]) -> list[str]:
         f"{vision['max']:.0f}).",
         "",
         *lines,
+        *(["", *limits_table(record)] if "peaks" in record else []),
     ]
 
 
@@ -146,6 +148,60 @@ def search_table(record: dict[str, Any]) -> list[str]:
     return [f"{record['config']['num_questions']} questions; beam search finds {found} tokens at most.", "", *lines]
 
 
+def limits_table(record: dict[str, Any]) -> list[str]:
+    """Rows: the stock model and each variant; how many times the computed limit each stage took, and the cache."""
+    stages = ("policy", "selection", "gather", "prefill", "decode_step")
+    lines = ["| variant | " + " | ".join(stages) + " | KV cache, MiB |", "|---" * (len(stages) + 2) + "|"]
+    for variant in record["variants"]:
+        cells = [variant["name"]]
+        for stage in stages:
+            limit = variant["limits"].get(stage)
+            cells.append(f"{limit['of_limit']:.3g}x of {limit['limit_ms']:.3g}" if limit else "")
+        lines.append("| " + " | ".join([*cells, f"{variant['kv_cache_bytes'] / 2**20:.1f}"]) + " |")
+    peaks = record["peaks"]
+    measured = f"{peaks['flops_per_second'] / 1e12:.3g} TFLOP/s and {peaks['bytes_per_second'] / 1e9:.3g} GB/s"
+    return [f"Times the limit (its milliseconds) at {measured}, measured in the same run:", "", *lines]
+
+
+def optimisations_table(record: dict[str, Any]) -> list[str]:
+    """Rows: what was done; times in ms, median (smallest to largest)."""
+
+    def cell(sample: dict[str, Any]) -> str:
+        return f"{sample['median']:.2f} ({sample['min']:.2f} to {sample['max']:.2f})"
+
+    lines = ["| what | before | after | factor |", "|---|---|---|---|"]
+    for case in record["cases"]:
+        times = case["times_ms"]
+        lines.append(f"| {case['name']} | {cell(times['before'])} | {cell(times['after'])} | {case['speedup']:.2f}x |")
+    config = record["config"]
+    shape = (
+        f"{config['arch']}, {config['layers']} language-model layers, {config['frames']} frame(s), {config['dtype']}"
+    )
+    return [f"{shape}, {device(record)}, {config['clock']} time in ms.", "", *lines]
+
+
+def throughput_table(record: dict[str, Any]) -> list[str]:
+    """Rows: batch sizes."""
+    lines = [
+        "| batch | answers/s, batch | answers/s, one by one | factor | padding of the compressed batch | of the uncompressed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in record["batches"]:
+        rates = row["answers_per_second"]
+        wastes = f"{row['padding_waste']:.1%} | {row['padding_waste_uncompressed']:.1%}"
+        lines.append(
+            f"| {row['batch']} | {rates['batch']:.3g} | {rates['one_by_one']:.3g} | {row['speedup']:.2f}x | {wastes} |"
+        )
+    config = record["config"]
+    layers = "all" if config["layers"] is None else config["layers"]
+    return [
+        f"{config['arch']}, {layers} language-model layers, up to {config['frames']} frames, {config['dtype']}, ratio {config['ratio']:g}, "
+        f"{config['new_tokens']} new tokens, {config['policy']} policy, {device(record)}, {config['clock']} time.",
+        "",
+        *lines,
+    ]
+
+
 def device(record: dict[str, Any]) -> str:
     """What a run ran on, in words."""
     hardware = record["hardware"]
@@ -158,10 +214,12 @@ TABLES = {
     "accuracy": accuracy_table,
     "budget_study": budget_table,
     "methods": methods_table,
+    "optimisations": optimisations_table,
     "prefill": prefill_table,
     "rollouts": rollouts_table,
     "search_study": search_table,
     "selection": selection_table,
+    "throughput": throughput_table,
 }
 
 

@@ -291,6 +291,49 @@ def test_gpu_command(tmp_path, capfd):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
+def test_gpu_command_in_full(tmp_path, capfd):
+    from gpu import main
+
+    arguments = ["--no-tests", "--device", "cpu", "--archs", "tiny-llava-onevision", "--long", "tiny-llava-onevision"]
+    arguments += ["--frames", "2", "4", "--batches", "2", "--repeats", "1", "--output", str(tmp_path)]
+    main(arguments)  # compiling may fail where there is no compiler
+    out = capfd.readouterr().out
+    for name in ("2 frames", "4 frames", "batches", "static cache"):
+        assert any(name in line and ": done in" in line for line in out.splitlines()), (name, out)
+
+
+def test_throughput(tmp_path, threads):
+    from throughput import main
+
+    arguments = ["--arch", "tiny-qwen2.5-vl", "--frames", "4", "--batches", "3", "--dtype", "float32", "--repeats", "2"]
+    path = main([*arguments, "--device", "cpu", "--threads", "1", "--output", str(tmp_path), "--commit", "abc"])
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    (row,) = record["batches"]
+    kept = row["kept_lengths"]
+    assert len(set(row["prompt_lengths"])) > 1
+    assert row["padding_waste"] == pytest.approx(1 - sum(kept) / (3 * max(kept)))
+    assert row["speedup"] == pytest.approx(row["answers_per_second"]["batch"] / row["answers_per_second"]["one_by_one"])
+
+
+def test_optimisations(tmp_path, threads):
+    from optimisations import main
+
+    arguments = ["--arch", "tiny-llava-onevision", "--layers", "2", "--frames", "2", "--repeats", "1"]
+    path = main([*arguments, "--dtype", "float32", "--device", "cpu", "--output", str(tmp_path), "--commit", "abc"])
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    assert len(record["cases"]) == 8
+    tests = {test.name: test.read_text() for test in Path(__file__).parent.glob("test_*.py")}
+    for case in record["cases"]:
+        assert case["speedup"] > 0
+        for guard in case["guard"].split(": ")[-1].split("; ")[-1].split():
+            file, _, name = guard.partition("::")
+            if file.endswith(".py"):
+                assert f"def {name}" in tests[file]
+
+
 def test_results_are_added_never_replaced(tmp_path):
     from record import write_result
 
