@@ -43,7 +43,7 @@ REPORTED_SEED, VALIDATION_SEED = 1001, 2002
 CURVE_RATIOS = (0.1, 0.02)
 STEPS, BATCH = 300, 32
 ABLATION_STEPS, ABLATION_BATCH, POOL = 150, 16, 1600
-CURVE_EVERY = 25
+CURVE_EVERY, VALIDATION_QUESTIONS = 25, 300
 POLICY_SEEDS, ABLATION_SEEDS = (0, 1, 2), (0, 1)
 
 # What differs from our recipe, as (settings of the trainer, settings of the model).
@@ -234,7 +234,7 @@ def train_cell(
     short: bool = False,
 ) -> dict:
     """Train one policy, keep its weights, and return its settings, log and curve; `short` runs share a pool of questions."""
-    curve = Curve(lab.embedded(VALIDATION_SEED, 300))
+    curve = Curve(lab.embedded(VALIDATION_SEED, VALIDATION_QUESTIONS))
     pool = lab.pool(seed) if short else None
     batch_size = ABLATION_BATCH if short else BATCH
     path = lab.work / f"{folder}_{seed}"
@@ -266,7 +266,7 @@ def train_cell(
         "batch_size": batch_size,
         "pool": len(pool) if pool else None,
         "seed": seed,
-        "validation_questions": 300,
+        "validation_questions": VALIDATION_QUESTIONS,
         "curve": curve.points,
         "log": trainer.state.log_history,
     }
