@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import benchmark_copies as copies
 import pytest
@@ -29,8 +30,9 @@ from cacovid_hf.evaluation.results import read_run, write_run
 from cacovid_hf.evaluation.sweep import Settings, evaluate
 from cacovid_hf.tiny.accuracy import answer_accuracy
 
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "evaluation"
 METHODS, RATIOS = ("cacovid", "uniform"), (1.0, 0.25, 0.02)
-BASE = Settings(methods=METHODS, ratios=RATIOS, limit=30, batch_size=6, seed=5)
+BASE = Settings(methods=METHODS, ratios=RATIOS, limit=18, batch_size=6, seed=5)
 COMMAND = [
     "evaluate",
     "--method",
@@ -38,7 +40,7 @@ COMMAND = [
     "--ratio",
     "1.0,0.25,0.02",
     "--limit",
-    "30",
+    "18",
     "--batch-size",
     "6",
     "--seed",
@@ -88,7 +90,7 @@ def test_a_run_has_every_cell_and_says_what_it_measured(whole):
         expected = answer_accuracy(
             model,
             processor,
-            num_questions=30,
+            num_questions=18,
             seed=5,
             retention_ratio=cell["retention_ratio"],
             compressor=method,
@@ -101,12 +103,12 @@ def test_a_run_has_every_cell_and_says_what_it_measured(whole):
         assert cell["video_tokens"] == 288
         assert cell["median_ms"]["prefill"] > 0
         assert (cell["median_ms"]["compression"] > 0) == (cell["retention_ratio"] < 1)
-        assert cell["dataset"]["settings"] == {"num_questions": 30, "seed": 5, "through_mp4": False}
+        assert cell["dataset"]["settings"] == {"num_questions": 18, "seed": 5, "through_mp4": False}
         assert {"python", "torch", "transformers"} <= set(cell["environment"]["versions"])
         assert cell["environment"]["hardware"]["cpu"]
         assert cell["peak_memory_bytes"] is None or 50e6 < cell["peak_memory_bytes"] < 20e9
         lines = [json.loads(line) for line in (folder / "run" / cell["log"]).read_text().splitlines()]
-        assert [line["index"] for line in lines] == list(range(30))
+        assert [line["index"] for line in lines] == list(range(18))
         assert [line["correct"] for line in lines] == [c == "1" for c in cell["outcomes"]]
     assert not list(folder.glob(".*"))
     assert not list((folder / "run").glob("*.part*"))
@@ -178,7 +180,7 @@ def test_stopped_in_the_middle_it_goes_on(whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sweep._Worker, "run", counted)
     run = evaluate(BASE, tmp_path / "run.json")
-    assert again == [(6, 1), (12, 5), (18, 5), (24, 5)]
+    assert again == [(6, 1), (12, 5)]
     assert answers(run, tmp_path / "run") == answers(whole[1], whole[0] / "run")
 
 
@@ -215,7 +217,7 @@ def check_processes(whole, tmp_path, processes):
 
 
 def test_two_processes(whole, tmp_path):
-    """Five batches for two."""
+    """Three batches for two."""
     check_processes(whole, tmp_path, 2)
 
 
@@ -340,6 +342,30 @@ def test_a_method_that_refuses_a_backbone_stops_nobody(whole, tmp_path, monkeypa
     run = evaluate(BASE, tmp_path / "run.json")  # once it can, it does
     assert not run["refused"]
     assert answers(run, tmp_path / "run") == answers(whole[1], whole[0] / "run")
+
+
+# ---------------------------------------------------------------- what is committed
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_committed_run(path):
+    """It says where it comes from, and has every cell that it names."""
+    run = read_run(path)
+    assert len(run["commit"]) >= 40
+    assert run["dirty"] is not True
+    methods = set(expand_methods(run["config"]["methods"]))
+    places = {(c["method"]["label"], c["retention_ratio"]) for c in run["cells"]}
+    refused = {tuple(place.split("/")[2:]) for place in run.get("refused", {})}
+    for ratio in run["config"]["ratios"]:
+        for method in methods if ratio < 1 else {ALL_TOKENS}:
+            assert (method, ratio) in places or (method, str(ratio)) in refused
+    for cell in run["cells"]:
+        assert cell["score"]["count"] == cell["dataset"]["samples"] == len(cell["outcomes"])
+        assert {"python", "torch", "transformers"} <= set(cell["environment"]["versions"])
+        assert cell["environment"]["hardware"]["cpu"]
+        assert cell["environment"]["dirty"] is not True
+        assert cell["environment"]["date"].endswith("+00:00")
+    assert "± " in markdown(run["cells"])
 
 
 # ---------------------------------------------------------------- settings, logs
