@@ -41,7 +41,7 @@ RATIOS = (0.25, 0.15, 0.1, 0.05, 0.02)
 # The reported questions are asked once all is chosen; curves and choices are on the others.
 REPORTED_SEED, VALIDATION_SEED = 1001, 2002
 CURVE_RATIOS = (0.1, 0.02)
-STEPS, BATCH = 300, 32
+STEPS, BATCH = {"ours": 500, "light": 500, "published": 300}, 32
 ABLATION_STEPS, ABLATION_BATCH, POOL = 150, 16, 1600
 CURVE_EVERY, VALIDATION_QUESTIONS = 25, 300
 POLICY_SEEDS, ABLATION_SEEDS = (0, 1, 2), (0, 1)
@@ -306,9 +306,9 @@ def cells(lab: Laboratory) -> dict[str, Callable[[], dict]]:
         table[f"train/{folder}/{seed}"] = lambda: train_cell(lab, folder, preset, steps, seed, settings, selection)
 
     for seed in POLICY_SEEDS:
-        train("ours", "ours", STEPS, seed, {}, {})
-        train("light", "ours", STEPS, seed, {}, {"policy_type": "light"})
-        train("published", "published", STEPS, seed, {}, {})
+        train("ours", "ours", STEPS["ours"], seed, {}, {})
+        train("light", "ours", STEPS["light"], seed, {}, {"policy_type": "light"})
+        train("published", "published", STEPS["published"], seed, {}, {})
     for seed in POLICY_SEEDS:
         untrained = functools.partial(lab.untrained, seed)
         accuracy(f"random/{seed}", untrained, lambda batch, seed=seed: Random(seed=seed))

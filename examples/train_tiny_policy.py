@@ -29,7 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--preset", choices=PRESETS, default="ours")
     parser.add_argument("--policy-type", choices=POLICY_TYPES, default="full")
-    parser.add_argument("--steps", type=int, default=300, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=500, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, help="instead of the preset's")

@@ -87,7 +87,7 @@ def test_errors_and_differences_by_hand(evidence):
 
 def test_a_cell_is_run_once_and_reported(evidence, tmp_path, monkeypatch, capsys):
     script, report = evidence
-    monkeypatch.setattr(script, "STEPS", 2)
+    monkeypatch.setitem(script.STEPS, "ours", 2)
     monkeypatch.setattr(script, "BATCH", 4)
     monkeypatch.setattr(script, "CURVE_EVERY", 1)
     monkeypatch.setattr(script, "VALIDATION_QUESTIONS", 6)

@@ -37,7 +37,7 @@ def train_policy(
     output_dir: str | Path,
     *,
     preset: str = "ours",
-    steps: int = 300,
+    steps: int = 500,
     batch_size: int = 32,
     seed: int = 0,
     settings: dict[str, Any] | None = None,
