@@ -55,7 +55,7 @@ def main() -> None:
         os.environ["HF_HUB_OFFLINE"] = "0"
         expected = train_and_push(Path(folder), options.steps)
         for name, repository in hub.repositories.items():
-            print(f"{name}: {len(hub.files(name))} files, commits {list(repository.titles.values())[1:]}")
+            print(f"{name}: commits {list(repository.titles.values())[1:]}")
         fresh = {**os.environ, "HF_HOME": f"{folder}/elsewhere"}
         run = [sys.executable, "-c", ANSWERS + PULL, REPOSITORY]
         pulled = json.loads(subprocess.run(run, env=fresh, capture_output=True, text=True, check=True).stdout)

@@ -77,6 +77,13 @@ def test_policy_only_round_trip(hub, family, tmp_path):
     assert hub.repositories[REPO].log == log
 
 
+def test_the_backbones_commit_is_pinned(hub):
+    """Whichever version of transformers loaded it, as long as the cache leaves no doubt."""
+    commit = publish_stock(hub)
+    backbone = AutoModelForImageTextToText.from_pretrained(BASE)
+    assert CaCoVidForConditionalGeneration.from_backbone(backbone).config.base_model_revision == commit
+
+
 def test_merged_then_policy_only(hub):
     model = wrapped(hub, base_model_name_or_path=None)
     with pytest.raises(ValueError, match="not a repository on the Hub"):

@@ -28,7 +28,7 @@ from .configuration import CaCoVidConfig
 from .generation import WAY_ROUND
 from .hub.card import CardFacts
 from .hub.push import PUSH_ARGUMENTS, check_pushable, processor_of, push, upload
-from .hub.source import Source, load_weights
+from .hub.source import Source, cached_commit, load_weights
 from .light_policy import make_policy
 from .policy import Policy
 from .policy_settings import check_policy
@@ -127,7 +127,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
                 f"{', '.join(unknown)} is no setting of a CaCoVid model: choose among {', '.join(checkpoint.CONFIG_OVERRIDES)}."
             )
         policy_options.setdefault("base_model_name_or_path", backbone.config._name_or_path or None)
-        policy_options.setdefault("base_model_revision", getattr(backbone.config, "_commit_hash", None))
+        commit = getattr(backbone.config, "_commit_hash", None)  # which newer versions of transformers do not note
+        policy_options.setdefault("base_model_revision", commit or cached_commit(backbone.config._name_or_path))
         if policy is not None:
             for option, value in (("policy_type", policy.policy_type), ("policy_attention", policy.attention)):
                 asked = policy_options.setdefault(option, value)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import _CACHED_NO_EXIST, HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, HfApi, constants, is_offline_mode, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils import cached_file
@@ -167,6 +167,15 @@ class Source:
                 )
             tensors.update(read_header(path, prefix))
         return tensors
+
+
+def cached_commit(name: str | None) -> str | None:
+    """The commit of a repository whose files were loaded from the Hub's cache; None if that holds several, or none."""
+    if not name or os.path.isdir(name):
+        return None
+    folder = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+    commits = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return commits[0] if len(commits) == 1 else None
 
 
 def read_header(path: str, prefix: str) -> dict[str, StoredTensor]:
