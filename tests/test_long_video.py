@@ -10,7 +10,7 @@ from processors import tiny_processor
 
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.backbones import base
-from cacovid_hf.compressors import Uniform
+from cacovid_hf.compressors import COMPRESSORS, Uniform
 from cacovid_hf.long_video import ahead, encode_file
 
 PIXELS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
@@ -64,6 +64,9 @@ def test_encoded_videos_in_place_of_pixels(family, prompt):
     assert torch.equal(a.kept_indices, b.kept_indices)
     torch.testing.assert_close(a.inputs_embeds, b.inputs_embeds, atol=1e-5, rtol=1e-5)
     assert torch.equal(a.position_ids, b.position_ids)
+    with torch.no_grad():
+        ours = model(**text, encoded_videos=encoded, retention_ratio=0.25).logits
+        torch.testing.assert_close(ours, model(**inputs, retention_ratio=0.25).logits, atol=1e-3, rtol=1e-3)
     for ratio in (0.25, 1.0, None):
         ours = model.generate(**text, encoded_videos=encoded, retention_ratio=ratio, **STEP)
         assert torch.equal(ours, model.generate(**inputs, retention_ratio=ratio, **STEP))
@@ -146,6 +149,9 @@ def test_wrong_encoded_videos(family):
         model.generate(**inputs, encoded_videos=encoded, retention_ratio=0.25)
     with pytest.raises(ValueError, match="no videos to encode"):
         model.encode_videos(**without_pixels(inputs))
+    reads_tower = next(name for name, method in COMPRESSORS.items() if method.reads_tower)
+    with pytest.raises(ValueError, match="not known of encoded videos"):
+        model.generate(**without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25, compressor=reads_tower)
     two = prompt_inputs(stock, TWO_VIDEOS)
     with pytest.raises(ValueError, match=r"video placeholders, the pixel inputs of 1 video\(s\)"):
         model.generate(**without_pixels(two), encoded_videos=encoded, retention_ratio=0.25)

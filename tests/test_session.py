@@ -1,5 +1,8 @@
 """Many questions about one video: what each call gives is what `generate` gives on its own, and what is not done again."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from media import write_video
@@ -279,3 +282,14 @@ def test_a_conversation_in_words(tiny, keep):
     session.reset()
     assert session.messages == []
     assert session.ask(clip.questions[0].text, max_new_tokens=8, do_sample=False) == first
+
+
+def test_the_documented_code_runs(capsys):
+    """The blocks of docs/sessions.md, one after the other; the answers that it prints are right."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "sessions.md").read_text()
+    names = {"torch": torch}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        exec(block, names)
+    expected = [f"{q.text} {q.answer}" for q in clips()[0].questions[:2]]
+    assert capsys.readouterr().out.splitlines() == expected
+    assert names["second"].shape[1] > names["first"].sequences.shape[1]

@@ -315,6 +315,19 @@ def test_one_clear_error(first_turn, wrong):
         model.generate(**arguments, retention_ratio=0.25, **STEP)
 
 
+def test_a_static_cache_that_is_too_small(first_turn):
+    stock, model, inputs, _ = first_turn
+    kept = model.compress(**inputs, retention_ratio=0.25).input_ids.shape[1]
+    config = stock.config.get_text_config()
+    small = StaticCache(config=config, max_cache_len=kept + 2)
+    with pytest.raises(ValueError, match=f"has room for {kept + 2} positions"):
+        model.generate(**inputs, retention_ratio=0.25, past_key_values=small, **STEP)
+    exact = StaticCache(config=config, max_cache_len=kept + 3)
+    first = model.generate(**inputs, retention_ratio=0.25, past_key_values=exact, **STEP)
+    with pytest.raises(ValueError, match=f"has room for {kept + 3} positions"):
+        model.generate(**more(inputs, first.sequences), retention_ratio=0.25, past_key_values=exact, **STEP)
+
+
 def test_caches_of_unknown_contents(first_turn):
     stock, model, inputs, first = first_turn
     whole = more(inputs, first.sequences)

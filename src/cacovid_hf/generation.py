@@ -173,10 +173,16 @@ def generate_compressed(
 
     cache: Any = arguments.get("past_key_values")
     chunk_size = settings.prefill_chunk_size
+    new_tokens = settings.max_new_tokens or (settings.max_length - length if settings.max_length is not None else 20)
+    if isinstance(cache, StaticCache):
+        layers: list[Any] = cache.layers
+        room = min(layer.max_cache_len for layer in layers)
+        if room < kept + new_tokens - 1:
+            raise ValueError(
+                f"past_key_values has room for {room} positions, and {kept} of the prompt and {new_tokens - 1} of the answer are to go into it: make a "
+                "StaticCache with a larger max_cache_len."
+            )
     if settings.cache_implementation == "static":
-        new_tokens = settings.max_new_tokens or (
-            settings.max_length - length if settings.max_length is not None else 20
-        )
         size = max(kept + new_tokens, settings.max_cache_len or 0)
         cache = StaticCache(config=backbone.config.get_text_config(decoder=True), max_cache_len=size)
         override("cache_implementation", None)

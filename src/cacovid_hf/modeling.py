@@ -32,6 +32,7 @@ from .hub.source import Source, cached_commit, load_weights
 from .light_policy import make_policy
 from .policy import Policy
 from .policy_settings import check_policy
+from .prompt import EncodedVideos
 from .wrapping import base_model, check_policy_size, embedding_device, untrained_policy
 
 
@@ -395,6 +396,7 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         *,
         retention_ratio: "Ratio | Sequence[Ratio] | None" = None,
         compressor: "str | Compressor | None" = None,
+        encoded_videos: EncodedVideos | None = None,
         **kwargs: Any,
     ) -> Any:
         """Loss and logits of the compressed prompt.
@@ -409,13 +411,14 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             labels: `(B, L)`, -100 where no loss is taken; those of dropped tokens are dropped with them.
             retention_ratio: as in `generate`. At 1.0, or without a video, the call goes straight to the backbone.
             compressor: as in `generate`.
+            encoded_videos: as in `generate`.
             **kwargs: everything else, as in the backbone's forward.
 
         Returns:
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
         """
         method = self.resolve_compressor(compressor)
-        if self._drops_nothing(retention_ratio, input_ids, kwargs):
+        if encoded_videos is None and self._drops_nothing(retention_ratio, input_ids, kwargs):
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return self._output(outputs, self._all_places(input_ids))
         for name in ("past_key_values", "inputs_embeds", "mm_encoder_outputs"):
@@ -435,6 +438,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.long)
         embedding = take_embedding_arguments(self.backbone, kwargs)
+        if encoded_videos is not None:
+            embedding = self._with_encoded(encoded_videos, embedding)
         prompt, check = self._compress(input_ids, attention_mask, retention_ratio, method, embedding)
         if labels is not None:
             places = prompt.kept_indices.clamp(min=0).to(labels.device)
