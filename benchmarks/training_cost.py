@@ -74,8 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=ARCHITECTURES, default=MODELS)
     options = parser.parse_args()
-    record = {**environment(None, torch.device("cpu")), "command": command(), "frames": FRAMES, "text_tokens": TEXT}
-    record["recipes"] = {name: {**settings} for name, settings in RECIPES.items()}
+    config = {"models": options.models, "frames": FRAMES, "text_tokens": TEXT, "recipes": RECIPES}
+    record = {
+        "benchmark": "training_cost",
+        **environment(None, torch.device("cpu")),
+        "command": command(),
+        "config": config,
+    }
     record["models"] = {}
     for name in options.models:
         counts = count(ARCHITECTURES[name])
