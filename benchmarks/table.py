@@ -202,6 +202,25 @@ def throughput_table(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def training_cost_table(record: dict[str, Any]) -> list[str]:
+    """Rows: recipes and sampling ratios; columns: models; operations a sample, counted."""
+    names = list(record["models"])
+    lines = ["| teraoperations a sample | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    costs = [record["models"][name]["teraoperations_a_sample"] for name in names]
+    return lines + [f"| {row} | " + " | ".join(f"{cost[row]:,.0f}" for cost in costs) + " |" for row in costs[0]]
+
+
+def long_video_table(record: dict[str, Any]) -> list[str]:
+    """Rows: frames and ways, each in a process of its own; then decoding beside encoding."""
+    lines = ["| way | frames | ratio | video tokens | kept | peak memory, MiB |", "|---|---|---|---|---|---|"]
+    for row in record["peak_memory"]:
+        ratio = "" if row["retention_ratio"] is None else f"{row['retention_ratio']:g}"
+        cells = [row["way"], row["frames"], ratio, row["video_tokens"], row["kept_tokens"]]
+        lines.append("| " + " | ".join(map(str, cells)) + f" | {row['peak_bytes'] / 2**20:.0f} |")
+    overlap = record["overlap"]
+    return [*lines, "", f"Decoding beside encoding: {overlap['speedup']:.2f} times the speed of one after the other."]
+
+
 def device(record: dict[str, Any]) -> str:
     """What a run ran on, in words."""
     hardware = record["hardware"]
@@ -213,6 +232,7 @@ def device(record: dict[str, Any]) -> str:
 TABLES = {
     "accuracy": accuracy_table,
     "budget_study": budget_table,
+    "long_video": long_video_table,
     "methods": methods_table,
     "optimisations": optimisations_table,
     "prefill": prefill_table,
@@ -220,6 +240,7 @@ TABLES = {
     "search_study": search_table,
     "selection": selection_table,
     "throughput": throughput_table,
+    "training_cost": training_cost_table,
 }
 
 
