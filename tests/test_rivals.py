@@ -12,15 +12,18 @@ from models import FAMILIES, IMAGE_AND_VIDEO, RAGGED, TWO_VIDEOS, masked_inputs,
 from safetensors.torch import load_file
 
 from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.backbones import Backbone
 from cacovid_hf.compressors import (
     COMPRESSORS,
     Compressor,
     Evs,
     FastV,
     FastVid,
+    FlashVid,
     Merged,
     PruneVid,
     VidCom2,
+    VisionZip,
     fastvid,
     flashvid,
     prunevid,
@@ -192,6 +195,29 @@ def test_window_places_invert_the_order_of_windows(grid):
     for window in (1, 2, 4):
         order = torch.tensor(window_order(*grid, window))
         assert torch.equal(order[window_places(*grid, window)], torch.arange(grid[0] * grid[1]))
+
+
+def test_a_family_without_tower_attention_says_so(monkeypatch):
+    _, model = wrapped("llava_onevision")
+    monkeypatch.setattr(type(model.family), "tower_attention", Backbone.tower_attention)
+    inputs = prompt_inputs(model.backbone, RAGGED)
+    with pytest.raises(
+        ValueError, match=r"'llava_onevision' does not give its vision tower's attention: choose a method"
+    ):
+        model.generate(**inputs, retention_ratio=0.25, compressor="visionzip", max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"embedded without its vision tower's attention: set `reads_tower = True`"):
+        model.compress_prompt(model.embed(**inputs), retention_ratio=0.25, compressor="visionzip")
+
+
+def test_settings_out_of_range():
+    for method, settings in (
+        (VisionZip, {"dominant_share": 1.5}),
+        (FastVid, {"anchor_stride": 0}),
+        (FlashVid, {"diverse_share": -1}),
+    ):
+        name, value = next(iter(settings.items()))
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            method(**settings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
