@@ -68,7 +68,7 @@ def make(options: argparse.Namespace) -> tuple[Any, Any]:
         model = CaCoVidForConditionalGeneration.from_backbone(backbone)
     side = architecture.side
     reader = CaCoVidLlavaOnevisionVideoProcessor(size={"height": side, "width": side}, max_fps=1e9)
-    return model, SimpleNamespace(video_processor=reader)
+    return model, SimpleNamespace(video_processor=reader, chat_template=None)
 
 
 def prompt_ids(model: Any, num_tokens: int) -> torch.Tensor:

@@ -66,7 +66,7 @@ CASES = {
     "unknown method": (
         None,
         dict(compressor="magic"),
-        "compressor='magic' is unknown: choose one of 'cacovid', 'random', 'uniform'",
+        "compressor='magic' is unknown: choose one of ",
     ),
     "pixels without placeholders": (
         pixels_without_placeholders,
