@@ -1,4 +1,4 @@
-"""What every compression method costs before the language model, one video, in one run: one JSON.
+"""What every compression method costs besides the language model's own work, one video, in one run: one JSON.
 
 python benchmarks/methods.py                        # 32 x 14 x 14 tokens of 3584 channels, minutes on a CPU
 python benchmarks/methods.py --device cuda --dtype bfloat16
@@ -6,7 +6,8 @@ python benchmarks/methods.py --device cuda --dtype bfloat16
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ NOTES = [
     "the tower's own work, the attention map of the last layer is counted.",
     "Times on a CPU are the CPU time of one thread, so that other processes on its core count as little as possible; on a GPU wall time.",
     "once: methods whose first run took longer than --once seconds ran that one time, without a warm-up.",
-    "fastv and framefusion drop tokens between the layers of the language model and have nothing to do before it: not measured here.",
+    "attention runs the layers in front of the one that it reads on the whole prompt: that is most of its time.",
+    "fastv and framefusion drop tokens between the layers of the language model: their time is that of their hooks in one prefill of --depth layers, and "
+    "of what they do before it; kept is the mean over the layers. The layers have the published width and attention but a narrow MLP, which no hook runs.",
 ]
 
 
@@ -48,7 +51,9 @@ class Named:
     model: CaCoVidForConditionalGeneration
 
 
-def build_model(options: argparse.Namespace, policy_type: str, backbone: Any = None) -> CaCoVidForConditionalGeneration:
+def build_model(
+    options: argparse.Namespace, policy_type: str, backbone: Any = None, layers: int = 0, mlp: int = 0
+) -> CaCoVidForConditionalGeneration:
     """The language model's first layers in the published shape of a 7B model, or narrower, with a tower that is never run."""
     torch.manual_seed(0)
     width = options.width
@@ -66,8 +71,8 @@ def build_model(options: argparse.Namespace, policy_type: str, backbone: Any = N
         text_config=dict(
             model_type="qwen2",
             hidden_size=width,
-            intermediate_size=width * 37 // 7,
-            num_hidden_layers=options.layers,
+            intermediate_size=mlp or width * 37 // 7,
+            num_hidden_layers=layers or options.layers,
             num_attention_heads=max(4, width // 128),
             num_key_value_heads=4,
             vocab_size=128,
@@ -124,30 +129,86 @@ def build_prompt(options: argparse.Namespace) -> Prompt:
 
 
 def methods(options: argparse.Namespace) -> list[Named]:
-    """Every method that acts before the language model, the policy in both kinds."""
+    """Every method, the policy in both kinds."""
     full = build_model(options, "full")
     light = build_model(options, "light", full.backbone)
+    deep = build_model(options, "light", layers=options.depth, mlp=options.width // 28)
     rows = [
         Named("cacovid, full policy", CaCoVid(), full),
         Named("cacovid, light policy", CaCoVid(), light),
-        *(Named(name, kind(), full) for name, kind in COMPRESSORS.items() if name != "cacovid" and not kind.inside_llm),
+        *(
+            Named(name, kind(), deep if kind.inside_llm else full)
+            for name, kind in COMPRESSORS.items()
+            if name != "cacovid"
+        ),
     ]
     wanted = options.methods
     return [row for row in rows if wanted is None or row.method.name in wanted]
 
 
+class Clock:
+    """Seconds of this process's one thread on a CPU, of the wall behind all that was queued on a GPU."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.spent = 0.0
+
+    def now(self) -> float:
+        if self.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def start(self, *_: Any) -> None:
+        self.begun = self.now()
+
+    def stop(self, *_: Any) -> None:
+        self.spent += self.now() - self.begun
+
+
+@contextmanager
+def around_hooks(decoder: Any, clock: Clock) -> Iterator[None]:
+    """Let `clock` run during the hooks that the layers and their parts have now."""
+    handles = []
+    for module in decoder.layers.modules():
+        if module._forward_pre_hooks:
+            handles += [
+                module.register_forward_pre_hook(clock.start, prepend=True),
+                module.register_forward_pre_hook(clock.stop),
+            ]
+        if module._forward_hooks:
+            handles += [
+                module.register_forward_hook(clock.start, prepend=True),
+                module.register_forward_hook(clock.stop),
+            ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
 def milliseconds(row: Named, prompt: Prompt, ratio: float) -> tuple[float, int]:
     """One compression, and how many tokens it kept."""
-    device = prompt.inputs_embeds.device
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
-    with torch.no_grad():
-        found = row.method.compress(prompt, row.model, [ratio])
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return 1000 * (clock() - start), int(found.videos[0].keep.sum())
+    clock = Clock(prompt.inputs_embeds.device)
+    clock.start()
+    if not row.method.inside_llm:
+        kept = row.method.compress(prompt, row.model, [ratio]).videos[0].keep
+        clock.stop()
+        return 1000 * clock.spent, int(kept.sum())
+    left = row.model.compress_prompt(prompt, retention_ratio=ratio, compressor=row.method)
+    clock.stop()
+    decoder = row.model.backbone.get_decoder()
+    with row.method.inside(row.model, left, [ratio]) as record, around_hooks(decoder, clock):
+        decoder(
+            inputs_embeds=left.inputs_embeds,
+            attention_mask=left.attention_mask,
+            position_ids=left.position_ids,
+            use_cache=False,
+        )
+    seen = [tokens[0] for tokens in record.layer_tokens]
+    return 1000 * clock.spent, round(sum(seen) / len(seen))
 
 
 def measure(options: argparse.Namespace, report: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -181,10 +242,11 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     parser.add_argument(
         "--layers", type=int, default=2, help="of the language model, enough for the methods that read one"
     )
+    parser.add_argument("--depth", type=int, default=28, help="layers for the methods that work between them")
     parser.add_argument("--ratio", type=float, default=0.25)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--once", type=float, default=10.0, help="seconds above which a method runs one time")
-    parser.add_argument("--methods", nargs="+", choices=[n for n, kind in COMPRESSORS.items() if not kind.inside_llm])
+    parser.add_argument("--methods", nargs="+", choices=list(COMPRESSORS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--commit", help="of the code, where git cannot tell")

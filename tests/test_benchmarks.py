@@ -228,12 +228,14 @@ def test_methods(tmp_path):
     from methods import main
     from table import methods_table
 
-    small = ["--frames", "4", "--side", "4", "--width", "56", "--repeats", "1", "--once", "60"]
+    small = ["--frames", "4", "--side", "4", "--width", "56", "--depth", "12", "--repeats", "1", "--once", "60"]
     path = main([*small, "--output", str(tmp_path), "--commit", "abc"], report=lambda line: None)
     record = json.loads(path.read_text())
     check_provenance(record)
     names = [method["name"] for method in record["methods"]]
-    assert {"cacovid, full policy", "cacovid, light policy", "divprune", "flashvid"} < set(names)
+    assert {"cacovid, full policy", "cacovid, light policy", "divprune", "attention", "fastv", "framefusion"} < set(
+        names
+    )
     assert all(method["kept"] == 16 and method["times_ms"]["median"] > 0 for method in record["methods"])
     assert "| *published: DivPrune* | | *134.3* |" in "\n".join(methods_table(record))
 
