@@ -11,20 +11,17 @@ import resource
 import sys
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import av
-import numpy as np
 import torch
 from architectures import ARCHITECTURES, ROPE, SIGLIP_SO400M, Architecture, _qwen2, build_backbone
+from clips import video_reader, write_clip
 from record import RESULTS, command, environment, summarise, write_result
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.long_video import encode_file
-from cacovid_hf.video_processing import CaCoVidLlavaOnevisionVideoProcessor
 
 NARROW = Architecture(
     checkpoint="none (narrow: an eighth of SigLIP's and a quarter of the 0.5B's width)",
@@ -44,21 +41,6 @@ NOTES = [
 ]
 
 
-def write_clip(path: Path, frames: int, height: int, width: int) -> None:
-    """A moving pattern, H.264 with B-frames."""
-    y, x = np.mgrid[:height, :width]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.options = {"preset": "veryfast"}
-        for number in range(frames):
-            picture = np.stack([x + 3 * number, y + 2 * number, (x + y) // 2 - number], axis=-1) % 256
-            frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, 30)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
 def make(options: argparse.Namespace) -> tuple[Any, Any]:
     """The wrapped model, and what stands for its processor."""
     architecture = ARCHITECTURES[options.arch] if options.arch else NARROW
@@ -66,9 +48,7 @@ def make(options: argparse.Namespace) -> tuple[Any, Any]:
     backbone: Any = build_backbone(architecture, options.layers, dtype, device, "sdpa")
     with device:
         model = CaCoVidForConditionalGeneration.from_backbone(backbone)
-    side = architecture.side
-    reader = CaCoVidLlavaOnevisionVideoProcessor(size={"height": side, "width": side}, max_fps=1e9)
-    return model, SimpleNamespace(video_processor=reader, chat_template=None)
+    return model, SimpleNamespace(video_processor=video_reader(architecture), chat_template=None)
 
 
 def prompt_ids(model: Any, num_tokens: int) -> torch.Tensor:

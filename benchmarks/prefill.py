@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from architectures import ARCHITECTURES, build_backbone, build_inputs
+from clips import media_stages
 from record import RESULTS, command, environment, summarise, write_result
 from roofline import Shape, Work, measured_peaks
 from roofline import vision as vision_work
@@ -33,6 +34,8 @@ from cacovid_hf.prompt import CompressedPrompt, Prompt, PromptLayout, VideoSpan,
 
 NOTES = [
     "Random weights in the published shape: times and memory mean something, answers do not.",
+    "decode, preprocess: a synthetic H.264 clip from file to frames, all of which are read, and from frames to pixel values by the family's video "
+    "processor, both on the CPU and on as many threads as their libraries take; a longer clip costs more for the same frames.",
     "decode_step: one more token behind the cache that the prefill left, the median of a few; kv_cache_bytes: that cache.",
     "limit: operations and bytes by formula (roofline.py) against a matrix product and a copy measured in the same run; of_limit: time over limit.",
     "vision: the stock forward up to its language model (tower, projector, prompt embedding, positions); the same for every variant.",
@@ -322,6 +325,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "video_tokens": video_tokens,
         "video_grid": list(prompt.layout.videos[0].grid),
     }
+    record["media"] = media_stages(
+        architecture, options.frames, options.clip_side, options.vision_repeats, CLOCKS[options.clock]
+    )
     record["vision_ms"] = summarise(vision)
     record["variants"] = []
     for variant in variants:
@@ -442,6 +448,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5, help="of what follows vision")
     parser.add_argument("--vision-repeats", type=int, help="of what runs the vision tower (default: --repeats)")
+    parser.add_argument("--clip-side", type=int, default=720, help="pixels, of the clip that is decoded and prepared")
     parser.add_argument("--text-before", type=int, default=14, help="text tokens before the video")
     parser.add_argument("--question-tokens", type=int, default=32, help="text tokens after the video")
     parser.add_argument(
@@ -461,6 +468,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "threads",
         "repeats",
         "vision_repeats",
+        "clip_side",
         "text_before",
         "question_tokens",
     )
@@ -491,6 +499,9 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     extras += "_compiled" * options.compile
     name = f"prefill_{options.arch}{layers}_{options.frames}frames{extras}_{options.dtype}_{record['config']['device'].replace(':', '')}"
     path = write_result(options.output, name, record)
+    media = record["media"]
+    decode = media["decode_skipped"] or f"{media['decode_ms']['median']:.1f} ms"
+    report(f"decode {decode}, preprocess {media['preprocess_ms']['median']:.1f} ms")
     report(f"vision {record['vision_ms']['median']:.1f} ms, prompt {record['prompt']['tokens']} tokens")
     for variant in record["variants"]:
         parts = [f"{stage} {sample['median']:.2f}" for stage, sample in variant["times_ms"].items()]

@@ -36,10 +36,16 @@ def prefill_table(record: dict[str, Any]) -> list[str]:
         lines.append("| " + " | ".join(cells) + " |")
     config, vision = record["config"], record["vision_ms"]
     layers = f"{config['layers']} of {config['all_layers']}" if config["layers"] != config["all_layers"] else "all"
+    before = ""
+    if "media" in record:
+        media = record["media"]
+        decode = media["decode_skipped"] if media["decode_ms"] is None else cell({"d": media["decode_ms"]}, "d") + " ms"
+        clip = f"{media['clip']['frames']} frames of {media['clip']['height']} x {media['clip']['width']}"
+        before = f" Decode ({clip}): {decode}. Preprocess: {cell({'p': media['preprocess_ms']}, 'p')} ms."
     return [
         f"{config['arch']}, {layers} language-model layers, {config['frames']} frames, {config['dtype']}, {config['attn']}, policy "
         f"attention {config['policy_attention']}, {device(record)}, {config['clock']} time in ms. Vision {vision['median']:.0f} ms ({vision['min']:.0f} to "
-        f"{vision['max']:.0f}).",
+        f"{vision['max']:.0f}).{before}",
         "",
         *lines,
         *(["", *limits_table(record)] if "peaks" in record else []),
@@ -181,22 +187,29 @@ def optimisations_table(record: dict[str, Any]) -> list[str]:
 
 
 def throughput_table(record: dict[str, Any]) -> list[str]:
-    """Rows: batch sizes."""
-    lines = [
-        "| batch | answers/s, batch | answers/s, one by one | factor | padding of the compressed batch | of the uncompressed |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Rows: batch sizes; answers a second, and the part of the positions that is padding."""
+    heads = (
+        "batch",
+        "one by one",
+        "in order",
+        "by length",
+        "factors",
+        "padding, uncompressed",
+        "in order",
+        "by length",
+    )
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in record["batches"]:
-        rates = row["answers_per_second"]
-        wastes = f"{row['padding_waste']:.1%} | {row['padding_waste_uncompressed']:.1%}"
-        lines.append(
-            f"| {row['batch']} | {rates['batch']:.3g} | {rates['one_by_one']:.3g} | {row['speedup']:.2f}x | {wastes} |"
-        )
+        rates = " | ".join(f"{row['answers_per_second'][way]:.3g}" for way in ("one_by_one", "batch", "by_length"))
+        factors = f"{row['speedup']:.2f}x, {row['speedup_by_length']:.2f}x"
+        wastes = [row[f"padding_waste{kind}"] for kind in ("_uncompressed", "", "_by_length")]
+        lines.append(f"| {row['batch']} | {rates} | {factors} | " + " | ".join(f"{w:.1%}" for w in wastes) + " |")
     config = record["config"]
     layers = "all" if config["layers"] is None else config["layers"]
     return [
         f"{config['arch']}, {layers} language-model layers, up to {config['frames']} frames, {config['dtype']}, ratio {config['ratio']:g}, "
-        f"{config['new_tokens']} new tokens, {config['policy']} policy, {device(record)}, {config['clock']} time.",
+        f"{config['new_tokens']} new tokens, {config['policy']} policy, {config['pool']} batches of each size, {device(record)}, {config['clock']} time; "
+        "answers a second, and the part of the positions that is padding.",
         "",
         *lines,
     ]

@@ -3,7 +3,8 @@
     python benchmarks/throughput.py --arch qwen2.5-vl-3b --batches 4 16 --device cuda
 
 Every prompt has a video and a question of its own; questions differ in length, and so do videos where the family can batch that (Qwen2.5-VL). Padding
-waste is the part of the compressed batch's positions that holds nothing, rows being left-padded to the longest.
+waste is the part of the compressed batches' positions that holds nothing, rows being left-padded to the longest: for batches in the order given, and for
+batches of like kept length.
 """
 
 import argparse
@@ -18,11 +19,14 @@ from record import RESULTS, command, environment, summarise, write_result
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.policy_settings import POLICY_TYPES
+from cacovid_hf.prompt import batches_by_length
 
 NOTES = [
     "Random weights in the published shape; generate from pixels and ids, vision included, as a user calls it.",
-    "batch: one call for all rows; one_by_one: a call a row; the two take turns, and give the same number of new tokens.",
-    "padding_waste: positions of the compressed batch that are padding, of all its positions; padding_waste_uncompressed: of the prompts given.",
+    "batch: batches of prompts in the order given; by_length: batches of like kept length; one_by_one: a call a prompt; they take turns, and give the same "
+    "number of new tokens.",
+    "padding_waste: positions of the compressed batches that are padding, of all their positions; padding_waste_by_length: with batches of like kept length, "
+    "known before vision; padding_waste_uncompressed: of the prompts given.",
 ]
 
 
@@ -33,7 +37,7 @@ def prompts(backbone: Any, architecture: Any, options: argparse.Namespace, batch
         question = 8 + (options.question_tokens * (number * 7 % 11)) // 5
         frames = options.frames
         if architecture.model_type == "qwen2_5_vl":
-            frames = max(2, options.frames - 2 * (number % 3))
+            frames = max(2, options.frames - 2 * (number * 5 % 7 * options.frames // 16))
         rows.append(build_inputs(backbone, architecture, frames, 14, question))
     return rows
 
@@ -50,41 +54,57 @@ def together(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
+def waste(lengths: list[int], batches: list[list[int]]) -> float:
+    """Part of all positions of the batches that is padding, rows being padded to the longest of their batch."""
+    positions = sum(len(batch) * max(lengths[number] for number in batch) for batch in batches)
+    return 1 - sum(lengths) / positions
+
+
 @torch.no_grad()
-def measure(options: argparse.Namespace, model: Any, architecture: Any, batch: int) -> dict[str, Any]:
+def measure(options: argparse.Namespace, model: Any, architecture: Any, size: int) -> dict[str, Any]:
     """Times and waste at one batch size."""
-    rows = prompts(model.backbone, architecture, options, batch)
-    whole = together(rows)
+    rows = prompts(model.backbone, architecture, options, size * options.pool)
+    kept = [model.kept_lengths(**row, retention_ratio=options.ratio)[0] for row in rows]
+    given = [row["input_ids"].shape[1] for row in rows]
+    numbers = list(range(len(rows)))
+    batchings = {
+        "one_by_one": [[number] for number in numbers],
+        "batch": [numbers[start : start + size] for start in range(0, len(rows), size)],
+        "by_length": batches_by_length(kept, size),
+    }
     device = torch.device(options.device)
     arguments = dict(max_new_tokens=options.new_tokens, do_sample=False, retention_ratio=options.ratio)
+    made = {way: [together([rows[n] for n in batch]) for batch in batches] for way, batches in batchings.items()}
+    for batch, inputs in zip(batchings["batch"], made["batch"], strict=True):
+        found = model.compress(**inputs, retention_ratio=options.ratio).attention_mask.sum(dim=1).tolist()
+        if found != [kept[number] for number in batch]:
+            raise RuntimeError(
+                f"Compressed prompts have lengths {found}, other than computed before: nothing measured."
+            )
 
-    def batched() -> None:
-        model.generate(**whole, **arguments).tolist()
-
-    def one_by_one() -> None:
-        for row in rows:
-            model.generate(**row, **arguments).tolist()
-
-    ways: dict[str, Callable[[], None]] = {"batch": batched, "one_by_one": one_by_one}
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {way: [] for way in batchings}
     for repeat in range(-1, options.repeats):  # the first to warm up
-        for name, way in ways.items() if repeat % 2 else reversed(ways.items()):
+        turn = repeat % len(batchings)
+        for way in [*batchings][turn:] + [*batchings][:turn]:
             watch = Stopwatch(device, options.clock)
-            way()
-            watch.lap(name)
+            for inputs in made[way]:
+                model.generate(**inputs, **arguments).tolist()
+            watch.lap(way)
             if repeat >= 0:
-                times[name].append(watch.milliseconds[name])
-    compressed = model.compress(**whole, retention_ratio=options.ratio)
-    summaries = {name: summarise(values) for name, values in times.items()}
+                times[way].append(watch.milliseconds[way])
+    summaries = {way: summarise(values) for way, values in times.items()}
     return {
-        "batch": batch,
-        "prompt_lengths": [row["input_ids"].shape[1] for row in rows],
-        "kept_lengths": compressed.attention_mask.sum(dim=1).tolist(),
-        "padding_waste": 1 - compressed.attention_mask.float().mean().item(),
-        "padding_waste_uncompressed": 1 - whole["attention_mask"].float().mean().item(),
+        "batch": size,
+        "prompts": len(rows),
+        "prompt_lengths": given,
+        "kept_lengths": kept,
+        "padding_waste": waste(kept, batchings["batch"]),
+        "padding_waste_by_length": waste(kept, batchings["by_length"]),
+        "padding_waste_uncompressed": waste(given, batchings["batch"]),
         "times_ms": summaries,
-        "answers_per_second": {name: 1000 * batch / times["median"] for name, times in summaries.items()},
+        "answers_per_second": {way: 1000 * len(rows) / times["median"] for way, times in summaries.items()},
         "speedup": summaries["one_by_one"]["median"] / summaries["batch"]["median"],
+        "speedup_by_length": summaries["one_by_one"]["median"] / summaries["by_length"]["median"],
     }
 
 
@@ -95,6 +115,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     parser.add_argument("--layers", type=int, help="fewer language-model layers than published")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--batches", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--pool", type=int, default=3, help="batches of each size")
     parser.add_argument("--ratio", type=float, default=0.25)
     parser.add_argument("--policy", choices=POLICY_TYPES, default="light")
     parser.add_argument("--new-tokens", type=int, default=8)
@@ -126,7 +147,8 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
         rates = row["answers_per_second"]
         report(
             f"batch {row['batch']}: {rates['batch']:.2f} answers/s against {rates['one_by_one']:.2f} one by one ({row['speedup']:.2f}x), "
-            f"padding waste {row['padding_waste']:.1%} (uncompressed {row['padding_waste_uncompressed']:.1%})"
+            f"padding {row['padding_waste']:.1%} (uncompressed {row['padding_waste_uncompressed']:.1%}); "
+            f"by length {rates['by_length']:.2f} answers/s, padding {row['padding_waste_by_length']:.1%}"
         )
     report(str(path))
     return path

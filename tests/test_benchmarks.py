@@ -1,6 +1,7 @@
 """The benchmarks run, measure what they say, and every committed result says where it comes from."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,20 @@ def check_provenance(record):
     ("arch", "video_tokens"), [("tiny-llava-onevision", [36, 9, 3]), ("tiny-qwen2.5-vl", [18, 4, 1])]
 )
 def test_prefill(tmp_path, threads, arch, video_tokens):
-    arguments = ["--arch", arch, "--frames", "4", "--repeats", "3", "--vision-repeats", "2", "--commit", "abc"]
+    arguments = [
+        "--arch",
+        arch,
+        "--frames",
+        "4",
+        "--repeats",
+        "3",
+        "--vision-repeats",
+        "2",
+        "--commit",
+        "abc",
+        "--clip-side",
+        "96",
+    ]
     path, record = run_prefill(tmp_path, *arguments)
 
     check_provenance(record)
@@ -68,6 +82,14 @@ def test_prefill(tmp_path, threads, arch, video_tokens):
     assert record["config"]["ratios"] == [0.25, 0.1]
     assert record["commit"] == "abc"
     assert len(record["vision_ms"]["samples"]) == 2
+    media = record["media"]
+    assert media["clip"] == {"frames": 4, "height": 96, "width": 96, "codec": "h264"}
+    pixels = [1, 4, 3, 84, 84] if arch == "tiny-llava-onevision" else [2 * 6 * 6, 3 * 2 * 14 * 14]
+    assert media["pixels"] == {"pixel_values_videos": pixels}
+    assert media["decode_skipped"] is None
+    for stage in ("decode_ms", "preprocess_ms"):
+        assert len(media[stage]["samples"]) == 2
+        assert media[stage]["min"] > 0
 
     stock, *compressed = record["variants"]
     assert [variant["name"] for variant in record["variants"]] == ["stock", "cacovid 0.25", "cacovid 0.1"]
@@ -93,6 +115,19 @@ def test_prefill(tmp_path, threads, arch, video_tokens):
             assert total == pytest.approx(sum(times[part]["samples"][i] for part in parts), abs=1e-3)
         expected = stock["times_ms"]["prefill"]["median"] / times["with_compression"]["median"]
         assert variant["speedup"]["compression_and_prefill"] == pytest.approx(expected)
+
+
+def test_a_machine_without_a_video_decoder(monkeypatch):
+    """Decoding is left out, with the reason; frames are prepared all the same."""
+    import clips
+    from architectures import ARCHITECTURES
+
+    monkeypatch.setattr(clips.importlib.util, "find_spec", lambda name: None)
+    media = clips.media_stages(ARCHITECTURES["tiny-llava-onevision"], 3, 96, 1, time.perf_counter)
+    assert media["decode_ms"] is None
+    assert media["decode_skipped"] == "PyAV (av) is not installed"
+    assert media["pixels"] == {"pixel_values_videos": [1, 3, 3, 84, 84]}
+    assert media["preprocess_ms"]["median"] > 0
 
 
 @pytest.mark.parametrize("arch", ["tiny-llava-onevision", "tiny-qwen2.5-vl"])
@@ -308,14 +343,31 @@ def test_gpu_command_in_full(tmp_path, capfd):
 def test_throughput(tmp_path, threads):
     from throughput import main
 
-    arguments = ["--arch", "tiny-qwen2.5-vl", "--frames", "4", "--batches", "3", "--dtype", "float32", "--repeats", "2"]
+    arguments = [
+        "--arch",
+        "tiny-qwen2.5-vl",
+        "--frames",
+        "4",
+        "--batches",
+        "3",
+        "--pool",
+        "2",
+        "--dtype",
+        "float32",
+        "--repeats",
+        "2",
+    ]
     path = main([*arguments, "--device", "cpu", "--threads", "1", "--output", str(tmp_path), "--commit", "abc"])
     record = json.loads(path.read_text())
     check_provenance(record)
     (row,) = record["batches"]
     kept = row["kept_lengths"]
+    assert len(kept) == len(row["prompt_lengths"]) == row["prompts"] == 6
     assert len(set(row["prompt_lengths"])) > 1
-    assert row["padding_waste"] == pytest.approx(1 - sum(kept) / (3 * max(kept)))
+    assert row["padding_waste"] == pytest.approx(1 - sum(kept) / (3 * max(kept[:3]) + 3 * max(kept[3:])))
+    sorted_kept = sorted(kept)
+    assert row["padding_waste_by_length"] == pytest.approx(1 - sum(kept) / (3 * sorted_kept[2] + 3 * sorted_kept[5]))
+    assert row["padding_waste_by_length"] < row["padding_waste"]
     assert row["speedup"] == pytest.approx(row["answers_per_second"]["batch"] / row["answers_per_second"]["one_by_one"])
 
 

@@ -257,8 +257,6 @@ def test_a_whole_graph_compiles(family, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_change_nothing(kind, monkeypatch):
     """Without gradients a long video is scored some frames at a time."""
-    from cacovid_hf import policy
-
     stock = stock_model("llava_onevision")
     model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
     embedded = model.embed(**prompt_inputs(stock, PROMPTS["two videos"]))
@@ -266,7 +264,7 @@ def test_chunks_change_nothing(kind, monkeypatch):
     calls = []
     score = type(model.policy)._score
     monkeypatch.setattr(type(model.policy), "_score", lambda self, x: calls.append(x.shape[:2]) or score(self, x))
-    monkeypatch.setattr(policy, "TOKENS_PER_CHUNK", 9)  # two frames of four tokens
+    monkeypatch.setattr(type(model.policy), "tokens_per_chunk", 9)  # two frames of four tokens
     whole = model.policy(*arguments)
     assert calls == [(4, 4), (4, 4)]
     with torch.no_grad():

@@ -158,6 +158,51 @@ class Compressing:
         pad_token_id = self.backbone.generation_config.pad_token_id or 0
         return gather(found.prompt, indices, found.videos, pad_token_id=pad_token_id), check
 
+    def kept_lengths(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        retention_ratio: "float | Sequence[float] | None" = None,
+        compressor: "str | Compressor | None" = None,
+        encoded_videos: EncodedVideos | None = None,
+        **inputs: Any,
+    ) -> list[int]:
+        """How many positions of each prompt the language model will read, known before anything is computed: what to batch prompts by.
+
+        The rows of a compressed batch are padded to the longest of them; prompts of like length together waste little (see
+        `cacovid_hf.prompt.batches_by_length`).
+
+        Args:
+            input_ids: `(B, L)`, with the video placeholders of the processor.
+            attention_mask: `(B, L)`, 0 at padding; None as in stock generation.
+            retention_ratio: as in `compress`, numbers only.
+            compressor: as in `compress`.
+            encoded_videos: as in `compress`.
+            **inputs: as in `compress`.
+
+        Raises:
+            ValueError: a number of tokens that only their scores or their content decide (`"auto"`, and some published methods), and what `compress`
+                raises of inputs and ratios.
+        """
+        method = self.resolve_compressor(compressor)
+        if attention_mask is None:
+            attention_mask = stock_attention_mask(input_ids, self.backbone.generation_config)
+        if encoded_videos is not None:
+            inputs = self._with_encoded(encoded_videos, inputs)
+        layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
+        lengths = layout.valid.sum(dim=1).tolist()
+        ratios = retention_ratios(self._ratio(retention_ratio), len(layout.videos))
+        for span, ratio in zip(layout.videos, ratios, strict=True):
+            budget = None if isinstance(ratio, AutoBudget) else method.budget(span, ratio)
+            if budget is None:
+                raise ValueError(
+                    f"How many tokens compressor {method.name!r} keeps at retention_ratio={retention_ratio!r} is decided by the video's content: give a number "
+                    "as retention_ratio, and a method that keeps to it."
+                )
+            lengths[span.row] -= span.num_tokens - budget
+        return lengths
+
     @torch.no_grad()
     def encode_videos(
         self,

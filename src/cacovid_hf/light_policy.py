@@ -54,6 +54,7 @@ class LightPolicy(Policy):
     """
 
     policy_type = "light"
+    tokens_per_chunk = 16384
 
     def __init__(self, config, attention: str = "question"):
         super().__init__(config, attention)

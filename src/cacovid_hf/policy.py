@@ -20,9 +20,6 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from .policy_settings import check_policy
 from .prompt import PromptLayout, VideoSpan, send
 
-# Enough to keep a device busy; the full policy's intermediate results are a few times as wide as the prompt.
-TOKENS_PER_CHUNK = 16384
-
 Context = tuple[Tensor, ...]
 
 
@@ -163,9 +160,14 @@ class Policy(nn.Module, ABC):
     Args:
         config: the text config of the backbone (Qwen2 or Qwen2.5-VL): sizes, activation, rotary parameters.
         attention: what a video token may attend to.
+
+    Attributes:
+        tokens_per_chunk: so many video tokens are scored at a time where no gradients are wanted: enough to keep a device busy, few enough
+            that the intermediate results of a long video stay small.
     """
 
     policy_type: ClassVar[str]
+    tokens_per_chunk: ClassVar[int]
     norm: "RMSNorm"
 
     def __init__(self, config, attention: str):
@@ -237,7 +239,7 @@ class Policy(nn.Module, ABC):
 
     def _chunks(self, span: VideoSpan) -> tuple[Tensor, ...]:
         """Places of a video's tokens, whole frames at a time: all of them where gradients are wanted, else few enough to bound the memory."""
-        frames = span.num_frames if torch.is_grad_enabled() else max(1, TOKENS_PER_CHUNK // span.tokens_per_frame)
+        frames = span.num_frames if torch.is_grad_enabled() else max(1, self.tokens_per_chunk // span.tokens_per_frame)
         return tuple(send(places, self.device) for places in span.positions.split(frames * span.tokens_per_frame))
 
     def _text_places(self, layout: PromptLayout, row: int) -> Tensor:
@@ -282,6 +284,7 @@ class ContributionPolicy(Policy):
     """
 
     policy_type = "full"
+    tokens_per_chunk = 4096  # its MLP is several times as wide as the prompt
 
     def __init__(self, config, attention: str = "question"):
         super().__init__(config, attention)

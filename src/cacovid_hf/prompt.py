@@ -258,6 +258,21 @@ def ordered_places(stays: Tensor, lengths: list[int]) -> Tensor:
     return places.masked_fill(torch.arange(longest, device=stays.device) < padding[:, None], -1)
 
 
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Put prompts of like length together, so that little of a batch is padding: each batch the numbers of its prompts, longest first.
+
+    With the longest batch first, a device that has too little memory says so at once.
+
+    Args:
+        lengths: of every prompt, such as `model.kept_lengths` gives.
+        batch_size: prompts in a batch, the last one aside; at least 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give the number of prompts in a batch, at least 1.")
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 def gather(
     prompt: Prompt,
     indices: Tensor,
