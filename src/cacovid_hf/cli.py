@@ -283,6 +283,36 @@ def blind_filter(
             typer.echo(line)
 
 
+@app.command()
+def serve(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A CaCoVID checkpoint or a stock model, as for `cacovid ask`.")
+    ],
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen at.")] = 8000,
+    retention_ratio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R", help="Of requests that say nothing, as for `cacovid ask`. Default: the model's, or all."
+        ),
+    ] = None,
+) -> None:
+    """Serve a model over HTTP as OpenAI's API does; a request may say its own retention_ratio."""
+    with _progress("Starting torch and transformers"):
+        from . import asking, serving
+        from .adaptive import parse_ratio
+    ratio = None if retention_ratio is None else parse_ratio(retention_ratio, "--retention-ratio")
+    with _quiet_libraries(bars=True, warnings=True):
+        config = asking.load_config(model)
+        processor = asking.load_processor(model, config)
+        loaded = asking.load_model(model, config)
+    if ratio is not None:
+        loaded.config.retention_ratio = ratio  # type: ignore[union-attr]
+    if not loaded.config.policy_trained:  # type: ignore[union-attr]
+        typer.echo(f"note    {asking.UNTRAINED}")
+    serving.serve(model, loaded, processor, host, port)
+
+
 @app.command(name="import-published")
 def import_published(
     source: Annotated[
