@@ -78,7 +78,7 @@ def dense_scores(policy: Any, prompt: Any) -> torch.Tensor:
 def shared_prefill(backbone: Any, shorter: Any, settings: dict[str, Any]) -> torch.Tensor:
     """What `generate` does behind the compression."""
     effective = effective_settings(backbone, None, settings)
-    return generate_compressed(backbone, shorter, shorter.input_ids, effective, None, settings)
+    return generate_compressed(backbone, backbone.generate, shorter, shorter.input_ids, effective, None, settings)
 
 
 @torch.no_grad()

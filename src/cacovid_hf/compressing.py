@@ -321,6 +321,10 @@ class Compressing:
             return False
         return input_ids is None or not bool((input_ids == self.backbone.config.video_token_id).any())
 
+    def stock_generate(self, **arguments: Any) -> Any:
+        """The backbone's own `generate`."""
+        return self.backbone.generate(**arguments)
+
     def resolve_compressor(self, compressor: "str | Compressor | None") -> Compressor:
         """A method by name or instance; None and `"cacovid"` are the policy with the config's settings."""
         if compressor is None or compressor == CaCoVid.name:
@@ -390,7 +394,7 @@ class Compressing:
         cache = kwargs.get("past_key_values")
         straight = encoded_videos is None and not is_recorded(cache)
         if straight and self._drops_nothing(retention_ratio, input_ids, kwargs):
-            return self.backbone.generate(**arguments)  # type: ignore[operator]
+            return self.stock_generate(**arguments)
         if inputs is not None and kwargs.get("input_ids") is not None:
             raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
 
@@ -418,7 +422,15 @@ class Compressing:
             forget(cache)
         with method.inside(self, prompt, retention_ratios(self._ratio(retention_ratio), len(prompt.videos))):
             outputs = generate_compressed(
-                self.backbone, prompt, input_ids, settings, generation_config, arguments, check, method.inside_llm
+                self.backbone,
+                self.stock_generate,
+                prompt,
+                input_ids,
+                settings,
+                generation_config,
+                arguments,
+                check,
+                method.inside_llm,
             )
         if method.inside_llm:
             # Nothing can go on from a cache whose layers differ in length.

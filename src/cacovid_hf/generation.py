@@ -7,6 +7,7 @@ sequences) sees the caller's prompt. Left to settle are the lengths: stock code 
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -134,6 +135,7 @@ def _may_share_prefill(settings: GenerationConfig) -> bool:
 
 def generate_compressed(
     backbone: Any,
+    stock_generate: Callable[..., Any],
     prompt: CompressedPrompt,
     input_ids: Tensor,
     settings: GenerationConfig,
@@ -146,6 +148,7 @@ def generate_compressed(
 
     Args:
         backbone: the stock model.
+        stock_generate: its own `generate`.
         prompt: `(B, K)`.
         input_ids: `(B, L)`, the caller's prompt; returned sequences begin with it.
         settings: of the call, see `effective_settings`.
@@ -203,7 +206,7 @@ def generate_compressed(
     if check is not None and check.waits:
         processors = arguments.get("logits_processor") or []
         arguments["logits_processor"] = LogitsProcessorList([*processors, _Settling(check)])
-    outputs = backbone.generate(
+    outputs = stock_generate(
         input_ids=input_ids,
         inputs_embeds=prompt.inputs_embeds,
         attention_mask=prompt.attention_mask,

@@ -35,6 +35,10 @@ class StockWithPolicy(Compressing):
     policy: Policy
     config: PolicySettings
 
+    def stock_generate(self, **arguments: Any) -> Any:
+        """That of the model's class: loaded with `trust_remote_code` from a folder with this code in it, the model's own is `generate` below."""
+        return type(self.backbone).generate(self.backbone, **arguments)
+
 
 def generate(
     model: PreTrainedModel,
