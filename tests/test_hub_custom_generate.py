@@ -12,8 +12,10 @@ import pytest
 import torch
 from hub_server import LoopbackHub, use
 from models import FAMILIES, PROMPTS, prompt_inputs, stock_model
+from processors import tiny_processor
+from transformers import AutoProcessor
 
-from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.hub import custom_generate
 from cacovid_hf.hub.custom_generate import generated_files, package_commit, stamp_of, stamped
 
@@ -92,6 +94,14 @@ def test_stock_model_without_the_package(saved):
         code = next(module for name, module in sys.modules.items() if name.endswith("custom_generate.generate"))
         assert len(code._policies) == 1, "cached"
         assert set(vars(model)) == state, "nothing of ours on the model"
+        # The same code inside the stock model's own folder: whoever trusts it on loading has it as `generate`.
+        import shutil
+        shutil.copytree("cacovid-tiny/custom_generate", "stock/custom_generate")
+        own = AutoModelForImageTextToText.from_pretrained("stock", trust_remote_code=True).eval()
+        own.generation_config = model.generation_config
+        for ratio in (0.25, 1.0):
+            ids = own.generate(**inputs, retention_ratio=ratio, max_new_tokens=5, do_sample=False)
+            assert ids.tolist() == found[f"cacovid {ratio}"]
         assert not [name for name in sys.modules if name.startswith("cacovid_hf")]
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
         assert "cacovid" not in CONFIG_MAPPING, "nothing registered"
@@ -214,17 +224,24 @@ def test_auto_classes_find_the_installed_package(saved):
     import os
 
     folder, expected = saved
+    family = json.loads((folder / "stock" / "config.json").read_text())["model_type"]
+    with_video_reader(tiny_processor(family)).save_pretrained(folder / "cacovid-tiny")
     program = """
-import json, sys, torch
+import json, os, sys, torch
 torch.set_num_threads(1)
-from transformers import AutoModelForImageTextToText
-try:
-    AutoModelForImageTextToText.from_pretrained("cacovid-tiny", trust_remote_code=False)
-except ValueError as error:
-    assert "trust_remote_code" in str(error) or "cacovid" in str(error), error
-else:
-    raise AssertionError
+from transformers import AutoModelForImageTextToText, AutoProcessor
+for auto in (AutoModelForImageTextToText, AutoProcessor):
+    try:
+        auto.from_pretrained("cacovid-tiny", trust_remote_code=False)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error) or "cacovid" in str(error), error
+    else:
+        raise AssertionError(auto)
 assert "cacovid_hf" not in sys.modules
+processor = AutoProcessor.from_pretrained("cacovid-tiny", trust_remote_code=True)
+assert type(processor.video_processor).__module__ == "cacovid_hf.video_processing"
+processor.save_pretrained("again")
+assert not [name for name in os.listdir("again") if name.endswith(".py")], "no copies of the package"
 model = AutoModelForImageTextToText.from_pretrained("cacovid-tiny", trust_remote_code=True)
 backbone = model.backbone
 backbone.generation_config.pad_token_id, backbone.generation_config.eos_token_id = 0, None
@@ -242,3 +259,4 @@ print(json.dumps([type(model).__module__, ids.tolist()]))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == ["cacovid_hf.modeling", expected["cacovid 0.25"]]
+    assert type(AutoProcessor.from_pretrained(folder / "again").video_processor).__name__.startswith("CaCoVid")

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoProcessor, GenerationConfig, pipeline
 
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
+from cacovid_hf.checkpoint import AUTO_SOURCE
 from cacovid_hf.tiny import clips, model_path
 
 
@@ -49,6 +50,17 @@ def test_pipeline(repository, messages):
     assert widths[1.0] - widths[0.25] == 288 - 72
     with pytest.raises(Exception, match="retention_ratio is an argument of generate: give generate_kwargs"):
         ask(text=messages, retention_ratio=0.25, max_new_tokens=4)
+
+
+def test_the_embedded_processor_is_as_a_push_would_save_it(messages, tmp_path):
+    """It refuses a ratio that would do nothing, too, and finds its video processor where the package is not imported."""
+    processor = AutoProcessor.from_pretrained(model_path())
+    with pytest.raises(Exception, match="retention_ratio is an argument of generate: give generate_kwargs"):
+        processor.apply_chat_template(messages, retention_ratio=0.25)
+    with_video_reader(processor).save_pretrained(tmp_path)
+    for name in ("chat_template.jinja", "processor_config.json"):
+        assert (tmp_path / name).read_text() == (model_path() / name).read_text(), name
+    assert (model_path() / "cacovid_auto.py").read_text() == AUTO_SOURCE
 
 
 def test_ratio_in_a_generation_config(repository, messages):

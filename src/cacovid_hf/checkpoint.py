@@ -22,6 +22,7 @@ from .hub.card import CardFacts, check_card, write_card
 from .hub.custom_generate import FOLDER as CODE_FOLDER
 from .hub.custom_generate import generated_files
 from .hub.source import WEIGHTS, Source
+from .processing import AUTO_MODULE
 from .wrapping import check_policy_size
 
 if TYPE_CHECKING:
@@ -30,14 +31,18 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 BACKBONE_FOLDER = "backbone"
-# How the Auto classes find this package from a checkpoint, if it is installed, not imported, and `trust_remote_code=True`.
-AUTO_MODULE = "cacovid_auto"
 AUTO_CLASSES = {"AutoConfig": "CaCoVidConfig", "AutoModelForImageTextToText": "CaCoVidForConditionalGeneration"}
 AUTO_SOURCE = '''"""The classes of this checkpoint, from the installed package cacovid-hf."""
 
 from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration
+from cacovid_hf.processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
 
-__all__ = ["CaCoVidConfig", "CaCoVidForConditionalGeneration"]
+__all__ = [
+    "CaCoVidConfig",
+    "CaCoVidForConditionalGeneration",
+    "CaCoVidLlavaOnevisionVideoProcessor",
+    "CaCoVidQwen2VLVideoProcessor",
+]
 '''
 # What of the Hub's arguments goes on to the backbone, whose own revision is pinned in the config.
 SHARED_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
@@ -208,8 +213,8 @@ def save(
         )
     elif os.path.isdir(base):
         logger.warning(
-            f"The backbone is the local folder {base}: this policy-only checkpoint loads only where that folder is. Give "
-            "base_model_name_or_path, or save with include_backbone=True."
+            f"The backbone is the local folder {base}, and config.json and the card will say so: this policy-only checkpoint loads only where that "
+            "folder is. Give base_model_name_or_path, or save with include_backbone=True."
         )
     folder = Path(folder)
     if card is not False:

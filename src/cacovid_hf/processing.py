@@ -17,6 +17,9 @@ _READERS = {
     "Qwen2VLVideoProcessor": "CaCoVidQwen2VLVideoProcessor",
 }
 
+# The file of a checkpoint by which the Auto classes find this package where it is installed and not imported (with `trust_remote_code=True`).
+AUTO_MODULE = "cacovid_auto"
+
 # A pipeline hands unknown arguments of its call to the chat template, which ignores them: a ratio given there would silently do nothing.
 _GUARD = (
     "{%- if retention_ratio is defined -%}{{- raise_exception('retention_ratio is an argument of generate: give "
@@ -32,8 +35,17 @@ class _StandIn:
         """Load the video processor that this one stands for."""
         return _reader(cls.__name__).from_pretrained(*args, **kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoVideoProcessor"):
+        """Nothing to do: what is saved names `AUTO_MODULE`, and this package's sources are not copied beside it."""
 
-_STAND_INS = [type(name, (_StandIn,), {"__module__": __name__}) for name in _READERS.values()]
+
+class CaCoVidLlavaOnevisionVideoProcessor(_StandIn):
+    """Of `video_processing.CaCoVidLlavaOnevisionVideoProcessor`."""
+
+
+class CaCoVidQwen2VLVideoProcessor(_StandIn):
+    """Of `video_processing.CaCoVidQwen2VLVideoProcessor`."""
 
 
 def register() -> None:
@@ -45,7 +57,7 @@ def register() -> None:
     """
     from transformers import AutoVideoProcessor
 
-    for stand_in in _STAND_INS:
+    for stand_in in (CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor):
         AutoVideoProcessor.register(stand_in, stand_in, exist_ok=True)
 
 
@@ -71,6 +83,7 @@ def with_video_reader(processor: "ProcessorMixin") -> "ProcessorMixin":
     settings = {setting: value for setting, value in stock.to_dict().items() if value is not None}
     if "fps" in settings:
         settings["max_fps"] = settings.pop("fps")
+    settings["auto_map"] = {"AutoVideoProcessor": f"{AUTO_MODULE}.{name}"}
     result = copy.copy(processor)
     result.video_processor = _reader(name).from_dict(settings)
     template = result.chat_template
