@@ -147,18 +147,11 @@ class Pool(torch.utils.data.Dataset):
 
 
 class Curve:
-    """Accuracy on validation questions while a policy learns, and the seconds of training until then (without the measuring).
-
-    Attributes:
-        best: weights of the policy where the mean over the ratios was highest, the latest such.
-        best_step: when that was.
-    """
+    """Accuracy on validation questions while a policy learns, and the seconds of training until then (without the measuring)."""
 
     def __init__(self, batches: list[EmbeddedQuestions]):
         self.batches = batches
         self.points: list[dict[str, float]] = []
-        self.best: dict[str, torch.Tensor] = {}
-        self.best_step, self._highest = 0, -1.0
         self._start = time.perf_counter()
 
     def __call__(self, model: CaCoVidForConditionalGeneration, step: int) -> None:
@@ -170,10 +163,6 @@ class Curve:
         for ratio in CURVE_RATIOS:
             point[f"accuracy_{ratio}"] = round(answered_right(model, self.batches, ratio).float().mean().item(), 5)
         self.points.append(point)
-        mean = sum(point[f"accuracy_{ratio}"] for ratio in CURVE_RATIOS) / len(CURVE_RATIOS)
-        if mean >= self._highest:
-            self.best = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-            self.best_step, self._highest = step, mean
         self._start += time.perf_counter() - begun
 
 
@@ -244,7 +233,7 @@ def train_cell(
     selection: dict,
     short: bool = False,
 ) -> dict:
-    """Train one policy, keep its best weights by the validation questions, and return its settings, log and curve; `short` runs share a pool of questions."""
+    """Train one policy, keep its weights, and return its settings, log and curve; `short` runs share a pool of questions."""
     curve = Curve(lab.embedded(VALIDATION_SEED, VALIDATION_QUESTIONS))
     pool = lab.pool(seed) if short else None
     batch_size = ABLATION_BATCH if short else BATCH
@@ -264,7 +253,6 @@ def train_cell(
         dataset=pool,
         trainer_class=pool.trainer if pool else ContributionTrainer,
     )
-    model.policy.load_state_dict(curve.best)
     model.save_pretrained(path, include_backbone=True)
     lab.processor.save_pretrained(path)
     return {
@@ -279,7 +267,6 @@ def train_cell(
         "pool": len(pool) if pool else None,
         "seed": seed,
         "validation_questions": VALIDATION_QUESTIONS,
-        "kept_step": curve.best_step,
         "curve": curve.points,
         "log": trainer.state.log_history,
     }

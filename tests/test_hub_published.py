@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import LoopbackHub, use
 from models import stock_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -109,6 +110,24 @@ def test_golden_policy(source, base, tmp_path, sharded):
             assert torch.equal(keep.flatten(), TENSORS[f"{name}.{attention}.selection"][number] > 0), row
             compared += 1
     assert compared >= 20
+
+
+def test_from_the_hub(source, base, tmp_path, monkeypatch):
+    """Of a Hub id nothing but the shards with the policy is fetched, and the backbone is pinned at the commit that was looked at."""
+    shard(source)
+    import_published(source, tmp_path / "local", base=base)
+    with LoopbackHub().running() as hub:
+        use(hub, tmp_path / "cache", monkeypatch)
+        for repo, folder in (("them/published", source), ("owner/base", base)):
+            hub.create(repo)
+            for path in sorted(folder.iterdir()):
+                commit = hub.edit(repo, path.name, path.read_bytes())
+        config = import_published("them/published", tmp_path / "ours", base="owner/base")
+        assert not [request for request in hub.requests if "model-00001" in request]
+        assert not [request for request in hub.requests if "owner/base" in request and ".safetensors" in request]
+    assert (config.base_model_name_or_path, config.base_model_revision) == ("owner/base", commit)
+    policies = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("local", "ours")]
+    assert policies[0] == policies[1]
 
 
 def rewrite(folder, change):

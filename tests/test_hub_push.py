@@ -126,6 +126,43 @@ def test_save_pretrained_pushes(hub, tmp_path):
     assert "processor_config.json" not in hub.files(REPO)
 
 
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
+def test_nothing_else_of_this_machine_is_pushed(hub, tmp_path, way):
+    """Not the path of a backbone, in whatever commit, and not what else lies in the folder of a save."""
+    place = tmp_path / "secretplace"
+    stock_model("llava_onevision").save_pretrained(place / "stock")
+    backbone = AutoModelForImageTextToText.from_pretrained(place / "stock")
+    model = CaCoVidForConditionalGeneration.from_backbone(backbone)
+    assert model.config.base_model_name_or_path == str(place / "stock")
+    how = dict(include_backbone=True, custom_generate=True, processor=False)
+    if way == "push_to_hub":
+        model.push_to_hub(REPO, **how)
+    else:
+        (place / "out" / "checkpoint-1").mkdir(parents=True)
+        (place / "out" / "notes.txt").write_text("secretplace")
+        (place / "out" / "checkpoint-1" / "optimizer.pt").write_text("secretplace")
+        model.save_pretrained(place / "out", push_to_hub=True, repo_id=REPO, **how)
+        assert (place / "out" / "notes.txt").exists()
+    for commit in hub.repositories[REPO].log:
+        for path, data in hub.files(REPO, commit).items():
+            assert b"secretplace" not in data, path
+    assert model.config.base_model_name_or_path == str(place / "stock")
+    assert tokens(CaCoVidForConditionalGeneration.from_pretrained(REPO)) == tokens(model)
+
+
+def test_a_processor_with_code_of_its_own_is_not_run(hub, monkeypatch):
+    """Nor is the user asked whether it should be."""
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("asked"))
+    model = wrapped(hub)
+    described = json.loads(hub.files(BASE)["processor_config.json"])
+    described |= {"processor_class": "Evil", "auto_map": {"AutoProcessor": "evil.Evil"}}
+    hub.edit(BASE, "evil.py", b"raise SystemExit('run')")
+    model.config.base_model_revision = hub.edit(BASE, "processor_config.json", json.dumps(described).encode())
+    model.push_to_hub(REPO)
+    assert not [request for request in hub.requests if "evil.py" in request]
+    assert "model.safetensors" in hub.files(REPO)
+
+
 def test_private_needs_the_token(hub, monkeypatch, tmp_path):
     model = wrapped(hub)
     model.push_to_hub(REPO, private=True)

@@ -79,7 +79,7 @@ def load_config(name: str | os.PathLike) -> PreTrainedConfig:
         ValueError: there is no such model, or its family is not supported.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
         raise ValueError(
@@ -110,7 +110,7 @@ def load_processor(name: str | os.PathLike, config: PreTrainedConfig | None = No
             cached_file(source, file, _raise_exceptions_for_missing_entries=False, **options)
             for file in ("processor_config.json", "preprocessor_config.json")
         ):
-            return with_video_reader(AutoProcessor.from_pretrained(source, **options))
+            return with_video_reader(AutoProcessor.from_pretrained(source, trust_remote_code=False, **options))
     raise ValueError(
         f"{' and '.join(os.fspath(source) for source, _ in sources)} have no processor: save one there with processor.save_pretrained."
     )

@@ -27,7 +27,7 @@ from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
 from .generation import WAY_ROUND
 from .hub.card import CardFacts
-from .hub.push import PUSH_ARGUMENTS, check_pushable, processor_of, push, upload
+from .hub.push import PUSH_ARGUMENTS, check_pushable, modified, processor_of, push, upload
 from .hub.source import Source, cached_commit, load_weights
 from .light_policy import make_policy
 from .policy import Policy
@@ -241,8 +241,10 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         if not is_main_process:
             return
+        before = {}
         if push_to_hub:
             check_pushable(self.config, include_backbone)
+            before = modified(Path(save_directory))
         checkpoint.save(
             self,
             save_directory,
@@ -258,7 +260,7 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             processor = pushing.pop("processor", None)
             facts = card if isinstance(card, CardFacts) else None
             processor = processor_of(self.config, pushing.get("token")) if processor is None else processor
-            upload(folder, repo_id, processor=processor, card=facts, **pushing)
+            upload(folder, repo_id, processor=processor, card=facts, before=before, **pushing)
 
     def push_to_hub(  # type: ignore[override]
         self,

@@ -5,7 +5,7 @@ starts over if there is a new one), and that whatever dies half-way leaves the r
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoProcessor, ProcessorMixin
 from transformers.utils import logging
 
+from ..checkpoint import replaced
 from ..configuration import CaCoVidConfig
 from ..processing import with_video_reader
-from .card import CARD, CardFacts, write_card
+from .card import CARD, PLOT, CardFacts, write_card
 from .custom_generate import FOLDER, generated_files, stamp_of
 from .source import WEIGHTS, Source
 
@@ -49,17 +50,19 @@ OURS = ("backbone", FOLDER)  # folders whose files belong to one save, and leave
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
+def on_hub(name: str | None) -> bool:
+    """Whether a backbone's name can be a repository on the Hub, and is no folder here."""
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return False
+    return not os.path.isdir(str(name))
+
+
 def check_pushable(config: CaCoVidConfig, include_backbone: bool) -> None:
     """Raise a `ValueError` if nobody else could load what would be pushed."""
     base = config.base_model_name_or_path
-    if include_backbone:
-        return
-    try:
-        validate_repo_id(base or "")
-        local = os.path.isdir(str(base))
-    except HFValidationError:
-        local = True
-    if local:
+    if not include_backbone and not on_hub(base):
         raise ValueError(
             f"The backbone {base!r} is not a repository on the Hub, so nobody could load a policy-only push: give base_model_name_or_path "
             "to from_backbone, or push with include_backbone=True."
@@ -76,8 +79,10 @@ def processor_of(config: CaCoVidConfig, token: str | bool | None = None) -> Proc
         source = Source(str(name), {key: value for key, value in hub.items() if value is not None})
         try:
             if any(source.file(file) for file in PROCESSOR_FILES):
-                return with_video_reader(AutoProcessor.from_pretrained(source.name, **source.hub))
-        except OSError as error:
+                return with_video_reader(
+                    AutoProcessor.from_pretrained(source.name, trust_remote_code=False, **source.hub)
+                )
+        except (OSError, ValueError) as error:
             logger.warning(f"The processor of {name} cannot be loaded ({' '.join(str(error).split())}).")
     return None
 
@@ -131,8 +136,18 @@ def upload(
     revision: str | None = None,
     create_pr: bool = False,
     tags: Sequence[str] | None = None,
+    before: Mapping[Path, int] | None = None,
 ) -> CommitInfo:
-    """Push a saved checkpoint; the folder gets the processor and the card that the repository gets."""
+    """Push a saved checkpoint; the folder gets the processor and the card that the repository gets.
+
+    What else lies in the folder stays here: of the files in `before` (see `modified`), only those that were written since are pushed. So does the
+    name of a backbone that is a folder of this machine.
+    """
+    config = CaCoVidConfig.from_pretrained(folder)
+    if config.base_model_name_or_path is not None and not on_hub(config.base_model_name_or_path):
+        config.base_model_name_or_path = config.base_model_revision = None
+        with replaced(folder / "config.json") as temporary:
+            config.to_json_file(temporary)
     if isinstance(processor, ProcessorMixin):
         processor.save_pretrained(folder)
     elif processor is None:
@@ -143,15 +158,18 @@ def upload(
     if revision is not None and not create_pr and not revision.startswith("refs/pr"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     facts = CardFacts(**{**vars(card or CardFacts()), "tags": [*(card.tags if card else ()), *(tags or ())]})
+    card_files = [folder / CARD, folder / PLOT]
     branch = _Branch(api, repo_id, revision or "main")
     message = commit_message or "Upload model"
 
     def weights(head: str) -> list[CommitOperationAdd | CommitOperationDelete]:
-        config = CaCoVidConfig.from_pretrained(folder)
         with_processor = any((folder / file).is_file() for file in PROCESSOR_FILES)
         write_card(folder, config, repo_id, facts, branch.read(CARD, head), with_processor)
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        return branch.replacing({path.relative_to(folder).as_posix(): path for path in files}, head, keep=FOLDER)
+        there = modified(folder)
+        new = [path for path in sorted(there) if there[path] != (before or {}).get(path) or path in card_files]
+        files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in new}
+        files = {name: path for name, path in files.items() if not name.startswith(f"{FOLDER}/")}  # stamped for here
+        return branch.replacing(files, head, keep=FOLDER)
 
     commit = branch.commit(weights, commit_message=message, commit_description=commit_description, create_pr=create_pr)
     assert commit is not None  # there is always a config
@@ -164,6 +182,11 @@ def upload(
             raise
         logger.warning(f"{commit.pr_url} is open, but {FOLDER} could not be added to it ({error}).")
     return commit
+
+
+def modified(folder: Path) -> dict[Path, int]:
+    """When each file of a folder, which may not exist, was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def _push_code(branch: "_Branch", oid: str, message: str) -> None:

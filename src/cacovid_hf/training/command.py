@@ -304,7 +304,7 @@ def _load(
     if config.model.revision is None:
         described = load_config(name)
     else:
-        described = AutoConfig.from_pretrained(name, revision=config.model.revision)
+        described = AutoConfig.from_pretrained(name, revision=config.model.revision, trust_remote_code=False)
     processor = load_processor(name, described)
     if isinstance(described, CaCoVidConfig):
         return load_model(name, described, **loading, **config.policy), processor
