@@ -180,6 +180,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: CPU time of one thread")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="the cases whose names hold one of these")
     parser.add_argument("--commit", help="of the code, where git cannot tell")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
     options = parser.parse_args(arguments)
@@ -193,6 +194,8 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     record["cases"] = []
     with torch.no_grad():
         for case in cases(options):
+            if options.only and not any(word in case.name for word in options.only):
+                continue
             if case.agree is not None and not case.agree(case.after(), case.before()):
                 raise RuntimeError(f"{case.name}: the two ways disagree, nothing measured.")
             times: dict[str, list[float]] = {"before": [], "after": []}
