@@ -379,7 +379,8 @@ def test_optimisations(tmp_path, threads):
     record = json.loads(path.read_text())
     check_provenance(record)
     assert len(record["cases"]) == 8
-    only = main([*arguments, "--dtype", "float32", "--device", "cpu", "--output", str(tmp_path), "--only", "norm"])
+    folder = str(tmp_path / "only")
+    only = main([*arguments, "--dtype", "float32", "--device", "cpu", "--output", folder, "--only", "norm"])
     assert [case["name"][:4] for case in json.loads(only.read_text())["cases"]] == ["norm"]
     tests = {test.name: test.read_text() for test in Path(__file__).parent.glob("test_*.py")}
     for case in record["cases"]:
