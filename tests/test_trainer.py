@@ -5,8 +5,8 @@ from itertools import islice
 
 import pytest
 import torch
-from models import stock_model
-from small_training import trainer
+from models import Video, stock_model
+from small_training import Collator, Gradients, prompt_inputs, trainer
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.training.arguments import OURS, ContributionTrainingArguments
@@ -199,10 +199,40 @@ def test_broken_samples_are_skipped_and_counted(tmp_path):
     assert engine.state.log_history[-2]["skipped_samples"] == 5
 
 
-def test_data_that_cannot_be_read_at_all_ends_training(tmp_path):
-    _, _, engine = trainer(tmp_path, samples=200, steps=300, broken=range(200))
-    with pytest.raises(ValueError, match=r"None of the first 100 samples can be read \(sample \d+: broken\)"):
+def test_what_was_skipped_is_in_the_last_log_and_in_the_evaluations(tmp_path):
+    _, _, engine = trainer(
+        tmp_path, samples=8, broken=[1, 2, 101], logging_steps=100, eval_dataset=[100, 101, 102], eval_ratios=[0.5]
+    )
+    engine.train()
+    assert engine.state.log_history[-1]["skipped_samples"] == 2
+    assert 0 <= engine.state.log_history[-1]["reward"] <= 1
+    found = engine.evaluate()
+    assert (found["eval_samples"], found["eval_skipped_samples"]) == (2, 1)
+
+
+@pytest.mark.parametrize(("samples", "tried"), [(200, 100), (6, 6)])
+def test_data_that_cannot_be_read_at_all_ends_training(tmp_path, samples, tried):
+    _, _, engine = trainer(tmp_path, samples=samples, steps=300, broken=range(200))
+    with pytest.raises(ValueError, match=rf"None of {tried} samples can be read \(sample \d+: broken\)"):
         engine.train()
+
+
+def test_a_run_that_has_read_nothing_is_no_success(tmp_path):
+    _, _, engine = trainer(tmp_path, samples=50, steps=4, broken=range(50))
+    with pytest.raises(ValueError, match="None of 4 samples could be read, and nothing was learnt"):
+        engine.train()
+
+
+def test_broken_samples_after_a_resumption_are_not_all_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("cacovid_hf.training.trainer._HOPELESS", 4)
+    settings = dict(samples=16, steps=10, save_strategy="steps", save_steps=6)
+    _, _, engine = trainer(tmp_path, **settings)
+    engine.train()
+    coming = [batch[1:] for batch in engine._batches][6]
+    _, _, engine = trainer(tmp_path, broken=coming, **settings)
+    engine.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-6")
+    assert engine.state.global_step == 10
+    assert engine.state.log_history[-1]["skipped_samples"] == 2
 
 
 def test_same_seed_same_weights(tmp_path):
@@ -232,6 +262,55 @@ def test_the_layer_learns_at_its_own_rate(tmp_path):
     assert layer["lr"] == pytest.approx(0.25 * heads["lr"])
     assert len(layer["params"]) == len(list(engine.model.layer.parameters()))
     assert len(heads["params"]) + len(layer["params"]) == len(list(engine.model.parameters()))
+
+
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["bfloat16 backbone", "mixed precision"])
+def test_the_policy_is_trained_in_float32(tmp_path, monkeypatch, settings):
+    if not settings:
+        monkeypatch.setattr("small_training.stock_model", lambda family: stock_model(family).bfloat16())
+    model, _, engine = trainer(tmp_path, steps=4, eval_dataset=[100, 101], eval_ratios=[0.5], **settings)
+    backbone = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    engine.train()
+    assert {weight.dtype for weight in model.policy.parameters()} == {torch.float32}
+    assert all(torch.equal(tensor, backbone[name]) for name, tensor in model.backbone.state_dict().items())
+    assert all(weight.isfinite().all() for weight in model.policy.parameters())
+    assert engine.evaluate()["eval_samples"] == 2
+    # No wrapper of mixed precision stays on the model.
+    assert model.policy.forward.__func__ is type(model.policy).forward
+
+
+class OneByOne(Collator):
+    """Prompts that do not depend on what else is in a batch."""
+
+    def __call__(self, samples):
+        batch = super().__call__(samples)
+        good = [samples[place] for place in batch["places"]]
+        return {**batch, "inputs": [prompt_inputs(self.model, [[3, Video(), 4 + n % 3]], seed=n) for n in good]}
+
+
+def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
+    """The last step of a pass has 3 samples of 4, and one sample cannot be read: each of the others weighs the same."""
+    runs = []
+    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        watch = Gradients()
+        _, collator, engine = trainer(
+            tmp_path,
+            samples=7,
+            broken=[5],
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_grad_norm=0.0,
+            steps=4,
+            callbacks=[watch],
+        )
+        collator.__class__ = OneByOne
+        engine.train()
+        runs.append(watch.seen)
+    for other in runs[1:]:
+        for ours, theirs in zip(runs[0], other, strict=True):
+            largest = max(float(gradient.abs().max()) for gradient in ours.values())
+            for name, gradient in ours.items():
+                torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=1e-4 * largest)
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -321,6 +400,24 @@ BAD = [
     (dict(target_ratios=[0.1, 1.5]), r"target_ratios\[1\]=1\.5 is outside"),
     (dict(token_price=0.5), "token_price=0.5 says nothing to sampler='ocss'"),
     (dict(token_price=-1.0, sampler="bernoulli"), r"token_price=-1\.0 is outside"),
+    (dict(kl_weight=-0.1), r"kl_weight=-0\.1 is outside \[0, inf\)"),
+    (dict(kl_weight=math.nan), "kl_weight=nan is outside"),
+    (dict(group_cap=0.5), r"group_cap=0\.5 is outside \[1, inf\)"),
+    (dict(clip_low=-1.0), r"clip_low=-1\.0 is outside \(0, 1\]"),
+    (dict(dual_clip=0.5), r"dual_clip=0\.5 is outside \(1, inf\)"),
+    (dict(ratio_ceiling=3.0), r"ratio_ceiling=3\.0 is outside \(0, 1\]"),
+    (dict(ratio_low=0.9), r"ratio_low=0\.9 is not under ratio_high=0\.875"),
+    (dict(max_new_tokens=0), "max_new_tokens=0 is too small"),
+    (dict(num_token_rollouts=4.5), "num_token_rollouts=4.5 is no int"),
+    (dict(num_iterations=True), "num_iterations=True is no int"),
+    (dict(learning_rate="fast"), "learning_rate='fast' is no float"),
+    (dict(eval_ratios=0.1), r"eval_ratios=0\.1 is no list\[float\]"),
+    (dict(reward_functions=None), r"reward_functions=None is no dict\[str, str\]"),
+    (dict(scored_types="OCR"), r"scored_types='OCR' is no list\[str\]"),
+    (dict(target_ratios="0.1"), r"target_ratios='0\.1' is no list\[float\] \| None"),
+    (dict(gradient_checkpointing=True), "gradient_checkpointing=True is not served here"),
+    (dict(auto_find_batch_size=True), "auto_find_batch_size=True is not served here"),
+    (dict(dataloader_drop_last=True), "dataloader_drop_last=True is not served here"),
     (dict(teacher="oracle"), "teacher='oracle' is unknown"),
     (dict(teacher_layer=1), "teacher_layer=1 without a teacher"),
     (dict(policy_attention="text"), "policy_attention='text' is unknown"),
@@ -331,3 +428,32 @@ BAD = [
 def test_bad_settings(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         ContributionTrainingArguments(output_dir=str(tmp_path), **settings)
+
+
+def test_the_defaults_are_the_published_recipe(tmp_path):
+    args = ContributionTrainingArguments(output_dir=str(tmp_path))
+    published = {
+        "num_train_epochs": 1.0,
+        "num_iterations": 5,
+        "num_token_rollouts": 23,
+        "num_frame_rollouts": 8,
+        "sampler": "ocss",
+        "sampling_scope": "frame",
+        "group_spread": 2.0,
+        "group_cap": 2.0,
+        "sampling_ratio": 0.02,
+        "ratio_low": 0.125,
+        "ratio_high": 0.875,
+        "ratio_floor": 0.01,
+        "ratio_ceiling": 0.12,
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "kl_weight": 0.0,
+        "reward": "accuracy",
+        "learning_rate": 1e-6,
+        "layer_learning_rate_factor": 0.1,
+        "weight_decay": 0.01,
+        "max_grad_norm": 5.0,
+        "lr_scheduler_type": "cosine",
+    }
+    assert {name: getattr(args, name) for name in published} == published

@@ -1,4 +1,4 @@
-"""A run that is killed at any point and resumed ends with the same weights, bit for bit."""
+"""A run that is killed at any point and resumed with as many threads ends with the same weights, bit for bit."""
 
 import json
 import multiprocessing
@@ -133,6 +133,17 @@ def test_killed_and_resumed(point, processes, uninterrupted, tmp_path):
         for log in (whole.state.log_history, engine.state.log_history)
     )
     assert found == expected
+
+
+def test_a_run_that_ended_is_resumed_without_another_step(uninterrupted):
+    """Killed between its last checkpoint and the end."""
+    whole, weights = uninterrupted
+    model, collator, engine = trainer(whole.args.output_dir, **SETTINGS)
+    engine.train(resume_from_checkpoint=True)
+    assert engine.state.global_step == 12
+    assert collator.calls == 0
+    for name, tensor in model.policy.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
 
 
 class Stream(torch.utils.data.IterableDataset):

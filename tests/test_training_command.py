@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +19,13 @@ from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.cli import main
 from cacovid_hf.tiny import clips
 from cacovid_hf.tiny.accuracy import answer_accuracy
-from cacovid_hf.training.command import load_samples, make_trainer, read_config, training_arguments
+from cacovid_hf.training.command import (
+    load_samples,
+    make_trainer,
+    read_config,
+    run_training,
+    training_arguments,
+)
 from cacovid_hf.training.display import TrainingDisplay, concerns, sparkline
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "configs"
@@ -71,6 +78,15 @@ BAD = [
     (dict(data={"eval": None, "train": 3}), "data.train=3 is no source of samples"),
     (dict(data={"train": "no.such:thing"}), "data.train='no.such:thing' cannot be imported"),
     (dict(data={"train": TINY}), "data.eval is data.train"),
+    (dict(training={"max_steps": "100"}), "training.max_steps='100' is text: give a number, without quotes"),
+    (dict(training={"num_token_rollouts": 4.5}), "num_token_rollouts=4.5 is no int"),
+    (dict(model={"dtype": "float99"}), "model.dtype='float99' is unknown: give auto, or a dtype of torch"),
+    (dict(data={"root": ["a"]}), r"data.root=\['a'\] is no str"),
+    (dict(data={"columns": ["a"]}), r"data.columns=\['a'\] is no dict\[str, str\]"),
+    (dict(data={"num_frames": 0}), "num_frames=0 leaves nothing to see"),
+    (dict(data={"train": {**TINY, "num_samples": 0}}), "data.train has no samples"),
+    (dict(data={"train": {"function": TINY["function"]}}), "cannot be called like this .*num_samples"),
+    (dict(data={"train": "cacovid_hf.tiny.dataset:_POLICY_STREAM"}), "cannot be called like this .*not callable"),
     (dict(data={"root": "/nowhere"}), "Of the first 10 videos none exists, such as /nowhere/clip0.mp4: set data.root"),
 ]
 
@@ -255,3 +271,18 @@ def test_the_display(terminal):
     assert text.count("equal rewards in all rollouts") == 1
     assert "▁▃▆█" in text if terminal else "step 40 of 40  accuracy_at_0.02 0.75" in text
     assert "eval_samples" not in text
+
+
+def test_an_error_gives_the_terminal_back(tmp_path, monkeypatch):
+    """The display hides the cursor while it lives."""
+    file = write(tmp_path, training={"reward_functions": {"free-form": "test_training_command:no_numbers"}})
+    console = Console(force_terminal=True, width=100, file=io.StringIO())
+    monkeypatch.setattr("cacovid_hf.training.display.Console", lambda **_: console)
+    with pytest.raises(ValueError, match="The reward of 'free-form' gave"):
+        run_training(file)
+    shown = console.file.getvalue()
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
+
+
+def no_numbers(completions, solutions):
+    return [math.nan] * len(completions)

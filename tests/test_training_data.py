@@ -65,6 +65,14 @@ def test_of_lines_only_their_places_are_kept(tmp_path):
     assert [data[number]["problem"] for number in (0, 13_579, 19_999)] == ["é 0", "é 13579", "é 19999"]
 
 
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_columns_get_other_names(tmp_path, suffix):
+    samples = [{"question": "What?", "solution": "red", "path": "a.mp4"}]
+    file = tmp_path / f"samples.{suffix}"
+    file.write_text(json.dumps(samples if suffix == "json" else samples[0]))
+    assert VideoQuestions(file, {"question": "problem"})[0] == {"problem": "What?", "solution": "red", "path": "a.mp4"}
+
+
 BAD_FILES = [
     ("", "has no samples"),
     ("[1, 2]", "something else than JSON objects"),
@@ -121,6 +129,59 @@ def test_samples_become_prompts_and_the_bad_ones_a_reason(tmp_path, processor):
     for reason, words in zip(batch["skipped"], reasons, strict=True):
         assert words in reason
     assert batch["skipped"][-1].startswith("7: ")
+
+
+ODD = [
+    ({"path": 5}, "shape ()"),
+    ({"video": {}}, "shape ()"),
+    ({"video": {"path": None, "bytes": None}}, "shape ()"),
+    ({"video": b"no video"}, "not a readable video"),
+    ({"video": np.zeros((84, 84), np.uint8)}, "shape (84, 84)"),
+    ({"video": np.zeros((0, 84, 84, 3), np.uint8)}, "shape (0, 84, 84, 3)"),
+    ({"video": np.array(["a"])}, "shape (1,)"),
+    ({"options": 3}, "no len()"),
+    ({"problem_type": ["OCR"]}, "unhashable"),
+    ({"problem": "What is <image> ?"}, "<image>"),
+    ([1], "the sample is a list"),
+]
+
+
+@pytest.mark.parametrize(("odd", "reason"), ODD, ids=[f"{odd!r:.40}" for odd, _ in ODD])
+def test_no_sample_is_fatal(odd, reason, processor):
+    good = {**SAMPLES[0], "path": str(CLIP.path)}
+    batch = AnswerCollator(processor)([{**good, **odd} if isinstance(odd, dict) else odd, good])
+    assert batch["places"] == [1]
+    assert reason in batch["skipped"][0]
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        {"video": None, "path": str(CLIP.path), "problem_type": None, "data_type": None, "options": None},
+        {"video": CLIP.path.read_bytes(), "path": None},
+        {"video": {"path": str(CLIP.path), "bytes": None}, "options": "A. one"},
+    ],
+    ids=["a table's empty cells", "bytes", "one option"],
+)
+def test_samples_that_are_fine(sample, processor):
+    batch = AnswerCollator(processor)([{**SAMPLES[0], **sample}])
+    assert batch["places"] == [0]
+    assert batch["questions"][0].problem_type == "multiple choice"
+
+
+def test_no_frames_are_no_setting(processor):
+    with pytest.raises(ValueError, match="num_frames=0 leaves nothing to see"):
+        AnswerCollator(processor, num_frames=0)
+
+
+@pytest.mark.parametrize("judged", [[1.0, float("nan")], [1.0], [None, 1.0], None, [[1.0, 1.0]]], ids=str)
+def test_a_reward_that_gives_no_numbers_is_told(judged, processor, model):
+    samples = [{**QuestionDataset(2)[n], "problem_type": "OCR"} for n in range(2)]
+    batch = AnswerCollator(processor, instructions={})(samples)
+    prompt = model.compress_prompt(model.embed(**batch["inputs"][0]), retention_ratio=0.1)
+    judge = Judge(model.backbone, processor, {**REWARDS, "OCR": lambda texts, _: judged}, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"The reward of 'OCR' gave .* for 2 answers: give one finite number each"):
+        judge(prompt, batch["questions"])
 
 
 def test_a_shape_that_the_processor_refuses(processor):
@@ -230,6 +291,17 @@ def test_questions_that_need_no_video_are_left_out(processor, model, tmp_path):
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["kept.jsonl", "kept.jsonl.summary.json"]
     first = blind_filter(model, processor, samples, tmp_path / "few.jsonl", batch_size=5, max_new_tokens=1, limit=7)
     assert first.total == 7
+
+
+def test_a_question_that_the_processor_refuses_is_filtered_out_alone(processor, model, tmp_path):
+    samples = [
+        {"problem": text, "solution": "no word of its", "problem_type": "OCR", "path": "never opened"}
+        for text in (CLIP.questions[0].text, "What is <image> ?", CLIP.questions[1].text)
+    ]
+    summary = blind_filter(model, processor, samples, tmp_path / "kept.jsonl", max_new_tokens=1)
+    assert (summary.total, summary.kept, sum(summary.skipped.values())) == (3, 2, 1)
+    kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert kept == [samples[0], samples[2]]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
 
@@ -14,6 +14,28 @@ from .sampling import SAMPLERS, SAMPLING_SCOPES
 
 REWARDS = ("accuracy", "probability")
 TEACHERS = ("attention",)
+
+# Settings of `TrainingArguments` that would be without effect, or break something.
+_UNSERVED = {
+    "gradient_checkpointing": "one layer is trained, whose activations would be needed all at once again",
+    "auto_find_batch_size": "the batch size is part of a run's place in the data",
+    "dataloader_drop_last": "a smaller last step weighs its samples like the others",
+}
+
+# What numbers may be: bounds, and whether the lower one is among them.
+_BOUNDS: dict[str, tuple[float, float, bool]] = {
+    "token_price": (0.0, math.inf, True),
+    "kl_weight": (0.0, math.inf, True),
+    "group_spread": (0.0, math.inf, False),
+    "group_cap": (1.0, math.inf, True),
+    "sampling_ratio": (0.0, 1.0, False),
+    "ratio_floor": (0.0, 1.0, False),
+    "ratio_ceiling": (0.0, 1.0, False),
+    "clip_low": (0.0, 1.0, False),
+    "clip_high": (0.0, math.inf, False),
+    "dual_clip": (1.0, math.inf, False),
+    "layer_learning_rate_factor": (0.0, math.inf, True),
+}
 
 # The recipe of the paper, and ours: what won in miniature (docs/evidence.md).
 PUBLISHED: dict[str, Any] = {}
@@ -105,6 +127,7 @@ class ContributionTrainingArguments(TrainingArguments):
     layer_learning_rate_factor: float = 0.1
     rollout_batch_size: int = 512
     eval_ratios: list[float] = field(default_factory=lambda: [0.25, 0.1, 0.05, 0.02])
+    num_train_epochs: float = field(default=1.0)
     learning_rate: float = field(default=1e-6)
     weight_decay: float = field(default=0.01)
     max_grad_norm: float = field(default=5.0)
@@ -116,6 +139,9 @@ class ContributionTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.metric_for_best_model is None:
             self.metric_for_best_model = "accuracy"
+        hints = get_type_hints(type(self))
+        for name in ContributionTrainingArguments.__annotations__:
+            check_type(getattr(self, name), hints[name], name)
         super().__post_init__()
         samplers = (*SAMPLERS, "bernoulli")
         for name, choices in (("sampler", samplers), ("sampling_scope", SAMPLING_SCOPES), ("reward", REWARDS)):
@@ -127,16 +153,22 @@ class ContributionTrainingArguments(TrainingArguments):
             ("num_iterations", 1),
             ("num_token_rollouts", 2),
             ("num_frame_rollouts", 0),
+            ("max_new_tokens", 1),
             ("rollout_batch_size", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is too small: give at least {least}.")
-        if not 0.0 < self.sampling_ratio <= 1.0:
-            raise ValueError(
-                f"sampling_ratio={self.sampling_ratio} is outside (0, 1]: give the fraction of tokens in a rollout."
-            )
-        if not 0.0 <= self.token_price < math.inf:
-            raise ValueError(f"token_price={self.token_price} is outside [0, inf): give a reward, or 0 for none.")
+        for name, (low, high, closed) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not (low <= value if closed else low < value) or not value <= high or value == math.inf:
+                interval = f"{'[' if closed else '('}{low:g}, {high:g}{')' if high == math.inf else ']'}"
+                raise ValueError(f"{name}={value} is outside {interval}.")
+        if not self.ratio_low < self.ratio_high:
+            raise ValueError(f"ratio_low={self.ratio_low} is not under ratio_high={self.ratio_high}.")
+        if self.ratio_floor > self.ratio_ceiling:
+            raise ValueError(f"ratio_floor={self.ratio_floor} is above ratio_ceiling={self.ratio_ceiling}.")
         if self.token_price and self.sampler != "bernoulli":
             raise ValueError(
                 f"token_price={self.token_price} says nothing to sampler={self.sampler!r}, whose rollouts are all of one size: use 'bernoulli'."
@@ -171,6 +203,9 @@ class ContributionTrainingArguments(TrainingArguments):
             raise ValueError("eval_ratios is empty: give the retention ratios that the accuracy is measured at.")
         self.eval_ratios = [check_retention_ratio(ratio, "eval_ratios") for ratio in self.eval_ratios]
         self.resolved_rewards()
+        for name, reason in _UNSERVED.items():
+            if getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)} is not served here ({reason}): leave it out.")
 
     def resolved_rewards(self) -> dict[str, Reward]:
         """The reward of generated answers, by problem type."""
@@ -180,3 +215,30 @@ class ContributionTrainingArguments(TrainingArguments):
     def prefilled_types(self) -> list[str]:
         """Problem types whose answer is scored by a prefill."""
         return [kind for kind in self.scored_types if kind not in self.reward_functions]
+
+
+def check_type(value: Any, hint: Any, name: str) -> None:
+    """Make sure that a setting is what its annotation says: a plain type, a list, a dict, or one of several.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _fits(value, hint):
+        said = getattr(hint, "__name__", hint) if get_origin(hint) is None else str(hint).replace("typing.", "")
+        raise ValueError(f"{name}={value!r} is no {said}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is None:
+        # Whole numbers are floats too; True is neither.
+        kinds = (float, int) if hint is float else hint
+        return isinstance(value, kinds) and (hint not in (float, int) or not isinstance(value, bool))
+    if origin is list:
+        return isinstance(value, (list, tuple)) and all(_fits(one, parts[0]) for one in value)
+    if origin is dict:
+        items = value.items() if isinstance(value, dict) else [(None, None)]
+        return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in items)
+    return any(_fits(value, part) for part in parts)

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import torch
 import yaml
 from transformers import AutoConfig, ProcessorMixin, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -21,9 +22,9 @@ from ..asking import load_config, load_model, load_processor
 from ..checkpoint import CONFIG_OVERRIDES, load_stock_model, replaced
 from ..configuration import CaCoVidConfig
 from ..modeling import CaCoVidForConditionalGeneration
-from .arguments import OURS, PUBLISHED, ContributionTrainingArguments
+from .arguments import OURS, PUBLISHED, ContributionTrainingArguments, check_type
 from .batches import is_stream
-from .data import AnswerCollator, VideoQuestions
+from .data import AnswerCollator, VideoQuestions, video_of
 from .display import TrainingDisplay
 from .filter import blind_filter
 from .resuming import last_complete_checkpoint
@@ -65,7 +66,7 @@ class DataSection:
         root: folder that relative paths of videos start from.
         eval_root: the same for `eval`; None: `root`.
         num_frames: at most so many frames of a video; None: the processor's setting.
-        columns: new names of columns, such as `question: problem`.
+        columns: new names of the columns of files and datasets, such as `question: problem`.
     """
 
     train: Any = None
@@ -129,6 +130,10 @@ def training_arguments(config: TrainingConfig) -> ContributionTrainingArguments:
     preset = settings.pop("preset", "published")
     if preset not in PRESETS:
         raise ValueError(f"training.preset={preset!r} is unknown: choose one of {', '.join(PRESETS)}.")
+    for part in fields(ContributionTrainingArguments):
+        # Those of transformers are not all checked there.
+        if type(part.default) in (int, float) and isinstance(settings.get(part.name), str):
+            raise ValueError(f"training.{part.name}={settings[part.name]!r} is text: give a number, without quotes.")
     defaults: dict[str, Any] = {"report_to": "none", "logging_steps": 10}
     if config.data.eval is not None:
         defaults |= {"eval_strategy": settings.get("save_strategy", "steps")}
@@ -198,7 +203,12 @@ def run_training(file: str | os.PathLike, resume: bool = False) -> str | None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with replaced(Path(folder, "training.yaml")) as temporary:
             temporary.write_text(Path(file).read_text(encoding="utf-8"), encoding="utf-8")
-    trainer.train(resume_from_checkpoint=found)
+    try:
+        trainer.train(resume_from_checkpoint=found)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TrainingDisplay):
+                callback.stop()
     trainer.save_model(folder)
     if not trainer.is_world_process_zero():
         return None
@@ -258,9 +268,13 @@ def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
     if "file" in arguments:
         file = arguments.pop("file")
         _check_names(arguments, (), name)
-        return VideoQuestions(file)
+        return VideoQuestions(file, columns)
     if "function" in arguments:
-        return _function(arguments.pop("function"), name)(**arguments)
+        made = arguments.pop("function")
+        try:
+            return _function(made, name)(**arguments)
+        except TypeError as error:
+            raise ValueError(f"{name}: {made} cannot be called like this ({error}).") from error
     try:
         import datasets
     except ImportError:
@@ -276,13 +290,15 @@ def check_videos(dataset: Any, root: str | os.PathLike, num_samples: int = 16) -
 
     Raises:
         FileNotFoundError: none has.
+        ValueError: there are no samples.
     """
     if is_stream(dataset):
         return
+    if len(dataset) == 0:
+        raise ValueError("data.train has no samples: check its file, split or function.")
     paths = []
     for index in range(min(num_samples, len(dataset))):
-        sample = dataset[index]
-        path = sample.get("video", sample.get("path"))
+        path = video_of(dataset[index])
         if not isinstance(path, str) or "://" in path or Path(root, path).is_file():
             return
         paths.append(Path(root, path))
@@ -295,7 +311,10 @@ def _load(
     config: TrainingConfig, args: ContributionTrainingArguments
 ) -> tuple[CaCoVidForConditionalGeneration, ProcessorMixin]:
     name: Any = tiny.model_path() if config.model.name is None else config.model.name
-    loading: dict[str, Any] = {"dtype": config.model.dtype}
+    dtype = config.model.dtype
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"model.dtype={dtype!r} is unknown: give auto, or a dtype of torch such as bfloat16.")
+    loading: dict[str, Any] = {"dtype": dtype}
     for key in ("attn_implementation", "revision"):
         if (value := getattr(config.model, key)) is not None:
             loading[key] = value
@@ -326,12 +345,14 @@ def _section(kind: Any, content: Any, place: str) -> Any:
     if not isinstance(content, Mapping):
         raise ValueError(f"{place} is {content!r}: give names and values ({', '.join(_names(kind))}).")
     _check_names(content, _names(kind), place)
-    values = dict(content)
+    values, hints = dict(content), get_type_hints(kind)
     for part in fields(kind):
         if part.name in values and is_dataclass(part.default_factory):
             values[part.name] = _section(part.default_factory, values[part.name] or {}, part.name)
         elif part.name in values and values[part.name] is None and part.default_factory is dict:
             values[part.name] = {}
+        if part.name in values:
+            check_type(values[part.name], hints[part.name], f"{place}.{part.name}")
     return kind(**values)
 
 

@@ -41,14 +41,15 @@ class VideoQuestions(torch.utils.data.Dataset):
 
     Args:
         file: a JSON array of samples (read whole), or one sample a line.
+        columns: new names of the samples' keys, such as `{"question": "problem"}`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: no JSON, or no samples in it.
     """
 
-    def __init__(self, file: str | os.PathLike):
-        self.file = Path(file)
+    def __init__(self, file: str | os.PathLike, columns: Mapping[str, str] | None = None):
+        self.file, self.columns = Path(file), dict(columns or {})
         if not self.file.is_file():
             raise FileNotFoundError(f"{self.file} is no file: give a JSON or JSONL file of samples.")
         self.samples: list[dict[str, Any]] | None = None
@@ -71,6 +72,10 @@ class VideoQuestions(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        sample = self._read(index)
+        return {self.columns.get(key, key): value for key, value in sample.items()} if self.columns else sample
+
+    def _read(self, index: int) -> dict[str, Any]:
         if self.samples is not None:
             return self.samples[index]
         # Opened each time: workers of a loader must not share a place in the file.
@@ -103,15 +108,21 @@ def _read_array(file: Path) -> list[dict[str, Any]]:
     return samples
 
 
+def video_of(sample: Mapping[str, Any]) -> Any:
+    """What a sample has as its video; None if it has none. A table has every column in every row, some without a value."""
+    video = sample.get("video")
+    return sample.get("path") if video is None else video
+
+
 def question_text(sample: Mapping[str, Any], instructions: Mapping[str, str] = INSTRUCTIONS) -> str:
     """The question as it is asked: the problem, its options a line each, and how to answer.
 
     Multiple choice without options, and problem types without instruction, are asked as they stand.
     """
     lines = [str(sample["problem"]).replace("<video>", "").strip()]
-    options, problem_type = sample.get("options"), sample.get("problem_type", "multiple choice")
+    options, problem_type = sample.get("options"), _problem_type(sample)
     if options is not None and len(options):
-        lines += [str(option) for option in options]
+        lines += [options] if isinstance(options, str) else [str(option) for option in options]
     elif problem_type == "multiple choice":
         return lines[0]
     if problem_type in instructions:
@@ -141,6 +152,8 @@ class AnswerCollator:
         num_frames: int | None = None,
         blind: bool = False,
     ):
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"num_frames={num_frames} leaves nothing to see: give at least 1.")
         self.processor, self.root, self.scored_types = processor, Path(root), tuple(scored_types)
         self.instructions, self.num_frames, self.blind = instructions, num_frames, blind
         self._reader = with_video_reader(processor).video_processor
@@ -158,7 +171,7 @@ class AnswerCollator:
             try:
                 text, question = self._question(sample)
                 frames, metadata = (None, None) if self.blind else self._frames(sample)
-            except (ValueError, OSError) as error:
+            except (ValueError, TypeError, LookupError, OSError) as error:
                 skipped.append(f"{_name(sample, place)}: {' '.join(str(error).split())}")
             else:
                 shape = () if frames is None else frames.shape
@@ -183,13 +196,15 @@ class AnswerCollator:
         return {"inputs": inputs, "questions": questions, "places": places, "skipped": skipped}
 
     def _question(self, sample: Mapping[str, Any]) -> tuple[str, Question]:
-        problem_type = sample.get("problem_type", "multiple choice")
+        if not isinstance(sample, Mapping):
+            raise ValueError(f"the sample is a {type(sample).__name__}: give a dict")
+        problem_type = _problem_type(sample)
         if problem_type not in REWARDS:
             raise ValueError(f"problem_type={problem_type!r} is unknown: use one of {', '.join(map(repr, REWARDS))}.")
         for key in ("problem", "solution"):
             if sample.get(key) in (None, ""):
                 raise ValueError(f"the sample has no {key}")
-        if sample.get("data_type", "video") != "video":
+        if sample.get("data_type") not in (None, "video"):
             raise ValueError(f"data_type={sample['data_type']!r} {_NOT_A_VIDEO}")
         solution = extract_answer(str(sample["solution"]))
         answer = None
@@ -202,7 +217,7 @@ class AnswerCollator:
 
     def _frames(self, sample: Mapping[str, Any]) -> tuple[Any, VideoMetadata | None]:
         """Frames `(T, H, W, 3)`, and where in the clip they stand if they come from a file."""
-        video = sample.get("video", sample.get("path"))
+        video = video_of(sample)
         if video is None:
             raise ValueError("the sample has neither video nor path")
 
@@ -210,13 +225,20 @@ class AnswerCollator:
             return self._reader.sample_frames(metadata=metadata, num_frames=self.num_frames)
 
         if isinstance(video, Mapping):
-            video = io.BytesIO(video["bytes"]) if video.get("bytes") is not None else video["path"]
+            video = io.BytesIO(video["bytes"]) if video.get("bytes") is not None else video.get("path")
+        if isinstance(video, bytes):
+            video = io.BytesIO(video)
         if isinstance(video, io.BytesIO):
             return read_chosen_frames(video, choose)
         if isinstance(video, (str, os.PathLike)):
             address = os.fspath(video)
             return self._reader.fetch_videos(address if "://" in address else str(self.root / address), choose)
-        return np.asarray(video), None
+        frames = np.asarray(video)
+        if frames.ndim != 4 or 0 in frames.shape or frames.dtype.kind not in "uif":
+            raise ValueError(
+                f"the video is a {type(video).__name__} of shape {frames.shape}: give a path, bytes, or frames (T, H, W, 3)"
+            )
+        return frames, None
 
     def _prompts(
         self, frames: Sequence[Any], metadata: Sequence[VideoMetadata | None], texts: Sequence[str]
@@ -239,7 +261,15 @@ class AnswerCollator:
         return dict(inputs)
 
 
+def _problem_type(sample: Mapping[str, Any]) -> Any:
+    given = sample.get("problem_type")
+    return "multiple choice" if given is None else given
+
+
 def _name(sample: Mapping[str, Any], place: int) -> str:
-    video = sample.get("path", sample.get("video"))
+    if not isinstance(sample, Mapping):
+        return f"sample {place}"
+    video = sample.get("path")
+    video = sample.get("video") if video is None else video
     video = video.get("path") if isinstance(video, Mapping) else video
     return str(video if isinstance(video, (str, os.PathLike)) else sample.get("problem_id", f"sample {place}"))

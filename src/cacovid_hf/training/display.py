@@ -13,7 +13,12 @@ from transformers import TrainerCallback
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 32
 # In the order shown; the accuracies at the evaluation's ratios follow.
-_CURVES = {"reward": "reward", "greedy_reward": "greedy reward", "sampling_ratio": "sampling ratio"}
+_CURVES = {
+    "reward": "reward",
+    "greedy_reward": "greedy reward",
+    "sampling_ratio": "sampling ratio",
+    "kept_ratio": "tokens kept",
+}
 _VITAL_SIGNS = ("loss", "zero_variance", "clip_fraction", "score_spread", "entropy", "skipped_samples")
 _ACCURACY = "eval_accuracy_at_"
 
@@ -98,6 +103,10 @@ class TrainingDisplay(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         """Leave the last picture."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Give the terminal back, also where training ended by an error; a second call does nothing."""
         if self._live is not None:
             self._live.stop()
             self._live = None

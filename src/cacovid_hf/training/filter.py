@@ -102,11 +102,12 @@ def blind_filter(
                 samples = samples[: limit - summary.total]
             summary.total += len(samples)
             summary.skipped.update(reason.partition(": ")[2] for reason in batch["skipped"])
-            rewards = []
+            rewards: list[float] = []
             for inputs in batch["inputs"]:
                 inputs = {name: value.to(model.device) for name, value in inputs.items()}
                 prompt = model.compress_prompt(model.embed(**inputs), retention_ratio=1.0)
-                rewards = judge(prompt, batch["questions"]).tolist()
+                asked = batch["questions"][len(rewards) : len(rewards) + len(prompt.input_ids)]
+                rewards += judge(prompt, asked).tolist()
             for place, question, reward in zip(batch["places"], batch["questions"], rewards, strict=True):
                 if place >= len(samples):
                     continue

@@ -84,9 +84,24 @@ class Judge:
         rewards = torch.zeros(len(questions))
         for problem_type in {question.problem_type for question in questions}:
             rows = [row for row, question in enumerate(questions) if question.problem_type == problem_type]
-            judged = self.rewards[problem_type]([texts[row] for row in rows], [questions[row].solution for row in rows])
-            rewards[rows] = torch.tensor(judged)
+            reward = self.rewards[problem_type]
+            judged = reward([texts[row] for row in rows], [questions[row].solution for row in rows])
+            rewards[rows] = _checked(judged, len(rows), problem_type)
         return rewards
+
+
+def _checked(judged: Any, count: int, problem_type: str) -> Tensor:
+    """A reward function's answer, float32 `(count,)`; a single NaN would make every weight of the policy one."""
+    try:
+        rewards = torch.tensor(judged, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        rewards = torch.full((count,), torch.nan)
+    if rewards.shape != (count,) or not bool(rewards.isfinite().all()):
+        shown = repr(judged)
+        raise ValueError(
+            f"The reward of {problem_type!r} gave {shown if len(shown) <= 80 else f'{shown[:77]}...'} for {count} answers: give one finite number each."
+        )
+    return rewards
 
 
 def _rows(prompts: CompressedPrompt, rows: list[int]) -> CompressedPrompt:

@@ -109,7 +109,7 @@ class ContributionTrainer(Trainer):
         self._samples_of_step = 0
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._skipped = 0
-        self._read_one = False
+        self._tried: int | None = 0
         if train_dataset is not None:
             self._batches = self._training_batches()
             self.add_callback(SampleBoundaries(self._position(), args.num_iterations))
@@ -131,8 +131,15 @@ class ContributionTrainer(Trainer):
         self._memories.clear()
         self._metrics.clear()
         self._skipped = 0
-        self._read_one = False
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        self._tried = 0
+        try:
+            result = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        finally:
+            # Mixed precision has put a wrapper around the policy's forward.
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self._tried:
+            raise ValueError(f"None of {self._tried} samples could be read, and nothing was learnt: see the warnings.")
+        return result
 
     def get_train_dataloader(self) -> DataLoader:
         """Every step's samples for as many steps as there are iterations on them; see `SampleBatches`."""
@@ -196,23 +203,41 @@ class ContributionTrainer(Trainer):
         return position
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """A step's batches, which must be of one group of samples in all processes, and how many samples they have together."""
+        """A step's batches, which must be of one group of samples in all processes; none where the last step has been taken."""
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed from the checkpoint of the last step: the stock loop would take another.
+            self.control.should_training_stop = True
+            return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and batches[0]["turn"].iteration == 0:
             self._memories.clear()
-            count = torch.tensor(sum(len(batch.get("questions", ())) for batch in batches), device=device)
-            self._samples_of_step = int(self.accelerator.reduce(count, "sum"))
-            self._read_one |= self._samples_of_step > 0
-            reasons = [reason for batch in batches for reason in batch.get("skipped", ())]
+            reasons = self._warn_of_skipped(batches)
             self._skipped += len(reasons)
-            for reason in reasons:
-                logger.warning(f"Skipped {reason}")
-            if not self._read_one and (turn := batches[0]["turn"]).numbers and turn.numbers[0] >= _HOPELESS:
-                raise ValueError(
-                    f"None of the first {turn.numbers[0]} samples can be read ({reasons[0] if reasons else 'see the warnings'}): check "
-                    "their paths and the data's schema."
-                )
+            counts = [sum(len(batch.get("questions", ())) for batch in batches), len(reasons)]
+            read, skipped = self.accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
+            self._samples_of_step = read
+            self._give_up_if_hopeless(read, skipped, reasons)
         return batches, None
+
+    @staticmethod
+    def _warn_of_skipped(batches: list[dict[str, Any]]) -> list[str]:
+        reasons = [reason for batch in batches for reason in batch.get("skipped", ())]
+        for reason in reasons:
+            logger.warning(f"Skipped {reason}")
+        return reasons
+
+    def _give_up_if_hopeless(self, read: int, skipped: int, reasons: list[str]) -> None:
+        """End a run that has not read one of many samples, or of all; `_tried` counts until the first that can be read."""
+        if self._tried is None or read:
+            self._tried = None
+            return
+        self._tried += skipped
+        dataset: Any = self.train_dataset
+        if self._tried >= (_HOPELESS if is_stream(dataset) else min(_HOPELESS, len(dataset))):
+            raise ValueError(
+                f"None of {self._tried} samples can be read ({reasons[0] if reasons else 'see the warnings'}): check their paths and the "
+                "data's schema."
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, or whatever the arguments say; the attention layer learns at its own rate."""
@@ -235,7 +260,7 @@ class ContributionTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of what happened since the last log, over all processes."""
-        if "loss" in logs:
+        if "loss" in logs or "train_loss" in logs:  # at the end there may be some that no log has told yet
             parts = [(dict(self._metrics), self._skipped)]
             if self.args.world_size > 1:
                 parts = gather_object(parts)
@@ -294,7 +319,7 @@ class ContributionTrainer(Trainer):
             metric_key_prefix: of the metrics' names.
 
         Returns:
-            `<prefix>_accuracy_at_<ratio>`, their mean `<prefix>_accuracy`, and `<prefix>_samples`.
+            `<prefix>_accuracy_at_<ratio>`, their mean `<prefix>_accuracy`, `<prefix>_samples`, and `<prefix>_skipped_samples` if there are any.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
@@ -306,30 +331,34 @@ class ContributionTrainer(Trainer):
         was_training = policy.training
         policy.eval()
         try:
-            rewards, count = self._accuracies(self.get_eval_dataloader(dataset))
+            rewards, count, skipped = self._accuracies(self.get_eval_dataloader(dataset))
         finally:
             policy.train(was_training)
-        total = self.accelerator.reduce(torch.tensor([*rewards, count], device=self.args.device), "sum").tolist()
-        if total[-1] == 0:
+        sums = torch.tensor([*rewards, count, skipped], device=self.args.device)
+        *totals, samples, skipped = self.accelerator.reduce(sums, "sum").tolist()
+        if samples == 0:
             raise ValueError("No sample of the evaluation set can be read: check the paths of its videos.")
-        values = [reward / total[-1] for reward in total[:-1]]
+        values = [reward / samples for reward in totals]
         metrics = {
             f"{metric_key_prefix}_accuracy_at_{ratio:g}": value
             for ratio, value in zip(self.args.eval_ratios, values, strict=True)
         }
         metrics |= {
             f"{metric_key_prefix}_accuracy": sum(values) / len(values),
-            f"{metric_key_prefix}_samples": int(total[-1]),
+            f"{metric_key_prefix}_samples": int(samples),
         }
+        if skipped:
+            metrics[f"{metric_key_prefix}_skipped_samples"] = int(skipped)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     @torch.no_grad()
-    def _accuracies(self, loader: DataLoader) -> tuple[list[float], float]:
-        """Sums of this process's rewards, one a ratio, and how many samples they are of."""
-        sums, count = [0.0] * len(self.args.eval_ratios), 0
+    def _accuracies(self, loader: DataLoader) -> tuple[list[float], float, float]:
+        """Sums of this process's rewards, one a ratio, how many samples they are of, and how many could not be read."""
+        sums, count, skipped = [0.0] * len(self.args.eval_ratios), 0, 0
         for given in loader:
+            skipped += len(self._warn_of_skipped([given]))
             batch: Any = self._prepare_inputs(given)
             if not batch.get("questions"):
                 continue
@@ -339,7 +368,7 @@ class ContributionTrainer(Trainer):
                 compressed = self.full_model.compress_prompt(prompt, retention_ratio=ratio)
                 judged = self.judge(compressed, batch["questions"])
                 sums[place] += judged.sum().item()
-        return sums, float(count)
+        return sums, float(count), float(skipped)
 
     # ---------------------------------------------------------------- combinatorial policy optimisation
 
