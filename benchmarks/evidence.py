@@ -71,6 +71,8 @@ ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rollouts=24": ({"num_token_rollouts": 24}, {}),
     "frame head": ({"num_frame_rollouts": 4}, {}),
     "layer rate 0.1": ({"layer_learning_rate_factor": 0.1}, {}),
+    "teacher=attention": ({"teacher": "attention"}, {}),
+    "teacher=attention, layer 1": ({"teacher": "attention", "teacher_layer": 1}, {}),
 }
 
 
