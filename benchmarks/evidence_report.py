@@ -25,7 +25,7 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def rows(cells: dict[str, dict[str, Any]], kind: str) -> dict[str, dict[str, np.ndarray]]:
-    """Right answers by method and ratio, `(policies, questions)`; `kind` is table or mp4."""
+    """Right answers by method and ratio, `(policies, questions)`; `kind` is table, mp4 or close."""
     found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for name, cell in cells.items():
         first, _, method = name.partition("/")
@@ -211,10 +211,16 @@ def main() -> None:
     if not cells:
         raise SystemExit(f"{options.results} has no cells: run benchmarks/evidence.py first.")
     parts: list[str] = []
-    by_kind = {kind: rows(cells, kind) for kind in ("table", "mp4")}
-    for kind, title in (("table", "Frames as rendered"), ("mp4", "Through H.264 and PyAV")):
+    by_kind = {kind: rows(cells, kind) for kind in ("table", "mp4", "close")}
+    for kind, title in (
+        ("table", "Frames as rendered"),
+        ("mp4", "Through H.264 and PyAV"),
+        ("close", "4,000 further questions, for the two that are close"),
+    ):
         if by_kind[kind]:
             parts += [f"### {title}", "", *table(by_kind[kind]), ""]
+    if OURS in by_kind["close"]:
+        parts += ["### Ours against it on those, paired by question", "", *differences(by_kind["close"]), ""]
     if OURS in by_kind["table"]:
         parts += ["### Ours against each, paired by question", "", *differences(by_kind["table"]), ""]
         if "all tokens" in by_kind["table"]:

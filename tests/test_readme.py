@@ -35,6 +35,14 @@ def test_the_two_commands_set_everything_up():
         assert "pip install" in command
 
 
+def test_accuracies_are_those_of_the_evidence():
+    tables = (ROOT / "docs" / "evidence_tables.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in README.splitlines() if line.startswith("| ") and "±" in line]
+    assert len(rows) >= 8
+    for row in rows:
+        assert row.replace("**", "") in tables, row
+
+
 def test_the_method_of_contributing_works():
     """The compressor that CONTRIBUTING shows, run as it stands."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
