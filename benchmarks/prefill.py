@@ -257,6 +257,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.peak_memory and not on_gpu:
         memory = {variant.name: peak_rss(options, variant) for variant in variants}
 
+    architecture = ARCHITECTURES[options.arch]
+    record["media"] = media_stages(
+        architecture, options.frames, options.clip_side, options.vision_repeats, CLOCKS[options.clock]
+    )
     bench = Benchmark(options)
     prompt = bench.embed()
     # Warm-up and check. On a CPU, where one vision pass may take a minute, one variant is checked, and `generate` is warmed up on text alone.
@@ -294,7 +298,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             watch.lap("vision")
             vision.append(watch.milliseconds["vision"])
 
-    architecture = ARCHITECTURES[options.arch]
     backbone = bench.backbone
     tokens, video_tokens = prompt.inputs_embeds.shape[1], prompt.layout.videos[0].num_tokens
     summaries = {name: {stage: summarise(values) for stage, values in stages.items()} for name, stages in times.items()}
@@ -325,9 +328,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "video_tokens": video_tokens,
         "video_grid": list(prompt.layout.videos[0].grid),
     }
-    record["media"] = media_stages(
-        architecture, options.frames, options.clip_side, options.vision_repeats, CLOCKS[options.clock]
-    )
     record["vision_ms"] = summarise(vision)
     record["variants"] = []
     for variant in variants:
