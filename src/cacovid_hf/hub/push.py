@@ -16,7 +16,6 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoProcessor, ProcessorMixin
 from transformers.utils import logging
 
-from ..checkpoint import replaced
 from ..configuration import CaCoVidConfig
 from ..processing import with_video_reader
 from .card import CARD, PLOT, CardFacts, write_card
@@ -143,6 +142,8 @@ def upload(
     What else lies in the folder stays here: of the files in `before` (see `modified`), only those that were written since are pushed. So does the
     name of a backbone that is a folder of this machine.
     """
+    from ..checkpoint import replaced  # whose own import, if it is the first one, leads here
+
     config = CaCoVidConfig.from_pretrained(folder)
     if config.base_model_name_or_path is not None and not on_hub(config.base_model_name_or_path):
         config.base_model_name_or_path = config.base_model_revision = None
