@@ -217,7 +217,10 @@ def test_killed_from_outside_and_resumed(tmp_path):
 
 @pytest.mark.slow
 def test_a_short_training_learns(tmp_path):
-    """From an untrained policy to at least 30 points above random at 2 %, as `examples/configs/tiny.yaml` says."""
+    """From an untrained policy to at least 30 points above random at 2 %, as `examples/configs/tiny.yaml` says.
+
+    Slow, because a shorter one does not suffice: 50 steps of 16 questions ended at 36 and 49 % (two seeds), random at 28 %.
+    """
     config = read_config(EXAMPLES / "tiny.yaml")
     config.training |= {"output_dir": str(tmp_path), "max_steps": 60, "save_strategy": "no", "eval_strategy": "no"}
     config.training["load_best_model_at_end"] = False
