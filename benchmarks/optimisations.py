@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from architectures import ARCHITECTURES, build_backbone, build_inputs
@@ -35,6 +36,7 @@ class Case:
         before: the plain way.
         after: what is kept.
         agree: whether two results are the same, up to rounding; None where they are of different networks.
+        stock: where the aim is to cost nothing, the model whose `generate` is left out to time what is ours of `after`.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Case:
     before: Callable[[], Any]
     after: Callable[[], Any]
     agree: Callable[[Any, Any], bool] | None
+    stock: Any = None
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -159,6 +162,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
             lambda: backbone.generate(**text, max_new_tokens=4, do_sample=False),
             lambda: full.generate(**text, retention_ratio=0.25, max_new_tokens=4, do_sample=False),
             torch.equal,
+            backbone,
         ),
         Case(
             "retention ratio 1.0: through the wrapper instead of the stock model (1 is the aim)",
@@ -166,6 +170,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
             lambda: backbone.generate(**inputs, max_new_tokens=1, do_sample=False),
             lambda: full.generate(**inputs, retention_ratio=1.0, max_new_tokens=1, do_sample=False),
             torch.equal,
+            backbone,
         ),
     ]
 
@@ -192,6 +197,13 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     record |= environment(options.commit, device)
     record["notes"] = [" ".join(__doc__.split("\n\n")[2].split())]
     record["cases"] = []
+
+    def timed(way: Callable[[], Any]) -> float:
+        watch = Stopwatch(device, options.clock)
+        way()
+        watch.lap("way")
+        return watch.milliseconds["way"]
+
     with torch.no_grad():
         for case in cases(options):
             if options.only and not any(word in case.name for word in options.only):
@@ -202,16 +214,18 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
             for repeat in range(-1, options.repeats):  # the first to warm up
                 for name in ("before", "after") if repeat % 2 else ("after", "before"):
                     gc.collect()
-                    watch = Stopwatch(device, options.clock)
-                    getattr(case, name)()
-                    watch.lap(name)
+                    milliseconds = timed(getattr(case, name))
                     if repeat >= 0:
-                        times[name].append(watch.milliseconds[name])
+                        times[name].append(milliseconds)
+            if case.stock is not None:
+                with mock.patch.object(case.stock, "generate", lambda **arguments: None):
+                    times["ours_alone"] = [timed(case.after) for _ in range(options.repeats)]
             summaries = {name: summarise(values) for name, values in times.items()}
             factor = summaries["before"]["median"] / summaries["after"]["median"]
             record["cases"].append({"name": case.name, "guard": case.guard, "times_ms": summaries, "speedup": factor})
             medians = [summaries[name]["median"] for name in ("before", "after")]
-            report(f"{case.name}: {medians[0]:.2f} -> {medians[1]:.2f} ms, {factor:.2f}x")
+            alone = f", {summaries['ours_alone']['median']:.3f} ms of it ours" if case.stock is not None else ""
+            report(f"{case.name}: {medians[0]:.2f} -> {medians[1]:.2f} ms{alone}, {factor:.2f}x")
     path = write_result(options.output, f"optimisations_{options.arch}_{options.dtype}_{device.type}", record)
     report(str(path))
     return path

@@ -178,7 +178,9 @@ def optimisations_table(record: dict[str, Any]) -> list[str]:
     lines = ["| what | before | after | factor |", "|---|---|---|---|"]
     for case in record["cases"]:
         times = case["times_ms"]
-        lines.append(f"| {case['name']} | {cell(times['before'])} | {cell(times['after'])} | {case['speedup']:.2f}x |")
+        alone = f"; {times['ours_alone']['median']:.3f} of it ours" if "ours_alone" in times else ""
+        after = cell(times["after"]) + alone
+        lines.append(f"| {case['name']} | {cell(times['before'])} | {after} | {case['speedup']:.2f}x |")
     config = record["config"]
     shape = (
         f"{config['arch']}, {config['layers']} language-model layers, {config['frames']} frame(s), {config['dtype']}"

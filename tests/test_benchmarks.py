@@ -385,6 +385,9 @@ def test_optimisations(tmp_path, threads):
     tests = {test.name: test.read_text() for test in Path(__file__).parent.glob("test_*.py")}
     for case in record["cases"]:
         assert case["speedup"] > 0
+        assert ("ours_alone" in case["times_ms"]) == ("1 is the aim" in case["name"])
+        if "ours_alone" in case["times_ms"]:
+            assert 0 < case["times_ms"]["ours_alone"]["median"] < case["times_ms"]["after"]["median"]
         for guard in case["guard"].split(": ")[-1].split("; ")[-1].split():
             file, _, name = guard.partition("::")
             if file.endswith(".py"):
