@@ -415,7 +415,7 @@ BAD = [
     (dict(reward_functions=None), r"reward_functions=None is no dict\[str, str\]"),
     (dict(scored_types="OCR"), r"scored_types='OCR' is no list\[str\]"),
     (dict(target_ratios="0.1"), r"target_ratios='0\.1' is no list\[float\] \| None"),
-    (dict(gradient_checkpointing=True), "gradient_checkpointing=True is not served here"),
+    (dict(gradient_checkpointing=True), "_checkpointing=True is not served here"),
     (dict(auto_find_batch_size=True), "auto_find_batch_size=True is not served here"),
     (dict(dataloader_drop_last=True), "dataloader_drop_last=True is not served here"),
     (dict(teacher="oracle"), "teacher='oracle' is unknown"),

@@ -16,8 +16,10 @@ REWARDS = ("accuracy", "probability")
 TEACHERS = ("attention",)
 
 # Settings of `TrainingArguments` that would be without effect, or break something.
+_CHECKPOINTING = "one layer is trained, whose activations would be needed all at once again"
 _UNSERVED = {
-    "gradient_checkpointing": "one layer is trained, whose activations would be needed all at once again",
+    "gradient_checkpointing": _CHECKPOINTING,
+    "activation_checkpointing": _CHECKPOINTING,  # its name in newer versions
     "auto_find_batch_size": "the batch size is part of a run's place in the data",
     "dataloader_drop_last": "a smaller last step weighs its samples like the others",
 }
@@ -204,7 +206,7 @@ class ContributionTrainingArguments(TrainingArguments):
         self.eval_ratios = [check_retention_ratio(ratio, "eval_ratios") for ratio in self.eval_ratios]
         self.resolved_rewards()
         for name, reason in _UNSERVED.items():
-            if getattr(self, name):
+            if getattr(self, name, False):
                 raise ValueError(f"{name}={getattr(self, name)} is not served here ({reason}): leave it out.")
 
     def resolved_rewards(self) -> dict[str, Reward]:
