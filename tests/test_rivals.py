@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FAMILIES, IMAGE_AND_VIDEO, RAGGED, TWO_VIDEOS, masked_inputs, prompt_inputs, stock_model
+from models import FAMILIES, IMAGE_AND_VIDEO, RAGGED, TWO_VIDEOS, Video, masked_inputs, prompt_inputs, stock_model
 from safetensors.torch import load_file
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -608,6 +608,7 @@ def test_small_videos(method, video, ratio, expected):
 
 # ------------------------------------------------------------------ what every method promises
 
+ONE_FRAME = [[7, Video(1), 8]]
 RIVALS = [
     name for name, kind in COMPRESSORS.items() if name not in ("cacovid", "random", "uniform") and not kind.inside_llm
 ]
@@ -625,7 +626,7 @@ PUBLISHED_COUNTS = [
 @pytest.mark.parametrize("family", FAMILIES)
 def test_counts_positions_and_the_oracle(family, method):
     stock, model = wrapped(family)
-    for rows in (RAGGED, TWO_VIDEOS, IMAGE_AND_VIDEO):
+    for rows in (RAGGED, TWO_VIDEOS, IMAGE_AND_VIDEO, ONE_FRAME):
         inputs = prompt_inputs(stock, rows)
         for ratio in (0.01, 0.1, 0.5, 0.95):
             compressed = model.compress(**inputs, retention_ratio=ratio, compressor=method)
@@ -691,3 +692,9 @@ def test_published_counts(family, method):
     with torch.no_grad():
         ours = model(**inputs, retention_ratio=0.1, compressor=method).logits[:, -1]
     torch.testing.assert_close(ours, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_every_method_is_documented():
+    text = (Path(__file__).parents[1] / "docs" / "compressors.md").read_text(encoding="utf-8")
+    table = [line for line in text.splitlines() if line.startswith("| `")]
+    assert all(any(f"`{name}`" in line for line in table) for name in COMPRESSORS)
