@@ -1,5 +1,6 @@
 """Batches of prompts of like kept length, which is known before anything is computed."""
 
+from functools import wraps
 from itertools import permutations
 
 import pytest
@@ -24,6 +25,7 @@ def test_lengths_are_those_of_the_compressed_rows(family, prompt, monkeypatch):
     text = {name: value for name, value in inputs.items() if name not in model.family.video_inputs}
     text = {name: value for name, value in text.items() if name not in model.family.video_settings}
 
+    @wraps(stock.forward)
     def computed(*args, **kwargs):
         raise AssertionError("something was computed")
 
@@ -50,6 +52,13 @@ def test_counts_that_the_content_decides_are_refused(ratio, method):
     model = CaCoVidForConditionalGeneration.from_backbone(stock)
     with pytest.raises(ValueError, match="is decided by the video's content: give a number"):
         model.kept_lengths(**prompt_inputs(stock, RAGGED), retention_ratio=ratio, compressor=method)
+
+
+def test_an_unknown_input_is_refused():
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    with pytest.raises(ValueError, match="retention_rato is no input of LlavaOnevisionForConditionalGeneration"):
+        model.kept_lengths(**prompt_inputs(stock, RAGGED), retention_rato=0.25)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ def test_save_pretrained_pushes(hub, tmp_path):
     model.save_pretrained(tmp_path / "other", push_to_hub=True, repo_id=REPO, processor=False)
     assert "processor_config.json" in hub.files("owner/named")
     assert "processor_config.json" not in hub.files(REPO)
+    model.save_pretrained(tmp_path / "asked for", push_to_hub=True, repo_id=REPO, processor=True)
+    assert "processor_config.json" in hub.files(REPO)
 
 
 @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])

@@ -283,6 +283,7 @@ def test_bad_videos_get_one_clear_error(processor, served, tmp_path, monkeypatch
         ((tmp_path / "none.mp4").as_uri(), FileNotFoundError, "none.mp4 does not exist: check the path"),
         (str(text), ValueError, "text.mp4 is not a readable video"),
         (served.replace("clip", "lost"), ValueError, r"lost.mp4 cannot be fetched \(HTTP Error 404"),
+        (served.replace("clip", "my clip"), ValueError, r"my clip.mp4 cannot be fetched \(URL can't contain control"),
     ]
     for address, kind, message in cases:
         with pytest.raises(kind, match=message):

@@ -235,6 +235,17 @@ def test_broken_samples_after_a_resumption_are_not_all_there_is(tmp_path, monkey
     assert engine.state.log_history[-1]["skipped_samples"] == 2
 
 
+def test_a_resumed_run_may_end_with_broken_samples(tmp_path):
+    settings = dict(samples=16, steps=8, save_strategy="steps", save_steps=6)
+    _, _, engine = trainer(tmp_path, **settings)
+    engine.train()
+    coming = [batch[1:] for batch in engine._batches][6]
+    _, _, engine = trainer(tmp_path, broken=coming, **settings)
+    engine.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-6")
+    assert engine.state.global_step == 8
+    assert engine.state.log_history[-1]["skipped_samples"] == 2
+
+
 def test_same_seed_same_weights(tmp_path):
     runs = []
     for _ in range(2):

@@ -118,10 +118,7 @@ class Compressing:
         Raises:
             ValueError: placeholders that do not fit the pixel inputs, or an unknown input.
         """
-        if unknown := sorted(set(inputs) - embedding_arguments(self.backbone)):
-            raise ValueError(
-                f"{', '.join(unknown)} is no input of {type(self.backbone).__name__}: give what the processor returned, and check for typos."
-            )
+        self._check_inputs(inputs)
         if attention_mask is None:
             attention_mask = stock_attention_mask(input_ids, self.backbone.generation_config)
         if encoded_videos is not None:
@@ -185,6 +182,7 @@ class Compressing:
             ValueError: a number of tokens that only their scores or their content decide (`"auto"`, and some published methods), and what `compress`
                 raises of inputs and ratios.
         """
+        self._check_inputs(inputs)
         method = self.resolve_compressor(compressor)
         if attention_mask is None:
             attention_mask = stock_attention_mask(input_ids, self.backbone.generation_config)
@@ -293,6 +291,12 @@ class Compressing:
             retention_ratio=retention_ratio,
             compressor=compressor,
         )
+
+    def _check_inputs(self, inputs: dict[str, Any]) -> None:
+        if unknown := sorted(set(inputs) - embedding_arguments(self.backbone)):
+            raise ValueError(
+                f"{', '.join(unknown)} is no input of {type(self.backbone).__name__}: give what the processor returned, and check for typos."
+            )
 
     def _with_encoded(self, encoded: EncodedVideos, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs of a call whose videos are encoded."""

@@ -259,7 +259,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             repo_id = pushing.pop("repo_id", None) or folder.resolve().name
             processor = pushing.pop("processor", None)
             facts = card if isinstance(card, CardFacts) else None
-            processor = processor_of(self.config, pushing.get("token")) if processor is None else processor
+            if processor is None or processor is True:
+                processor = processor_of(self.config, pushing.get("token"))
             upload(folder, repo_id, processor=processor, card=facts, before=before, **pushing)
 
     def push_to_hub(  # type: ignore[override]

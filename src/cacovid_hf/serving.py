@@ -6,6 +6,8 @@ handlers are good as they are: what is added is the model, and `retention_ratio`
 
 import json
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
@@ -21,6 +23,9 @@ from jinja2 import TemplateError
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.utils import GenerationState, Modality
+
+from .adaptive import AutoBudget, with_auto
+from .arguments import keeps_all
 
 RATIO = "retention_ratio"
 
@@ -44,32 +49,61 @@ class _Served:
         return Modality.VLM
 
 
+@contextmanager
+def _well_formed(what: str) -> Iterator[None]:
+    """The handlers take what they are given as OpenAI's API has it, and stumble where it is not."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{what} not as OpenAI's API has it ({type(error).__name__}: {error}).") from error
+
+
 class _WithRatio:
     """Lets a request say `retention_ratio`, which overrides the one in its `generation_config` and the server's own."""
 
+    prompt: str
+
     def _validate_request(self, body: dict[str, Any]) -> None:
         super()._validate_request({name: value for name, value in body.items() if name != RATIO})  # type: ignore[misc]
+        if not body.get(self.prompt):
+            raise ValueError(f"The request has no {self.prompt}: there is nothing to answer.")
+
+    def get_processor_inputs_from_messages(self, messages: Any, modality: Modality) -> list[dict[str, Any]]:
+        with _well_formed(f"The request's {self.prompt}:"):
+            return super().get_processor_inputs_from_messages(messages, modality)  # type: ignore[misc]
 
     def _build_generation_config(self, body: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        settings = super()._build_generation_config(body, *args, **kwargs)  # type: ignore[misc]
+        with _well_formed("A setting of the request:"):
+            settings = super()._build_generation_config(body, *args, **kwargs)  # type: ignore[misc]
         if body.get(RATIO) is not None:
             settings.retention_ratio = body[RATIO]
+        if (ratio := getattr(settings, RATIO, None)) is not None:
+            keeps_all(with_auto(ratio, AutoBudget()))  # a stream would have begun before `generate` refuses it
         return settings
 
 
 class _Chat(_WithRatio, ChatCompletionHandler):
     """Of `/v1/chat/completions`."""
 
+    prompt = "messages"
+
 
 class _Responses(_WithRatio, ResponseHandler):
     """Of `/v1/responses`."""
+
+    prompt = "input"
+
+    def _normalize_input(self, body: dict[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]
+        with _well_formed("The request's input:"):
+            return ResponseHandler._normalize_input(body)
 
 
 def make_app(name: str, model: PreTrainedModel, processor: ProcessorMixin) -> FastAPI:
     """The server's application: `/v1/chat/completions`, `/v1/responses`, `/v1/models`, `/health`.
 
     A request may hold `video_url` parts and `retention_ratio` (a fraction, `"auto"`, or a list with one a video). Requests are answered one
-    after another. What the user can put right is answered with status 400 and `{"error": {"message": ...}}`.
+    after another. What the user can put right is answered with status 400 and `{"error": {"message": ...}}`; what is found out when a stream has
+    begun, in an event of it.
 
     Args:
         name: of the model; what a request may say as its `model`.

@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlparse
 from urllib.request import Request, url2pathname, urlopen
@@ -153,7 +154,7 @@ def _download(address: str, file: BinaryIO) -> None:
         with urlopen(Request(address, headers={"User-Agent": "cacovid-hf"}), timeout=_DOWNLOAD_TIMEOUT) as response:
             while block := response.read(1 << 20):
                 file.write(block)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise ValueError(
             f"{address} cannot be fetched ({error}): check the address, or download it and give its path."
         ) from error

@@ -137,7 +137,7 @@ class ContributionTrainer(Trainer):
         finally:
             # Mixed precision has put a wrapper around the policy's forward.
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        if self._tried:
+        if self._tried and not resume_from_checkpoint:
             raise ValueError(f"None of {self._tried} samples could be read, and nothing was learnt: see the warnings.")
         return result
 
