@@ -84,25 +84,6 @@ def methods_table(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def accuracy_table(record: dict[str, Any]) -> list[str]:
-    """Rows: methods; columns: retention ratios; accuracy in percent with its standard error."""
-    results = record["results"]
-    ratios = sorted({row["retention_ratio"] for row in results if row["retention_ratio"] < 1}, reverse=True)
-    cells = {
-        (row["method"], row["retention_ratio"]): f"{100 * row['accuracy']:.1f} ± {100 * row['standard_error']:.1f}"
-        for row in results
-    }
-    lines = [
-        "| method | " + " | ".join(f"{100 * ratio:g} %" for ratio in ratios) + " |",
-        "|---" * (len(ratios) + 1) + "|",
-    ]
-    methods = list(dict.fromkeys(row["method"] for row in results if row["retention_ratio"] < 1))
-    lines += [f"| {method} | " + " | ".join(cells[method, ratio] for ratio in ratios) + " |" for method in methods]
-    config = record["config"]
-    everything = next(cell for (_, ratio), cell in cells.items() if ratio == 1)
-    return [f"{config['num_questions']} fresh questions; all tokens {everything} %; in %:", "", *lines]
-
-
 def budget_table(record: dict[str, Any]) -> list[str]:
     """Rows: rules; columns: accuracy by ratio, then the paired difference to the baseline, in percent with standard errors."""
     results, ratios = record["results"], record["config"]["ratios"]
@@ -245,7 +226,6 @@ def device(record: dict[str, Any]) -> str:
 
 
 TABLES = {
-    "accuracy": accuracy_table,
     "budget_study": budget_table,
     "long_video": long_video_table,
     "methods": methods_table,

@@ -16,7 +16,7 @@ from cacovid_hf.hub.results import read_runs
 from cacovid_hf.tiny import model_path
 
 ROOT = Path(__file__).resolve().parents[1]
-(TINY_RUN,) = (ROOT / "benchmarks" / "results").glob("accuracy_tiny_20261121T090119.json")
+TINY_RUN = ROOT / "benchmarks" / "results" / "evaluation" / "tiny.json"
 
 
 @pytest.fixture
@@ -53,19 +53,20 @@ def test_what_the_hub_reads(model, tmp_path):
     assert (data["license"], data["datasets"]) == ("apache-2.0", ["owner/questions"])
     assert {"cacovid", "mine"} < set(data["tags"])
     run = json.loads(TINY_RUN.read_text())
-    measured = {r["retention_ratio"]: r for r in run["results"] if r["method"] == "cacovid"}
+    measured = {c["retention_ratio"]: c["score"] for c in run["cells"] if c["method"]["label"] == "cacovid"}
+    assert len(measured) >= 5
     assert {r.metric_args["retention_ratio"]: r.metric_value for r in card.data.eval_results} == {
-        ratio: round(r["accuracy"], 4) for ratio, r in measured.items()
+        ratio: round(score["value"], 4) for ratio, score in measured.items()
     }
-    for ratio, r in measured.items():
-        assert f"{100 * r['accuracy']:.1f} ± {100 * r['standard_error']:.1f}" in card.text, ratio
+    for ratio, score in measured.items():
+        assert f"{100 * score['value']:.1f} ± {100 * score['standard_error']:.1f}" in card.text, ratio
     assert (tmp_path / "m" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     for words in (
         "learning_rate",
         "2 CPU cores",
         "Made for a test.",
         TINY_RUN.name,
-        run["hardware"]["cpu"],
+        run["cells"][0]["environment"]["hardware"]["cpu"],
         "2602.01649",
     ):
         assert words in card.text
@@ -124,7 +125,10 @@ def test_a_card_of_somebody_else_is_kept(model, tmp_path):
     [
         ("{", "no evaluation that a card can quote"),
         ('{"benchmark": "prefill"}', "no evaluation that a card can quote"),
-        ('{"benchmark": "accuracy", "config": {"policy_trained": false}, "results": []}', "untrained policy"),
+        (
+            '{"benchmark": "evaluation", "cells": [{"score": {"value": 0.5}, "model": {"policy_trained": false}}]}',
+            "untrained policy",
+        ),
     ],
 )
 def test_runs_that_cannot_be_quoted(model, tmp_path, content, message):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TINY_DATASET = "synthetic clips of the embedded model"
 POLICY_METHOD, ALL_TOKENS = "cacovid", "all tokens"
 
 
@@ -45,7 +44,7 @@ class Runs:
 
 
 def read_runs(paths: Iterable[str | os.PathLike]) -> Runs:
-    """Read the JSONs of `cacovid evaluate`, or of `benchmarks/accuracy.py`.
+    """Read the JSONs of `cacovid evaluate`.
 
     Raises:
         ValueError: a file is no such JSON, or was measured with an untrained policy.
@@ -55,7 +54,7 @@ def read_runs(paths: Iterable[str | os.PathLike]) -> Runs:
     for path in map(Path, paths):
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
-            found, environments = READERS[run["benchmark"]](run, path.name)
+            found, environments = _cells(run, path.name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is no evaluation that a card can quote ({type(error).__name__}: {error}): give a JSON that `cacovid evaluate` wrote."
@@ -65,7 +64,9 @@ def read_runs(paths: Iterable[str | os.PathLike]) -> Runs:
     return Runs(tuple(results), tuple(dict.fromkeys(hardware)))
 
 
-def _from_sweep(run: dict[str, Any], file: str) -> tuple[list[Result], list[dict[str, Any]]]:
+def _cells(run: dict[str, Any], file: str) -> tuple[list[Result], list[dict[str, Any]]]:
+    if run["benchmark"] != "evaluation":
+        raise ValueError(f"it is a benchmark of {run['benchmark']}")
     cells = [cell for cell in run["cells"] if cell["score"]["value"] is not None]
     if any(cell["model"]["policy_trained"] is False for cell in cells):
         raise ValueError("it was measured with an untrained policy")
@@ -83,28 +84,6 @@ def _from_sweep(run: dict[str, Any], file: str) -> tuple[list[Result], list[dict
         for cell in cells
     ]
     return results, [cell["environment"] for cell in cells]
-
-
-def _from_accuracy(run: dict[str, Any], file: str) -> tuple[list[Result], list[dict[str, Any]]]:
-    if not run["config"]["policy_trained"]:
-        raise ValueError("it was measured with an untrained policy")
-    results = [
-        Result(
-            TINY_DATASET,
-            entry["method"],
-            float(entry["retention_ratio"]),
-            float(entry["accuracy"]),
-            float(entry["standard_error"]),
-            run["config"]["num_questions"],
-            None,
-            file,
-        )
-        for entry in run["results"]
-    ]
-    return results, [run]
-
-
-READERS = {"evaluation": _from_sweep, "accuracy": _from_accuracy}
 
 
 def _hardware(environment: dict[str, Any]) -> str:
