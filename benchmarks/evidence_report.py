@@ -125,6 +125,7 @@ def ablations(cells: dict[str, dict[str, Any]]) -> tuple[list[str], dict[str, li
         spread = np.mean([logged(run, "score_spread") for run in runs])
         settings = runs[0]["changed_settings"]
         rollouts = settings.get("num_token_rollouts", 12) + settings.get("num_frame_rollouts", 0)
+        rollouts = 0 if "teacher" in settings else rollouts
         lines.append(f"| {name} | {len(runs)} | {_both(tenth)} | {_both(fiftieth)} | {spread:.2f} | {rollouts} |")
     return lines, curves
 

@@ -223,26 +223,16 @@ def test_a_run_that_has_read_nothing_is_no_success(tmp_path):
         engine.train()
 
 
-def test_broken_samples_after_a_resumption_are_not_all_there_is(tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps", [10, 8], ids=["in the middle", "at the end"])
+def test_broken_samples_after_a_resumption_are_not_all_there_is(steps, tmp_path, monkeypatch):
     monkeypatch.setattr("cacovid_hf.training.trainer._HOPELESS", 4)
-    settings = dict(samples=16, steps=10, save_strategy="steps", save_steps=6)
+    settings = dict(samples=16, steps=steps, save_strategy="steps", save_steps=6)
     _, _, engine = trainer(tmp_path, **settings)
     engine.train()
     coming = [batch[1:] for batch in engine._batches][6]
     _, _, engine = trainer(tmp_path, broken=coming, **settings)
     engine.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-6")
-    assert engine.state.global_step == 10
-    assert engine.state.log_history[-1]["skipped_samples"] == 2
-
-
-def test_a_resumed_run_may_end_with_broken_samples(tmp_path):
-    settings = dict(samples=16, steps=8, save_strategy="steps", save_steps=6)
-    _, _, engine = trainer(tmp_path, **settings)
-    engine.train()
-    coming = [batch[1:] for batch in engine._batches][6]
-    _, _, engine = trainer(tmp_path, broken=coming, **settings)
-    engine.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-6")
-    assert engine.state.global_step == 8
+    assert engine.state.global_step == steps
     assert engine.state.log_history[-1]["skipped_samples"] == 2
 
 
