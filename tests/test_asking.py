@@ -114,16 +114,21 @@ def test_each_stage_is_charged_for_its_own_time(wrapped, video, ratio):
     head = model.backbone.lm_head
     modules = {"vision": (tower, None), "policy": (model.policy, None), "prefill": (head, [])}
     for stage, (module, calls) in modules.items():
-        handle = slowed(module, 0.5, calls)
-        try:
-            times = ask(model, processor, video, QUESTION, retention_ratio=ratio, max_new_tokens=2).times
-        finally:
-            handle.remove()
-        if stage == "policy" and ratio == 1.0:
-            assert times["policy"] == 0
-        else:
+        for attempt in range(3):  # another process may hold up another stage as long, but hardly three times
+            if calls is not None:
+                calls.clear()
+            handle = slowed(module, 0.5, calls)
+            try:
+                times = ask(model, processor, video, QUESTION, retention_ratio=ratio, max_new_tokens=2).times
+            finally:
+                handle.remove()
+            if stage == "policy" and ratio == 1.0:
+                assert times["policy"] == 0
+                break
             assert times[stage] >= 0.5
-            assert max(times, key=times.get) == stage
+            if max(times, key=times.get) == stage:
+                break
+            assert attempt < 2
 
 
 def test_nothing_is_left_on_the_model(wrapped, video):

@@ -258,3 +258,11 @@ def test_demo(run, tmp_path):
     assert (UNTRAINED in out) == (not model.config.policy_trained)
     with Image.open(tmp_path / "map.png") as image:
         assert image.format == "PNG"
+
+
+def test_a_package_that_is_missing_comes_with_its_remedy(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cacovid_hf.training.command", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "config.yaml"])
+    assert ended.value.code == 2
+    assert 'pip install "cacovid-hf[train,eval,serve]"' in capsys.readouterr().err

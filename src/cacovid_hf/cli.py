@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = 130
     except UsageError as error:
         status = _fail(error.format_message())
+    except ModuleNotFoundError as error:
+        status = _fail(f'{error}: pip install "cacovid-hf[train,eval,serve]" brings what the commands need.')
     except (ValueError, OSError, ImportError) as error:
         status = _fail(str(error) or type(error).__name__)
     sys.exit(status)
@@ -286,8 +288,9 @@ def blind_filter(
 @app.command()
 def serve(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A CaCoVID checkpoint or a stock model, as for `cacovid ask`.")
-    ],
+        str | None,
+        typer.Argument(metavar="MODEL", help="As for `cacovid ask`. Default: the tiny model inside this package."),
+    ] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen at.")] = 8000,
     retention_ratio: Annotated[
@@ -299,18 +302,19 @@ def serve(
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does; a request may say its own retention_ratio."""
     with _progress("Starting torch and transformers"):
-        from . import asking, serving
+        from . import asking, serving, tiny
         from .adaptive import parse_ratio
+    name = str(tiny.model_path()) if model is None else model
     ratio = None if retention_ratio is None else parse_ratio(retention_ratio, "--retention-ratio")
     with _quiet_libraries(bars=True, warnings=True):
-        config = asking.load_config(model)
-        processor = asking.load_processor(model, config)
-        loaded = asking.load_model(model, config)
+        config = asking.load_config(name)
+        processor = asking.load_processor(name, config)
+        loaded = asking.load_model(name, config)
     if ratio is not None:
         loaded.config.retention_ratio = ratio  # type: ignore[union-attr]
     if not loaded.config.policy_trained:  # type: ignore[union-attr]
         typer.echo(f"note    {asking.UNTRAINED}")
-    serving.serve(model, loaded, processor, host, port)
+    serving.serve(name, loaded, processor, host, port)
 
 
 @app.command(name="import-published")
