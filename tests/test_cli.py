@@ -144,6 +144,7 @@ BAD_INPUT = {
     "missing model": (("ask", "clip.mp4", QUESTION, "--model", "./gone"), "./gone cannot be loaded"),
     "no model in it": (("ask", "clip.mp4", QUESTION, "--model", "no model"), "no model cannot be loaded"),
     "unreachable id": (("ask", "clip.mp4", QUESTION, "--model", "nobody/nothing"), "nobody/nothing cannot be loaded"),
+    "revision of a folder": ((*ASK, "--revision", "v2"), "revision='v2' is for a Hub id, and llava_onevision is a"),
     "family": (("ask", "clip.mp4", QUESTION, "--model", "bert"), "Backbone family 'bert' is not supported"),
     "demo without questions": (("demo", "--num-questions", "0"), "--num-questions"),
     "demo with a bad map": (("demo", "--save-map", "gone/map.png"), "No map can be written to gone/map.png"),
@@ -202,7 +203,15 @@ def test_help_and_version(run):
         assert "ask" in out
         assert "demo" in out
     _, out, _ = run("ask", "--help")
-    for option in ("--model", "--retention-ratio", "--num-frames", "--max-new-tokens", "--save-map", "--compressor"):
+    for option in (
+        "--model",
+        "--revision",
+        "--retention-ratio",
+        "--num-frames",
+        "--max-new-tokens",
+        "--save-map",
+        "--compressor",
+    ):
         assert option in re.sub(r"\x1b\[[0-9;]*m", "", out)
 
 

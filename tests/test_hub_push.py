@@ -12,7 +12,8 @@ from models import FAMILIES, PROMPTS, prompt_inputs, stock_model
 from processors import tiny_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
+from cacovid_hf.cli import main
 from cacovid_hf.hub.custom_generate import stamp_of
 
 REPO, BASE = "owner/cacovid-tiny", "owner/stock"
@@ -51,6 +52,29 @@ def wrapped(hub, family="llava_onevision", **options):
 
 def tokens(model):
     return model.generate(**prompt_inputs(model.backbone, PROMPTS["one video"]), **SETTINGS).tolist()
+
+
+def reading(num_frames):
+    """A processor that differs from others in the frames that it reads."""
+    processor = with_video_reader(tiny_processor("llava_onevision"))
+    processor.video_processor.num_frames = num_frames
+    return processor
+
+
+def push_two_revisions(hub):
+    """Models whose policies differ, by branch; the processor on main reads four frames, that on v2 six."""
+    models = {"main": wrapped(hub), "v2": wrapped(hub)}
+    models["v2"].policy.load_state_dict(
+        {name: tensor + 0.5 for name, tensor in models["v2"].policy.state_dict().items()}
+    )
+    models["main"].push_to_hub(REPO, processor=reading(4))
+    models["v2"].push_to_hub(REPO, processor=reading(6), revision="v2")
+    return models
+
+
+def same_policy(model, other):
+    pairs = zip(model.policy.state_dict().values(), other.policy.state_dict().values(), strict=True)
+    return all(torch.equal(tensor, same) for tensor, same in pairs)
 
 
 def cached_files(tmp_path, repo):
@@ -374,6 +398,22 @@ def test_offline_and_cached(hub, monkeypatch):
     assert len(hub.requests) == requests
     with pytest.raises(OSError, match=r"owner/other|find them in the cached files"):
         CaCoVidForConditionalGeneration.from_pretrained("owner/other")
+
+
+@pytest.mark.parametrize("revision", ["main", "v2"])
+def test_the_server_takes_model_and_processor_of_a_revision(hub, monkeypatch, revision):
+    """What it would serve is looked at: it listens until it is stopped."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("openai")
+    models, served = push_two_revisions(hub), []
+    monkeypatch.setattr("cacovid_hf.serving.serve", lambda *what: served.append(what))
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", REPO, *([] if revision == "main" else ["--revision", revision])])
+    assert not ended.value.code
+    ((name, model, processor, _, _),) = served
+    assert name == REPO
+    assert [same_policy(model, other) for other in models.values()] == [revision == other for other in models]
+    assert processor.video_processor.num_frames == {"main": 4, "v2": 6}[revision]
 
 
 def test_a_download_that_breaks_off_is_resumed(hub, tmp_path):

@@ -26,6 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Video language models that read only the video tokens that contribute to the answer.",
 )
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="REV", help="Commit, branch or tag of the model, if it is a Hub id. Default: main."),
+]
 Map = Annotated[
     Path | None,
     typer.Option(metavar="PNG", help="Draw kept and dropped tokens and their scores to this file (needs matplotlib)."),
@@ -72,6 +76,7 @@ def ask(
             "Default: the tiny model inside this package.",
         ),
     ] = None,
+    revision: Revision = None,
     retention_ratio: Annotated[
         str | None,
         typer.Option(
@@ -103,11 +108,11 @@ def ask(
         check_map_target(save_map)
     with _quiet_libraries(bars=model is not None):
         name = tiny.model_path() if model is None else model
-        config = asking.load_config(name)
-        processor = asking.load_processor(name, config)
+        config = asking.load_config(name, revision)
+        processor = asking.load_processor(name, config, revision)
         sampled = asking.sample_video(processor, video, num_frames)
         answer = asking.ask(
-            asking.load_model(name, config),
+            asking.load_model(name, config, revision),
             processor,
             sampled,
             question,
@@ -291,6 +296,7 @@ def serve(
         str | None,
         typer.Argument(metavar="MODEL", help="As for `cacovid ask`. Default: the tiny model inside this package."),
     ] = None,
+    revision: Revision = None,
     host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen at.")] = 8000,
     retention_ratio: Annotated[
@@ -307,9 +313,9 @@ def serve(
     name = str(tiny.model_path()) if model is None else model
     ratio = None if retention_ratio is None else parse_ratio(retention_ratio, "--retention-ratio")
     with _quiet_libraries(bars=True, warnings=True):
-        config = asking.load_config(name)
-        processor = asking.load_processor(name, config)
-        loaded = asking.load_model(name, config)
+        config = asking.load_config(name, revision)
+        processor = asking.load_processor(name, config, revision)
+        loaded = asking.load_model(name, config, revision)
     if ratio is not None:
         loaded.config.retention_ratio = ratio  # type: ignore[union-attr]
     if not loaded.config.policy_trained:  # type: ignore[union-attr]
