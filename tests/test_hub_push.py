@@ -152,6 +152,22 @@ def test_save_pretrained_pushes(hub, tmp_path):
     assert "processor_config.json" in hub.files(REPO)
 
 
+@pytest.mark.parametrize("load", [CaCoVidForConditionalGeneration, AutoModelForImageTextToText])
+def test_the_processor_is_that_of_the_revision_that_the_model_was_loaded_from(hub, load, tmp_path):
+    """And of the commit that it then was."""
+    push_two_revisions(hub)
+    pushed = {}
+    for revision in ("main", "v2"):
+        model = load.from_pretrained(REPO, revision=revision)
+        hub.edit(REPO, "processor_config.json", b"{}", ref=revision)  # somebody else's, later
+        model.push_to_hub(f"owner/{revision}-pushed")
+        model.save_pretrained(tmp_path / f"{revision}-saved", push_to_hub=True)
+        for way in ("pushed", "saved"):
+            described = json.loads(hub.files(f"owner/{revision}-{way}")["processor_config.json"])
+            pushed[revision, way] = described["video_processor"]["num_frames"]
+    assert pushed == {("main", "pushed"): 4, ("main", "saved"): 4, ("v2", "pushed"): 6, ("v2", "saved"): 6}
+
+
 @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
 def test_nothing_else_of_this_machine_is_pushed(hub, tmp_path, way):
     """Not the path of a backbone, in whatever commit, and not what else lies in the folder of a save."""

@@ -186,6 +186,10 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         source = Source.of(pretrained_model_name_or_path, kwargs).pinned()
         overrides = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OVERRIDES if name in kwargs}
         config = checkpoint.load_config(source, config, overrides)
+        config.name_or_path, config._commit_hash = (
+            source.name,
+            source.hub.get("revision"),
+        )  # where its processor is, too
         backbone_family(config.backbone_config)
         with torch.device("meta"):
             policy = make_policy(config, config.backbone_config)
@@ -287,7 +291,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         Args:
             repo_id: `user/name` or `name`; made if missing.
             include_backbone: whether to push the backbone's weights too.
-            processor: pushed along; None is the one of the checkpoint or of the backbone, false is none.
+            processor: pushed along; None is the one of the checkpoint (of the revision that this model was loaded from) or of the backbone. False
+                pushes none, and leaves what the repository has.
             card: what the card says beside the config (see `CardFacts`).
             commit_message: `"Upload model"` by default.
             commit_description: of the commit.

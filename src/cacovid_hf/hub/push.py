@@ -69,8 +69,14 @@ def check_pushable(config: CaCoVidConfig, include_backbone: bool) -> None:
 
 
 def processor_of(config: CaCoVidConfig, token: str | bool | None = None) -> ProcessorMixin | None:
-    """The processor of the checkpoint that a model was loaded from, or of its backbone, reading video files; None if neither has one."""
-    places = [(config._name_or_path, None), (config.base_model_name_or_path, config.base_model_revision)]
+    """The processor of the checkpoint that a model was loaded from, or of its backbone, each at its own revision, reading video files.
+
+    None if neither has one.
+    """
+    places = [
+        (config._name_or_path, getattr(config, "_commit_hash", None)),
+        (config.base_model_name_or_path, config.base_model_revision),
+    ]
     for name, revision in places:
         if not name:
             continue
