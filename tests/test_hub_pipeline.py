@@ -1,12 +1,21 @@
 """Pipelines, and what a server hands on: a ratio a call, and no ratio that silently does nothing."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import AutoProcessor, GenerationConfig, pipeline
+from models import FAMILIES
+from processors import tiny_processor
+from transformers import AutoProcessor, AutoVideoProcessor, GenerationConfig, pipeline
 
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
-from cacovid_hf.checkpoint import AUTO_SOURCE
+from cacovid_hf.processing import AUTO_SOURCE
 from cacovid_hf.tiny import clips, model_path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +70,28 @@ def test_the_embedded_processor_is_as_a_push_would_save_it(messages, tmp_path):
     for name in ("chat_template.jinja", "processor_config.json"):
         assert (tmp_path / name).read_text() == (model_path() / name).read_text(), name
     assert (model_path() / "cacovid_auto.py").read_text() == AUTO_SOURCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_video_processor_saved_alone(family, tmp_path):
+    """It is found by those who have imported the package, and by those who trust the code beside it."""
+    processor = with_video_reader(tiny_processor(family)).video_processor
+    processor.num_frames = 7
+    processor.save_pretrained(tmp_path)
+    assert type(AutoVideoProcessor.from_pretrained(tmp_path)) is type(processor)
+    program = (
+        "import sys\n"
+        "from transformers import AutoVideoProcessor\n"
+        "assert 'cacovid_hf' not in sys.modules\n"
+        f"loaded = AutoVideoProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)\n"
+        "print(type(loaded).__module__, type(loaded).__name__, loaded.num_frames)\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split() == ["cacovid_hf.video_processing", type(processor).__name__, "7"]
+    AutoVideoProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "cacovid_auto.py").read_text() == AUTO_SOURCE
 
 
 def test_ratio_in_a_generation_config(repository, messages):

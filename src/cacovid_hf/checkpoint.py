@@ -22,7 +22,7 @@ from .hub.card import CardFacts, check_card, write_card
 from .hub.custom_generate import FOLDER as CODE_FOLDER
 from .hub.custom_generate import generated_files
 from .hub.source import WEIGHTS, Source
-from .processing import AUTO_MODULE
+from .processing import AUTO_MODULE, AUTO_SOURCE
 from .wrapping import check_policy_size
 
 if TYPE_CHECKING:
@@ -32,18 +32,6 @@ logger = logging.get_logger(__name__)
 
 BACKBONE_FOLDER = "backbone"
 AUTO_CLASSES = {"AutoConfig": "CaCoVidConfig", "AutoModelForImageTextToText": "CaCoVidForConditionalGeneration"}
-AUTO_SOURCE = '''"""The classes of this checkpoint, from the installed package cacovid-hf."""
-
-from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration
-from cacovid_hf.processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
-
-__all__ = [
-    "CaCoVidConfig",
-    "CaCoVidForConditionalGeneration",
-    "CaCoVidLlavaOnevisionVideoProcessor",
-    "CaCoVidQwen2VLVideoProcessor",
-]
-'''
 # What of the Hub's arguments goes on to the backbone, whose own revision is pinned in the config.
 SHARED_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 CONFIG_OVERRIDES = (

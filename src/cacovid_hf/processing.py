@@ -19,6 +19,18 @@ _READERS = {
 
 # The file of a checkpoint by which the Auto classes find this package where it is installed and not imported (with `trust_remote_code=True`).
 AUTO_MODULE = "cacovid_auto"
+AUTO_SOURCE = '''"""The classes of this checkpoint, from the installed package cacovid-hf."""
+
+from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration
+from cacovid_hf.processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
+
+__all__ = [
+    "CaCoVidConfig",
+    "CaCoVidForConditionalGeneration",
+    "CaCoVidLlavaOnevisionVideoProcessor",
+    "CaCoVidQwen2VLVideoProcessor",
+]
+'''
 
 # A pipeline hands unknown arguments of its call to the chat template, which ignores them: a ratio given there would silently do nothing.
 _GUARD = (
@@ -64,7 +76,8 @@ def register() -> None:
 def with_video_reader(processor: "ProcessorMixin") -> "ProcessorMixin":
     """Return a copy of a processor whose video processor, with the same settings, reads video files.
 
-    Its chat template refuses a `retention_ratio`, which belongs to `generate`.
+    Its chat template refuses a `retention_ratio`, which belongs to `generate`. Saved beside a model of this package, or its video processor alone, it loads
+    with `trust_remote_code=True` where this package is installed and not imported; saved as a whole on its own, after `import cacovid_hf`.
 
     Args:
         processor: of a LLaVA-OneVision or Qwen2.5-VL model, stock or already such a copy; left as it is.

@@ -1,9 +1,11 @@
 """Video processors that read video files themselves: the stock ones with `cacovid_hf.video` in place of torchcodec."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlparse
 from urllib.request import Request, url2pathname, urlopen
@@ -14,6 +16,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_videos
 
+from .processing import AUTO_MODULE, AUTO_SOURCE
 from .video import iter_chosen_frames, read_chosen_frames, uniform_indices
 
 _DOWNLOAD_TIMEOUT = 60  # seconds without a byte
@@ -31,6 +34,12 @@ class VideoFileMixin(BaseVideoProcessor):
 
     num_frames = 32
     max_fps = 1.0
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Write the settings, and beside them the file in which they say that this class is found."""
+        super().to_json_file(json_file_path)
+        if getattr(self, "auto_map", None):
+            Path(json_file_path).with_name(f"{AUTO_MODULE}.py").write_text(AUTO_SOURCE, encoding="utf-8")
 
     def preprocess(self, videos: VideoInput, **kwargs) -> BatchFeature:
         """Turn videos (decoded, or paths and URLs) into pixel values, as the stock video processor does.
