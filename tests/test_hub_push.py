@@ -168,6 +168,23 @@ def test_the_processor_is_that_of_the_revision_that_the_model_was_loaded_from(hu
     assert pushed == {("main", "pushed"): 4, ("main", "saved"): 4, ("v2", "pushed"): 6, ("v2", "saved"): 6}
 
 
+def test_without_a_processor_the_repositorys_stays(hub):
+    """And the card goes on to say so; where there is none it names the backbone's."""
+    model = wrapped(hub)
+    model.push_to_hub(REPO, processor=reading(4))
+    before = hub.files(REPO)
+    model.config.retention_ratio = 0.5
+    model.push_to_hub(REPO, processor=False)
+    after = hub.files(REPO)
+    assert {path for path in before if before[path] != after[path]} >= {"config.json", "README.md"}
+    assert after.keys() == before.keys()
+    for path in ("processor_config.json", "chat_template.jinja", "tokenizer.json"):
+        assert after[path] == before[path]
+    assert f"processor = AutoProcessor.from_pretrained({REPO!r})" in after["README.md"].decode()
+    model.push_to_hub("owner/bare", processor=False)
+    assert f"with_video_reader(AutoProcessor.from_pretrained({BASE!r}" in hub.files("owner/bare")["README.md"].decode()
+
+
 @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
 def test_nothing_else_of_this_machine_is_pushed(hub, tmp_path, way):
     """Not the path of a backbone, in whatever commit, and not what else lies in the folder of a save."""

@@ -170,7 +170,7 @@ def upload(
     message = commit_message or "Upload model"
 
     def weights(head: str) -> list[CommitOperationAdd | CommitOperationDelete]:
-        with_processor = any((folder / file).is_file() for file in PROCESSOR_FILES)
+        with_processor = any((folder / file).is_file() or branch.blob(file, head) for file in PROCESSOR_FILES)
         write_card(folder, config, repo_id, facts, branch.read(CARD, head), with_processor)
         there = modified(folder)
         new = [path for path in sorted(there) if there[path] != (before or {}).get(path) or path in card_files]
