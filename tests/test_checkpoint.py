@@ -4,11 +4,10 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from fresh import run_fresh
 from models import FAMILIES, PROMPTS, prompt_inputs, stock_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -180,7 +179,7 @@ def test_in_a_fresh_process(saved):
         f"model = AutoModelForImageTextToText.from_pretrained({str(folder / 'm')!r})\n"
         "print(type(model).__name__, type(model.backbone).__name__)\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = run_fresh(program, folder)
     assert result.stdout.split() == ["CaCoVidForConditionalGeneration", type(model.backbone).__name__]
 
 

@@ -2,11 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh import run_fresh
 from huggingface_hub import ModelCard
 from models import stock_model
 
@@ -172,6 +171,4 @@ def test_the_snippet_runs_as_it_stands(tmp_path):
     AutoProcessor.from_pretrained(model_path()).save_pretrained(tmp_path / "mine")
     model.save_pretrained(tmp_path / "mine", include_backbone=True)
     (program,) = re.findall(r"```python\n(.*?)```", (tmp_path / "mine" / "README.md").read_text(), re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["purple"]
+    assert run_fresh(program, tmp_path).stdout.split() == ["purple"]

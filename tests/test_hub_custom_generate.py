@@ -3,13 +3,12 @@
 import ast
 import json
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import run_fresh
 from hub_server import LoopbackHub, use
 from models import FAMILIES, PROMPTS, prompt_inputs, stock_model
 from processors import tiny_processor
@@ -29,7 +28,6 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
 import torch
-torch.set_num_threads(1)
 from transformers import AutoModelForImageTextToText
 """
 
@@ -54,24 +52,10 @@ def saved(request, tmp_path):
 
 
 def run(folder, program, **environment):
-    import os
-
-    environment = {
-        **os.environ,
-        "HF_HOME": str(folder / "home"),
-        "PYTHONPATH": "",
-        "OMP_NUM_THREADS": "1",
-        **environment,
-    }
-    finished = subprocess.run(
-        [sys.executable, "-c", WITHOUT_PACKAGE + textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment,
+    environment = {"HF_HOME": str(folder / "home"), **environment}
+    return json.loads(
+        run_fresh(WITHOUT_PACKAGE + textwrap.dedent(program), folder, environment).stdout.strip().splitlines()[-1]
     )
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    return json.loads(finished.stdout.strip().splitlines()[-1])
 
 
 def test_stock_model_without_the_package(saved):
@@ -221,7 +205,6 @@ def test_imports_that_the_flat_layout_does_not_have(tmp_path, monkeypatch):
 
 def test_auto_classes_find_the_installed_package(saved):
     """`trust_remote_code=True` where the package is installed and not imported; without it, nothing of a repository runs."""
-    import os
 
     folder, expected = saved
     family = json.loads((folder / "stock" / "config.json").read_text())["model_type"]
@@ -250,13 +233,6 @@ inputs = torch.load("inputs.pt")
 ids = model.generate(**inputs, retention_ratio=0.25, max_new_tokens=5, do_sample=False)
 print(json.dumps([type(model).__module__, ids.tolist()]))
 """
-    environment = {
-        **os.environ,
-        "HF_HOME": str(folder / "home"),
-        "PYTHONPATH": str(ROOT / "src"),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = run_fresh(program, folder, {"HF_HOME": str(folder / "home")})
     assert json.loads(done.stdout.strip().splitlines()[-1]) == ["cacovid_hf.modeling", expected["cacovid 0.25"]]
     assert type(AutoProcessor.from_pretrained(folder / "again").video_processor).__name__.startswith("CaCoVid")

@@ -5,13 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from fresh import run_fresh
 
 
-def run(program: str) -> str:
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-
-
-def test_import_is_quick_and_loads_nothing():
+def test_import_is_quick_and_loads_nothing(tmp_path):
     program = """
 import time, sys, json
 import torch, transformers
@@ -20,12 +17,12 @@ import cacovid_hf
 seconds, loaded = time.process_time() - start, set(sys.modules) - before
 print(json.dumps([seconds, [name for name in loaded if not name.startswith("cacovid_hf")]]))
 """
-    seconds, loaded = min(json.loads(run(program)) for _ in range(2))
+    seconds, loaded = min(json.loads(run_fresh(program, tmp_path).stdout) for _ in range(2))
     assert seconds < 0.3
     assert not [name for name in loaded if name.startswith(("transformers.", "torch", "av", "matplotlib"))]
 
 
-def test_import_is_quick_where_the_auto_classes_are_there():
+def test_import_is_quick_where_the_auto_classes_are_there(tmp_path):
     program = """
 import time, json
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -37,14 +34,15 @@ config = cacovid_hf.CaCoVidConfig()
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as models
 print(json.dumps([seconds, models[type(config)].__name__]))
 """
-    runs = [json.loads(run(program)) for _ in range(2)]
+    runs = [json.loads(run_fresh(program, tmp_path).stdout) for _ in range(2)]
     assert min(seconds for seconds, _ in runs) < 0.3
     assert runs[0][1] == "CaCoVidForConditionalGeneration"
 
 
 def test_the_command_line_and_the_package_import_no_torch():
     program = "import sys; import cacovid_hf, cacovid_hf.cli; print(sorted({'torch', 'transformers', 'av', 'matplotlib'} & set(sys.modules)))"
-    assert run(program).strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 SNAPSHOT = """
@@ -64,7 +62,7 @@ def snapshot():
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_nothing_is_patched(late):
+def test_nothing_is_patched(late, tmp_path):
     """The same attributes on the same objects, whether this package is imported before the Auto classes or after."""
     program = SNAPSHOT + (
         """
@@ -89,7 +87,7 @@ assert not [f for f in sys.meta_path if type(f).__module__.startswith("cacovid_h
 print(set())
 """
     )
-    assert run(program).strip() == "set()"
+    assert run_fresh(program, tmp_path).stdout.strip() == "set()"
 
 
 def test_public_names():

@@ -2,13 +2,12 @@
 
 import functools
 import http.server
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
+from fresh import run_fresh
 from media import numbered_picture, write_video
 from models import stock_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -191,8 +190,7 @@ def test_any_order_of_imports(processor, tmp_path):
         f"import cacovid_hf\nfrom transformers import {own.__mro__[2].__name__}, AutoProcessor\nfrom cacovid_hf.processing import register\n"
         f"register()\nprint(type(AutoProcessor.from_pretrained({str(tmp_path)!r}).video_processor).__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == own.__name__, done.stderr
+    assert run_fresh(program, tmp_path).stdout.strip() == own.__name__
 
 
 def test_settings_are_kept(family):

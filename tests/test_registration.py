@@ -1,9 +1,7 @@
 """Every module can be the first one that is imported."""
 
-import subprocess
-import sys
-
 import pytest
+from fresh import run_fresh
 
 MODULES = [
     "configuration",
@@ -19,7 +17,7 @@ MODULES = [
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_first_import(module):
+def test_first_import(module, tmp_path):
     program = (
         f"import cacovid_hf.{module}\n"
         "from transformers import AutoConfig, AutoModelForImageTextToText, AutoVideoProcessor\n"
@@ -28,4 +26,4 @@ def test_first_import(module):
         "from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration\n"
         "assert configs['cacovid'] is CaCoVidConfig and models[CaCoVidConfig] is CaCoVidForConditionalGeneration\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    run_fresh(program, tmp_path)
