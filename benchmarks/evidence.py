@@ -1,11 +1,12 @@
 """The evidence of training in miniature: accuracy by method and ratio, and learning curves of the ablations, cell by cell.
 
-python benchmarks/evidence.py                          # everything that is not there yet, on the embedded backbone
+python benchmarks/evidence.py --jobs 2                 # everything that is not there yet, on the embedded backbone
 python benchmarks/evidence.py --from-nothing SEED      # the same on a backbone that is trained first
 python benchmarks/evidence.py --only 'train/ours/*'    # some cells
 python benchmarks/evidence.py --list
 
 A cell is one JSON under benchmarks/results/evidence; a cell that is there is not run again. Trained policies are kept under `--work`.
+Any number of processes may work on the same folders (`--jobs` starts them): none takes a cell that another is at.
 `python benchmarks/evidence_report.py` makes the table and the plots.
 """
 
@@ -15,6 +16,8 @@ import functools
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from record import RESULTS, ROOT, command, environment
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -47,6 +51,7 @@ STEPS, BATCH = {"ours": 500, "light": 300, "published": 300}, 32
 ABLATION_STEPS, ABLATION_BATCH, POOL = 150, 16, 1600
 CURVE_EVERY, VALIDATION_QUESTIONS = 25, 300
 POLICY_SEEDS, ABLATION_SEEDS = (0, 1, 2), (0, 1)
+READS_A_POLICY = ("table", "mp4", "close")
 
 # What differs from our recipe, as (settings of the trainer, settings of the model).
 ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -312,6 +317,14 @@ def accuracy_cell(lab: Laboratory, model: Any, method: Any, through_mp4: bool = 
     return {"questions": count, "question_seed": seed, "through_mp4": through_mp4, "ratios": ratios}
 
 
+def trained_by(name: str) -> str | None:
+    """The cell that trains the policy which the cell `name` reads."""
+    parts = name.replace("published, our selection", "published").split("/")
+    return (
+        f"train/{parts[1]}/{parts[2]}" if len(parts) == 3 and parts[1] in STEPS and parts[0] in READS_A_POLICY else None
+    )
+
+
 def cells(lab: Laboratory) -> dict[str, Callable[[], dict]]:
     """Every cell by name, in the order in which they are run."""
     table: dict[str, Callable[[], dict]] = {}
@@ -362,6 +375,42 @@ def cells(lab: Laboratory) -> dict[str, Callable[[], dict]]:
     return table
 
 
+def run_cell(name: str, run: Callable[[], dict], target: Path) -> None:
+    """Run one cell and write its JSON."""
+    begun = time.perf_counter()
+    record = {"benchmark": "evidence", "cell": name, "command": command(), **environment(None, torch.device("cpu"))}
+    record |= run()
+    record["seconds"] = round(time.perf_counter() - begun, 1)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(target)
+    print(f"done in {record['seconds']:.0f} s  {name}", flush=True)
+
+
+def run_cells(table: dict[str, Callable[[], dict]], targets: dict[str, Path], work: Path) -> None:
+    """Run what is missing, leaving alone what another process is at, until all is there."""
+    waiting = list(table)
+    while waiting:
+        left = []
+        for name in waiting:
+            target, before = targets[name], trained_by(name)
+            if target.exists():
+                print(f"there  {name}", flush=True)
+            elif before in waiting and not targets[before].exists():
+                left.append(name)
+            else:
+                try:
+                    with FileLock(work / f".{target.stem}.lock", blocking=False):
+                        if not target.exists():
+                            run_cell(name, table[name], target)
+                except Timeout:
+                    left.append(name)
+        if left == waiting:
+            time.sleep(2)
+        waiting = left
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -374,39 +423,43 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="pattern of cells' names; may be repeated")
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the cells")
     parser.add_argument("--list", action="store_true", help="print the cells and whether they are there")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    backbone_dir, results = model_path(), RESULTS / "evidence"
+    backbone_dir, results, work = model_path(), RESULTS / "evidence", options.work
     if options.from_nothing is not None:
-        backbone_dir = options.work / f"backbone_{options.from_nothing}"
+        backbone_dir = work / f"backbone_{options.from_nothing}"
         results = RESULTS / f"evidence_backbone_{options.from_nothing}"
-        options.work = options.work / f"on_backbone_{options.from_nothing}"
-        if not backbone_dir.is_dir() and not options.list:
-            model, processor, _ = pretrain(options.from_nothing)
-            partial = backbone_dir.with_name(f".{backbone_dir.name}")
-            model.save_pretrained(partial)
-            processor.save_pretrained(partial)
-            partial.rename(backbone_dir)
+        work = work / f"on_backbone_{options.from_nothing}"
     results = options.results or results
-    lab = Laboratory(backbone_dir, options.work, options.questions)
-    for name, run in cells(lab).items():
-        target = results / f"{name.replace('/', '__').replace(' ', '_').replace(',', '')}.json"
-        if options.only and not any(fnmatch.fnmatch(name, pattern) for pattern in options.only):
-            continue
-        if options.list or target.exists():
-            print(f"{'there' if target.exists() else 'missing'}  {name}", flush=True)
-            continue
-        begun = time.perf_counter()
-        record = {"benchmark": "evidence", "cell": name, "command": command(), **environment(None, torch.device("cpu"))}
-        record |= run()
-        record["seconds"] = round(time.perf_counter() - begun, 1)
-        results.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(target)
-        print(f"done in {record['seconds']:.0f} s  {name}", flush=True)
+    lab = Laboratory(backbone_dir, work, options.questions)
+    table = {
+        name: run
+        for name, run in cells(lab).items()
+        if not options.only or any(fnmatch.fnmatch(name, pattern) for pattern in options.only)
+    }
+    targets = {
+        name: results / f"{name.replace('/', '__').replace(' ', '_').replace(',', '')}.json" for name in cells(lab)
+    }
+    if options.list:
+        for name in table:
+            print(f"{'there' if targets[name].exists() else 'missing'}  {name}", flush=True)
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    if options.from_nothing is not None:
+        with FileLock(work / ".backbone.lock"):
+            if not backbone_dir.is_dir():
+                model, processor, _ = pretrain(options.from_nothing)
+                partial = backbone_dir.with_name(f".{backbone_dir.name}")
+                model.save_pretrained(partial)
+                processor.save_pretrained(partial)
+                partial.rename(backbone_dir)
+    others = [subprocess.Popen([sys.executable, *sys.argv, "--jobs", "1"]) for _ in range(options.jobs - 1)]
+    run_cells(table, targets, work)
+    if any(other.wait() for other in others):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,31 @@ def test_errors_and_differences_by_hand(evidence):
     assert error == pytest.approx(100 * (np.var([0, 1, 0, 0], ddof=1) / 4) ** 0.5)
 
 
+def test_cells_wait_for_their_policy_and_for_other_processes(evidence, tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    script, _ = evidence
+    assert script.trained_by("table/published, our selection/1") == "train/published/1"
+    assert script.trained_by("close/light/2") == "train/light/2"
+    assert [script.trained_by(name) for name in ("train/ours/0", "table/uniform", "ablation/ours/0")] == [None] * 3
+
+    ran = []
+    names = ["table/ours/0", "table/evs", "train/ours/0"]
+    targets = {name: tmp_path / f"{name.replace('/', '__')}.json" for name in names}
+    elsewhere = FileLock(tmp_path / f".{targets['table/evs'].stem}.lock")
+    elsewhere.acquire()
+
+    def finish_elsewhere(seconds):
+        assert ran == ["train/ours/0", "table/ours/0"], "what another process is at is left alone"
+        targets["table/evs"].write_text("{}")
+        elsewhere.release()
+
+    monkeypatch.setattr(script.time, "sleep", finish_elsewhere)
+    script.run_cells({name: lambda name=name: ran.append(name) or {} for name in names}, targets, tmp_path)
+    assert ran == ["train/ours/0", "table/ours/0"]
+    assert {json.loads(targets[name].read_text())["cell"] for name in ran} == set(ran)
+
+
 def test_a_cell_is_run_once_and_reported(evidence, tmp_path, monkeypatch, capsys):
     script, report = evidence
     monkeypatch.setitem(script.STEPS, "ours", 2)
