@@ -79,6 +79,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "frame head": ({"num_frame_rollouts": 4}, {}),
     "layer rate 0.1": ({"layer_learning_rate_factor": 0.1}, {}),
     "teacher=attention": ({"teacher": "attention"}, {}),
+    "teacher=attention, 50 steps": ({"teacher": "attention", "teacher_steps": 50}, {}),
     "teacher=attention, layer 1": ({"teacher": "attention", "teacher_layer": 1}, {}),
 }
 

@@ -137,6 +137,18 @@ def test_the_policy_comes_to_agree_with_its_teacher(tmp_path):
     assert all("reward" not in entry for entry in engine.state.log_history)
 
 
+def test_rollouts_follow_the_teacher(tmp_path):
+    """Samples that came in before `teacher_steps` are imitated for all their iterations, the later ones explored."""
+    _, _, engine = trainer(
+        tmp_path, teacher="attention", teacher_steps=4, num_iterations=2, steps=8, samples=2, logging_steps=1
+    )
+    engine.train()
+    entries = [entry for entry in engine.state.log_history if "loss" in entry]
+    assert [("teacher_loss" in entry, "reward" in entry) for entry in entries] == [(True, False)] * 4 + [
+        (False, True)
+    ] * 4
+
+
 @pytest.mark.parametrize("replay", [True, False])
 def test_replay_is_what_advantages_are_over(tmp_path, replay):
     _, _, engine = trainer(tmp_path, replay=replay, num_iterations=3, steps=3)
@@ -421,6 +433,9 @@ BAD = [
     (dict(dataloader_drop_last=True), "dataloader_drop_last=True is not served here"),
     (dict(teacher="oracle"), "teacher='oracle' is unknown"),
     (dict(teacher_layer=1), "teacher_layer=1 without a teacher"),
+    (dict(teacher_steps=5), "teacher_steps=5 without a teacher"),
+    (dict(teacher="attention", teacher_steps=6), "teacher_steps=6 ends within the 5 iterations"),
+    (dict(teacher="attention", teacher_steps=0), "teacher_steps=0 ends within the 5 iterations"),
     (dict(policy_attention="text"), "policy_attention='text' is unknown"),
 ]
 

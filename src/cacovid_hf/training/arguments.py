@@ -84,6 +84,7 @@ class ContributionTrainingArguments(TrainingArguments):
         teacher: `"attention"` learns what the LLM's question attends to in the uncompressed prompt, by distillation and without rollouts
             (`objective.distillation_loss`; ours, an ablation); None: by reinforcement learning.
         teacher_layer: whose attention, from 0; None: the mean over all layers.
+        teacher_steps: optimiser steps that follow the teacher, a multiple of `num_iterations`, before rollouts take over; None: all.
         clip_low: how far the ratio to the old policy may fall.
         clip_high: how far it may rise.
         dual_clip: bound of the loss of choices that did worse and have become likelier (ours; None: unbounded, as published).
@@ -118,6 +119,7 @@ class ContributionTrainingArguments(TrainingArguments):
     policy_attention: str | None = None
     teacher: str | None = None
     teacher_layer: int | None = None
+    teacher_steps: int | None = None
     clip_low: float = 0.2
     clip_high: float = 0.28
     dual_clip: float | None = None
@@ -189,6 +191,15 @@ class ContributionTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"teacher_layer={self.teacher_layer} without a teacher: add teacher='attention', or leave it out."
             )
+        if self.teacher_steps is not None:
+            if self.teacher is None:
+                raise ValueError(
+                    f"teacher_steps={self.teacher_steps} without a teacher: add teacher='attention', or leave it out."
+                )
+            if self.teacher_steps < 1 or self.teacher_steps % self.num_iterations:
+                raise ValueError(
+                    f"teacher_steps={self.teacher_steps} ends within the {self.num_iterations} iterations on a sample (num_iterations): give a multiple."
+                )
         if self.policy_attention is not None:
             check_policy("full", self.policy_attention)
         if self.max_steps > 0 and self.max_steps % self.num_iterations:

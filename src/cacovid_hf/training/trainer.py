@@ -387,7 +387,11 @@ class ContributionTrainer(Trainer):
         if not current:
             # Nothing to learn from here, but the other processes wait for this one's gradients.
             return sum(weight.sum() * 0 for weight in model.parameters())
-        losses = self._imitate(memory, current) if self.args.teacher else self._optimise(memory, turn, current)
+        # A sample is imitated or explored for all its iterations, by the step that it came in with.
+        taught = self.args.teacher and (
+            self.args.teacher_steps is None or self.state.global_step - turn.iteration < self.args.teacher_steps
+        )
+        losses = self._imitate(memory, current) if taught else self._optimise(memory, turn, current)
         # Gradients are averaged over batches and processes, some of which may have fewer samples: the mean is over samples.
         share = self.args.gradient_accumulation_steps * self.args.world_size / self._samples_of_step
         loss = torch.stack(losses).sum() * share
