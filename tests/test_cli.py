@@ -1,5 +1,6 @@
 """The command line as it is called: what it prints, what it writes, and one line for whatever is wrong."""
 
+import io
 import os
 import re
 import subprocess
@@ -267,6 +268,24 @@ def test_demo(run, tmp_path):
     assert (UNTRAINED in out) == (not model.config.policy_trained)
     with Image.open(tmp_path / "map.png") as image:
         assert image.format == "PNG"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_demo_counts_its_questions_on_a_terminal(run, monkeypatch):
+    """On stderr; what it prints is the same."""
+    _, silent, _ = run("demo", "--num-questions", 4)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    status, out, _ = run("demo", "--num-questions", 4)
+    assert (status, out) == (0, silent)
+    for ratio in ("1.0", "0.25"):
+        bar = rf"Asking at retention ratio {ratio}: +\d+%\|"
+        assert re.search(rf"{bar} +\| 0/4 ", terminal.getvalue())
+        assert re.search(rf"{bar}#+\| 4/4 ", terminal.getvalue())
 
 
 def test_a_package_that_is_missing_comes_with_its_remedy(monkeypatch, capsys):

@@ -159,10 +159,14 @@ def demo(
         typer.echo(f"ratio  answer      tokens        accuracy on {num_questions} fresh questions")
         for ratio in DEMO_RATIOS:
             answer = asking.ask(model, processor, sampled, question.text, retention_ratio=ratio, max_new_tokens=8)
-            with _progress(f"Asking {num_questions} questions at retention ratio {ratio}"):
-                measured = answer_accuracy(
-                    model, processor, num_questions=num_questions, seed=seed, retention_ratio=ratio
-                )
+            measured = answer_accuracy(
+                model,
+                processor,
+                num_questions=num_questions,
+                seed=seed,
+                retention_ratio=ratio,
+                progress=f"Asking at retention ratio {ratio}",
+            )
             tokens = f"{answer.kept} of {answer.total}"
             accuracy = f"{measured.accuracy:.1%} ± {measured.standard_error:.1%}"
             typer.echo(f"{ratio:<7.2f}{answer.text:<10}  {tokens:<14}{accuracy}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..video import read_video
@@ -44,6 +45,7 @@ def answer_accuracy(
     compressor: Any = None,
     through_mp4: bool = False,
     batch_size: int = 50,
+    progress: str | None = None,
 ) -> Accuracy:
     """Ask `num_questions` questions, balanced by kind, each about a clip of its own, and count the right first words.
 
@@ -56,6 +58,7 @@ def answer_accuracy(
         compressor: likewise, the method's name or an instance.
         through_mp4: write every clip as an H.264 file first and read it back, as if it were a user's.
         batch_size: questions answered in one call of `model.generate`.
+        progress: what a bar on stderr is to say while it counts questions, if that is a terminal; None: no bar.
 
     Raises:
         ValueError: `num_questions` is less than 1.
@@ -67,13 +70,16 @@ def answer_accuracy(
     pairs = sample_questions(num_questions, seed)
     asked: Counter[str] = Counter()
     correct: Counter[str] = Counter()
-    for start in range(0, num_questions, batch_size):
-        batch = [next(pairs) for _ in range(min(batch_size, num_questions - start))]
-        videos = [round_trip(clip.frames) if through_mp4 else clip.frames for clip, _ in batch]
-        answers = first_words(model, processor, videos, [question.text for _, question in batch], **options)
-        for (_, question), answer in zip(batch, answers, strict=True):
-            asked[question.kind] += 1
-            correct[question.kind] += answer == question.answer
+    hidden = None if progress else True  # None: where stderr is no terminal
+    with tqdm(total=num_questions, desc=progress, leave=False, mininterval=0, disable=hidden) as bar:
+        for start in range(0, num_questions, batch_size):
+            batch = [next(pairs) for _ in range(min(batch_size, num_questions - start))]
+            videos = [round_trip(clip.frames) if through_mp4 else clip.frames for clip, _ in batch]
+            answers = first_words(model, processor, videos, [question.text for _, question in batch], **options)
+            for (_, question), answer in zip(batch, answers, strict=True):
+                asked[question.kind] += 1
+                correct[question.kind] += answer == question.answer
+            bar.update(len(batch))
     return Accuracy(sum(correct.values()), num_questions, {kind: correct[kind] / asked[kind] for kind in asked})
 
 
