@@ -179,5 +179,5 @@ def test_an_earlier_map_is_replaced_only_by_a_whole_one(tmp_path):
 
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r'needs matplotlib: pip install "cacovid-hf\[demo\]"'):
+    with pytest.raises(ImportError, match="needs matplotlib: pip install"):
         check_map_target(tmp_path / "map.png")

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from . import __version__
+from .extras import pip_install
 
 if TYPE_CHECKING:
     from .asking import Answer
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UsageError as error:
         status = _fail(error.format_message())
     except ModuleNotFoundError as error:
-        status = _fail(f'{error}: pip install "cacovid-hf[train,eval,serve]" brings what the commands need.')
+        status = _fail(f"{error}: {pip_install('train', 'eval', 'serve')} brings what the commands need.")
     except (ValueError, OSError, ImportError) as error:
         status = _fail(str(error) or type(error).__name__)
     sys.exit(status)

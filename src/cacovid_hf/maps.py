@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from .extras import pip_install
 from .prompt import VideoSelection
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ImportError('Drawing a map needs matplotlib: pip install "cacovid-hf[demo]".') from None
+        raise ImportError(f"Drawing a map needs matplotlib: {pip_install('demo')}") from None
 
 
 def _array(scores: Any, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -39,7 +39,7 @@ def check_format_version(format_version: object) -> None:
     if format_version > FORMAT_VERSION:
         raise ValueError(
             f"This checkpoint has format_version={format_version}, this cacovid-hf reads up to {FORMAT_VERSION}: "
-            "upgrade it (pip install -U cacovid-hf)."
+            "upgrade cacovid-hf."
         )
 
 

@@ -13,8 +13,10 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils.import_utils import is_serve_available
 
+from .extras import pip_install
+
 if not is_serve_available():
-    raise ImportError('Serving needs more packages: pip install "cacovid-hf[serve]".')
+    raise ImportError(f"Serving needs more packages: {pip_install('serve')}")
 
 import uvicorn
 from fastapi import FastAPI, Request

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..extras import pip_install
 from .report import compares, group_by
 
 _STYLES = ("-", "--", ":", "-.")
@@ -21,7 +22,7 @@ def save_plots(cells: Sequence[dict[str, Any]], folder: Path, stem: str) -> list
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError('Plots need matplotlib: pip install "cacovid-hf[eval]".') from None
+        raise ImportError(f"Plots need matplotlib: {pip_install('eval')}") from None
     panels = group_by(
         [cell for cell in cells if cell["score"]["value"] is not None],
         lambda cell: (cell["dataset"]["name"], cell["model"]["name"]),

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..extras import pip_install
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -35,7 +37,7 @@ class Processes:
         try:
             from accelerate import PartialState
         except ImportError:
-            raise ImportError('Several processes need accelerate: pip install "cacovid-hf[eval]".') from None
+            raise ImportError(f"Several processes need accelerate: {pip_install('eval')}") from None
         # Shares of a long benchmark may end hours apart.
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
         return cls(state.process_index, state.num_processes, state.device, state)

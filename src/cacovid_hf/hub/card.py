@@ -274,9 +274,7 @@ def _usage(config: "CaCoVidConfig", name: str, processor_inside: bool) -> str:
         processor = f"with_video_reader(AutoProcessor.from_pretrained({base!r}{pinned}))"
     return f"""## Use
 
-```bash
-pip install cacovid-hf
-```
+With the package cacovid-hf installed (`pip install .` in a clone of its repository):
 
 ```python
 from transformers import AutoProcessor

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...extras import pip_install
 from ..answers import extract_choice, letters
 
 VIDEO_SUFFIXES = (".mp4", ".MP4", ".mkv", ".webm", ".avi", ".mov")
@@ -253,7 +254,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise ImportError(f'Reading {path} needs pyarrow: pip install "cacovid-hf[eval]".') from None
+        raise ImportError(f"Reading {path} needs pyarrow: {pip_install('eval')}") from None
     return parquet.read_table(path).to_pylist()
 
 
