@@ -1,12 +1,8 @@
 """Pipelines, and what a server hands on: a ratio a call, and no ratio that silently does nothing."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from fresh import run_fresh
 from models import FAMILIES
 from processors import tiny_processor
 from transformers import AutoProcessor, AutoVideoProcessor, GenerationConfig, pipeline
@@ -14,8 +10,6 @@ from transformers import AutoProcessor, AutoVideoProcessor, GenerationConfig, pi
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.processing import AUTO_SOURCE
 from cacovid_hf.tiny import clips, model_path
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +80,8 @@ def test_a_video_processor_saved_alone(family, tmp_path):
         f"loaded = AutoVideoProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)\n"
         "print(type(loaded).__module__, type(loaded).__name__, loaded.num_frames)\n"
     )
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.split() == ["cacovid_hf.video_processing", type(processor).__name__, "7"]
+    told = run_fresh(program, tmp_path, {"HF_HOME": str(tmp_path / "home")}).stdout.split()
+    assert told == ["cacovid_hf.video_processing", type(processor).__name__, "7"]
     AutoVideoProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "cacovid_auto.py").read_text() == AUTO_SOURCE
 
