@@ -134,6 +134,90 @@ def test_numbers_are_numbers(tmp_path):
     assert config.training == {"learning_rate": 1e-6, "weight_decay": 20.0, "output_dir": "5e"}
 
 
+# What stands in a config's section `training`, and what it is taken for.
+READ = [
+    ("learning_rate: 1e-3", 1e-3),
+    ("learning_rate: 1E-3", 1e-3),
+    ("learning_rate: .5", 0.5),
+    ("learning_rate: 1", 1),
+    ("max_steps: 1_000", 1000),
+    ("bf16_full_eval: yes", True),
+    ("bf16_full_eval: Off", False),
+    ("save_strategy: no", "no"),
+    ("logging_strategy: no", "no"),
+    ("eval_strategy: epoch", "epoch"),
+    ("tf32: null", None),
+    ("report_to: []", []),
+    ("eval_ratios: [1, 0.1]", [1, 0.1]),
+    ("data_seed: 3", 3),
+    ("target_ratios: null", None),
+]
+REFUSED = [
+    ('learning_rate: "0.001"', "learning_rate='0.001' is text: give a number, without quotes"),
+    ("learning_rate: 0,001", "learning_rate='0,001' is text: give a number, without quotes"),
+    ("learning_rate: true", "learning_rate=True is no float: give a number"),
+    ("learning_rate:", "learning_rate=None is no value: give a number, or leave it out"),
+    ("learning_rate: -1e-3", r"learning_rate=-0.001 is outside \[0, inf\)"),
+    ("learning_rate: .nan", r"learning_rate=nan is outside \[0, inf\)"),
+    ("kl_weight: '0.1'", "kl_weight='0.1' is text: give a number, without quotes"),
+    ("max_steps: 1e3", "max_steps=1000.0 is no int: give a whole number, such as 1000"),
+    ("max_steps: 1,000", "max_steps='1,000' is text: give a number, without quotes"),
+    ("num_iterations: 2.5", "num_iterations=2.5 is no int: give a whole number"),
+    ("gradient_accumulation_steps: 0", "gradient_accumulation_steps=0 is too small: give at least 1"),
+    ("per_device_train_batch_size: 0", "per_device_train_batch_size=0 is too small: give at least 1"),
+    ('bf16: "true"', "bf16='true' is text: give true or false, without quotes"),
+    ('use_cpu: "no"', "use_cpu='no' is text: give true or false, without quotes"),
+    ("load_best_model_at_end: y", "load_best_model_at_end='y' is text: give true or false, without quotes"),
+    ("replay: 1", "replay=1 is no bool: give true or false"),
+    ("eval_ratios: 0.1", r"eval_ratios=0.1 is no list\[float\]: give a list"),
+    ("eval_ratios: ['0.1']", r"eval_ratios=\['0.1'\] is no list\[float\]: give a list"),
+    ("run_name: 7", "run_name=7 is no str | None: give text"),
+    ("save_strategy: sometimes", "save_strategy='sometimes' is unknown: choose one of no, steps, epoch, best"),
+    ("lr_scheduler_type: cosinus", "lr_scheduler_type='cosinus' is unknown: choose one of linear, cosine"),
+    ("save_total_limit: '3'", "save_total_limit='3' is text: give a number, without quotes"),
+    ("reward_functions: [a]", r"reward_functions=\['a'\] is no dict\[str, str\]: give names and values"),
+    ("ignore_data_skip: true", "ignore_data_skip=True is not served here"),
+]
+
+
+def written(folder, line):
+    lines = [f"output_dir: {folder}", line] + ["use_cpu: true"] * (not line.startswith("use_cpu"))
+    file = folder / "config.yaml"
+    file.write_text("data: {train: a.json}\ntraining:\n" + "".join(f"  {line}\n" for line in lines))
+    return read_config(file)
+
+
+@pytest.mark.parametrize(("line", "value"), READ, ids=[line for line, _ in READ])
+def test_values_that_are_read(tmp_path, line, value):
+    name = line.partition(":")[0]
+    config = written(tmp_path, line)
+    if name == "max_steps":
+        config.training["num_iterations"] = 5
+    found = getattr(training_arguments(config), name)
+    assert found == value
+    assert isinstance(found, bool) == isinstance(value, bool)
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED, ids=[line for line, _ in REFUSED])
+def test_values_that_are_refused(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message.replace(" | ", r" \| ")):
+        training_arguments(written(tmp_path, line))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"retention_ratio": "0.25"}, "retention_ratio='0.25' is not a number"),
+        ({"contribution_share": "0.5"}, "policy.contribution_share='0.5' is text: give a number, without quotes"),
+        ({"policy_attention": True}, "policy.policy_attention=True is no str: give text"),
+        ({"auto_cap": None}, "policy.auto_cap=None is no value: give a number, or leave it out"),
+    ],
+)
+def test_settings_of_a_policy_that_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(read_config(write(tmp_path, policy=settings)))
+
+
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.name)
 def test_the_examples_are_configs(file, tmp_path):
     config = read_config(file)

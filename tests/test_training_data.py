@@ -1,6 +1,7 @@
 """Samples in Video-R1's schema from files and `datasets`, what becomes of them, and the filter of questions that need no video."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,10 @@ def test_questions_as_they_are_asked():
         "a single number."
     )
     assert question_text({"problem": "Why?", "problem_type": "free-form"}) == "Why?"
+    by_letter = {**sample, "options": {"A": "dog", "B": "cat"}}
+    assert question_text(by_letter) == question_text(sample)
+    assert question_text({**sample, "options": {"A": "dog", "B": "cat", "C": None}}) == question_text(sample)
+    assert question_text({**sample, "options": {"A": None}}) == "What is it?"
 
 
 def test_samples_become_prompts_and_the_bad_ones_a_reason(tmp_path, processor):
@@ -289,8 +294,24 @@ def test_questions_that_need_no_video_are_left_out(processor, model, tmp_path):
     with pytest.raises(FileExistsError, match="choose another name"):
         blind_filter(model, processor, samples, out)
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["kept.jsonl", "kept.jsonl.summary.json"]
-    first = blind_filter(model, processor, samples, tmp_path / "few.jsonl", batch_size=5, max_new_tokens=1, limit=7)
-    assert first.total == 7
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Every second sample is no question."""
+
+    def __iter__(self):
+        good = {"problem": CLIP.questions[0].text, "solution": "no word of its", "problem_type": "OCR", "path": "x"}
+        while True:
+            yield good
+            yield {"problem": "What?", "problem_type": "OCR"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_a_limit_nothing_is_counted_beyond(stream, processor, model, tmp_path):
+    samples = Endless() if stream else list(islice(Endless(), 40))
+    summary = blind_filter(model, processor, samples, tmp_path / "few.jsonl", batch_size=5, max_new_tokens=1, limit=7)
+    assert (summary.total, summary.kept, sum(summary.skipped.values())) == (7, 4, 3)
+    assert len((tmp_path / "few.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_question_that_the_processor_refuses_is_filtered_out_alone(processor, model, tmp_path):

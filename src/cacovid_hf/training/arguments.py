@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin, get_type_hints
+from enum import Enum
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from ..policy_settings import check_policy
 from ..selection import check_retention_ratio
@@ -22,6 +24,7 @@ _UNSERVED = {
     "activation_checkpointing": _CHECKPOINTING,  # its name in newer versions
     "auto_find_batch_size": "the batch size is part of a run's place in the data",
     "dataloader_drop_last": "a smaller last step weighs its samples like the others",
+    "ignore_data_skip": "a resumed run would begin with the first samples again",
 }
 
 # What numbers may be: bounds, and whether the lower one is among them.
@@ -37,6 +40,9 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "clip_high": (0.0, math.inf, False),
     "dual_clip": (1.0, math.inf, False),
     "layer_learning_rate_factor": (0.0, math.inf, True),
+    "learning_rate": (0.0, math.inf, True),
+    "weight_decay": (0.0, math.inf, True),
+    "max_grad_norm": (0.0, math.inf, True),
 }
 
 # The recipe of the paper, and ours: what won in miniature (docs/evidence.md).
@@ -135,7 +141,7 @@ class ContributionTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-6)
     weight_decay: float = field(default=0.01)
     max_grad_norm: float = field(default=5.0)
-    lr_scheduler_type: str = field(default="cosine")
+    lr_scheduler_type: SchedulerType | str = field(default="cosine")
     remove_unused_columns: bool = field(default=False)
     # Every parameter gets a gradient at every step.
     ddp_find_unused_parameters: bool | None = field(default=False)
@@ -159,6 +165,9 @@ class ContributionTrainingArguments(TrainingArguments):
             ("num_frame_rollouts", 0),
             ("max_new_tokens", 1),
             ("rollout_batch_size", 1),
+            ("per_device_train_batch_size", 1),
+            ("per_device_eval_batch_size", 1),
+            ("gradient_accumulation_steps", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is too small: give at least {least}.")
@@ -231,14 +240,41 @@ class ContributionTrainingArguments(TrainingArguments):
 
 
 def check_type(value: Any, hint: Any, name: str) -> None:
-    """Make sure that a setting is what its annotation says: a plain type, a list, a dict, or one of several.
+    """Make sure that a setting is what its annotation says: a plain type, an enumeration, a list, a dict, or one of several.
 
     Raises:
         ValueError: it is not.
     """
     if not _fits(value, hint):
-        said = getattr(hint, "__name__", hint) if get_origin(hint) is None else str(hint).replace("typing.", "")
-        raise ValueError(f"{name}={value!r} is no {said}.")
+        raise ValueError(f"{name}={value!r} {_complaint(value, hint)}.")
+
+
+# In the order in which a remedy is chosen where several are possible.
+_REMEDIES = {
+    bool: "give true or false",
+    int: "give a whole number",
+    float: "give a number",
+    list: "give a list, in [brackets]",
+    dict: "give names and values",
+    str: "give text (in quotes, if it would be read as something else)",
+}
+
+
+def _complaint(value: Any, hint: Any) -> str:
+    """What is wrong with a value, and what to do."""
+    kinds = _alternatives(hint)
+    if isinstance(value, str) and (choices := _choices(kinds)):
+        return f"is unknown: choose one of {', '.join(choices)}"
+    plain = [get_origin(kind) or kind for kind in kinds]
+    remedy = next((words for kind, words in _REMEDIES.items() if kind in plain), "leave it out")
+    if value is None:
+        return f"is no value: {remedy}, or leave it out"
+    if isinstance(value, str) and {bool, int, float} & set(plain):
+        return f"is text: {remedy.replace('whole ', '')}, without quotes"
+    if int in plain and isinstance(value, float) and value.is_integer():
+        remedy += f", such as {int(value)}"
+    said = getattr(hint, "__name__", hint) if get_origin(hint) is None else str(hint).replace("typing.", "")
+    return f"is no {said}: {remedy}"
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -246,12 +282,27 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     origin, parts = get_origin(hint), get_args(hint)
     if origin is None:
+        if isinstance(hint, type) and issubclass(hint, Enum):
+            return isinstance(value, str) and value in _choices((hint,))
         # Whole numbers are floats too; True is neither.
         kinds = (float, int) if hint is float else hint
         return isinstance(value, kinds) and (hint not in (float, int) or not isinstance(value, bool))
+    if origin is Literal:
+        return any(value is part for part in parts)
     if origin is list:
         return isinstance(value, (list, tuple)) and all(_fits(one, parts[0]) for one in value)
     if origin is dict:
         items = value.items() if isinstance(value, dict) else [(None, None)]
         return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in items)
+    if isinstance(value, str) and (choices := _choices(parts)):
+        return value in choices  # an enumeration or any text, says transformers, and refuses other text later
     return any(_fits(value, part) for part in parts)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _choices(kinds: tuple[Any, ...]) -> list[str]:
+    """The values of the enumerations among some types."""
+    return [one.value for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for one in kind]

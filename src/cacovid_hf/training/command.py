@@ -22,6 +22,7 @@ from ..asking import load_config, load_model, load_processor
 from ..checkpoint import CONFIG_OVERRIDES, load_stock_model, replaced
 from ..configuration import CaCoVidConfig
 from ..modeling import CaCoVidForConditionalGeneration
+from ..policy_settings import PolicySettings
 from .arguments import OURS, PUBLISHED, ContributionTrainingArguments, check_type
 from .batches import is_stream
 from .data import AnswerCollator, VideoQuestions, video_of
@@ -112,6 +113,9 @@ def read_config(file: str | os.PathLike) -> TrainingConfig:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     config = _section(TrainingConfig, content or {}, str(path))
     _check_names(config.policy, _POLICY_SETTINGS, "policy")
+    hints = get_type_hints(PolicySettings)
+    for name, value in config.policy.items():
+        check_type(value, hints.get(name, str | None), f"policy.{name}")
     _check_names(config.training, ["preset", *_names(ContributionTrainingArguments)], "training")
     if config.data.train is None:
         raise ValueError(f"{path} has no training data: give data.train.")
@@ -130,10 +134,12 @@ def training_arguments(config: TrainingConfig) -> ContributionTrainingArguments:
     preset = settings.pop("preset", "published")
     if preset not in PRESETS:
         raise ValueError(f"training.preset={preset!r} is unknown: choose one of {', '.join(PRESETS)}.")
-    for part in fields(ContributionTrainingArguments):
-        # Those of transformers are not all checked there.
-        if type(part.default) in (int, float) and isinstance(settings.get(part.name), str):
-            raise ValueError(f"training.{part.name}={settings[part.name]!r} is text: give a number, without quotes.")
+    hints = get_type_hints(ContributionTrainingArguments)
+    for name, value in settings.items():
+        if name.endswith("_strategy") and value is False:
+            settings[name] = value = "no"  # which is YAML's word for false
+        # Those of transformers are not all checked there: a text such as "false" would count as true.
+        check_type(value, hints[name], f"training.{name}")
     defaults: dict[str, Any] = {"report_to": "none", "logging_steps": 10}
     if config.data.eval is not None:
         defaults |= {"eval_strategy": settings.get("save_strategy", "steps")}

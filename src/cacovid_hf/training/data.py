@@ -1,8 +1,8 @@
 """Video questions in Video-R1's schema, from files of any size, and how samples become prompts.
 
 A sample is a dict: `problem` (the question), `solution` (the answer, maybe within `<answer>` tags), `problem_type` (one of the five of
-`rewards.REWARDS`), `options` (for multiple choice) and its video, as `path` (relative to a root) or `video` (a path, frames `(T, H, W, 3)`, or what
-`datasets` makes of an undecoded video: a dict of `path` and `bytes`).
+`rewards.REWARDS`), `options` (for multiple choice: texts, or a dict of texts by letter) and its video, as `path` (relative to a root) or `video`
+(a path, frames `(T, H, W, 3)`, or what `datasets` makes of an undecoded video: a dict of `path` and `bytes`).
 """
 
 import io
@@ -121,6 +121,8 @@ def question_text(sample: Mapping[str, Any], instructions: Mapping[str, str] = I
     """
     lines = [str(sample["problem"]).replace("<video>", "").strip()]
     options, problem_type = sample.get("options"), _problem_type(sample)
+    if isinstance(options, Mapping):  # by their letters; a table has every letter in every row, some without a text
+        options = [f"{letter}. {text}" for letter, text in options.items() if text is not None]
     if options is not None and len(options):
         lines += [options] if isinstance(options, str) else [str(option) for option in options]
     elif problem_type == "multiple choice":

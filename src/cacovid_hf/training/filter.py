@@ -8,15 +8,16 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from ..checkpoint import replaced
 from ..modeling import CaCoVidForConditionalGeneration
-from .batches import SampleBatches, SampleReader, TurnCollator
+from .batches import SampleBatches, SampleReader, TurnCollator, is_stream
 from .data import AnswerCollator
 from .judging import Judge
 from .rewards import REWARDS
@@ -85,6 +86,8 @@ def blind_filter(
         raise ValueError(f"threshold={threshold} is outside (0, 1]: give the reward from which on an answer is right.")
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} leaves nothing: give at least 1.")
+    if limit is not None:
+        dataset = islice(dataset, limit) if is_stream(dataset) else Subset(dataset, range(min(limit, len(dataset))))
     model.eval()
     judge = Judge(model.backbone, processor, REWARDS, max_new_tokens=max_new_tokens, batch_size=batch_size)
     collator = _KeepingCollator(AnswerCollator(processor, blind=True))
@@ -98,8 +101,6 @@ def blind_filter(
     with replaced(out) as temporary, open(temporary, "w", encoding="utf-8") as lines:
         for batch in loader:
             samples = batch["samples"]
-            if limit is not None:
-                samples = samples[: limit - summary.total]
             summary.total += len(samples)
             summary.skipped.update(reason.partition(": ")[2] for reason in batch["skipped"])
             rewards: list[float] = []
@@ -109,16 +110,12 @@ def blind_filter(
                 asked = batch["questions"][len(rewards) : len(rewards) + len(prompt.input_ids)]
                 rewards += judge(prompt, asked).tolist()
             for place, question, reward in zip(batch["places"], batch["questions"], rewards, strict=True):
-                if place >= len(samples):
-                    continue
                 if reward >= threshold:
                     summary.answered[question.problem_type] += 1
                 else:
                     summary.kept += 1
                     summary.kept_by_type[question.problem_type] += 1
                     lines.write(json.dumps(samples[place], ensure_ascii=False) + "\n")
-            if summary.total == limit:
-                break
     with replaced(summary_file) as temporary:
         temporary.write_text(json.dumps(vars(summary), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
