@@ -1,10 +1,11 @@
-"""What the README shows is what happens: its snippet prints what stands below it, and its links lead somewhere."""
+"""What the README shows is what happens: its snippet prints what stands below it; and the links of all pages lead somewhere."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from models import PROMPTS, prompt_inputs, stock_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -22,9 +23,31 @@ def test_the_snippet_prints_what_the_readme_says():
     assert snippet.strip() in quickstart
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+]
+
+
+def anchors(page):
+    """Those of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), (target, anchor)
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"} <= set(re.findall(r"\]\((\w+\.md)\)", index))
 
 
 def test_the_two_commands_set_everything_up():
