@@ -1,13 +1,11 @@
 """Two processes under `accelerate launch` train as one process that accumulates twice as long, and end together."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from small_training import Gradients, trainer
 
 SCRIPT = Path(__file__).with_name("small_training.py")
@@ -15,19 +13,9 @@ SCRIPT = Path(__file__).with_name("small_training.py")
 SAMPLES, BROKEN = 7, [5]
 
 
-def launch(folder, *arguments, timeout=240):
-    # --multi_gpu is accelerate's word for several processes on one machine; use_cpu among the arguments makes them gloo's.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", str(SCRIPT), "--out", str(folder), *map(str, arguments)]
-    source = str(Path(__file__).resolve().parents[1] / "src")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, str(SCRIPT.parent)]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-
-
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path):
-    done = launch(tmp_path, "--samples", SAMPLES, "--broken", *BROKEN)
+    done = launch(SCRIPT, "--out", tmp_path, "--samples", SAMPLES, "--broken", *BROKEN)
     assert done.returncode == 0, done.stderr[-3000:]
     two = torch.load(tmp_path / "result.pt", weights_only=False)
 
@@ -64,7 +52,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
 @pytest.mark.slow
 def test_a_failing_process_ends_the_other(tmp_path):
     start = time.monotonic()
-    done = launch(tmp_path, "--failing-process", 1, timeout=180)
+    done = launch(SCRIPT, "--out", tmp_path, "--failing-process", 1, timeout=180)
     assert done.returncode != 0
     assert "this process fails" in done.stderr
     assert not (tmp_path / "result.pt").exists()

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
 from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.asking import load_processor
 from cacovid_hf.cli import main
-from cacovid_hf.tiny import clips
+from cacovid_hf.tiny import clips, model_path
 from cacovid_hf.tiny.accuracy import answer_accuracy
 from cacovid_hf.training.command import (
     load_samples,
@@ -26,6 +29,7 @@ from cacovid_hf.training.command import (
     run_training,
     training_arguments,
 )
+from cacovid_hf.training.data import AnswerCollator
 from cacovid_hf.training.display import TrainingDisplay, concerns, sparkline
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "configs"
@@ -238,6 +242,22 @@ def test_sources_of_samples(tmp_path):
     assert next(iter(stream))["solution"] == clips()[0].questions[0].answer
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_videos_is_a_source(tmp_path, streaming):
+    """As `datasets` describes it: the videos, and a line about each in metadata.jsonl."""
+    pytest.importorskip("datasets")
+    names = [clip.path.name for clip in clips()[:2]]
+    for clip, name in zip(clips(), names, strict=False):
+        (tmp_path / name).write_bytes(clip.path.read_bytes())
+    rows = [{"file_name": name, "problem": "What?", "solution": "red"} for name in names]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = {"path": "videofolder", "data_dir": str(tmp_path), "streaming": streaming}
+    samples = list(load_samples(source, {}, "x"))
+    batch = AnswerCollator(load_processor(model_path()))(samples)
+    assert batch["places"] == [0, 1]
+    assert batch["inputs"][0]["pixel_values_videos"].shape[:2] == (2, 8)
+
+
 judged = []
 
 
@@ -270,6 +290,103 @@ def test_train_from_the_command_line(tmp_path, capsys):
         main(["train", str(file)])
     assert ended.value.code == 2
     assert "has checkpoints of an earlier run" in capsys.readouterr().err
+
+
+def test_training_from_a_stream(tmp_path, capsys):
+    """Two passes with a video that is not there; resumed in the second one, bit for bit."""
+    pytest.importorskip("datasets")
+    file = write(
+        tmp_path,
+        data={
+            "train": {"path": "json", "data_files": str(tmp_path / "samples.jsonl"), "streaming": True},
+            "eval": None,
+        },
+        training={"per_device_train_batch_size": 5, "learning_rate": 1e-3, "save_steps": 6},
+    )
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text(samples.read_text().replace("clip1.mp4", "missing.mp4", 1))
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file)])
+    assert not ended.value.code, capsys.readouterr().err
+    run = tmp_path / "run"
+    weights, log = (run / "model.safetensors").read_bytes(), state_of(run / "checkpoint-8")["log_history"]
+    assert log[-1]["skipped_samples"] == 2
+    shutil.rmtree(run / "checkpoint-8")  # a pass is four steps: the next one is in the middle of the second
+    (run / "model.safetensors").unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file), "--resume"])
+    assert not ended.value.code
+    assert (run / "model.safetensors").read_bytes() == weights
+    assert state_of(run / "checkpoint-8")["log_history"][-1]["reward"] == log[-1]["reward"]
+
+
+def state_of(checkpoint):
+    return json.loads((checkpoint / "trainer_state.json").read_text())
+
+
+STREAM = {"function": "test_training_command:stream"}
+BAD_STREAMS = [
+    ({"max_steps": -1}, {}, "training.max_steps=-1 with a stream as data.train, whose end nobody knows"),
+    ({}, {"root": "/nowhere"}, "Of the first 3 videos none exists"),
+    ({}, {"train": {**STREAM, "length": 0}}, "data.train has no samples"),
+]
+
+
+class stream(torch.utils.data.IterableDataset):
+    def __init__(self, length=3):
+        self.length = length
+
+    def __iter__(self):
+        return iter([{"problem": "What?", "solution": "red", "path": clips()[0].path.name}] * self.length)
+
+
+@pytest.mark.parametrize(("training", "data", "message"), BAD_STREAMS, ids=[message for *_, message in BAD_STREAMS])
+def test_streams_that_are_refused(tmp_path, training, data, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        make_trainer(read_config(write(tmp_path, training=training, data={"train": STREAM, **data})))
+
+
+interrupted_by = []
+
+
+def interrupts(completions, solutions):
+    """A reward; Ctrl-C in the call whose number is in the list."""
+    interrupted_by[0] -= 1
+    if interrupted_by[0] == 0:
+        os.kill(os.getpid(), signal.SIGINT)
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(("call", "checkpoint"), [(1, None), (5, 4)])
+def test_stopped_by_the_user(tmp_path, call, checkpoint, capsys, caplog):
+    import test_training_command  # whose functions the training imports
+
+    file = write(
+        tmp_path,
+        data={"eval": None},
+        training={"reward_functions": {"free-form": "test_training_command:interrupts"}, "save_steps": 4},
+    )
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text(samples.read_text().replace("multiple choice", "free-form"))
+    test_training_command.interrupted_by[:] = [call]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file)])
+    assert ended.value.code == 130
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cacovid: ")]
+    if checkpoint is None:
+        assert "stopped before the first checkpoint" in line
+        assert line.endswith(f"cacovid train {file}")
+    else:
+        assert f"the last checkpoint is {tmp_path / 'run' / f'checkpoint-{checkpoint}'};" in line
+        assert line.endswith(f"cacovid train {file} --resume")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file), "--resume"])
+    assert not ended.value.code
+    output = capsys.readouterr()
+    assert "The policy of step 8 is in" in output.out
+    assert ("step 2 of 8" in output.err) == (checkpoint is None)
+    notice = f"{tmp_path / 'run'} has no complete checkpoint to resume from: training begins at its first step."
+    assert (notice in caplog.text) == (checkpoint is None)
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 Nothing heavy is imported before a command runs, so that `cacovid --help` answers at once.
 """
 
+import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # The class of all wrong uses of the command line, for which typer has no public name.
 UsageError: Any = typer.BadParameter.__base__
 DEMO_RATIOS = (1.0, 0.25)
+# Seconds in which all processes of a launch fail if one fails by what is the same for all.
+_TOGETHER = 5.0
 
 app = typer.Typer(
     add_completion=False,
@@ -267,12 +271,18 @@ def train(
 ) -> None:
     """Train a policy by what the frozen model answers from subsets of the video tokens.
 
-    For several GPUs: `accelerate launch -m cacovid_hf train CONFIG.yaml`.
+    For several GPUs: `accelerate launch -m cacovid_hf train CONFIG.yaml`. Ctrl-C leaves the last checkpoint, to `--resume` from.
     """
     with _progress("Starting torch and transformers"):
         from .training.command import run_training
     with _quiet_libraries(bars=False, warnings=True):
-        if told := run_training(config, resume):
+        try:
+            told = run_training(config, resume)
+        except KeyboardInterrupt as stopped:
+            if str(stopped) and _process() == 0:
+                typer.echo(f"cacovid: {stopped}", err=True)
+            raise
+        if told:
             typer.echo(told)
 
 
@@ -382,7 +392,16 @@ def _write_map(path: Path, question: str, answer: "Answer") -> None:
     save_map(path, answer.video.frames, answer.selection, seconds=answer.video.timestamps, caption=caption)
 
 
+def _process() -> int:
+    """Which process this is of those that `accelerate launch` started on this machine; 0 is the one that speaks for all."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def _fail(message: str) -> int:
+    if _process() > 0:
+        # What fails in every process is told once: the launcher ends this one when the first has failed.
+        time.sleep(_TOGETHER)
+        message = f"process {os.environ.get('RANK', _process())}: {message}"
     typer.echo(f"cacovid: error: {' '.join(message.split())}", err=True)
     return 2
 
@@ -395,7 +414,7 @@ def _duration(seconds: float) -> str:
 def _progress(description: str) -> Iterator[None]:
     """Say on stderr what takes time; nothing where that is no terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or _process() > 0:
         yield
         return
     with console.status(f"{description} ..."):

@@ -9,13 +9,17 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig, ProcessorMixin, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging
 
 from .. import tiny
 from ..asking import load_config, load_model, load_processor
@@ -30,6 +34,8 @@ from .display import TrainingDisplay
 from .filter import blind_filter
 from .resuming import last_complete_checkpoint
 from .trainer import ContributionTrainer
+
+logger = logging.get_logger(__name__)
 
 PRESETS = {"published": PUBLISHED, "ours": OURS}
 # Of a policy that is trained on, its own shape is kept; these say how it selects.
@@ -161,6 +167,11 @@ def make_trainer(config: TrainingConfig) -> ContributionTrainer:
     eval_dataset = (
         None if config.data.eval is None else load_samples(config.data.eval, config.data.columns, "data.eval")
     )
+    if is_stream(train_dataset) and args.max_steps <= 0:
+        raise ValueError(
+            f"training.max_steps={args.max_steps} with a stream as data.train, whose end nobody knows: give the number of steps, "
+            f"{args.num_iterations} (num_iterations) for each batch of samples."
+        )
     check_videos(train_dataset, config.data.root)
     set_seed(args.seed)
     model, processor = _load(config, args)
@@ -188,7 +199,8 @@ def run_training(file: str | os.PathLike, resume: bool = False) -> str | None:
 
     Args:
         file: the config.
-        resume: go on from the last complete checkpoint in `output_dir`, from the beginning if there is none yet.
+        resume: go on from the last complete checkpoint in `output_dir`; from the beginning, with a warning, if there is none yet, so that a run
+            that may be ended at any time can be started by one command.
 
     Returns:
         One line for the user: where the policy is; None in all processes but the first.
@@ -196,30 +208,50 @@ def run_training(file: str | os.PathLike, resume: bool = False) -> str | None:
     Raises:
         OSError: files that are missing.
         ValueError: see `read_config`, `make_trainer` and `ContributionTrainer.train`; or, without `resume`, a folder that has checkpoints.
+        KeyboardInterrupt: stopped by the user; it says how to go on.
     """
     config = read_config(file)
     folder = str(training_arguments(config).output_dir)
-    found = last_complete_checkpoint(folder)
+    # The first process's answer: the others may be on machines without its folder, or look when it has written one.
+    (found,) = broadcast_object_list([last_complete_checkpoint(folder)])
     if found is not None and not resume:
         raise ValueError(
             f"{folder} has checkpoints of an earlier run ({found}): resume it (--resume), or choose another output_dir."
         )
-    trainer = make_trainer(config)
-    if trainer.is_world_process_zero():
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with replaced(Path(folder, "training.yaml")) as temporary:
-            temporary.write_text(Path(file).read_text(encoding="utf-8"), encoding="utf-8")
     try:
-        trainer.train(resume_from_checkpoint=found)
-    finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, TrainingDisplay):
-                callback.stop()
-    trainer.save_model(folder)
+        trainer = make_trainer(config)
+        if trainer.is_world_process_zero():
+            if resume and found is None:
+                logger.warning(
+                    f"{folder} has no complete checkpoint to resume from: training begins at its first step."
+                )
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with replaced(Path(folder, "training.yaml")) as temporary:
+                temporary.write_text(Path(file).read_text(encoding="utf-8"), encoding="utf-8")
+        try:
+            trainer.train(resume_from_checkpoint=found)
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, TrainingDisplay):
+                    callback.stop()
+        trainer.save_model(folder)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(file, folder)) from None
+    PartialState().destroy_process_group()
     if not trainer.is_world_process_zero():
         return None
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     return f"The policy of step {trainer.state.best_global_step if best else trainer.state.global_step} is in {folder}"
+
+
+def _how_to_go_on(file: str | os.PathLike, folder: str) -> str:
+    """One line for whoever stopped a training."""
+    command = f"cacovid train {file}"
+    if PartialState().num_processes > 1:
+        command = f"accelerate launch ... -m cacovid_hf train {file}"
+    if (found := last_complete_checkpoint(folder)) is None:
+        return f"stopped before the first checkpoint (training.save_steps), nothing is kept; to begin anew: {command}"
+    return f"stopped; the last checkpoint is {found}; to go on from it: {command} --resume"
 
 
 def run_blind_filter(
@@ -288,6 +320,9 @@ def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
             f'{name} is a dataset, which needs the training extra: pip install "cacovid-hf[train]".'
         ) from None
     dataset = datasets.load_dataset(arguments.pop("path"), **{"split": "train", **arguments})
+    for column, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Video):  # frames are sampled here
+            dataset = dataset.cast_column(column, datasets.Video(decode=False))
     return dataset.rename_columns(dict(columns)) if columns else dataset
 
 
@@ -299,12 +334,17 @@ def check_videos(dataset: Any, root: str | os.PathLike, num_samples: int = 16) -
         ValueError: there are no samples.
     """
     if is_stream(dataset):
-        return
-    if len(dataset) == 0:
+        beginning = iter(dataset)
+        if beginning is dataset:
+            return  # what is read from it is gone
+        samples = list(islice(beginning, num_samples))
+    else:
+        samples = [dataset[index] for index in range(min(num_samples, len(dataset)))]
+    if not samples:
         raise ValueError("data.train has no samples: check its file, split or function.")
     paths = []
-    for index in range(min(num_samples, len(dataset))):
-        path = video_of(dataset[index])
+    for sample in samples:
+        path = video_of(sample)
         if not isinstance(path, str) or "://" in path or Path(root, path).is_file():
             return
         paths.append(Path(root, path))
