@@ -97,7 +97,7 @@ def shares(by_method: dict[str, dict[str, np.ndarray]]) -> list[str]:
             f"{100 * by_method[method][r].mean() / full[r].mean():.1f} % at {100 * float(r):g} %"
             for r in sorted(full, key=float, reverse=True)
         )
-        for method in (OURS, "light", "published", "published, our selection")
+        for method in (OURS, "light", "taught first", "imitation", "published", "published, our selection")
         if method in by_method
     ]
 
@@ -125,7 +125,7 @@ def ablations(cells: dict[str, dict[str, Any]]) -> tuple[list[str], dict[str, li
         spread = np.mean([logged(run, "score_spread") for run in runs])
         settings = runs[0]["changed_settings"]
         rollouts = settings.get("num_token_rollouts", 12) + settings.get("num_frame_rollouts", 0)
-        rollouts = 0 if "teacher" in settings else rollouts
+        rollouts = 0 if "teacher" in settings and "teacher_steps" not in settings else rollouts
         lines.append(f"| {name} | {len(runs)} | {_both(tenth)} | {_both(fiftieth)} | {spread:.2f} | {rollouts} |")
     return lines, curves
 
@@ -145,6 +145,7 @@ def plots(by_method: dict[str, dict[str, np.ndarray]], cells: dict[str, dict[str
     named = {
         "ours": ("C3", "o-"),
         "light": ("C1", "s-"),
+        "taught first": ("C5", "p-"),
         "published": ("C0", "^-"),
         "divprune": ("C2", "v--"),
         "uniform": ("0.5", "x--"),
@@ -177,7 +178,9 @@ def plots(by_method: dict[str, dict[str, np.ndarray]], cells: dict[str, dict[str
     pyplot.close(figure)
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
-    for folder, color in (("ours", "C3"), ("light", "C1"), ("published", "C0")):
+    for folder, color in zip(
+        ("ours", "light", "taught first", "imitation", "published"), ("C3", "C1", "C5", "C8", "C0"), strict=True
+    ):
         for name, cell in cells.items():
             if name.startswith(f"train/{folder}/"):
                 points = cell["curve"]
