@@ -4,25 +4,34 @@ import io
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
+import typer
 import yaml
+from accelerate.commands.launch import launch_command_parser
+from hub_server import LoopbackHub, use
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.asking import load_processor
-from cacovid_hf.cli import main
+from cacovid_hf.cli import app, main
+from cacovid_hf.policy_settings import PolicySettings
 from cacovid_hf.tiny import clips, model_path
 from cacovid_hf.tiny.accuracy import answer_accuracy
+from cacovid_hf.training.arguments import ContributionTrainingArguments
 from cacovid_hf.training.command import (
+    TrainingConfig,
     load_samples,
     make_trainer,
     read_config,
@@ -389,6 +398,24 @@ def test_stopped_by_the_user(tmp_path, call, checkpoint, capsys, caplog):
     assert (notice in caplog.text) == (checkpoint is None)
 
 
+def test_the_finished_policy_is_pushed_once(tmp_path, monkeypatch):
+    settings = {"push_to_hub": True, "hub_model_id": "owner/trained", "max_steps": 4}
+    file = write(tmp_path, training=settings, data={"eval": None})
+    with LoopbackHub().running() as hub:
+        use(hub, tmp_path / "cache", monkeypatch)
+        run_training(file)
+        repository = hub.repositories["owner/trained"]
+        files = repository.commits[repository.sha("main")]
+        pushed = CaCoVidForConditionalGeneration.from_pretrained("owner/trained")
+    assert [title for title in repository.titles.values() if "initial" not in title.lower()] == ["Model save"]
+    for name in ("README.md", "model.safetensors", "config.json", "training.yaml"):
+        assert files[name].data == (tmp_path / "run" / name).read_bytes()
+    card = files["README.md"].data.decode()
+    assert "generated_from_trainer" not in card  # Trainer would write one of its own
+    assert not any(name.startswith("checkpoint-") or name.endswith(".bin") for name in files)
+    assert pushed.config.policy_trained
+
+
 @pytest.mark.slow
 def test_killed_from_outside_and_resumed(tmp_path):
     folders = [tmp_path / "whole", tmp_path / "killed"]
@@ -492,3 +519,38 @@ def test_an_error_gives_the_terminal_back(tmp_path, monkeypatch):
 
 def no_numbers(completions, solutions):
     return [math.nan] * len(completions)
+
+
+GUIDE = (EXAMPLES.parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def test_commands_of_the_guide_are_understood():
+    """Parsed, not run; those in front of which `accelerate launch` stands too."""
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^(?:cacovid|accelerate) .*$", GUIDE, re.M)]
+    assert len(commands) >= 6
+    for words in commands:
+        if words[0] == "accelerate":
+            launch = launch_command_parser().parse_args(words[2:])
+            assert (words[1], launch.module, launch.training_script) == ("launch", True, "cacovid_hf")
+            assert launch.num_processes > 1
+            words = ["cacovid", *launch.training_script_args]
+        command = typer.main.get_command(app).commands[words[1]]
+        command.make_context(words[1], words[2:])
+
+
+def test_settings_of_the_guide_exist():
+    rows = dict(re.findall(r"^\| `(model|policy|data|training)` \| (.*) \|$", GUIDE, re.M))
+    sections, arguments = get_type_hints(TrainingConfig), get_type_hints(ContributionTrainingArguments)
+    known = {
+        "model": {*get_type_hints(sections["model"])},
+        "policy": {*get_type_hints(PolicySettings), "CaCoVidConfig"},
+        "data": {*get_type_hints(sections["data"])},
+        "training": {*arguments, "preset", "published", "ours", "ContributionTrainingArguments", "TrainingArguments"},
+    }
+    assert set(rows) == set(known)
+    for name, row in rows.items():
+        assert set(re.findall(r"`(\w+)`", row)) <= known[name]
+    for line in re.findall(r"```yaml\n(.*?)```", GUIDE, re.S)[0].splitlines():
+        assert isinstance(yaml.safe_load(line)["train"], (str, dict))
+    written = set(re.findall(r"`(\w+): [^`]+`", GUIDE))  # every `name: value` in the text
+    assert {"reward", "reward_functions"} <= written <= set(arguments)

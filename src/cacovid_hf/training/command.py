@@ -146,7 +146,8 @@ def training_arguments(config: TrainingConfig) -> ContributionTrainingArguments:
             settings[name] = value = "no"  # which is YAML's word for false
         # Those of transformers are not all checked there: a text such as "false" would count as true.
         check_type(value, hints[name], f"training.{name}")
-    defaults: dict[str, Any] = {"report_to": "none", "logging_steps": 10}
+    # A push is one commit of the finished policy, unless another strategy is asked for.
+    defaults: dict[str, Any] = {"report_to": "none", "logging_steps": 10, "hub_strategy": "end"}
     if config.data.eval is not None:
         defaults |= {"eval_strategy": settings.get("save_strategy", "steps")}
     try:

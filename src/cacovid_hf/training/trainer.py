@@ -288,6 +288,9 @@ class ContributionTrainer(Trainer):
         )
         self.processor.save_pretrained(folder)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: what is saved has its own card already, which a push is to leave as it is."""
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the policy, strictly: the stock way would find none of its names under their prefix, and go on without a word."""
         if self.is_fsdp_enabled:
