@@ -8,8 +8,8 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 
 
-def launch(*arguments, timeout=240):
-    """Run a script, or `-m` and a module, with its arguments in two processes."""
+def launch(*arguments, timeout=600):
+    """Run a script, or `-m` and a module, with its arguments in two processes; one that waits for the other would wait for half an hour."""
     # --multi_gpu is accelerate's word for several processes on one machine; use_cpu among the training's arguments makes them gloo's.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -100,7 +100,15 @@ BAD = [
     (dict(data={"train": {**TINY, "num_samples": 0}}), "data.train has no samples"),
     (dict(data={"train": {"function": TINY["function"]}}), "cannot be called like this .*num_samples"),
     (dict(data={"train": "cacovid_hf.tiny.dataset:_POLICY_STREAM"}), "cannot be called like this .*not callable"),
-    (dict(data={"root": "/nowhere"}), "Of the first 10 videos none exists, such as /nowhere/clip0.mp4: set data.root"),
+    (
+        dict(data={"root": "/nowhere"}),
+        "Of the first 10 videos of data.train none exists, such as /nowhere/clip0.mp4: set data.root",
+    ),
+    (
+        dict(data={"eval": {"function": "test_training_command:stream"}, "eval_root": "/nowhere"}),
+        "Of the first 3 videos of data.eval none exists, such as /nowhere/clip0.mp4: set data.eval_root",
+    ),
+    (dict(data={"eval": {**TINY, "num_samples": 0}}), "data.eval has no samples"),
 ]
 
 
@@ -336,7 +344,7 @@ def state_of(checkpoint):
 STREAM = {"function": "test_training_command:stream"}
 BAD_STREAMS = [
     ({"max_steps": -1}, {}, "training.max_steps=-1 with a stream as data.train, whose end nobody knows"),
-    ({}, {"root": "/nowhere"}, "Of the first 3 videos none exists"),
+    ({}, {"root": "/nowhere"}, "Of the first 3 videos of data.train none exists"),
     ({}, {"train": {**STREAM, "length": 0}}, "data.train has no samples"),
 ]
 

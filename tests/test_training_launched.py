@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 
 import pytest
 import torch
@@ -98,15 +97,13 @@ def nothing_readable(folder):
     ],
 )
 def test_what_fails_in_both_processes_is_told_once(make, message, tmp_path):
-    start = time.monotonic()
-    done = launch("-m", "cacovid_hf", "train", make(tmp_path / "run"), timeout=180)
+    done = launch("-m", "cacovid_hf", "train", make(tmp_path / "run"))
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("cacovid: error:")]
     assert len(errors) == 1, done.stderr
     assert message in errors[0]
     assert "process 1" not in errors[0]
     assert not (tmp_path / "run" / "run" / "model.safetensors").exists()
-    assert time.monotonic() - start < 150
 
 
 def test_a_process_that_fails_alone_says_which_it_is(tmp_path, monkeypatch, capsys):

@@ -173,12 +173,14 @@ def make_trainer(config: TrainingConfig) -> ContributionTrainer:
             f"training.max_steps={args.max_steps} with a stream as data.train, whose end nobody knows: give the number of steps, "
             f"{args.num_iterations} (num_iterations) for each batch of samples."
         )
-    check_videos(train_dataset, config.data.root)
+    eval_root = config.data.root if config.data.eval_root is None else config.data.eval_root
+    check_videos(train_dataset, config.data.root, "data.train")
+    if eval_dataset is not None:
+        check_videos(eval_dataset, eval_root, "data.eval")
     set_seed(args.seed)
     model, processor = _load(config, args)
     settings: dict[str, Any] = {"scored_types": args.prefilled_types, "num_frames": config.data.num_frames}
     collator = AnswerCollator(processor, root=config.data.root, **settings)
-    eval_root = config.data.root if config.data.eval_root is None else config.data.eval_root
     trainer = ContributionTrainer(
         model,
         args,
@@ -327,8 +329,8 @@ def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
     return dataset.rename_columns(dict(columns)) if columns else dataset
 
 
-def check_videos(dataset: Any, root: str | os.PathLike, num_samples: int = 16) -> None:
-    """Make sure that of the first samples at least one has its video, before a model of many gigabytes is loaded.
+def check_videos(dataset: Any, root: str | os.PathLike, name: str, num_samples: int = 16) -> None:
+    """Make sure that of the first samples of `name` at least one has its video, before a model of many gigabytes is loaded.
 
     Raises:
         FileNotFoundError: none has.
@@ -342,7 +344,7 @@ def check_videos(dataset: Any, root: str | os.PathLike, num_samples: int = 16) -
     else:
         samples = [dataset[index] for index in range(min(num_samples, len(dataset)))]
     if not samples:
-        raise ValueError("data.train has no samples: check its file, split or function.")
+        raise ValueError(f"{name} has no samples: check its file, split or function.")
     paths = []
     for sample in samples:
         path = video_of(sample)
@@ -350,7 +352,8 @@ def check_videos(dataset: Any, root: str | os.PathLike, num_samples: int = 16) -
             return
         paths.append(Path(root, path))
     raise FileNotFoundError(
-        f"Of the first {len(paths)} videos none exists, such as {paths[0]}: set data.root to the folder that the paths start from."
+        f"Of the first {len(paths)} videos of {name} none exists, such as {paths[0]}: set {'data.eval_root' if name == 'data.eval' else 'data.root'} to "
+        "the folder that the paths start from."
     )
 
 
