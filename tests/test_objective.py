@@ -387,3 +387,21 @@ def test_the_pull_to_the_coin_flip_does_not_fade():
         cpo_loss(output, output, *masks, kl_weight=1.0)[0].backward()
         pulls.append(logits.grad[0, 0, 1].item())
     assert pulls[1] >= pulls[0] > 0.4
+
+
+@pytest.mark.parametrize("rewards", [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+@pytest.mark.parametrize("now", [-100.0, 5.0, 100.0])
+def test_a_choice_with_an_enormous_ratio_leaves_gradients_finite(rewards, now):
+    """What the old policy thought impossible, chosen by none, some or all of the subsets, and better or worse than the others."""
+    logits = torch.tensor([[[0.0, now], [0.0, 0.0]]], requires_grad=True)
+    frames = torch.zeros(1, 2, requires_grad=True)
+    old = PolicyOutput(torch.tensor([[[0.0, 100.0], [0.0, 0.0]]]), torch.zeros(1, 2))
+    masks = torch.tensor([[[True, False]], [[True, True]], [[False, False]]])
+    none = torch.zeros(0, 1, dtype=torch.bool), torch.zeros(0)
+    for chosen in (masks, masks[:2].repeat(2, 1, 1)[:3]):
+        loss, statistics = cpo_loss(PolicyOutput(logits, frames), old, chosen, advantages(torch.tensor(rewards)), *none)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss.isfinite()
+        assert gradient.square().sum().isfinite()
+        assert statistics.ratio_mean.isfinite()
+        assert (gradient[0, 1] != 0).any() == (len(set(rewards)) > 1)

@@ -1,6 +1,7 @@
 """A run that is killed at any point and resumed with as many threads ends with the same weights, bit for bit."""
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -231,6 +232,32 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
     assert [entry["step"] for entry in tests] == [2, 4, 6, 8]
     assert all({"eval_accuracy_at_0.5", "eval_accuracy_at_0.25"} <= set(entry) for entry in tests)
     assert all("reward" not in entry for entry in tests)
+
+
+class Spoilt(TrainerCallback):
+    """A gradient that is NaN at one step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            next(weight for weight in model.parameters() if weight.grad is not None).grad.fill_(math.nan)
+
+
+@pytest.mark.parametrize(
+    ("step", "saved", "remedy"),
+    [(1, [], "there is no checkpoint yet"), (4, ["checkpoint-4"], "checkpoint-4, the last")],
+)
+def test_weights_that_are_not_finite_end_training_and_are_not_saved(step, saved, remedy, tmp_path):
+    _, _, engine = trainer(tmp_path, steps=8, save_strategy="steps", save_steps=2, callbacks=[Spoilt(step)])
+    with pytest.raises(ValueError, match=rf"weights that are NaN or infinite, and is not saved: .*{remedy}"):
+        engine.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*"))[-1:] == saved
+    assert all(is_complete(path) for path in tmp_path.glob("checkpoint-*"))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        engine.save_model(str(tmp_path / "end"))
+    assert not (tmp_path / "end" / "model.safetensors").exists()
 
 
 def test_a_half_written_state_is_no_checkpoint(tmp_path):

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from ..policy import PolicyOutput
 
+# Of a log-probability: beyond it a ratio has no gradient. The squares of gradients, which AdamW sums, stay finite.
+_LARGEST_CHANGE = 20.0
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -237,8 +240,9 @@ def _log_probs(logits: Tensor) -> Tensor:
 
 def _ratios(log_probs: Tensor, old_log_probs: Tensor, masks: Tensor) -> Tensor:
     """Log-probabilities `(n, 2)`, new and old, to the ratios `(R, n)` of the choices that the masks `(R, n)` made."""
-    change = (log_probs - old_log_probs).exp()  # (n, 2)
-    return torch.where(masks, change[:, 1], change[:, 0])
+    change = log_probs - old_log_probs  # (n, 2)
+    # Chosen before `exp`: an infinite ratio of the other choice would be NaN times zero in the backward pass.
+    return torch.where(masks, change[:, 1], change[:, 0]).clamp(-_LARGEST_CHANGE, _LARGEST_CHANGE).exp()
 
 
 def _clipped(ratios: Tensor, advantage: Tensor, low: float, high: float, dual: float | None) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -21,7 +23,8 @@ _OPTIMISATION = ("optimizer.pt", "scheduler.pt")
 
 
 class SampleBoundaries(TrainerCallback, ExportableState):
-    """Puts off saving, testing and stopping to the end of a sample's iterations, and writes the position into the trainer's state.
+    """Puts off saving, testing and stopping to the end of a sample's iterations, where the weights must be finite, and writes the position into
+    the trainer's state.
 
     Args:
         position: what must be the same when training goes on (see `check_position`).
@@ -40,8 +43,12 @@ class SampleBoundaries(TrainerCallback, ExportableState):
         """Forget what an earlier run put off."""
         self._postponed.clear()
 
-    def on_step_end(self, args, state, control, **kwargs):
-        """Put off within a sample, catch up at its end."""
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Put off within a sample, catch up at its end.
+
+        Raises:
+            ValueError: a weight is not finite there.
+        """
         for name in ("should_save", "should_evaluate", "should_training_stop"):
             if state.global_step % self.num_iterations:
                 if getattr(control, name):
@@ -51,6 +58,7 @@ class SampleBoundaries(TrainerCallback, ExportableState):
                 setattr(control, name, True)
         if state.global_step % self.num_iterations == 0:
             self._postponed.clear()
+            check_finite(model, args.output_dir)
         return control
 
 
@@ -71,6 +79,22 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
         if is_complete(folder):
             return str(folder)
     return None
+
+
+def check_finite(policy: nn.Module, output_dir: str | os.PathLike) -> None:
+    """Make sure that a policy is one before it is saved or trained on.
+
+    Raises:
+        ValueError: a weight is NaN or infinite; names the last complete checkpoint in the training's folder.
+    """
+    if all(bool(torch.isfinite(weight).all()) for weight in policy.parameters()):
+        return
+    last = last_complete_checkpoint(output_dir)
+    start = f"train on the policy of {last}, the last checkpoint" if last else "start anew, there is no checkpoint yet"
+    raise ValueError(
+        f"The policy has weights that are NaN or infinite, and is not saved: {start}, with a lower learning_rate, or dual_clip and kl_weight to "
+        "hold the scores."
+    )
 
 
 def check_position(checkpoint: str | os.PathLike, position: dict[str, Any]) -> None:

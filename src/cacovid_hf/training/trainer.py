@@ -32,7 +32,7 @@ from .data import AnswerCollator
 from .judging import Judge
 from .memory import Memory
 from .objective import advantages, cpo_loss, distillation_loss, next_ratio, priced
-from .resuming import SampleBoundaries, check_position, last_complete_checkpoint
+from .resuming import SampleBoundaries, check_finite, check_position, last_complete_checkpoint
 from .rollouts import cut
 from .sampling import SAMPLERS, sample_bernoulli, sample_frames
 
@@ -275,9 +275,10 @@ class ContributionTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """A checkpoint of the model's own kind: the policy under `policy.`, with its config and processor."""
+        """A checkpoint of the model's own kind: the policy under `policy.`, with its config and processor; none of weights that are not finite."""
         if not self.args.should_save:
             return
+        check_finite(self.full_model.policy, str(self.args.output_dir))
         folder = output_dir or self.args.output_dir or "."
         self.full_model.config.policy_trained = True
         self.full_model.save_pretrained(
