@@ -268,6 +268,80 @@ def test_several_sequences_go_on_each(first_turn):
     assert torch.equal(ours.sequences, stock.generate(**masked_inputs(stock, whole, kept), **STEP).sequences)
 
 
+# ------------------------------------------------------------------ loops of one's own
+
+
+def loop(model, outputs, steps, mask=None):
+    """Greedy tokens `(B, steps)` by `forward` alone, from what it returned for a prompt."""
+    tokens = []
+    for _ in range(steps):
+        cache, logits = (outputs.past_key_values, outputs.logits) if hasattr(outputs, "logits") else outputs[1::-1]
+        scores = logits[:, -1].clone()
+        scores[:, model.generation_config.suppress_tokens] = -torch.inf
+        tokens.append(scores.argmax(-1, keepdim=True))
+        given = {"return_dict": hasattr(outputs, "logits")}
+        if mask is not None:
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            given["attention_mask"] = mask
+        outputs = model(input_ids=tokens[-1], past_key_values=cache, use_cache=True, **given)
+    return torch.cat(tokens, dim=1)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("rows", ["one", "ragged"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loop_of_forward_makes_the_tokens_of_generate(family, rows, masked):
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, CONVERSATIONS["text turns" if rows == "one" else "a ragged batch"][0])
+    how = dict(retention_ratio=0.25)
+    expected = model.generate(**inputs, **how, do_sample=False, max_new_tokens=6)[:, -6:]
+    with torch.no_grad():
+        for return_dict in (True, False):
+            first = model(**inputs, **how, use_cache=True, return_dict=return_dict)
+            assert torch.equal(loop(model, first, 6, inputs["attention_mask"] if masked else None), expected)
+        # What generate left is gone on from in the same way, several tokens at once too.
+        turn = model.generate(**inputs, **how, **{**STEP, "max_new_tokens": 3})
+        step = model(input_ids=turn.sequences[:, -1:], past_key_values=turn.past_key_values)
+        assert torch.equal(loop(model, step, 3), expected[:, 3:])
+        first = model(**inputs, **how, use_cache=True)
+        step = model(input_ids=expected[:, :4], past_key_values=first.past_key_values)
+        assert torch.equal(loop(model, step, 2), expected[:, 4:])
+        width = inputs["input_ids"].shape[1]
+        assert step.kept_indices.tolist() == [list(range(width, width + 4))] * len(expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_goes_on_from_a_cache_of_forward(family):
+    """It knows what the cache holds, also where the cache is as long as the text before the video and the video itself."""
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, [[3, Video(), 12]])
+    how = dict(retention_ratio=0.8, compressor="uniform")
+    with torch.no_grad():
+        first = model(**inputs, **how, use_cache=True)
+    whole = more(inputs, inputs["input_ids"])
+    kept = torch.cat([first.kept_indices, torch.arange(3)[None] + inputs["input_ids"].shape[1]], dim=1)
+    ours = model.generate(**whole, **how, past_key_values=first.past_key_values, **STEP)
+    assert torch.equal(ours.sequences, stock.generate(**masked_inputs(stock, whole, kept), **STEP).sequences)
+
+
+def test_a_step_that_does_not_fit_the_cache(first_turn):
+    _, model, inputs, first = first_turn
+    cache, one = first.past_key_values, first.sequences[:, -1:]
+    wrong = {
+        "holds 1 sequences, input_ids 2": dict(input_ids=one.expand(2, -1)),
+        "attention_mask has 3 places": dict(input_ids=one, attention_mask=torch.ones(1, 3).long()),
+        "goes on with new text alone": dict(inputs, retention_ratio=0.25),
+        "input_ids are missing": {},
+    }
+    for message, given in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            model(**given, past_key_values=cache)
+    model(input_ids=one, past_key_values=cache)  # none of them did harm
+    beams = model.generate(**inputs, retention_ratio=0.25, **{**STEP, "num_beams": 2})
+    with pytest.raises(ValueError, match="not known to belong to a prompt"):
+        model(input_ids=one, past_key_values=beams.past_key_values)
+
+
 # ------------------------------------------------------------------ what is refused
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
 from . import checkpoint
@@ -33,6 +33,7 @@ from .light_policy import make_policy
 from .policy import Policy
 from .policy_settings import check_policy
 from .prompt import EncodedVideos
+from .turns import forget, is_recorded, note_down, record, text_step
 from .wrapping import base_model, check_policy_size, embedding_device, untrained_policy
 
 
@@ -413,6 +414,9 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         backbone, or its adapters, that is being tuned on compressed prompts. Batches may be padded on either side; the compressed
         prompt is padded on the left.
 
+        The cache of a compressed prompt remembers the uncompressed one: given back as `past_key_values` with the next tokens as `input_ids`
+        (and an `attention_mask` of everything so far, or none), a loop of one's own makes the tokens that `generate` makes.
+
         Args:
             input_ids: `(B, L)`.
             attention_mask: `(B, L)`, 0 at padding; None: no padding.
@@ -426,6 +430,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
         """
         method = self.resolve_compressor(compressor)
+        if is_recorded(kwargs.get("past_key_values")):
+            return self._step(input_ids, attention_mask, labels, encoded_videos, kwargs)
         if encoded_videos is None and self._drops_nothing(retention_ratio, input_ids, kwargs):
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return self._output(outputs, self._all_places(input_ids))
@@ -454,7 +460,7 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             # Padding has no labels, and nothing before the first token predicts it.
             predicted = prompt.attention_mask.to(labels.device).cumsum(1) > 1
             labels = labels.gather(1, places).masked_fill(~predicted, -100)
-        with method.inside(self, prompt, retention_ratios(self._ratio(retention_ratio), len(prompt.videos))) as record:
+        with method.inside(self, prompt, retention_ratios(self._ratio(retention_ratio), len(prompt.videos))) as layers:
             outputs = self.backbone(
                 inputs_embeds=prompt.inputs_embeds,
                 attention_mask=prompt.attention_mask,
@@ -463,21 +469,50 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
                 **kwargs,
             )
         check.settle()
-        return self._output(outputs, prompt.kept_indices, record)
+        values = outputs if isinstance(outputs, tuple) else outputs.values()
+        for cache in (value for value in values if isinstance(value, Cache)):
+            record(cache, prompt, input_ids, input_ids.shape[1])
+        return self._output(outputs, prompt.kept_indices, layers)
+
+    def _step(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        encoded_videos: EncodedVideos | None,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """New text behind the cache of a compressed prompt, at the positions that follow the uncompressed one."""
+        config, cache = self.backbone.config, kwargs["past_key_values"]
+        if input_ids is None:
+            raise ValueError("input_ids are missing: give the tokens that follow what past_key_values holds.")
+        inputs = take_embedding_arguments(self.backbone, kwargs)
+        placeholders = torch.tensor([config.video_token_id, config.image_token_id], device=input_ids.device)
+        pixels = [name for name in ("pixel_values", *self.family.video_inputs) if inputs.get(name) is not None]
+        if encoded_videos is not None or pixels or bool(torch.isin(input_ids, placeholders).any()):
+            raise ValueError(
+                "past_key_values is of a compressed prompt, from which forward goes on with new text alone, and videos or images are given: give "
+                "as input_ids the tokens that follow, or the whole conversation to generate."
+            )
+        step, note = text_step(cache, input_ids, attention_mask, inputs.get("position_ids"))
+        forget(cache)
+        outputs = self.backbone(**step, labels=labels, **kwargs)
+        note_down(cache, note)
+        return self._output(outputs, note.places[:, -input_ids.shape[1] :])
 
     def _all_places(self, input_ids: Tensor | None) -> Tensor | None:
         if input_ids is None:
             return None
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
 
-    def _output(self, outputs: Any, places: Tensor | None, record: LayerRecord | None = None) -> Any:
+    def _output(self, outputs: Any, places: Tensor | None, layers: LayerRecord | None = None) -> Any:
         """The backbone's output with the kept places; a tuple (`return_dict=False`) gets them as its last element."""
-        if record is not None:
-            places = record.kept_indices
+        if layers is not None:
+            places = layers.kept_indices
         if isinstance(outputs, tuple):
             return (*outputs, places)
         fields = ("loss", "logits", "past_key_values", "hidden_states", "attentions")
-        layer_tokens = None if record is None else torch.tensor(record.layer_tokens)
+        layer_tokens = None if layers is None else torch.tensor(layers.layer_tokens)
         found = {name: outputs.get(name) for name in fields}
         return CaCoVidOutput(**found, kept_indices=places, layer_tokens=layer_tokens)
 

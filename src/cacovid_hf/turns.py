@@ -73,9 +73,14 @@ def record_of(cache: Any) -> CacheRecord | None:
     )
 
 
+def note_down(cache: Any, note: CacheRecord | None) -> None:
+    """Say of a cache what it holds; None: what is not known."""
+    setattr(cache, _ATTRIBUTE, note)
+
+
 def forget(cache: Any) -> None:
     """Mark a cache as holding what is not known."""
-    setattr(cache, _ATTRIBUTE, None)
+    note_down(cache, None)
 
 
 def record(cache: Any, prompt: CompressedPrompt, sequences: Tensor, length: int) -> None:
@@ -100,7 +105,52 @@ def record(cache: Any, prompt: CompressedPrompt, sequences: Tensor, length: int)
         places=torch.cat([places, (length + steps).expand(len(places), -1)], dim=1),
         positions=torch.cat([positions, positions[:, -1:] + 1 + steps], dim=1),
     )
-    setattr(cache, _ATTRIBUTE, note)
+    note_down(cache, note)
+
+
+def text_step(
+    cache: Any, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None
+) -> tuple[dict[str, Tensor], CacheRecord]:
+    """One step of a loop of the caller's own: new text behind the cache of a compressed prompt.
+
+    Args:
+        cache: a recorded one.
+        input_ids: `(B, n)`, the new tokens alone, as for a stock model.
+        attention_mask: `(B, L + n)`, of the caller's prompt, what followed it, and the new tokens; None: what is cached is as it was, the new
+            tokens are all tokens.
+        position_ids: of the new tokens; None: they go on from the uncompressed prompt.
+
+    Returns:
+        What the backbone takes beside the cache, and what the cache will hold.
+
+    Raises:
+        ValueError: the cache is not known, or of another batch or width.
+    """
+    note = _noted(cache)
+    if len(note.token_ids) != len(input_ids):
+        raise ValueError(f"past_key_values holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}.")
+    start, width = note.num_places, input_ids.shape[1]
+    if attention_mask is None:
+        mask, new_mask = note.places >= 0, torch.ones_like(input_ids, dtype=torch.bool)
+    elif attention_mask.shape[1] != start + width:
+        raise ValueError(
+            f"attention_mask has {attention_mask.shape[1]} places, past_key_values covers {start} of the uncompressed conversation and input_ids adds "
+            f"{width}: give the mask of all {start + width}, or none, and as input_ids the new tokens alone."
+        )
+    else:
+        mask, new_mask = note.mask(attention_mask), attention_mask[:, start:].bool()
+    if position_ids is None:
+        position_ids = note.next_positions(mask)[:, None] + new_mask.long().cumsum(1) - 1
+        position_ids = position_ids.masked_fill(~new_mask, 0)
+    positions = (position_ids if position_ids.ndim == 2 else position_ids[-1]).expand(input_ids.shape)
+    places = torch.arange(start, start + width, device=input_ids.device).expand(input_ids.shape)
+    following = CacheRecord(
+        token_ids=torch.cat([note.token_ids, input_ids], dim=1),
+        places=torch.cat([note.places, places.masked_fill(~new_mask, -1)], dim=1),
+        positions=torch.cat([note.positions, positions.to(note.positions)], dim=1),
+    )
+    attends = torch.cat([mask, new_mask], dim=1).long()
+    return {"input_ids": input_ids, "attention_mask": attends, "position_ids": position_ids}, following
 
 
 def compress_turn(
@@ -165,17 +215,7 @@ def _known(
     model: Any, cache: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
 ) -> tuple[int, CacheRecord]:
     """The first place that is not cached, and what is cached, checked against the conversation."""
-    length = cached_length(cache)
-    if is_recorded(cache):
-        note = getattr(cache, _ATTRIBUTE)
-        if note is None or length > note.token_ids.shape[1]:
-            raise ValueError(
-                f"past_key_values holds {length} positions that are not known to belong to a prompt (of a beam search, of a call that "
-                "failed, or written by other means): start without a cache."
-            )
-        note = note.cut(length)
-    else:
-        note = _stock_record(model, length, input_ids, attention_mask, inputs)
+    note = _noted(cache) if is_recorded(cache) else _stock_record(model, cache, input_ids, attention_mask, inputs)
     if len(note.token_ids) != len(input_ids):
         raise ValueError(
             f"past_key_values holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}: {_REMEDY}."
@@ -196,11 +236,22 @@ def _known(
     return start, note
 
 
+def _noted(cache: Any) -> CacheRecord:
+    """What a recorded cache holds, or an error that says that nobody knows."""
+    length, note = cached_length(cache), getattr(cache, _ATTRIBUTE)
+    if note is None or length > note.token_ids.shape[1]:
+        raise ValueError(
+            f"past_key_values holds {length} positions that are not known to belong to a prompt (of a beam search, of a call that "
+            "failed, or written by other means): start without a cache."
+        )
+    return note.cut(length)
+
+
 def _stock_record(
-    model: Any, length: int, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
+    model: Any, cache: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
 ) -> CacheRecord:
     """Of a cache that a stock turn left, whose positions are those of the conversation from its beginning."""
-    config = model.backbone.config
+    config, length = model.backbone.config, cached_length(cache)
     ids, mask = input_ids[:, :length], attention_mask[:, :length]
     if ids.shape[1] < length:
         raise ValueError(f"past_key_values holds {length} positions, input_ids {ids.shape[1]}: {_REMEDY}.")
