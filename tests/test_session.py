@@ -8,7 +8,7 @@ import torch
 from media import write_video
 from models import FAMILIES, Video, masked_inputs, prompt_inputs, stock_model
 from processors import tiny_processor
-from transformers import AutoProcessor, DynamicCache
+from transformers import AutoProcessor, DynamicCache, GenerationConfig
 
 from cacovid_hf import CaCoVidForConditionalGeneration, VideoSession, with_video_reader
 from cacovid_hf.asking import ask
@@ -167,6 +167,16 @@ REFUSED = {
     "static": (dict(cache_implementation="static"), "cache_implementation='static' does not go"),
     "beams": (dict(num_beams=2), "num_beams=2 does not go"),
     "sequences": (dict(num_return_sequences=2, do_sample=True), "num_return_sequences=2 does not go"),
+    "beams in a config": (
+        dict(generation_config=GenerationConfig(num_beams=2, max_new_tokens=3)),
+        "num_beams=2 does not go",
+    ),
+    "sequences in a config": (
+        dict(
+            do_sample=True, generation_config=GenerationConfig(do_sample=True, num_return_sequences=2, max_new_tokens=3)
+        ),
+        "num_return_sequences=2 does not go",
+    ),
 }
 
 
@@ -180,6 +190,59 @@ def test_what_a_kept_cache_cannot_do(case, refused):
     two = {name: torch.cat([value, value]) for name, value in inputs.items()}
     with pytest.raises(ValueError, match="holds the cache of one prompt, and 2 are given"):
         session.generate(**two, **STEP)
+
+
+@pytest.mark.parametrize("changed", [dict(retention_ratio=0.9), dict(compressor="uniform")], ids=str)
+def test_a_kept_choice_does_not_change_in_silence(case, changed):
+    _, model, inputs = case
+    session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
+    first = session.generate(**inputs, **STEP)
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"{name}=.* comes after the tokens were chosen"):
+        session.generate(**inputs, **STEP, **changed)
+    assert torch.equal(session.generate(**inputs, **STEP, retention_ratio=0.25), first)
+    session.reset()
+    session.generate(**inputs, **STEP, **changed)
+
+
+def test_one_ratio_a_video_for_every_question(case):
+    _, model, inputs = case
+    videos = len(model.session(**inputs).encoded)
+    ratios = [0.25, 0.5][:videos]
+    session = model.session(**inputs, retention_ratio=ratios)
+    two = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    assert torch.equal(session.generate(**two, **STEP)[1:], session.generate(**inputs, **STEP))
+
+
+BEFORE_VISION = {
+    "ratio": (dict(retention_ratio=25), "retention_ratio=25"),
+    "list": (dict(retention_ratio=[0.1] * 9), "retention_ratio has 9 values"),
+    "typo": (dict(compressor="unifrom"), "unifrom"),
+    "tower": (dict(compressor="visionzip"), "compressor 'visionzip' reads what the vision tower attends to"),
+    "unreachable": (dict(compressor="fastv", retention_ratio=0.01), "cannot be met"),
+    "auto": (dict(compressor="uniform", retention_ratio="auto"), "no scores to decide a budget by"),
+    "inside": (dict(compressor="fastv", retention_ratio=0.9, keep_selection=True), "drops tokens inside"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), BEFORE_VISION.values(), ids=BEFORE_VISION)
+def test_settings_are_refused_before_the_videos_are_encoded(case, settings, message):
+    _, model, inputs = case
+    ran = []
+    towers = [part for name, part in model.backbone.named_modules() if name.endswith(("vision_tower", "visual"))]
+    handles = [tower.register_forward_pre_hook(lambda *_: ran.append(1)) for tower in towers]
+    try:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            model.session(**inputs, **settings)
+        if message != "drops tokens inside" and "visionzip" not in message:
+            with pytest.raises(ValueError, match=re.escape(message)):
+                model.generate(**inputs, **STEP, **settings)
+        assert not ran
+        model.session(**inputs)
+        assert ran
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def test_arguments_are_checked(case):
@@ -282,6 +345,19 @@ def test_a_conversation_in_words(tiny, keep):
     session.reset()
     assert session.messages == []
     assert session.ask(clip.questions[0].text, max_new_tokens=8, do_sample=False) == first
+
+
+def test_several_answers_to_a_question(tiny):
+    model, processor = tiny
+    clip = clips()[0]
+    session = model.session(clip.path, processor, retention_ratio=0.25)
+    texts = [q.text for q in clip.questions[:2]]
+    settings = dict(max_new_tokens=8, num_beams=2, num_return_sequences=2, do_sample=False)
+    both = session.ask(texts, **settings)
+    assert [len(answers) for answers in both] == [2, 2]
+    assert both == [session.ask(text, **settings) for text in texts]
+    config = GenerationConfig(max_new_tokens=8, return_dict_in_generate=True, do_sample=False)
+    assert session.ask(texts[0], generation_config=config) == session.ask(texts[0], max_new_tokens=8, do_sample=False)
 
 
 def test_the_documented_code_runs(capsys):

@@ -93,7 +93,7 @@ class Compressing:
     ) -> tuple[CompressedPrompt, Check]:
         """As `compress`; what only a device knows to be wrong is left to the check, lest the host wait for it."""
         ratio = self._ratio(retention_ratio)
-        retention_ratios(ratio, len(self.family.grids(self.backbone.config, inputs)))  # before the heavy work
+        method.check(self, retention_ratios(ratio, len(self.family.grids(self.backbone.config, inputs))))
         prompt = self.embed(input_ids, attention_mask, with_tower_attention=method.reads_tower, **inputs)
         return self._cut(prompt, ratio, method)
 
@@ -255,7 +255,7 @@ class Compressing:
             keep_selection: choose the video tokens for the first question alone and reuse the language model's cache for the others, or
                 (False) choose anew for each question.
             conversation: whether later questions of `ask` see the earlier ones and their answers.
-            retention_ratio: as in `generate`, for every question that does not say otherwise.
+            retention_ratio: as in `generate`, for every question that does not say otherwise; of a list, one a video, for every question the same.
             compressor: as in `generate`, for every question that does not say otherwise.
             num_frames: at most so many frames of a file; None is the processor's setting.
             frames_per_chunk: see `encode_videos`; of a file, the next chunk is decoded while this one is encoded.
@@ -270,16 +270,26 @@ class Compressing:
             raise ValueError(
                 "Give the videos once: files or encoded videos as `video`, or what the processor returned for them."
             )
-        if video is None:
+        method = self.resolve_compressor(compressor)
+        if method.reads_tower or (keep_selection and method.inside_llm):
+            reason = (
+                "reads what the vision tower attends to, which encoded videos do not hold"
+                if method.reads_tower
+                else "drops tokens inside the language model, and no question can go on from such a cache (keep_selection=True)"
+            )
+            raise ValueError(f"compressor {method.name!r} {reason}: choose another for a session.")
+        files = [video] if isinstance(video, (str, os.PathLike)) else video
+        num_videos = len(self.family.video_grids(self.backbone.config, inputs) if files is None else files)
+        method.check(self, retention_ratios(self._ratio(retention_ratio), num_videos))
+        if files is None:
             encoded = self.encode_videos(frames_per_chunk=frames_per_chunk, device=device, **inputs)
-        elif isinstance(video, EncodedVideos):
-            encoded = video
+        elif isinstance(files, EncodedVideos):
+            encoded = files
         else:
             if processor is None:
                 raise ValueError(
                     "A video file needs a processor to be read: give processor=AutoProcessor.from_pretrained(...)."
                 )
-            files = [video] if isinstance(video, (str, os.PathLike)) else list(video)
             options: dict[str, Any] = dict(num_frames=num_frames, frames_per_chunk=frames_per_chunk, device=device)
             encoded = EncodedVideos.joined([encode_file(self, processor, file, **options) for file in files])
         return VideoSession(

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from .arguments import embedding_arguments
 from .compressors import Compressor, Scores
+from .generation import effective_settings
 from .prompt import EncodedVideos, Prompt, VideoSpan
 from .turns import record_of
 
@@ -84,6 +86,7 @@ class VideoSession:
         self.past_key_values: DynamicCache | None = None
         self._sequence: Tensor | None = None
         self._kept: KeptBefore | None = None
+        self._choice: dict[str, Any] = {}
 
     def reset(self) -> None:
         """Forget the questions, the choice of tokens and the cache; the videos stay encoded."""
@@ -100,7 +103,8 @@ class VideoSession:
             **kwargs: for `generate`, such as `max_new_tokens` or `retention_ratio`.
 
         Returns:
-            The answer, or a list of them.
+            The answer, or a list of them; with `num_return_sequences` over 1, a list in the place of each answer, the first of which a conversation
+            goes on from.
 
         Raises:
             ValueError: an empty question, no processor, or several questions where one prompt follows the other.
@@ -114,12 +118,14 @@ class VideoSession:
             )
         chats = [self._chat(words) for words in questions]
         prompt = self.prompt(chats)
-        kwargs.pop("return_dict_in_generate", None)
-        sequences = self.generate(**prompt, **kwargs)
+        outputs = self.generate(**prompt, **kwargs)
+        sequences = outputs if isinstance(outputs, Tensor) else outputs.sequences
         made = sequences[:, prompt["input_ids"].shape[1] :]
-        answers = [words.strip() for words in self.processor.batch_decode(made, skip_special_tokens=True)]
+        words = [text.strip() for text in self.processor.batch_decode(made, skip_special_tokens=True)]
+        each = len(words) // len(questions)
+        answers: list[Any] = [words[i : i + each] if each > 1 else words[i] for i in range(0, len(words), each)]
         if self.conversation:
-            answer = {"role": "assistant", "content": [{"type": "text", "text": answers[0]}]}
+            answer = {"role": "assistant", "content": [{"type": "text", "text": words[0]}]}
             self.messages = [*chats[0], answer]
         return answers[0] if isinstance(question, str) else answers
 
@@ -177,14 +183,18 @@ class VideoSession:
 
         Raises:
             ValueError: placeholders that are not those of the session's videos; with `keep_selection`, several prompts, beams or sequences,
-                or a cache of the caller's.
+                a cache of the caller's, or another ratio or method than the choice was made with.
         """
         family = self.model.family
         names = (*family.video_inputs, *family.video_settings)
         kwargs = {name: value for name, value in kwargs.items() if name not in names}
-        for name, value in self.settings.items():
-            if kwargs.get(name) is None:
-                kwargs[name] = value
+        asked = {name: kwargs.get(name) for name in self.settings}
+        kwargs |= {name: value if asked[name] is None else asked[name] for name, value in self.settings.items()}
+        ratio = kwargs["retention_ratio"]
+        if isinstance(ratio, (Tensor, np.ndarray)):
+            ratio = kwargs["retention_ratio"] = ratio.tolist()
+        if isinstance(ratio, (list, tuple)) and len(ratio) == len(self.encoded):
+            kwargs["retention_ratio"] = [*ratio] * len(input_ids)
         kwargs["encoded_videos"] = self.encoded.take(list(range(len(self.encoded))) * len(input_ids))
         if not self.keep_selection:
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -192,29 +202,37 @@ class VideoSession:
 
     def _generate_on(self, input_ids: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]) -> Any:
         """One prompt, with the choice of the first and the cache of the one before as far as they agree."""
-        for name, off in (
-            ("past_key_values", None),
-            ("cache_implementation", None),
-            ("num_beams", 1),
-            ("num_return_sequences", 1),
+        settings = effective_settings(self.model.backbone, kwargs.get("generation_config"), kwargs)
+        for name, value, off in (
+            ("past_key_values", kwargs.get("past_key_values"), None),
+            ("cache_implementation", settings.cache_implementation, None),
+            ("num_beams", settings.num_beams, 1),
+            ("num_return_sequences", settings.num_return_sequences, 1),
         ):
-            if kwargs.get(name) not in (None, off):
+            if value not in (None, off):
                 raise ValueError(
-                    f"{name}={kwargs[name]!r} does not go with keep_selection=True, which holds the cache of one sequence: leave it out, or make a session "
+                    f"{name}={value!r} does not go with keep_selection=True, which holds the cache of one sequence: leave it out, or make a session "
                     "without."
                 )
         if len(input_ids) != 1:
             raise ValueError(
                 f"keep_selection=True holds the cache of one prompt, and {len(input_ids)} are given: ask one by one, or make a session without."
             )
+        choice = {name: kwargs[name] for name in self.settings}
         if self._kept is not None:
+            for name, value in choice.items():
+                if value != self._choice[name]:
+                    raise ValueError(
+                        f"{name}={value!r} comes after the tokens were chosen with {name}={self._choice[name]!r}, and keep_selection=True keeps that choice: "
+                        "call reset() first, or make a session without."
+                    )
             kwargs["compressor"] = self._kept
         cache = self._usable_cache(input_ids)
         if cache is not None:
             kwargs["retention_ratio"] = None  # what is new has no video
         # A call that fails leaves a cache of unknown contents.
         self.past_key_values = self._sequence = None
-        wants_all = kwargs.pop("return_dict_in_generate", False)
+        kwargs.pop("return_dict_in_generate", None)
         outputs = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -225,9 +243,9 @@ class VideoSession:
         note = record_of(outputs.past_key_values)
         if note is not None:
             if self._kept is None:
-                self._kept = KeptBefore(self._keeps(input_ids, note.places[0]))
+                self._kept, self._choice = KeptBefore(self._keeps(input_ids, note.places[0])), choice
             self.past_key_values, self._sequence = outputs.past_key_values, outputs.sequences[0]
-        return outputs if wants_all else outputs.sequences
+        return outputs if settings.return_dict_in_generate else outputs.sequences
 
     def _usable_cache(self, input_ids: Tensor) -> DynamicCache | None:
         """The cache, cut back to what the prompt before has in common with this one; None if that does not hold the videos."""

@@ -20,6 +20,8 @@ from ..selection import token_budget
 if TYPE_CHECKING:
     from ..compressing import Compressing
 
+_NO_SCORES = "compressor {!r} has no scores to decide a budget by, so retention_ratio='auto' does not work with it: give a number."
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -98,6 +100,15 @@ class Compressor(ABC):
         """How many tokens of a video `select` must keep; None: as many as it does (a published rule that depends on the content)."""
         return token_budget(span.num_tokens, retention_ratio)
 
+    def check(self, model: "Compressing", retention_ratios: Sequence[float | AutoBudget]) -> None:
+        """Refuse ratios that the method cannot serve, before anything is computed.
+
+        Raises:
+            ValueError: scores are to decide a budget, and the method has none, or a reason of the method's own.
+        """
+        if type(self).score is Compressor.score and any(isinstance(ratio, AutoBudget) for ratio in retention_ratios):
+            raise ValueError(_NO_SCORES.format(self.name))
+
     @abstractmethod
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor | Merged:
         """Choose the tokens of one video.
@@ -144,10 +155,7 @@ class Compressor(ABC):
         for span, scores, ratio in zip(prompt.layout.videos, self.score(prompt, model), retention_ratios, strict=True):
             if isinstance(ratio, AutoBudget):
                 if scores is None:
-                    raise ValueError(
-                        f"compressor {self.name!r} has no scores to decide a budget by, so retention_ratio='auto' does not work with it: "
-                        "give a number."
-                    )
+                    raise ValueError(_NO_SCORES.format(self.name))
                 ratio = ratio.count(scores.token) / span.num_tokens
             budget = self.budget(span, ratio)
             chosen: Tensor | Merged

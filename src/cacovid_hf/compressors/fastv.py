@@ -71,6 +71,11 @@ class FastV(Compressor):
             )
         return min(kept, 1.0)
 
+    def check(self, model: "Compressing", retention_ratios: Sequence[float | AutoBudget]) -> None:
+        """Numbers that the layers behind the cut can make up for."""
+        for ratio in plain_ratios(self.name, retention_ratios):
+            self.kept_ratio(ratio, len(model.backbone.get_decoder().layers))
+
     def budget(self, span: VideoSpan, retention_ratio: float) -> int:
         """All: what enters the language model."""
         return span.num_tokens

@@ -69,6 +69,10 @@ class FrameFusion(Compressor):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1.0 <= value <= 1.0:
                 raise ValueError(f"{name}={value!r} is outside [-1, 1]: give a number such as the published default.")
 
+    def check(self, model: "Compressing", retention_ratios: Sequence[float | AutoBudget]) -> None:
+        """Numbers alone."""
+        plain_ratios(self.name, retention_ratios)
+
     def score(self, prompt: Prompt, model: "Compressing") -> list[Scores | None]:
         """How unlike each token is to the one at its place in the frame before: minus their cosine, in [-1, 1], and 2 in the first frame."""
         decoder: Any = model.backbone.get_decoder()
