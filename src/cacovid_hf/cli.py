@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # The class of all wrong uses of the command line, for which typer has no public name.
 UsageError: Any = typer.BadParameter.__base__
 DEMO_RATIOS = (1.0, 0.25)
-# Seconds in which all processes of a launch fail if one fails by what is the same for all.
-_TOGETHER = 5.0
+# Seconds in which the first process has failed, and the launcher has ended the others, if what fails is the same for all.
+_TOGETHER = 30.0
 
 app = typer.Typer(
     add_completion=False,
