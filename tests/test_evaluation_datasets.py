@@ -170,6 +170,52 @@ def test_extraction(response, letter):
     assert extract_choice(response, ["circle", "square", "ring", "cross"]) == letter
 
 
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("The answer is a red car.", "B"),
+        ("The correct option is a dog.", "C"),
+        ("Answer: a cat", "D"),
+        ("A red car", "B"),
+        ("a red car", "B"),
+        ("It's a red car", "B"),
+        ("The best answer is a dog (C)", "C"),
+        ("The answer is a dog. Option A is wrong.", "C"),
+        ("The answer is B. Option A is wrong.", "B"),
+        ("The answer is B, because option A is not shown", "B"),
+        ("Option A is wrong; option D is right", "D"),
+        ("Option D, because there is no a dog", "D"),
+        ("The correct answer is option B, not option C", "B"),
+        ('A "stop" sign is seen, so the answer is C.', "C"),
+        ('A "stop" sign', ""),
+        ('"B"', "B"),
+        ('"B" it is', "B"),
+        ("'B', I think", "B"),
+        ("I'm sure it is B", "B"),
+        ("E.g. C", "C"),
+        ("The choice is a matter of taste; B", "B"),
+        ("the answer is a", "A"),
+        ("the answer is a) a blue car", "A"),
+        ("the answer is b because it is", "B"),
+        ("The answer is A because it is", "A"),
+        ("A is right", "A"),
+        ("**Answer:** B", "B"),
+        ("Answer:\n\n(B)", "B"),
+        ("\\boxed{B}", "B"),
+        ("b - a red car", "B"),
+        ("**B. a red car**", "B"),
+        ("B\nIt is red.", "B"),
+        ("B, as A is blue", "B"),
+    ],
+)
+def test_extraction_does_not_take_articles_for_labels(response, letter):
+    assert extract_choice(response, ["a blue car", "a red car", "a dog", "a cat"]) == letter
+
+
+def test_extraction_of_abbreviations():
+    assert extract_choice("E.g. C", ["u", "v", "w", "x", "y"]) == "C"
+
+
 def test_extraction_prefers_the_longer_text():
     assert extract_choice("it is a red square", ["square", "red square"]) == "B"
 

@@ -11,14 +11,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..evaluation.answers import named_letter
+
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_OPTION_ALONE = re.compile(r"\W*([A-Za-z])\W*")
-_OPTION_FIRST = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])[).:])")
-# "the answer is A dog" names no option.
-_OPTION_NAMED = re.compile(r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+is)?\s*:?\s*\(?(?!A\s+[a-z])([A-Z])\b(?!')")
 
 
 def extract_answer(text: str) -> str:
@@ -29,13 +27,13 @@ def extract_answer(text: str) -> str:
 def multiple_choice_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
     """1 for the right option letter, else 0.
 
-    The letter may stand alone (`b`), begin the answer (`B. a dog`, `(B) a dog`) or be named in it (`the answer is B`). Where the
-    solution is no single letter, the two texts must be equal but for case.
+    The letter may stand alone (`b`), begin the answer (`B. a dog`, `(b) a dog`, `B - a dog`) or be named in it (`the answer is B`), as in
+    `evaluation.answers`. Where the solution names no letter, the two texts must be equal but for case.
     """
 
     def judge(answer: str, solution: str) -> float:
-        letter = _option(solution)
-        return float(answer.casefold() == solution.casefold() if letter is None else _option(answer) == letter)
+        letter = named_letter(solution)
+        return float(named_letter(answer) == letter if letter else answer.casefold() == solution.casefold())
 
     return _judge_each(judge, completions, solutions)
 
@@ -151,12 +149,6 @@ def _number(text: str) -> float | None:
         return None
     number = float(text)
     return number if math.isfinite(number) else None
-
-
-def _option(text: str) -> str | None:
-    """The option letter that `text` chooses, or None."""
-    match = _OPTION_ALONE.fullmatch(text) or _OPTION_FIRST.match(text) or _OPTION_NAMED.search(text)
-    return next(filter(None, match.groups())).upper() if match else None
 
 
 def _training_package(name: str) -> Any:
