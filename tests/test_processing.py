@@ -1,5 +1,6 @@
 """Video files through the stock processors, `apply_chat_template`, `AutoProcessor` and `pipeline`."""
 
+import base64
 import functools
 import http.server
 import threading
@@ -268,7 +269,9 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 def test_paths_and_addresses_give_the_same(processor, clip, served, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     expected = processor.apply_chat_template(ask(str(clip)), **CHAT, num_frames=4)
-    for key, address in (("path", str(clip)), ("url", clip.as_uri()), ("video", str(clip)), ("url", served)):
+    inside = "data:video/mp4;base64," + base64.b64encode(clip.read_bytes()).decode()
+    given = (("path", str(clip)), ("url", clip.as_uri()), ("video", str(clip)), ("url", served), ("url", inside))
+    for key, address in given:
         assert_same_inputs(processor.apply_chat_template(ask(address, key), **CHAT, num_frames=4), expected)
 
 
@@ -281,6 +284,9 @@ def test_bad_videos_get_one_clear_error(processor, served, tmp_path, monkeypatch
         ((tmp_path / "none.mp4").as_uri(), FileNotFoundError, "none.mp4 does not exist: check the path"),
         (str(text), ValueError, "text.mp4 is not a readable video"),
         (served.replace("clip", "lost"), ValueError, r"lost.mp4 cannot be fetched \(HTTP Error 404"),
+        ("data:video/mp4;base64,not base 64", ValueError, r"'data:video/mp4;base64,not base 64'\.\.\. cannot be read"),
+        ("data:video/mp4," + "x" * 10_000, ValueError, r"x{25}'\.\.\. cannot be read: it does not say ';base64,'"),
+        ("data:video/mp4;base64,bm8gdmlkZW8=", ValueError, "is not a readable video"),
         (served.replace("clip", "my clip"), ValueError, r"my clip.mp4 cannot be fetched \(URL can't contain control"),
     ]
     for address, kind, message in cases:

@@ -1,6 +1,8 @@
 """Video processors that read video files themselves: the stock ones with `cacovid_hf.video` in place of torchcodec."""
 
+import base64
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -80,7 +82,7 @@ class VideoFileMixin(BaseVideoProcessor):
     def fetch_videos(  # type: ignore[override]
         self, video_url_or_urls: str | list[str], sample_indices_fn: Callable[..., Any] | None = None
     ) -> tuple[np.ndarray, VideoMetadata] | tuple[list[np.ndarray], list[VideoMetadata]]:
-        """Read one video or a list of them: paths, `file://`, `http://` or `https://`.
+        """Read one video or a list of them: paths, `file://`, `http://`, `https://` or `data:...;base64,`.
 
         Args:
             video_url_or_urls: where each video lies.
@@ -146,7 +148,7 @@ class CaCoVidQwen2VLVideoProcessor(VideoFileMixin, Qwen2VLVideoProcessor):  # ty
 
 @contextlib.contextmanager
 def _local(address: str) -> Iterator[str | BinaryIO]:
-    """Give a path as it is, a `file://` address as a path, and a download as a temporary file."""
+    """Give a path as it is, a `file://` address as a path, a download as a temporary file, and what a `data:` address holds as a file."""
     url = urlparse(address)
     if url.scheme == "file":
         yield url2pathname(url.path)
@@ -154,6 +156,17 @@ def _local(address: str) -> Iterator[str | BinaryIO]:
         with tempfile.TemporaryFile() as file:
             _download(address, cast(BinaryIO, file))
             yield cast(BinaryIO, file)
+    elif url.scheme == "data":
+        header, _, payload = address.partition(",")
+        try:
+            if not header.endswith(";base64"):
+                raise ValueError("it does not say ';base64,'")
+            content = base64.b64decode(payload, validate=True)
+        except ValueError as error:
+            raise ValueError(
+                f"The video given as {address[:40]!r}... cannot be read: {error}. Write data:video/mp4;base64, and then the file in base64."
+            ) from None
+        yield io.BytesIO(content)
     else:
         yield address
 
