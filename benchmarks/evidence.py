@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,16 @@ class Laboratory:
         )
 
 
+def backbone_cell(seed: int, folder: Path) -> dict:
+    """Train a backbone from nothing into a folder, and return what it took."""
+    model, processor, record = pretrain(seed)
+    partial = folder.with_name(f".{folder.name}")
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    partial.rename(folder)
+    return asdict(record) | {"threads": torch.get_num_threads()}
+
+
 def train_cell(
     lab: Laboratory,
     folder: str,
@@ -455,11 +465,10 @@ def main() -> None:
     if options.from_nothing is not None:
         with FileLock(work / ".backbone.lock"):
             if not backbone_dir.is_dir():
-                model, processor, _ = pretrain(options.from_nothing)
-                partial = backbone_dir.with_name(f".{backbone_dir.name}")
-                model.save_pretrained(partial)
-                processor.save_pretrained(partial)
-                partial.rename(backbone_dir)
+                torch.set_num_threads(options.threads * options.jobs)  # nothing else can be done meanwhile
+                train = functools.partial(backbone_cell, options.from_nothing, backbone_dir)
+                run_cell("train/backbone", train, results / "train__backbone.json")
+                torch.set_num_threads(options.threads)
     others = [subprocess.Popen([sys.executable, *sys.argv, "--jobs", "1"]) for _ in range(options.jobs - 1)]
     run_cells(table, targets, work)
     if any(other.wait() for other in others):
