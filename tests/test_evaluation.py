@@ -307,7 +307,7 @@ def test_public_benchmarks(stock, tmp_path, family):
                 assert row["extracted"] == benchmark.extract(row["response"], benchmark[row["index"]])
                 assert row["correct"] == (row["extracted"] == row["answer"])
     text = markdown(run["cells"])
-    assert text.count("could not be read and count nowhere") == len(SETS)
+    assert text.count("could not be read or answered and count nowhere") == len(SETS)
     assert "cut.mp4 is not a readable video" in text
 
 
@@ -342,6 +342,79 @@ def test_a_method_that_refuses_a_backbone_stops_nobody(whole, tmp_path, monkeypa
     run = evaluate(BASE, tmp_path / "run.json")  # once it can, it does
     assert not run["refused"]
     assert answers(run, tmp_path / "run") == answers(whole[1], whole[0] / "run")
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_one_sample_that_fails_ends_neither_run_nor_cell(batch_size, tmp_path, monkeypatch):
+    """Three that cannot be read, prepared or answered: counted, and the same command asks them alone again."""
+    chosen = settings(methods=("uniform",), ratios=(0.25,), limit=12, batch_size=batch_size)
+    read, prepare, respond = sweep.read_clip, sweep.prepare, sweep.respond
+    asked = []
+
+    def read_clip(processor, video, num_frames):
+        place = len(asked)
+        asked.append(place)
+        if place == 1:
+            raise OSError("Stale file handle")
+        clip = read(processor, video, num_frames)
+        clip.metadata.place = place
+        return clip
+
+    def prepare_all(model, processor, conversations):
+        places = [c[0]["content"][0]["video"].metadata.place for c in conversations]
+        if 3 in places:
+            raise ValueError("absolute aspect ratio must be smaller than 200, got 210.0")
+        inputs = prepare(model, processor, conversations)
+        inputs.places = places
+        return inputs
+
+    def encode(model, inputs):
+        encoded, milliseconds = encoding(model, inputs)
+        return Encoded(encoded, places=inputs.places), milliseconds
+
+    class Encoded(dict):
+        def __init__(self, values, places):
+            super().__init__(values)
+            self.places = places
+
+    def respond_all(model, processor, inputs, *rest):
+        if 8 in inputs.places:
+            raise ValueError("The scores hold NaN")
+        return respond(model, processor, dict(inputs), *rest)
+
+    encoding = sweep.with_encoded_videos
+    with monkeypatch.context() as patch:
+        for name, function in (
+            ("read_clip", read_clip),
+            ("prepare", prepare_all),
+            ("respond", respond_all),
+            ("with_encoded_videos", encode),
+        ):
+            patch.setattr(sweep, name, function)
+        (cell,) = evaluate(chosen, tmp_path / "run.json")["cells"]
+    assert [place for place, outcome in enumerate(cell["outcomes"]) if outcome == "x"] == [1, 3, 8]
+    assert (cell["answered"], cell["broken"]["count"]) == (9, 3)
+    assert [text.split(": ")[1][:8] for text in cell["broken"]["first"]] == ["Stale fi", "absolute", "The scor"]
+    assert "3 of 12 samples could not be read or answered" in markdown([cell])
+
+    ran, worker_run = [], sweep._Worker.run
+    monkeypatch.setattr(
+        sweep._Worker, "run", lambda self, batch, cells: (ran.extend(batch), worker_run(self, batch, cells))
+    )
+    run = evaluate(chosen, tmp_path / "run.json")
+    assert ran == [1, 3, 8]
+    again = evaluate(chosen, tmp_path / "whole.json")
+    assert answers(run, tmp_path / "run") == answers(again, tmp_path / "whole")
+    ran.clear()
+    evaluate(chosen, tmp_path / "run.json")
+    assert ran == []
+
+
+def test_an_answer_counts_before_an_error(tmp_path):
+    log = CellLog(tmp_path, "cell")
+    log.append([{"index": 0, "error": "no"}, {"index": 1, "correct": True}], part=1)
+    log.append([{"index": 0, "correct": True}], part=0)
+    assert log.read() == {0: {"index": 0, "correct": True}, 1: {"index": 1, "correct": True}}
 
 
 # ---------------------------------------------------------------- what is committed

@@ -12,6 +12,11 @@ from typing import Any
 Row = dict[str, Any]
 
 
+def is_answered(row: Row) -> bool:
+    """Whether a row holds an answer, not why there is none."""
+    return "error" not in row and "refused" not in row
+
+
 class CellLog:
     """Rows of one cell by sample index.
 
@@ -33,11 +38,15 @@ class CellLog:
         return sorted(self.folder.glob(f"{self.name}.part*.jsonl"))
 
     def read(self) -> dict[int, Row]:
-        """All whole rows, by index; rows of the same index are equal but for their times, and the last one counts."""
+        """All whole rows, by index; those of one index that are answered are equal but for their times. The last one counts, an answer before an
+        error.
+        """
         rows: dict[int, Row] = {}
         for path in [self.path, *self.parts()]:
             if path.is_file():
-                rows |= {row["index"]: row for row in _whole_rows(path)}
+                for row in _whole_rows(path):
+                    if is_answered(row) or not is_answered(rows.get(row["index"], row)):
+                        rows[row["index"]] = row
         return rows
 
     def append(self, rows: Iterable[Row], part: int) -> None:

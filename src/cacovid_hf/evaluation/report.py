@@ -241,7 +241,7 @@ def _remarks(cells: Sequence[Cell]) -> list[str]:
     broken = max((cell["broken"] for cell in cells), key=lambda broken: broken["count"])
     if broken["count"]:
         remarks.append(
-            f"{broken['count']} of {cells[0]['dataset']['samples']} samples could not be read and count nowhere: {'; '.join(broken['first'])}"
+            f"{broken['count']} of {cells[0]['dataset']['samples']} samples could not be read or answered and count nowhere; the same command asks them again: {'; '.join(broken['first'])}"
         )
     if any(cell["model"]["policy_trained"] is False for cell in cells):
         remarks.append("The policy is untrained: expect of it what you would of a random subset.")

@@ -2,7 +2,8 @@
 
 Of each batch of samples the videos are decoded, prepared and put through the vision tower once (once more for the stock model and for methods that
 read the tower's attention), then every cell answers it, in an order that rotates from batch to batch: what slows the machine down slows all of them. What a batch holds is settled by the benchmark alone, never by the number of processes or by what was run
-before, so results are the same for any of them. Rows are logged batch by batch; a run that was stopped goes on behind the last one.
+before, so results are the same for any of them. Rows are logged batch by batch; a run that was stopped goes on behind the last one, and
+asks again what could not be read or answered.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from ..selection import check_retention_ratio
 from .answering import Response, clock, prepare, question, respond, with_encoded_videos
 from .clips import read_clip
 from .datasets import Benchmark, Sample, load_benchmark
-from .logs import CellLog, Row
+from .logs import CellLog, Row, is_answered
 from .memory import PeakMemory
 from .methods import ALL_TOKENS, describe, expand_methods, make_method, ratio_definition, uses_policy
 from .processes import Processes
@@ -232,18 +233,21 @@ def _measure(
     device: torch.device,
 ) -> None:
     """Run what is missing of the cells of one model and benchmark, and write it down."""
-    finished = {cell_key(entry) for entry in run["cells"]}
+    finished = {cell_key(entry) for entry in run["cells"] if not entry["broken"]["count"]}
     cells = [cell for cell in cells if cell.key not in finished]
     size = settings.batch_size
     batches = [range(start, min(start + size, len(benchmark))) for start in range(0, len(benchmark), size)]
-    logged = {cell.key: set(cell.log.read()) for cell in cells}
-    todo = [
-        (number, batch, missing)
-        for number, batch in enumerate(batches)
-        if (missing := [cell for cell in cells if not logged[cell.key].issuperset(batch)])
-    ]
+    logged = {cell.key: cell.log.read() for cell in cells}
+    todo: list[tuple[int, Sequence[int], list[Cell]]] = []
+    for number, batch in enumerate(batches):
+        missing: dict[Sequence[int], list[Cell]] = {}
+        for cell in cells:
+            if lacking := _lacking(logged[cell.key], batch):
+                missing.setdefault(lacking, []).append(cell)
+        todo += [(number, lacking, chosen) for lacking, chosen in missing.items()]
     processes.wait()  # nobody writes before all have read
-    worker = _Worker(benchmark, model, processor, settings, processes.rank)
+    answered = {key for key, rows in logged.items() if any(map(is_answered, rows.values()))}
+    worker = _Worker(benchmark, model, processor, settings, processes.rank, answered)
     described = environment(device)
     described["clock"] = "CPU time of the process" if clock(device) is time.process_time else "wall"
     for number, batch, missing in _progress(todo[processes.rank :: processes.world], benchmark, processes):
@@ -262,12 +266,21 @@ def _measure(
     processes.wait()
 
 
+def _lacking(rows: dict[int, Row], batch: range) -> Sequence[int]:
+    """What of a batch is to be asked: all of it if it was never asked whole, else what has no answer."""
+    if any(index not in rows for index in batch):
+        return batch
+    return tuple(index for index in batch if not is_answered(rows[index]))
+
+
 def _finish(run: dict[str, Any], cell: Cell, benchmark: Benchmark, described: dict[str, Any]) -> None:
-    """Put a complete cell into the run, in the place of one of other weights if there was one."""
+    """Put a complete cell into the run, in the place of one of other weights or with fewer answers if there was one."""
     rows = cell.log.read()
-    if refusal := next((row["refused"] for row in rows.values() if "refused" in row), None):
+    refusal = next((row["refused"] for row in rows.values() if "refused" in row), None)
+    if refusal is not None:
         run.setdefault("refused", {})["/".join(map(str, identity(cell.entry)))] = refusal
-        cell.log.remove()
+        if not any(map(is_answered, rows.values())):
+            cell.log.remove()
         return
     cell.log.merge()
     run.get("refused", {}).pop("/".join(map(str, identity(cell.entry))), None)
@@ -313,21 +326,25 @@ def summary(rows: list[Row], benchmark: Benchmark) -> dict[str, Any]:
 
 @dataclass
 class _Worker:
-    """Answers batches and logs them."""
+    """Answers batches and logs them.
+
+    Attributes:
+        answered: keys of the cells that have answered anything: a method that then fails does not refuse the backbone.
+    """
 
     benchmark: Benchmark
     model: CaCoVidForConditionalGeneration
     processor: ProcessorMixin
     settings: Settings
     rank: int
+    answered: set[str]
 
     def __post_init__(self):
         self.memory = PeakMemory(self.model.device)
         self.refused: set[str] = set()
 
-    def run(self, batch: range, cells: list[Cell]) -> None:
-        """Answer one batch for every cell; a video that cannot be read is logged as such."""
-        cells = [cell for cell in cells if cell.key not in self.refused]
+    def run(self, batch: Sequence[int], cells: list[Cell]) -> None:
+        """Answer one batch for every cell; what cannot be read or answered is logged as such."""
         samples = {index: self.benchmark[index] for index in batch}
         videos: dict[int, SampledVideo] = {}
         rows: dict[int, Row] = {}
@@ -335,44 +352,83 @@ class _Worker:
             try:
                 videos[index] = read_clip(self.processor, sample.video, self.settings.num_frames)
             except (ValueError, OSError) as error:
-                rows[index] = {**_about(index, sample), "error": " ".join(str(error).split())}
-        answered: dict[str, dict[int, Row]] = {cell.key: dict(rows) for cell in cells}
+                rows[index] = _failed(index, sample, error)
+        found: dict[str, dict[int, Row]] = {cell.key: {} for cell in cells}
         for indices in _of_one_shape(videos):
-            inputs = prepare(
-                self.model, self.processor, [question(videos[index], samples[index].prompt) for index in indices]
-            )
-            encoded, vision_ms = None, 0.0
+            readable, inputs = self._prepare(indices, samples, videos, rows)
+            if not readable:
+                continue
+            shared = _Shared(self.model, inputs)
             for cell in cells:
-                if cell.key in self.refused:
-                    continue
-                by_pixels = cell.retention_ratio == 1 or cell.method.reads_tower
-                if encoded is None and not by_pixels:
-                    encoded, vision_ms = with_encoded_videos(self.model, inputs)
-                self.memory.reset()
-                try:
-                    responses = respond(
-                        self.model,
-                        self.processor,
-                        inputs if by_pixels else encoded,
-                        cell.method,
-                        cell.retention_ratio,
-                        cell.entry["generation"]["max_new_tokens"],
-                    )
-                except ValueError as error:
-                    if cell.retention_ratio == 1:
-                        raise
-                    # A method that does not serve this backbone: the others go on.
-                    self.refused.add(cell.key)
-                    cell.log.append([{"index": indices[0], "refused": " ".join(str(error).split())}], self.rank)
-                    continue
-                peak = self.memory.read()
-                for index, response in zip(indices, responses, strict=True):
-                    times = {"decode": 1000 * videos[index].seconds, **response.times_ms}
-                    times["vision"] += 0.0 if by_pixels else vision_ms
-                    answered[cell.key][index] = self._row(index, samples[index], response, times, peak)
+                if cell.key not in self.refused:
+                    found[cell.key] |= self._answer(cell, readable, samples, videos, shared)
         for cell in cells:
             if cell.key not in self.refused:
-                cell.log.append([answered[cell.key][index] for index in batch], self.rank)
+                cell.log.append([(rows | found[cell.key])[index] for index in batch], self.rank)
+
+    def _prepare(
+        self, indices: list[int], samples: dict[int, Sample], videos: dict[int, SampledVideo], rows: dict[int, Row]
+    ) -> tuple[list[int], Any]:
+        """The samples that the processor takes, and their inputs; the others go to `rows`."""
+        try:
+            return indices, prepare(
+                self.model, self.processor, [question(videos[index], samples[index].prompt) for index in indices]
+            )
+        except (ValueError, OSError) as error:
+            if len(indices) == 1:
+                rows[indices[0]] = _failed(indices[0], samples[indices[0]], error)
+                return [], None
+            taken = [index for index in indices if self._prepare([index], samples, videos, rows)[0]]
+            if len(taken) == len(indices):
+                raise  # not one of them is at fault
+        return self._prepare(taken, samples, videos, rows) if taken else ([], None)
+
+    def _answer(
+        self,
+        cell: Cell,
+        indices: list[int],
+        samples: dict[int, Sample],
+        videos: dict[int, SampledVideo],
+        shared: "_Shared",
+    ) -> dict[int, Row]:
+        """A cell's rows of prepared samples, asked one by one if they cannot be asked together.
+
+        A method whose first sample fails does not serve this backbone: it is refused, and the others go on.
+        """
+        by_pixels = cell.retention_ratio == 1 or cell.method.reads_tower
+        rows: dict[int, Row] = {}
+        try:
+            inputs, vision_ms = (shared.inputs, 0.0) if by_pixels else shared.encoded()
+            self.memory.reset()
+            responses = respond(
+                self.model,
+                self.processor,
+                inputs,
+                cell.method,
+                cell.retention_ratio,
+                cell.entry["generation"]["max_new_tokens"],
+            )
+        except ValueError as error:
+            for index in indices if len(indices) > 1 else ():
+                one, inputs = self._prepare([index], samples, videos, rows)
+                if one and cell.key not in self.refused:
+                    rows |= self._answer(cell, one, samples, videos, _Shared(self.model, inputs))
+            if len(indices) > 1:
+                return rows
+            if cell.key in self.answered:
+                return {indices[0]: _failed(indices[0], samples[indices[0]], error)}
+            if cell.retention_ratio == 1:
+                raise
+            self.refused.add(cell.key)
+            cell.log.append([{"index": indices[0], "refused": " ".join(str(error).split())}], self.rank)
+            return {}
+        self.answered.add(cell.key)
+        peak = self.memory.read()
+        for index, response in zip(indices, responses, strict=True):
+            times = {"decode": 1000 * videos[index].seconds, **response.times_ms}
+            times["vision"] += vision_ms
+            rows[index] = self._row(index, samples[index], response, times, peak)
+        return rows
 
     def _row(self, index: int, sample: Sample, response: Response, times: dict[str, float], peak: int | None) -> Row:
         extracted = self.benchmark.extract(response.text, sample)
@@ -387,6 +443,25 @@ class _Worker:
             "times_ms": {stage: round(times[stage], 4) for stage in STAGES},
             "peak_memory_bytes": peak,
         }
+
+
+@dataclass
+class _Shared:
+    """Inputs of a batch, whose videos go through the vision tower once for all cells that can share that."""
+
+    model: CaCoVidForConditionalGeneration
+    inputs: Any
+    _encoded: tuple[dict[str, Any], float] | None = None
+
+    def encoded(self) -> tuple[dict[str, Any], float]:
+        """See `answering.with_encoded_videos`."""
+        if self._encoded is None:
+            self._encoded = with_encoded_videos(self.model, self.inputs)
+        return self._encoded
+
+
+def _failed(index: int, sample: Sample, error: Exception) -> Row:
+    return {**_about(index, sample), "error": " ".join(str(error).split())}
 
 
 def _about(index: int, sample: Sample) -> Row:
