@@ -524,6 +524,54 @@ def test_paired_difference():
     assert paired_difference("xx", "11") == (0.0, 0.0)
 
 
+def test_paired_difference_of_questions_on_one_video():
+    """Three questions a video that go together are one observation."""
+    a, b = "110101" * 20, "010110" * 20
+    difference, error = paired_difference(a, b)
+    videos = " ".join(str(i // 3) for i in range(360))
+    tripled = paired_difference("".join(x * 3 for x in a), "".join(x * 3 for x in b), videos)
+    assert tripled == (pytest.approx(difference), pytest.approx(error))
+
+
+def test_paired_difference_of_a_mean_over_parts():
+    a, b = "1" * 60 + "0" * 40 + "1" * 10, "1" * 61 + "0" * 39 + "0" * 10
+    parts = " ".join("0" * 100 + "1" * 10)
+    assert paired_difference(a, b)[0] == pytest.approx(9 / 110)
+    difference, error = paired_difference(a, b, None, parts)
+    assert difference == pytest.approx((-0.01 + 1.0) / 2)
+    assert error == pytest.approx((0.01 * 0.99 / 100) ** 0.5 / 2)
+    assert paired_difference(a + "1", b + "0", None, f"{parts} -") == (difference, error)
+
+
+def test_bold_is_of_the_metric_that_is_shown(whole):
+    """A mean over tasks, by videos; without them, as in runs of former versions, over samples."""
+
+    def cell(label, outcomes, value, **more):
+        entry = {**whole[1]["cells"][1], "method": {"label": label}, "outcomes": outcomes, **more}
+        return {**entry, "score": {**entry["score"], "value": value}}
+
+    def bold(**more):
+        cells = cell("a", "1" * 60 + "0" * 40 + "1" * 10, 0.8, **more), cell("b", "1" * 75 + "0" * 35, 0.375, **more)
+        return re.findall(r"\| (\w+) \| before the LLM \| \*\*", markdown(cells))
+
+    assert bold() == ["a", "b"]
+    assert bold(parts=" ".join("0" * 100 + "1" * 10)) == ["a"]
+
+
+def test_cells_tell_videos_and_parts():
+    class Macro(type(load_benchmark("tiny", 3))):
+        macro_group = "task"
+
+    rows = [
+        {"id": str(i), "video_id": f"v{i // 2}", "groups": {"task": task} if task else {}, "error": "no"}
+        for i, task in enumerate(["x", "y", None, "x"])
+    ]
+    found = sweep.summary(rows, Macro(3))
+    assert (found["videos"], found["parts"]) == ("0 0 1 1", "0 1 - 0")
+    alone = sweep.summary([{**row, "video_id": ""} for row in rows], load_benchmark("tiny", 3))
+    assert not {"videos", "parts"} & set(alone)
+
+
 def test_bold_is_the_best_and_what_does_not_differ_from_it(whole):
     def cell(label, outcomes):
         value = outcomes.count("1") / len(outcomes)

@@ -1,10 +1,10 @@
 """Tables of runs: accuracy by method and ratio, what each cell took, and published figures beside them."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .datasets.base import clustered_mean
 from .methods import ALL_TOKENS
 from .published import LAYER_AVERAGE, Table, check_comparable, published_tables, satisfies
 from .results import identity, read_run
@@ -113,16 +113,37 @@ def compares(cell: Cell) -> bool:
     return satisfies(cell["ratio_definition"], LAYER_AVERAGE)
 
 
-def paired_difference(a: str, b: str) -> tuple[float, float]:
+def paired_difference(a: str, b: str, videos: str | None = None, parts: str | None = None) -> tuple[float, float]:
     """Mean of `a - b` over the samples that both answered, and its standard error, from outcomes as `1`, `0` and anything else.
 
     The same questions were asked of both, so that the error is smaller than that of two independent accuracies.
+
+    Args:
+        a: outcomes by sample.
+        b: the other ones.
+        videos: numbers of the samples' videos, as in a cell, whose differences are summed before they are squared; None: each has its own.
+        parts: numbers of the parts that the metric is the mean over, `-` for none; None: it is the mean over samples.
     """
-    pairs = [int(x) - int(y) for x, y in zip(a, b, strict=True) if x in "01" and y in "01"]
-    if not pairs:
+    count = len(a)
+    columns = zip(a, b, _column(videos, count, ""), _column(parts, count, "-"), strict=True)
+    rows = [
+        {
+            "id": f"sample {i}",
+            "video_id": video,
+            "groups": {} if part == "-" else {"part": part},
+            "correct": int(x) - int(y),
+        }
+        for i, (x, y, video, part) in enumerate(columns)
+        if x in "01" and y in "01"
+    ]
+    if not rows:
         return 0.0, 0.0
-    mean = sum(pairs) / len(pairs)
-    return mean, math.sqrt(sum((pair - mean) ** 2 for pair in pairs)) / len(pairs)
+    estimate = clustered_mean(rows, None if parts is None else "part")
+    return estimate.value, estimate.standard_error
+
+
+def _column(numbers: str | None, count: int, default: str) -> list[str]:
+    return [default] * count if numbers is None else numbers.split()
 
 
 def beside_published(cells: Sequence[Cell], table: Table) -> str:
@@ -188,14 +209,16 @@ def _relative(cells: Sequence[Cell], table: Table, label: str, ratio: float) -> 
 
 
 def _leaders(cells: Sequence[Cell]) -> list[tuple[Any, ...]]:
-    """Places of the best cell and of those that are not worse by two paired standard errors."""
+    """Places of the best cell and of those that are not worse by two paired standard errors, both of the metric that is shown."""
     scored = [cell for cell in cells if cell["score"]["value"] is not None]
     if not scored:
         return []
     best = max(scored, key=lambda cell: cell["score"]["value"])
     leaders = []
     for cell in scored:
-        difference, error = paired_difference(best["outcomes"], cell["outcomes"])
+        difference, error = paired_difference(
+            best["outcomes"], cell["outcomes"], *(best.get(name, cell.get(name)) for name in ("videos", "parts"))
+        )
         if cell is best or difference <= 2 * error:
             leaders.append(identity(cell))
     return leaders

@@ -240,11 +240,11 @@ def _measure(
     logged = {cell.key: cell.log.read() for cell in cells}
     todo: list[tuple[int, Sequence[int], list[Cell]]] = []
     for number, batch in enumerate(batches):
-        missing: dict[Sequence[int], list[Cell]] = {}
+        cells_lacking: dict[Sequence[int], list[Cell]] = {}
         for cell in cells:
             if lacking := _lacking(logged[cell.key], batch):
-                missing.setdefault(lacking, []).append(cell)
-        todo += [(number, lacking, chosen) for lacking, chosen in missing.items()]
+                cells_lacking.setdefault(lacking, []).append(cell)
+        todo += [(number, lacking, chosen) for lacking, chosen in cells_lacking.items()]
     processes.wait()  # nobody writes before all have read
     answered = {key for key, rows in logged.items() if any(map(is_answered, rows.values()))}
     worker = _Worker(benchmark, model, processor, settings, processes.rank, answered)
@@ -304,6 +304,11 @@ def summary(rows: list[Row], benchmark: Benchmark) -> dict[str, Any]:
             "x" if "error" in row else {True: "1", False: "0", None: "?"}[row["correct"]] for row in rows
         ),
     }
+    videos = [row["video_id"] or row["id"] for row in rows]
+    if len(set(videos)) < len(videos):
+        result["videos"] = _numbered(videos)
+    if group := benchmark.macro_group:
+        result["parts"] = _numbered([row["groups"].get(group) for row in rows])
     if answered:
         times = {stage: statistics.median(row["times_ms"][stage] for row in answered) for stage in STAGES}
         times["compression_and_prefill"] = statistics.median(
@@ -322,6 +327,12 @@ def summary(rows: list[Row], benchmark: Benchmark) -> dict[str, Any]:
     if any(row["correct"] is None for row in answered):
         result["submission"] = benchmark.submission({row["id"]: row["extracted"] for row in answered})
     return result
+
+
+def _numbered(names: Sequence[str | None]) -> str:
+    """Numbers in place of names, in the order in which they come up; `-` for none."""
+    numbers: dict[str, str] = {}
+    return " ".join("-" if name is None else numbers.setdefault(name, str(len(numbers))) for name in names)
 
 
 @dataclass
