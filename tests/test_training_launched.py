@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from launching import launch
+from packaging.version import Version
 from safetensors.torch import load_file
 from test_training_command import write
 
@@ -58,6 +60,8 @@ def test_two_processes_train_as_one_that_accumulates(tmp_path):
             assert (name in theirs) == (name in ours)
             assert theirs.get(name, 0.0) == pytest.approx(ours.get(name, 0.0), rel=1e-3)
 
+    if Version(transformers.__version__) < Version("5.23"):
+        return  # 5.17 looks for the optimiser's state of several CPU processes on a device "cpu:0"
     file = configured(tmp_path / "resumed")
     shutil.copytree(tmp_path / "two" / "run" / "checkpoint-4", tmp_path / "resumed" / "run" / "checkpoint-4")
     done = launch("-m", "cacovid_hf", "train", file, "--resume")
