@@ -388,6 +388,18 @@ def test_a_stream_is_read_again_and_again():
         next(iter(SampleBatches(Stream(0), batch_size=1, shuffle_seed=0)))
 
 
+def test_passes_that_end_within_a_samples_iterations_are_refused(tmp_path):
+    settings = dict(steps=-1, samples=6, num_iterations=4)
+    with pytest.raises(
+        ValueError,
+        match=r"num_train_epochs=0\.5 is 6 steps, which ends within the 4 iterations on a sample \(num_iterations\): give a multiple, such as max_steps=8\.",
+    ):
+        trainer(tmp_path, num_train_epochs=0.5, **settings)
+    _, _, engine = trainer(tmp_path, num_train_epochs=2 / 3, **settings)
+    engine.train()
+    assert engine.state.global_step == 8
+
+
 def test_gradient_accumulation_trains(tmp_path):
     model, collator, engine = trainer(tmp_path, gradient_accumulation_steps=2, steps=4)
     before = model.policy.norm.weight.clone()

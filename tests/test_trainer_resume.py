@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from small_training import trainer
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from cacovid_hf.training.resuming import is_complete, last_complete_checkpoint
+from cacovid_hf.training.resuming import data_digest, is_complete, last_complete_checkpoint
 from cacovid_hf.training.trainer import ContributionTrainer
 
 SETTINGS = dict(steps=12, samples=7, save_strategy="steps", save_steps=3, gradient_accumulation_steps=2)
@@ -171,6 +172,10 @@ CHANGES = [
     (dict(seed=1), "seed=42, now it is 1"),
     (dict(samples=8), "dataset_size=7, now it is 8"),
     (dict(num_iterations=3), "num_iterations=2, now it is 3"),
+    (dict(samples=list(range(100, 107))), r"data_digest=\w+, now it is \w+, so that its place in the data is lost"),
+    (dict(num_token_rollouts=4), "num_token_rollouts=6, now it is 4"),
+    (dict(sampler="random"), "sampler=ocss, now it is random"),
+    (dict(target_ratios=[0.2, 0.1]), r"target_ratios=None, now it is \[0.2, 0.1\]"),
 ]
 
 
@@ -179,6 +184,40 @@ def test_another_run_is_not_resumed(change, message, uninterrupted, tmp_path):
     checkpoint = f"{uninterrupted[0].args.output_dir}/checkpoint-6"
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, **{**SETTINGS, **change})[2].train(resume_from_checkpoint=checkpoint)
+
+
+def test_checkpoints_of_former_versions_are_resumed(uninterrupted, tmp_path):
+    """Their position says less."""
+    shutil.copytree(uninterrupted[0].args.output_dir, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "checkpoint-6" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    position = state["stateful_callbacks"]["SampleBoundaries"]["args"]["position"]
+    former = ("num_iterations", "seed", "data_seed", "samples_per_step", "dataset_size")
+    assert set(position) > set(former)
+    state["stateful_callbacks"]["SampleBoundaries"]["args"]["position"] = {name: position[name] for name in former}
+    path.write_text(json.dumps(state))
+    model, _, engine = trainer(tmp_path, **SETTINGS)
+    engine.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    for name, tensor in model.policy.state_dict().items():
+        assert torch.equal(tensor, uninterrupted[1][name]), name
+
+
+def test_what_tells_data_apart():
+    rows = [{"problem": f"question {i}", "solution": "A", "path": f"a/{i}.mp4", "video": None} for i in range(100)]
+    digest = data_digest(rows)
+    assert digest == data_digest([{**row, "path": f"/moved/{row['path']}", "id": i} for i, row in enumerate(rows)])
+    frames = [{**row, "video": np.zeros((1, 2, 2, 3), np.uint8)} for row in rows]
+    assert digest == data_digest(frames)
+    for change in ({"problem": "other"}, {"solution": "B"}, {"path": "a/other.mp4"}, {"options": ["x", "y"]}):
+        assert data_digest([*rows[:-1], {**rows[-1], **change}]) != digest
+    assert data_digest(rows[::-1]) != digest
+
+    class Broken(list):
+        def __getitem__(self, index):
+            raise OSError("no such file")
+
+    assert data_digest(Broken(rows)) != digest
+    assert data_digest([3]) != data_digest([4])
 
 
 def test_a_checkpoint_of_other_weights_is_refused(uninterrupted, tmp_path):

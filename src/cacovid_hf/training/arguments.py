@@ -60,6 +60,27 @@ OURS: dict[str, Any] = {
 }
 
 
+# What subsets are drawn depends on these: a run that goes on with others is another run.
+SAMPLING_SETTINGS = (
+    "sampler",
+    "sampling_scope",
+    "group_spread",
+    "group_cap",
+    "num_token_rollouts",
+    "num_frame_rollouts",
+    "sampling_ratio",
+    "dynamic_ratio",
+    "ratio_low",
+    "ratio_high",
+    "ratio_floor",
+    "ratio_ceiling",
+    "target_ratios",
+    "replay",
+    "teacher",
+    "teacher_steps",
+)
+
+
 @dataclass
 class ContributionTrainingArguments(TrainingArguments):
     """Settings of the policy's training beside those of `TrainingArguments`; the defaults are the published recipe.
@@ -212,10 +233,7 @@ class ContributionTrainingArguments(TrainingArguments):
         if self.policy_attention is not None:
             check_policy("full", self.policy_attention)
         if self.max_steps > 0 and self.max_steps % self.num_iterations:
-            raise ValueError(
-                f"max_steps={self.max_steps} ends within the {self.num_iterations} iterations on a sample (num_iterations): give a multiple, such as "
-                f"{-(-self.max_steps // self.num_iterations) * self.num_iterations}."
-            )
+            raise ValueError(f"max_steps={self.max_steps} {ends_within(self.max_steps, self.num_iterations)}")
         for name, types in (("scored_types", self.scored_types), ("reward_functions", self.reward_functions)):
             if unknown := sorted(set(types) - set(REWARD_FUNCTIONS)):
                 raise ValueError(
@@ -247,6 +265,14 @@ def check_type(value: Any, hint: Any, name: str) -> None:
     """
     if not _fits(value, hint):
         raise ValueError(f"{name}={value!r} {_complaint(value, hint)}.")
+
+
+def ends_within(steps: int, num_iterations: int, setting: str = "") -> str:
+    """What is wrong with a number of steps that is no multiple of the iterations, and the next one that is."""
+    return (
+        f"ends within the {num_iterations} iterations on a sample (num_iterations): give a multiple, such as "
+        f"{setting}{-(-steps // num_iterations) * num_iterations}."
+    )
 
 
 # In the order in which a remedy is chosen where several are possible.

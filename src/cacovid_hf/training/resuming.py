@@ -5,8 +5,10 @@ samples only. What is drawn depends on the seed and the sample's place in the da
 On one CPU process with the same number of threads the weights are then the same bit for bit; another number adds up in another order.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from ..checkpoint import WEIGHTS
 
 STATE = "trainer_state.json"
 _OPTIMISATION = ("optimizer.pt", "scheduler.pt")
+_TOLD_APART_BY = ("problem", "options", "solution", "path", "video")
+_SAMPLES_READ = 8
 
 
 class SampleBoundaries(TrainerCallback, ExportableState):
@@ -112,12 +116,41 @@ def check_position(checkpoint: str | os.PathLike, position: dict[str, Any]) -> N
             f"{folder} lacks {', '.join(lacking)} (saved with save_only_model=True?): start anew from its policy instead of resuming."
         )
     saved = state["stateful_callbacks"].get(SampleBoundaries.__name__, {}).get("args", {}).get("position", {})
-    for name, value in saved.items():
-        if position.get(name, value) != value:
+    for name, value in position.items():
+        if saved.get(name, value) != value:
             raise ValueError(
-                f"{folder} was made with {name}={value}, now it is {position[name]}, so that its place in the data is lost: resume with the "
+                f"{folder} was made with {name}={saved[name]}, now it is {value}, so that its place in the data is lost: resume with the "
                 "former value."
             )
+
+
+def data_digest(dataset: Any) -> str:
+    """A hash of the questions, answers and videos' file names (their folders may move) of a few samples, evenly spaced over a map-style dataset.
+
+    Samples that cannot be read count as such; frames and bytes are not looked at.
+    """
+    digest = hashlib.sha256()
+    for place in range(min(_SAMPLES_READ, len(dataset))):
+        index = place * (len(dataset) - 1) // max(min(_SAMPLES_READ, len(dataset)) - 1, 1)
+        try:
+            sample = dataset[index]
+        except Exception:  # whatever it is, training skips it or ends by it
+            sample = None
+        if isinstance(sample, Mapping):
+            sample = {name: _words(sample.get(name), name) for name in _TOLD_APART_BY}
+        digest.update(json.dumps(_words(sample)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _words(value: Any, name: str = "") -> Any:
+    """What of a value of a sample is words and numbers."""
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and name in ("path", "video")):
+        return Path(os.fspath(value)).name
+    if isinstance(value, Mapping):
+        return {str(key): _words(part, str(key)) for key, part in sorted(value.items(), key=str)}
+    if isinstance(value, (list, tuple)):
+        return [_words(part, name) for part in value]
+    return value if value is None or isinstance(value, (str, int, float)) else None
 
 
 def _state(folder: Path) -> dict[str, Any] | None:

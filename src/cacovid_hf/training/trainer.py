@@ -9,6 +9,8 @@ Departures from the published code are settings, see `arguments` (arXiv 2602.016
 """
 
 import copy
+import functools
+import math
 from collections import defaultdict
 from dataclasses import fields
 from typing import Any
@@ -26,13 +28,13 @@ from ..hub.source import Source, load_weights
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policy import PolicyOutput
 from ..prompt import Prompt, PromptLayout, stack_prompts
-from .arguments import ContributionTrainingArguments
+from .arguments import SAMPLING_SETTINGS, ContributionTrainingArguments, ends_within
 from .batches import SampleBatches, SampleLoader, SampleReader, Turn, TurnCollator, is_stream
 from .data import AnswerCollator
 from .judging import Judge
 from .memory import Memory
 from .objective import advantages, cpo_loss, distillation_loss, next_ratio, priced
-from .resuming import SampleBoundaries, check_finite, check_position, last_complete_checkpoint
+from .resuming import SampleBoundaries, check_finite, check_position, data_digest, last_complete_checkpoint
 from .rollouts import cut
 from .sampling import SAMPLERS, sample_bernoulli, sample_frames
 
@@ -58,7 +60,7 @@ class ContributionTrainer(Trainer):
         **kwargs: for `Trainer`.
 
     Raises:
-        ValueError: settings of another trainer, or several GPUs in one process.
+        ValueError: settings of another trainer, several GPUs in one process, or a part of a pass that ends within a sample's iterations.
     """
 
     args: ContributionTrainingArguments
@@ -112,6 +114,7 @@ class ContributionTrainer(Trainer):
         self._tried: int | None = 0
         if train_dataset is not None:
             self._batches = self._training_batches()
+            self._check_end(self._batches)
             self.add_callback(SampleBoundaries(self._position(), args.num_iterations))
 
     # ---------------------------------------------------------------- the engine's hooks
@@ -174,6 +177,16 @@ class ContributionTrainer(Trainer):
             shuffle_seed=self._data_seed,
         )
 
+    def _check_end(self, batches: SampleBatches) -> None:
+        """Refuse a number of passes that ends within the iterations on a sample."""
+        if self.args.max_steps > 0 or is_stream(batches.dataset):
+            return
+        steps = math.ceil(self.args.num_train_epochs * (len(batches) // self.args.gradient_accumulation_steps))
+        if steps % self.args.num_iterations:
+            raise ValueError(
+                f"num_train_epochs={self.args.num_train_epochs} is {steps} steps, which {ends_within(steps, self.args.num_iterations, 'max_steps=')}"
+            )
+
     def _loader(self, batches: SampleBatches, collator: Any) -> SampleLoader:
         """Not prepared by accelerate: the batches are this process's own already."""
         return SampleLoader(
@@ -188,18 +201,24 @@ class ContributionTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
 
+    @functools.cached_property
+    def _digest(self) -> str:
+        return data_digest(self.train_dataset)
+
     @property
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def _position(self) -> dict[str, Any]:
-        """What the place in the data, and so the meaning of a number of steps, depends on."""
+        """What the place in the data, and so the meaning of a number of steps, and what is drawn there depend on."""
         position: dict[str, Any] = {"num_iterations": self.args.num_iterations, "seed": self.args.seed}
         position |= {"data_seed": self._data_seed}
+        position |= {name: getattr(self.args, name) for name in SAMPLING_SETTINGS}
         if self._batches is not None:
             position["samples_per_step"] = self._batches.samples_per_step
             dataset = self._batches.dataset
             position["dataset_size"] = None if is_stream(dataset) else len(dataset)
+            position["data_digest"] = None if is_stream(dataset) else self._digest
         return position
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
