@@ -289,3 +289,15 @@ def test_half_precision_keeps_scores_apart(kind):
     assert half.token_scores.dtype == half.frame_scores.dtype == torch.float32
     assert (half.token_scores - exact.token_scores).abs().max() < 0.1 * exact.token_scores.abs().max()
     assert len(half.token_scores.unique()) > 0.9 * half.token_scores.numel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_under_autocast_are_float32(kind):
+    """Of rounded scores many would tie, and the place would decide instead of the policy."""
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model("qwen2_5_vl"), **KINDS[kind])
+    prompt = model.embed(**prompt_inputs(model.backbone, [[3, Video(16, 6, 6), 6]]))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        (output,) = model.policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
+    for scores in (output.token_scores, output.frame_scores):
+        assert scores.dtype == torch.float32
+        assert scores.unique().numel() > 0.9 * scores.numel()

@@ -336,3 +336,15 @@ def test_every_method_is_documented():
     text = (Path(__file__).parents[1] / "docs" / "compressors.md").read_text(encoding="utf-8")
     table = [line for line in text.splitlines() if line.startswith("| `")]
     assert all(any(f"`{name}`" in line for line in table) for name in COMPRESSORS)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, kind in COMPRESSORS.items() if kind.score is Compressor.score and not kind.reads_tower]
+)
+def test_rules_are_in_full_precision_under_autocast(name):
+    _, model = wrapped("qwen2_5_vl")
+    prompt = model.embed(**prompt_inputs(model.backbone, [[3, Video(8, 6, 6), 6]]))
+    plain = model.compress_prompt(prompt, retention_ratio=0.25, compressor=name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = model.compress_prompt(prompt, retention_ratio=0.25, compressor=name)
+    assert torch.equal(ours.kept_indices, plain.kept_indices)

@@ -283,7 +283,12 @@ def test_the_policy_is_trained_in_float32(tmp_path, monkeypatch, settings):
         monkeypatch.setattr("small_training.stock_model", lambda family: stock_model(family).bfloat16())
     model, _, engine = trainer(tmp_path, steps=4, eval_dataset=[100, 101], eval_ratios=[0.5], **settings)
     backbone = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    logits = set()
+    model.policy.register_forward_hook(
+        lambda policy, args, outputs: logits.update(x.dtype for o in outputs for x in (o.token_logits, o.frame_logits))
+    )
     engine.train()
+    assert logits == {torch.float32}
     assert {weight.dtype for weight in model.policy.parameters()} == {torch.float32}
     assert all(torch.equal(tensor, backbone[name]) for name, tensor in model.backbone.state_dict().items())
     assert all(weight.isfinite().all() for weight in model.policy.parameters())

@@ -7,7 +7,7 @@ the policy network). Only what the heads read is computed: queries, MLP and norm
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -151,7 +151,16 @@ def scoring_head(size: int) -> nn.Sequential:
 def logits(head: nn.Sequential, states: Tensor) -> Tensor:
     """What a head says of `(..., S)` states, float32: its last layer is computed so, lest scores tie in half precision."""
     last: Any = head[-1]
-    return F.linear(head[:-1](states).float(), last.weight.float(), last.bias.float())
+    hidden = head[:-1](states).float()
+    with full_precision(states.device):
+        return F.linear(hidden, last.weight.float(), last.bias.float())
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off on a device, so that matrix products of float32 are float32."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class Policy(nn.Module, ABC):

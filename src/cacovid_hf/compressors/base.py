@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..adaptive import AutoBudget
+from ..policy import full_precision
 from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan, send
 from ..selection import token_budget
 
@@ -162,7 +163,8 @@ class Compressor(ABC):
             if budget == span.num_tokens:
                 chosen = torch.ones(span.num_frames, span.tokens_per_frame, dtype=torch.bool, device=embeds.device)
             else:
-                chosen = self.select(prompt, span, scores, ratio)
+                with full_precision(embeds.device):  # neighbours by cosine or distance, too
+                    chosen = self.select(prompt, span, scores, ratio)
             if isinstance(chosen, Merged):
                 keep, features = chosen
                 # The caller's prompt stays as it is.
