@@ -201,7 +201,7 @@ class Backbone(ABC):
             return Prompt(layout, input_ids, embeds, position_ids, attention())
         embeds = self._embedded(model, arguments)
         if features is not None:
-            fill(embeds, (input_ids == model.config.video_token_id).nonzero(), features)
+            embeds = filled(embeds, (input_ids == model.config.video_token_id).nonzero(), features)
         return Prompt(layout, input_ids, embeds, position_ids)
 
     def encode(self, model: PreTrainedModel, inputs: dict[str, Any], frames_per_chunk: int | None) -> Iterator[Tensor]:
@@ -233,8 +233,9 @@ class Backbone(ABC):
         return capture_language_model_inputs(model, self.language_model(model), arguments)["inputs_embeds"]
 
 
-def fill(embeds: Tensor, places: Tensor, features: Iterable[Tensor]) -> None:
-    """Write `features`, `(n, D)` each, one after the other into `embeds` `(B, L, D)` at `places` `(N, 2)` (row, place)."""
+def filled(embeds: Tensor, places: Tensor, features: Iterable[Tensor]) -> Tensor:
+    """`embeds` `(B, L, D)` with `features`, `(n, D)` each, one after the other at `places` `(N, 2)` (row, place); written in place unless gradients reach it."""
+    embeds = embeds.clone() if embeds.requires_grad else embeds
     rows, columns = places.unbind(dim=1)
     start = 0
     for part in features:
@@ -245,6 +246,7 @@ def fill(embeds: Tensor, places: Tensor, features: Iterable[Tensor]) -> None:
         stop = start + len(part)
         embeds[rows[start:stop], columns[start:stop]] = part.to(embeds)
         start = stop
+    return embeds
 
 
 def capture_language_model_inputs(
