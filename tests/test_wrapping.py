@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from models import FAMILIES, PROMPTS, RAGGED, masked_inputs, prompt_inputs, stock_model
+from models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
@@ -334,6 +334,45 @@ def test_gradients_reach_the_adapters_and_nothing_else(family):
         places = kept[row].nonzero()[:, 0]
         losses.append(F.cross_entropy(logits[row, places[:-1]], labels[row, places[1:]], reduction="none"))
     torch.testing.assert_close(outputs.loss.detach(), torch.cat(losses).mean(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_around_the_wrapper(family):
+    """PEFT calls `forward` with every name of its own, most of them None."""
+    peft = pytest.importorskip("peft")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model(family))
+    inputs = prompt_inputs(model.backbone, RAGGED)
+    none = dict.fromkeys(("inputs_embeds", "past_key_values", "position_ids", "mm_encoder_outputs"))
+    how = dict(labels=inputs["input_ids"], retention_ratio=0.25)
+    torch.testing.assert_close(model(**inputs, **how, **none).loss, model(**inputs, **how).loss)
+    expected = generated(model, inputs, retention_ratio=0.25)
+    assert torch.equal(generated(model, inputs, retention_ratio=0.25, **none, assistant_model=None), expected)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    tuned(**inputs, **how).loss.backward()
+    weight = model.get_decoder().layers[0].self_attn.q_proj.lora_B.default.weight
+    assert bool(weight.grad.any())
+    assert torch.equal(generated(tuned, inputs, retention_ratio=0.25), expected)
+
+
+@pytest.mark.parametrize("case", ["many frames", "encoded videos"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_the_input_embeddings(family, case):
+    """`enable_input_require_grads`, as gradient checkpointing of adapters wants it: the embeddings are then a leaf."""
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model(family))
+    inputs = prompt_inputs(model.backbone, [[3, Video(66 if case == "many frames" else 4), 6]])
+    how = dict(labels=inputs["input_ids"], retention_ratio=0.3)
+    expected = model(**inputs, **how).loss
+    if case == "encoded videos":
+        pixels = (*model.family.video_inputs, *model.family.video_settings)
+        how["encoded_videos"] = model.encode_videos(**inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in pixels}
+    model.backbone.requires_grad_(False)
+    model.get_decoder().layers[0].self_attn.q_proj.requires_grad_(True)
+    model.backbone.enable_input_require_grads()
+    loss = model.train()(**inputs, **how).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    assert bool(model.get_decoder().layers[0].self_attn.q_proj.weight.grad.any())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

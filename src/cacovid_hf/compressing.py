@@ -22,7 +22,13 @@ from .arguments import (
 from .backbones import Backbone, backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
 from .compressors import CaCoVid, Check, Compressor, resolve_compressor
-from .generation import check_generation, check_generation_inside, effective_settings, generate_compressed
+from .generation import (
+    REFUSED_ARGUMENTS,
+    check_generation,
+    check_generation_inside,
+    effective_settings,
+    generate_compressed,
+)
 from .long_video import check_frames_per_chunk, collect, encode_file
 from .policy import Policy
 from .prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
@@ -421,7 +427,7 @@ class Compressing:
         attention_mask = arguments.pop("attention_mask", None)
         if attention_mask is None:
             attention_mask = stock_attention_mask(input_ids, settings)
-        for name in ("inputs", "input_ids", "generation_config"):
+        for name in ("inputs", "input_ids", "generation_config", *REFUSED_ARGUMENTS):  # what is refused may be None
             arguments.pop(name, None)
         inputs_of_prompt = take_embedding_arguments(self.backbone, arguments)
         if encoded_videos is not None:

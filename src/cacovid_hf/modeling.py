@@ -436,7 +436,7 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return self._output(outputs, self._all_places(input_ids))
         for name in ("past_key_values", "inputs_embeds", "mm_encoder_outputs"):
-            if kwargs.get(name) is not None:
+            if kwargs.pop(name, None) is not None:
                 raise ValueError(
                     f"{name} does not work with compressed video tokens: give the whole prompt as input_ids. {WAY_ROUND} for it."
                 )
