@@ -430,3 +430,41 @@ def test_vocabulary_can_grow():
     model = CaCoVidForConditionalGeneration.from_backbone(stock_model("llava_onevision"))
     model.resize_token_embeddings(130)
     assert model.get_input_embeddings().weight.shape[0] == model.get_output_embeddings().weight.shape[0] == 130
+
+
+TYPOS = {
+    "from_backbone with a folder": lambda model, folder: CaCoVidForConditionalGeneration.from_backbone(
+        model.backbone, policy=folder, retention_ration=0.2
+    ),
+    "from_backbone with a policy": lambda model, folder: CaCoVidForConditionalGeneration.from_backbone(
+        model.backbone, policy=model.policy, retention_ration=0.2
+    ),
+    "from_pretrained with a model": lambda model, folder: CaCoVidForConditionalGeneration.from_pretrained(
+        folder, backbone=model.backbone, retention_ration=0.2
+    ),
+    "save_pretrained": lambda model, folder: model.save_pretrained(folder, include_backbon=True),
+    "forward": lambda model, folder: model(**prompt_inputs(model.backbone, PROMPTS["one video"]), retention_ration=0.3),
+    "forward, compressed": lambda model, folder: model(
+        **prompt_inputs(model.backbone, PROMPTS["one video"]), retention_ratio=0.3, compresor="uniform"
+    ),
+}
+
+
+@pytest.mark.parametrize("typo", TYPOS)
+def test_a_mistyped_name_is_told(tmp_path, typo):
+    model = CaCoVidForConditionalGeneration.from_backbone(
+        stock_model("llava_onevision"), base_model_name_or_path="some/id"
+    )
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"did you mean (retention_ratio|include_backbone|compressor)\?"):
+        TYPOS[typo](model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"dtype": torch.bfloat16}, {"device_map": "auto"}, {"attn_implementation": "eager"}]
+)
+def test_loading_settings_for_a_loaded_backbone(tmp_path, setting):
+    stock = stock_model("llava_onevision")
+    CaCoVidForConditionalGeneration.from_backbone(stock, base_model_name_or_path="some/id").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} would do nothing, because backbone is a model"):
+        CaCoVidForConditionalGeneration.from_pretrained(tmp_path, backbone=stock, **setting)

@@ -1,12 +1,15 @@
 """The arguments of a call: ratios, masks, and which of them embed the prompt."""
 
+import difflib
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import TransformersKwargs
 
 from .adaptive import AutoBudget, check_ratio
 
@@ -24,6 +27,24 @@ DECODING_ARGUMENTS = {
     "return_dict",
     "kwargs",
 }
+
+
+# Taken by every stock forward, whose signature does not name them.
+STOCK_ARGUMENTS = {*TransformersKwargs.__annotations__, "ignore_index", "shift_labels", "mm_token_type_ids"}
+
+
+def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise a `ValueError` if a name is unknown, with the one that may be meant."""
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"{name} is no {what}: " + (f"did you mean {near[0]}?" if near else "leave it out."))
+
+
+def forward_arguments(model: PreTrainedModel) -> set[str]:
+    """Names of everything that a stock forward takes."""
+    return (DECODING_ARGUMENTS - {"kwargs"}) | embedding_arguments(model) | STOCK_ARGUMENTS
 
 
 def retention_ratios(retention_ratio: Any, num_videos: int) -> list[float | AutoBudget]:

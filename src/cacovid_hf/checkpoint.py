@@ -3,6 +3,7 @@
 Only safetensors are read, only by name and shape; everything is written under a temporary name first.
 """
 
+import difflib
 import os
 import shutil
 import uuid
@@ -48,6 +49,21 @@ CONFIG_OVERRIDES = (
     "base_model_revision",
     "policy_trained",
 )
+# Beside those of `CaCoVidForConditionalGeneration.save_pretrained` itself; older callers of transformers pass the second row.
+SAVING_ARGUMENTS = (
+    *(
+        "include_backbone",
+        "is_main_process",
+        "state_dict",
+        "push_to_hub",
+        "card",
+        "custom_generate",
+        "max_shard_size",
+        "variant",
+        "token",
+    ),
+    *("save_function", "safe_serialization", "save_peft_format", "save_original_format", "distributed_checkpoint"),
+)
 NEVER_FORWARDED = (
     "trust_remote_code",
     "code_revision",
@@ -73,6 +89,16 @@ def load_config(source: Source, config: CaCoVidConfig | None, overrides: dict[st
     if not isinstance(config, CaCoVidConfig):
         raise ValueError(f"config is a {type(config).__name__}: give a CaCoVidConfig, or leave it out.")
     return CaCoVidConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
+
+
+def check_nothing_to_load(kwargs: dict[str, Any]) -> None:
+    """Raise a `ValueError` if there are settings for a backbone that is loaded already."""
+    if useless := sorted(name for name, value in kwargs.items() if name not in NEVER_FORWARDED and value is not None):
+        near = difflib.get_close_matches(useless[0], CONFIG_OVERRIDES, n=1)
+        raise ValueError(
+            f"{', '.join(useless)} would do nothing, because backbone is a model that is loaded already: "
+            + (f"did you mean {near[0]}?" if near else "load it so, or give its id or folder.")
+        )
 
 
 def load_backbone(

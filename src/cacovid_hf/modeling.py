@@ -20,7 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from . import checkpoint
 from .adaptive import Ratio
-from .arguments import retention_ratios, take_embedding_arguments
+from .arguments import check_names, forward_arguments, retention_ratios, take_embedding_arguments
 from .backbones import backbone_family
 from .compressing import Compressing
 from .compressors import Compressor, LayerRecord
@@ -28,7 +28,7 @@ from .configuration import CaCoVidConfig
 from .generation import WAY_ROUND
 from .hub.card import CardFacts
 from .hub.push import PUSH_ARGUMENTS, check_pushable, modified, processor_of, push, upload
-from .hub.source import Source, cached_commit, load_weights
+from .hub.source import HUB_ARGUMENTS, Source, cached_commit, load_weights
 from .light_policy import make_policy
 from .policy import Policy
 from .policy_settings import check_policy
@@ -120,14 +120,13 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         Raises:
             ValueError: an unsupported family, or a policy for another hidden size.
         """
-        if policy is not None and not isinstance(policy, Policy):
+        stored = policy is not None and not isinstance(policy, Policy)
+        known = (*checkpoint.CONFIG_OVERRIDES, *(HUB_ARGUMENTS if stored else ()))
+        check_names(policy_options, known, f"setting of a CaCoVid model ({', '.join(checkpoint.CONFIG_OVERRIDES)})")
+        if stored:
             return cls.from_pretrained(policy, backbone=backbone, **policy_options)
         backbone = base_model(backbone)
         backbone_family(backbone.config)
-        if unknown := sorted(set(policy_options) - set(checkpoint.CONFIG_OVERRIDES)):
-            raise ValueError(
-                f"{', '.join(unknown)} is no setting of a CaCoVid model: choose among {', '.join(checkpoint.CONFIG_OVERRIDES)}."
-            )
         policy_options.setdefault("base_model_name_or_path", backbone.config._name_or_path or None)
         commit = getattr(backbone.config, "_commit_hash", None)  # which newer versions of transformers do not note
         policy_options.setdefault("base_model_revision", commit or cached_commit(backbone.config._name_or_path))
@@ -182,10 +181,13 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
 
         Raises:
             OSError: files that are missing.
-            ValueError: weights that are not safetensors, do not fit, or a backbone of another size.
+            ValueError: weights that are not safetensors, do not fit, or a backbone of another size; loading settings for a backbone that is loaded.
         """
         source = Source.of(pretrained_model_name_or_path, kwargs).pinned()
         overrides = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OVERRIDES if name in kwargs}
+        given = backbone is not None and not isinstance(backbone, (str, os.PathLike))
+        if given:
+            checkpoint.check_nothing_to_load(kwargs)
         config = checkpoint.load_config(source, config, overrides)
         config.name_or_path, config._commit_hash = (
             source.name,
@@ -195,7 +197,6 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         with torch.device("meta"):
             policy = make_policy(config, config.backbone_config)
         load_weights(policy, source.stored("policy."), source.name)
-        given = backbone is not None and not isinstance(backbone, (str, os.PathLike))
         if not given:
             backbone = checkpoint.load_backbone(config, source, backbone, kwargs)
         backbone = base_model(backbone)
@@ -244,6 +245,7 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             OSError: the folder cannot be written.
         """
         pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+        check_names(kwargs, checkpoint.SAVING_ARGUMENTS, "argument of save_pretrained")
         if not is_main_process:
             return
         before = {}
@@ -429,6 +431,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         Returns:
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
         """
+        known = {"retention_ratio", "compressor", "encoded_videos", *forward_arguments(self.backbone)}
+        check_names(kwargs, known, f"argument of {type(self).__name__} or {type(self.backbone).__name__}")
         method = self.resolve_compressor(compressor)
         if is_recorded(kwargs.get("past_key_values")):
             return self._step(input_ids, attention_mask, labels, encoded_videos, kwargs)
