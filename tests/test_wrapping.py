@@ -337,10 +337,11 @@ def test_gradients_reach_the_adapters_and_nothing_else(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_around_the_wrapper(family):
+def test_adapters_around_the_wrapper(family, tmp_path):
     """PEFT calls `forward` with every name of its own, most of them None."""
     peft = pytest.importorskip("peft")
     model = CaCoVidForConditionalGeneration.from_backbone(stock_model(family))
+    plain_policy = copy.deepcopy(model.policy)
     inputs = prompt_inputs(model.backbone, RAGGED)
     none = dict.fromkeys(("inputs_embeds", "past_key_values", "position_ids", "mm_encoder_outputs"))
     how = dict(labels=inputs["input_ids"], retention_ratio=0.25)
@@ -352,6 +353,14 @@ def test_adapters_around_the_wrapper(family):
     weight = model.get_decoder().layers[0].self_attn.q_proj.lora_B.default.weight
     assert bool(weight.grad.any())
     assert torch.equal(generated(tuned, inputs, retention_ratio=0.25), expected)
+    with torch.no_grad():
+        weight.normal_(std=3.0)
+    untuned, expected = expected, generated(tuned, inputs, retention_ratio=0.25)
+    assert not torch.equal(untuned, expected)
+    tuned.save_pretrained(tmp_path)
+    fresh = CaCoVidForConditionalGeneration.from_backbone(stock_model(family), policy=plain_policy)
+    again = peft.PeftModel.from_pretrained(fresh, tmp_path)
+    assert torch.equal(generated(again, inputs, retention_ratio=0.25), expected)
 
 
 @pytest.mark.parametrize("case", ["many frames", "encoded videos"])

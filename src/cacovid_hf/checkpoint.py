@@ -214,6 +214,11 @@ def save(
     config.includes_backbone = include_backbone
     tensors = part_of(model.state_dict() if state_dict is None else state_dict, "policy.", "state_dict", model.policy)
     base = config.base_model_name_or_path
+    if not include_backbone and is_tuned(model.backbone):
+        logger.warning_once(
+            "The backbone is being tuned (parameters that require gradients, in training mode or with gradients), and the policy is saved alone: pass "
+            "include_backbone=True, or save model.backbone or its PEFT adapter too."
+        )
     if include_backbone:
         if "peft_config" in vars(model.backbone):
             raise ValueError(
@@ -244,6 +249,13 @@ def save(
         raise OSError(
             f"The checkpoint cannot be written to {folder} ({error}): choose a folder that can be written."
         ) from error
+
+
+def is_tuned(backbone: nn.Module) -> bool:
+    """Whether a backbone looks like one in the middle of training."""
+    return any(
+        weight.requires_grad and (backbone.training or weight.grad is not None) for weight in backbone.parameters()
+    )
 
 
 def write(
