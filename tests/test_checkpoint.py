@@ -468,3 +468,38 @@ def test_loading_settings_for_a_loaded_backbone(tmp_path, setting):
     CaCoVidForConditionalGeneration.from_backbone(stock, base_model_name_or_path="some/id").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{next(iter(setting))} would do nothing, because backbone is a model"):
         CaCoVidForConditionalGeneration.from_pretrained(tmp_path, backbone=stock, **setting)
+
+
+def test_a_policy_setting_that_is_changed_too_late(tmp_path):
+    model = CaCoVidForConditionalGeneration.from_backbone(
+        stock_model("llava_onevision"), base_model_name_or_path="some/id"
+    )
+    inputs = prompt_inputs(model.backbone, PROMPTS["one video"])
+    model.config.policy_attention = "causal"
+    for call in (lambda: model.compress(**inputs, retention_ratio=0.3), lambda: model.save_pretrained(tmp_path / "m")):
+        with pytest.raises(ValueError, match="policy_attention was changed to 'causal' after the model was made with"):
+            call()
+    assert not (tmp_path / "m").exists()
+    model.reset_policy("causal")
+    model.compress(**inputs, retention_ratio=0.3)
+
+
+def test_a_tuned_backbone_that_is_left_out_is_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("cacovid_hf.checkpoint.logger.warning_once", told.append)
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, base_model_name_or_path="some/id")
+    model.save_pretrained(tmp_path)  # loaded as ever: parameters require gradients, and nobody has asked for any
+    stock.requires_grad_(False).train()
+    model.save_pretrained(tmp_path)  # a frozen one
+    assert not told
+    stock.lm_head.weight.requires_grad_(True)
+    model.save_pretrained(tmp_path, include_backbone=True)
+    assert not told
+    model.save_pretrained(tmp_path)
+    stock.eval()
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    model(**inputs, labels=inputs["input_ids"], retention_ratio=0.3).loss.backward()
+    model.save_pretrained(tmp_path)
+    assert len(told) == 2
+    assert all("pass include_backbone=True, or save model.backbone or its PEFT adapter" in text for text in told)

@@ -454,3 +454,19 @@ def test_one_prefill_for_all_beams_and_sequences(family, expansion):
     assert (rows, length - 1) in widths  # all but the last position, once a prompt
     assert all(width == 1 for number, width in widths if number > rows)
     assert torch.equal(found, expected)
+
+
+def test_the_ratio_of_the_models_generation_config(case):
+    """Behind an argument and a given config, before the checkpoint's default."""
+    _, model, inputs = case
+    how = dict(max_new_tokens=4, do_sample=False)
+    expected = {ratio: model.generate(**inputs, **how, retention_ratio=ratio).tolist() for ratio in (0.25, 0.5, 1.0)}
+    assert len({str(tokens) for tokens in expected.values()}) == 3
+    model.config.retention_ratio = 0.5
+    model.generation_config.retention_ratio = 0.25
+    assert model.generate(**inputs, **how).tolist() == expected[0.25]
+    assert model.generate(**inputs, **how, retention_ratio=1.0).tolist() == expected[1.0]
+    given = GenerationConfig(**how, retention_ratio=1.0)
+    assert model.generate(**inputs, generation_config=given).tolist() == expected[1.0]
+    del model.generation_config.retention_ratio
+    assert model.generate(**inputs, **how).tolist() == expected[0.5]

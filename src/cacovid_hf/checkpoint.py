@@ -23,6 +23,7 @@ from .hub.card import CardFacts, check_card, write_card
 from .hub.custom_generate import FOLDER as CODE_FOLDER
 from .hub.custom_generate import generated_files
 from .hub.source import WEIGHTS, Source
+from .policy_settings import check_made_for
 from .processing import AUTO_MODULE, AUTO_SOURCE
 from .wrapping import check_policy_size
 
@@ -210,6 +211,7 @@ def save(
     backbone_kwargs: dict[str, Any],
 ) -> None:
     """Write a checkpoint; see `CaCoVidForConditionalGeneration.save_pretrained`."""
+    check_made_for(model.config, model.policy)
     config = model.config.__class__.from_dict(model.config.to_dict())
     config.includes_backbone = include_backbone
     tensors = part_of(model.state_dict() if state_dict is None else state_dict, "policy.", "state_dict", model.policy)

@@ -383,8 +383,8 @@ class Compressing:
 
         Args:
             retention_ratio: fraction of each video's tokens kept, in (0, 1], `"auto"` or an `AutoBudget` (see `compress`): one, or one a
-                video in prompt order. None takes `retention_ratio` of a given `generation_config`, then the config's default, which may be None
-                too: keep all.
+                video in prompt order. None takes `retention_ratio` of a given `generation_config`, then of the model's, then the config's default,
+                which may be None too: keep all.
             compressor: a method's name or an instance with its settings; None is the policy.
             encoded_videos: the videos from `encode_videos`, in place of their pixel inputs.
             **kwargs: and the other arguments: as in transformers.
@@ -407,8 +407,9 @@ class Compressing:
             "custom_generate": custom_generate,
         }
         arguments = {**kwargs, **{name: value for name, value in named.items() if value is not None}}
-        if retention_ratio is None:  # servers pass on a generation config and nothing else
-            retention_ratio = getattr(generation_config, "retention_ratio", None)
+        for source in (generation_config, self.backbone.generation_config):
+            if retention_ratio is None:  # servers pass on a generation config and nothing else
+                retention_ratio = getattr(source, "retention_ratio", None)
         method = self.resolve_compressor(compressor)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         cache = kwargs.get("past_key_values")

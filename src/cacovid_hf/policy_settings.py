@@ -30,6 +30,16 @@ def check_policy(policy_type: str, attention: str) -> None:
         )
 
 
+def check_made_for(config: Any, policy: Any) -> None:
+    """Raise a `ValueError` if a config says other things of its policy than the policy itself: both are set when a model is made."""
+    for name, value in (("policy_type", policy.policy_type), ("policy_attention", policy.attention)):
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"config.{name} was changed to {getattr(config, name)!r} after the model was made with {value!r}: set it back, and give it to "
+                "from_pretrained or reset_policy."
+            )
+
+
 def check_format_version(format_version: object) -> None:
     """Raise a `ValueError` if a checkpoint says that this package cannot read it."""
     if type(format_version) is not int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..policy_settings import check_made_for
 from ..prompt import Prompt, VideoSpan
 from ..selection import check_selection_settings, select_tokens
 from .base import Compressor, Scores
@@ -34,6 +35,7 @@ class CaCoVid(Compressor):
     @torch.no_grad()
     def score(self, prompt: Prompt, model: "Compressing") -> list[Scores | None]:
         """The policy's scores; without gradients, which a hard selection could not use."""
+        check_made_for(model.config, model.policy)
         outputs = model.policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
         return [Scores(output.token_scores, output.frame_scores) for output in outputs]
 
