@@ -42,6 +42,17 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
             raise ValueError(f"{name} is no {what}: " + (f"did you mean {near[0]}?" if near else "leave it out."))
 
 
+def check_windows(config: Any, length: int) -> None:
+    """Raise a `ValueError` if a language model has sliding windows that are shorter than so many positions."""
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()) and window is not None and window < length:
+        raise ValueError(
+            f"The language model has layers of sliding attention over {window} positions, fewer than the {length} of the uncompressed prompt and its "
+            "answer, and a window would count the positions that are left: load the backbone with use_sliding_window=False, or use retention_ratio=1.0."
+        )
+
+
 def forward_arguments(model: PreTrainedModel) -> set[str]:
     """Names of everything that a stock forward takes."""
     return (DECODING_ARGUMENTS - {"kwargs"}) | embedding_arguments(model) | STOCK_ARGUMENTS

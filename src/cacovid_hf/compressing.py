@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .adaptive import AutoBudget, Ratio, with_auto
 from .arguments import (
+    check_windows,
     embedding_arguments,
     keeps_all,
     retention_ratios,
@@ -99,6 +100,7 @@ class Compressing:
     ) -> tuple[CompressedPrompt, Check]:
         """As `compress`; what only a device knows to be wrong is left to the check, lest the host wait for it."""
         ratio = self._ratio(retention_ratio)
+        check_windows(self.backbone.config, input_ids.shape[1])
         method.check(self, retention_ratios(ratio, len(self.family.grids(self.backbone.config, inputs))))
         prompt = self.embed(input_ids, attention_mask, with_tower_attention=method.reads_tower, **inputs)
         return self._cut(prompt, ratio, method)
@@ -146,6 +148,7 @@ class Compressing:
         compressor: "str | Compressor | None" = None,
     ) -> CompressedPrompt:
         """Drop video tokens of prompts that are embedded already; arguments, result and errors as in `compress`."""
+        check_windows(self.backbone.config, prompt.input_ids.shape[1])
         shorter, check = self._cut(prompt, self._ratio(retention_ratio), self.resolve_compressor(compressor))
         check.settle()
         return shorter
@@ -425,6 +428,7 @@ class Compressing:
             check_generation_inside(method.name, settings, arguments)
         if input_ids is None:
             raise ValueError("input_ids are missing: pass everything that the processor returned.")
+        check_windows(self.backbone.config, input_ids.shape[1] + (settings.max_new_tokens or 0))
         attention_mask = arguments.pop("attention_mask", None)
         if attention_mask is None:
             attention_mask = stock_attention_mask(input_ids, settings)

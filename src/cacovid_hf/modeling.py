@@ -20,7 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from . import checkpoint
 from .adaptive import Ratio
-from .arguments import check_names, forward_arguments, retention_ratios, take_embedding_arguments
+from .arguments import check_names, check_windows, forward_arguments, retention_ratios, take_embedding_arguments
 from .backbones import backbone_family
 from .compressing import Compressing
 from .compressors import Compressor, LayerRecord
@@ -499,6 +499,7 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
                 "as input_ids the tokens that follow, or the whole conversation to generate."
             )
         step, note = text_step(cache, input_ids, attention_mask, inputs.get("position_ids"))
+        check_windows(config, note.num_places)
         forget(cache)
         outputs = self.backbone(**step, labels=labels, **kwargs)
         note_down(cache, note)
