@@ -221,6 +221,17 @@ def test_bad_settings(make, message):
         make()
 
 
+@pytest.mark.parametrize("method", BOTH)
+def test_gradient_checkpointing_is_refused(method):
+    stock, model = wrapped("llava_onevision")
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    model.train().gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="Gradient checkpointing does not work with compressor"):
+        model(**inputs, retention_ratio=0.8, compressor=BOTH[method])
+    model.gradient_checkpointing_disable()
+    model(**inputs, retention_ratio=0.8, compressor=BOTH[method]).logits.sum().backward()
+
+
 def test_sliding_windows_are_refused():
     stock, model = wrapped("llava_onevision", use_sliding_window=True, sliding_window=8, max_window_layers=2)
     with pytest.raises(ValueError, match="layers of sliding attention"):

@@ -523,3 +523,21 @@ def test_a_dropped_wrapper_frees_its_policy_and_not_the_backbone():
     gc.collect()
     assert policy() is None
     assert generated(stock, inputs).shape[1] == inputs["input_ids"].shape[1] + NEW_TOKENS
+
+
+def test_the_wrapper_dispatched_by_accelerate():
+    """Hooks on every part of the wrapper, and a policy that was offloaded with it."""
+    import accelerate
+
+    plain = CaCoVidForConditionalGeneration.from_backbone(stock_model("qwen2_5_vl"))
+    inputs = prompt_inputs(plain.backbone, RAGGED)
+    expected = generated(plain, inputs, retention_ratio=0.25)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model("qwen2_5_vl"), policy=copy.deepcopy(plain.policy))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        accelerate.dispatch_model(model, {"backbone": "cpu", "policy": "cpu"}, force_hooks=True)
+    assert model.hf_device_map == model.backbone.hf_device_map == {"": "cpu"}
+    assert torch.equal(generated(model, inputs, retention_ratio=0.25), expected)
+    accelerate.cpu_offload(plain, execution_device="cpu")
+    with pytest.raises(ValueError, match="offload the backbone alone"):
+        generated(plain, inputs, retention_ratio=0.25)

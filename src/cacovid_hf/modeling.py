@@ -357,6 +357,15 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         """The backbone's; missing, as on any model, if it was loaded without one."""
         return self.backbone.hf_device_map  # type: ignore[return-value]
 
+    @hf_device_map.setter
+    def hf_device_map(self, value: dict[str, Any]) -> None:
+        # accelerate.dispatch_model notes here what it did, by names that begin at the wrapper.
+        self.backbone.hf_device_map = {
+            name.removeprefix("backbone").removeprefix("."): device
+            for name, device in value.items()
+            if not name.startswith("policy")
+        }
+
     def can_generate(self) -> bool:  # type: ignore[override]
         """Whether the backbone can."""
         return "backbone" not in self._modules or self.backbone.can_generate()
@@ -449,6 +458,15 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
                 raise ValueError(
                     f"labels and use_cache=True do not work with compressor {method.name!r}, which leaves each layer another prompt: leave them out, or "
                     "use a compressor that drops tokens before the language model."
+                )
+            if (
+                torch.is_grad_enabled()
+                and self.backbone.training
+                and self.get_decoder().layers[0].gradient_checkpointing
+            ):
+                raise ValueError(
+                    f"Gradient checkpointing does not work with compressor {method.name!r}, whose choices between the layers would be made a second time: "
+                    "call gradient_checkpointing_disable, or use a compressor that drops tokens before the language model."
                 )
             kwargs["use_cache"] = False
         if input_ids is None:
