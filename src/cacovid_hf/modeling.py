@@ -120,10 +120,9 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         Raises:
             ValueError: an unsupported family, or a policy for another hidden size.
         """
-        stored = policy is not None and not isinstance(policy, Policy)
-        known = (*checkpoint.CONFIG_OVERRIDES, *(HUB_ARGUMENTS if stored else ()))
+        known = (*checkpoint.CONFIG_OVERRIDES, *(HUB_ARGUMENTS if isinstance(policy, (str, os.PathLike)) else ()))
         check_names(policy_options, known, f"setting of a CaCoVid model ({', '.join(checkpoint.CONFIG_OVERRIDES)})")
-        if stored:
+        if policy is not None and not isinstance(policy, Policy):
             return cls.from_pretrained(policy, backbone=backbone, **policy_options)
         backbone = base_model(backbone)
         backbone_family(backbone.config)
@@ -459,11 +458,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
                     f"labels and use_cache=True do not work with compressor {method.name!r}, which leaves each layer another prompt: leave them out, or "
                     "use a compressor that drops tokens before the language model."
                 )
-            if (
-                torch.is_grad_enabled()
-                and self.backbone.training
-                and self.get_decoder().layers[0].gradient_checkpointing
-            ):
+            decoder: Any = self.get_decoder()
+            if torch.is_grad_enabled() and self.backbone.training and decoder.layers[0].gradient_checkpointing:
                 raise ValueError(
                     f"Gradient checkpointing does not work with compressor {method.name!r}, whose choices between the layers would be made a second time: "
                     "call gradient_checkpointing_disable, or use a compressor that drops tokens before the language model."
