@@ -440,7 +440,10 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
         """
         known = {"retention_ratio", "compressor", "encoded_videos", *forward_arguments(self.backbone)}
-        check_names(kwargs, known, f"argument of {type(self).__name__} or {type(self.backbone).__name__}")
+        given = [
+            name for name, value in kwargs.items() if value is not None
+        ]  # None is what a missing argument is, in any version
+        check_names(given, known, f"argument of {type(self).__name__} or {type(self.backbone).__name__}")
         method = self.resolve_compressor(compressor)
         if is_recorded(kwargs.get("past_key_values")):
             return self._step(input_ids, attention_mask, labels, encoded_videos, kwargs)
