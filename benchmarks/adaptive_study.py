@@ -32,7 +32,7 @@ SEEDS = (0, 1)
 # One token at the least: whoever is sure may spend no more.
 FLOOR, CAP = 1 / 288, 0.25
 STEPS, BATCH, ROLLOUTS = 60, 8, 12
-QUESTIONS, QUESTION_SEED, CALIBRATION, CALIBRATION_SEED = 600, 4004, 100, 5005
+QUESTIONS, QUESTION_SEED, CALIBRATION, CALIBRATION_SEED = 300, 4004, 100, 5005
 # Where priced training begins: the shift of all scores at which this fraction scores above 0.
 START = 0.02
 NOTES = [
