@@ -10,7 +10,7 @@ from models import FAMILIES, Video, masked_inputs, prompt_inputs, stock_model
 from processors import tiny_processor
 from transformers import AutoProcessor, DynamicCache, GenerationConfig
 
-from cacovid_hf import CaCoVidForConditionalGeneration, VideoSession, with_video_reader
+from cacovid_hf import AutoBudget, CaCoVidForConditionalGeneration, VideoSession, with_video_reader
 from cacovid_hf.asking import ask
 from cacovid_hf.session import KeptBefore
 from cacovid_hf.tiny import clips, model_path
@@ -203,6 +203,18 @@ def test_a_kept_choice_does_not_change_in_silence(case, changed):
     assert torch.equal(session.generate(**inputs, **STEP, retention_ratio=0.25), first)
     session.reset()
     session.generate(**inputs, **STEP, **changed)
+
+
+def test_a_choice_whose_size_the_scores_decide_is_kept_too(case):
+    stock, model, inputs = case
+    session = model.session(**inputs, retention_ratio=AutoBudget(0.2, 0.6), keep_selection=True)
+    session.generate(**inputs, **STEP)
+    kept = session._kept
+    other = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    other["input_ids"][0, 0] += 1  # in front of the video, so that no cache fits
+    found = session.generate(**other, **STEP)
+    assert session._kept is kept
+    assert torch.equal(found, model.generate(**other, **STEP, retention_ratio=kept.part, compressor=kept))
 
 
 def test_one_ratio_a_video_for_every_question(case):

@@ -375,9 +375,12 @@ def interrupts(completions, solutions):
 
 
 @pytest.mark.parametrize(("call", "checkpoint"), [(1, None), (5, 4)])
-def test_stopped_by_the_user(tmp_path, call, checkpoint, capsys, caplog):
+def test_stopped_by_the_user(tmp_path, call, checkpoint, capsys, caplog, request):
     import test_training_command  # whose functions the training imports
 
+    # Whoever runs the tests in the background may have them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     file = write(
         tmp_path,
         data={"eval": None},

@@ -212,7 +212,7 @@ class Policy(nn.Module, ABC):
                 f"The prompt has hidden size {inputs_embeds.shape[-1]}, the policy {self.config.hidden_size}: use the policy with the "
                 "backbone that it was made for."
             )
-        if self.device.type == "meta":
+        if self.device.type == "meta" and inputs_embeds.device.type != "meta":
             raise ValueError(
                 "The policy's weights are not in memory (offloaded with the whole model): offload the backbone alone, or load with device_map."
             )

@@ -34,6 +34,11 @@ class KeptBefore(Compressor):
     name: ClassVar[str] = "kept before"
     count_rule = "as the earlier prompt"
 
+    @property
+    def part(self) -> float:
+        """Of all tokens, those kept."""
+        return sum(int(keep.sum()) for keep in self.keeps) / sum(keep.numel() for keep in self.keeps)
+
     def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
         """As many as were kept."""
         return None
@@ -226,7 +231,7 @@ class VideoSession:
                         f"{name}={value!r} comes after the tokens were chosen with {name}={self._choice[name]!r}, and keep_selection=True keeps that choice: "
                         "call reset() first, or make a session without."
                     )
-            kwargs["compressor"] = self._kept
+            kwargs |= {"compressor": self._kept, "retention_ratio": self._kept.part}
         cache = self._usable_cache(input_ids)
         if cache is not None:
             kwargs["retention_ratio"] = None  # what is new has no video

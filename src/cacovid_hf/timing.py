@@ -138,6 +138,10 @@ class _Watched(Compressor):
         """As the method does."""
         return self.method.reads_tower
 
+    def check(self, model: Compressing, retention_ratios: Sequence[float | AutoBudget]) -> None:
+        """As the method does."""
+        self.method.check(model, retention_ratios)
+
     def compress(
         self, prompt: Prompt, model: Compressing, retention_ratios: Sequence[float | AutoBudget]
     ) -> Compression:
