@@ -206,7 +206,7 @@ def test_a_kept_choice_does_not_change_in_silence(case, changed):
 
 
 def test_a_choice_whose_size_the_scores_decide_is_kept_too(case):
-    stock, model, inputs = case
+    _, model, inputs = case
     session = model.session(**inputs, retention_ratio=AutoBudget(0.2, 0.6), keep_selection=True)
     session.generate(**inputs, **STEP)
     kept = session._kept
