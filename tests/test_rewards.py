@@ -205,9 +205,7 @@ def test_a_missing_package_is_named_with_its_remedy(kind, module, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        ImportError, match=rf'needs {module}, which is not installed: pip install "cacovid-hf\[train\]"'
-    ):
+    with pytest.raises(ImportError, match=rf"needs {module}, which is not installed: pip install .*\[train\]"):
         REWARDS[kind](["a"], ["a"])
 
 

@@ -25,6 +25,7 @@ from .. import tiny
 from ..asking import load_config, load_model, load_processor
 from ..checkpoint import CONFIG_OVERRIDES, load_stock_model, replaced
 from ..configuration import CaCoVidConfig
+from ..extras import pip_install
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policy_settings import PolicySettings
 from .arguments import OURS, PUBLISHED, ContributionTrainingArguments, check_type
@@ -319,9 +320,7 @@ def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise ImportError(
-            f'{name} is a dataset, which needs the training extra: pip install "cacovid-hf[train]".'
-        ) from None
+        raise ImportError(f"{name} is a dataset, which needs the training extra: {pip_install('train')}.") from None
     dataset = datasets.load_dataset(arguments.pop("path"), **{"split": "train", **arguments})
     for column, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Video):  # frames are sampled here

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..evaluation.answers import named_letter
+from ..extras import pip_install
 
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
 
@@ -156,5 +157,5 @@ def _training_package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f'This reward needs {name.partition(".")[0]}, which is not installed: pip install "cacovid-hf[train]".'
+            f"This reward needs {name.partition('.')[0]}, which is not installed: {pip_install('train')}."
         ) from error
