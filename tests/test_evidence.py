@@ -13,7 +13,7 @@ from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.questions import answered_right, embed_questions
 
 ROOT = Path(__file__).resolve().parents[1]
-CELLS = sorted((ROOT / "benchmarks" / "results" / "evidence").glob("*.json"))
+CELLS = sorted((ROOT / "benchmarks" / "results").glob("evidence*/*.json"))
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def laboratory_model():
     return model, AutoProcessor.from_pretrained(model_path())
 
 
-@pytest.mark.parametrize("path", CELLS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CELLS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_committed_cells_say_where_they_come_from(path):
     cell = json.loads(path.read_text(encoding="utf-8"))
     assert cell["benchmark"] == "evidence"
