@@ -188,10 +188,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         if given:
             checkpoint.check_nothing_to_load(kwargs)
         config = checkpoint.load_config(source, config, overrides)
-        config.name_or_path, config._commit_hash = (
-            source.name,
-            source.hub.get("revision"),
-        )  # where its processor is, too
+        # Where its processor is, too.
+        config.name_or_path, config._commit_hash = source.name, source.hub.get("revision")
         backbone_family(config.backbone_config)
         with torch.device("meta"):
             policy = make_policy(config, config.backbone_config)
@@ -440,9 +438,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
         """
         known = {"retention_ratio", "compressor", "encoded_videos", *forward_arguments(self.backbone)}
-        given = [
-            name for name, value in kwargs.items() if value is not None
-        ]  # None is what a missing argument is, in any version
+        # None is what a missing argument is, in any version.
+        given = [name for name, value in kwargs.items() if value is not None]
         check_names(given, known, f"argument of {type(self).__name__} or {type(self.backbone).__name__}")
         method = self.resolve_compressor(compressor)
         if is_recorded(kwargs.get("past_key_values")):

@@ -193,8 +193,9 @@ class VideoSession:
         family = self.model.family
         names = (*family.video_inputs, *family.video_settings)
         kwargs = {name: value for name, value in kwargs.items() if name not in names}
-        asked = {name: kwargs.get(name) for name in self.settings}
-        kwargs |= {name: value if asked[name] is None else asked[name] for name, value in self.settings.items()}
+        for name, value in self.settings.items():
+            if kwargs.get(name) is None:
+                kwargs[name] = value
         ratio = kwargs["retention_ratio"]
         if isinstance(ratio, (Tensor, np.ndarray)):
             ratio = kwargs["retention_ratio"] = ratio.tolist()

@@ -91,7 +91,8 @@ def check_finite(policy: nn.Module, output_dir: str | os.PathLike) -> None:
     Raises:
         ValueError: a weight is NaN or infinite; names the last complete checkpoint in the training's folder.
     """
-    if all(bool(torch.isfinite(weight).all()) for weight in policy.parameters()):
+    # One answer is read from the device, not one a weight.
+    if bool(torch.stack([torch.isfinite(weight).all() for weight in policy.parameters()]).all()):
         return
     last = last_complete_checkpoint(output_dir)
     start = f"train on the policy of {last}, the last checkpoint" if last else "start anew, there is no checkpoint yet"
