@@ -248,7 +248,7 @@ REFUSED = {
     "prefill in chunks": (dict(prefill_chunk_size=4), "prefill_chunk_size=4 does not work with compressor"),
     "no cache": (dict(use_cache=False), "use_cache=False does not work with compressor"),
     "auto": (dict(retention_ratio="auto"), "retention_ratio='auto' does not work with|no scores to decide a budget by"),
-    "a cache": (dict(past_key_values=DynamicCache()), "past_key_values does not work with compressor"),
+    "a cache": (dict(past_key_values=DynamicCache()), "(cache|past_key_values) does not work with compressor"),
 }
 
 

@@ -143,7 +143,7 @@ def test_a_kept_choice_and_other_questions(case):
     assert torch.equal(session.generate(**other, **STEP), expected)
     # A new start chooses anew.
     session.reset()
-    assert session.past_key_values is None
+    assert session.cache is None
     again = session.generate(**question(inputs, QUESTIONS[1]), **STEP)
     assert torch.equal(again, model.generate(**question(inputs, QUESTIONS[1]), retention_ratio=0.25, **STEP))
 
@@ -163,7 +163,7 @@ def test_a_failed_call_leaves_a_session_that_works(case):
 
 
 REFUSED = {
-    "cache": (dict(past_key_values=DynamicCache()), "past_key_values=.* does not go with keep_selection"),
+    "cache": (dict(past_key_values=DynamicCache()), "(cache|past_key_values)=.* does not go with keep_selection"),
     "static": (dict(cache_implementation="static"), "cache_implementation='static' does not go"),
     "beams": (dict(num_beams=2), "num_beams=2 does not go"),
     "sequences": (dict(num_return_sequences=2, do_sample=True), "num_return_sequences=2 does not go"),
@@ -339,7 +339,7 @@ def test_a_conversation_in_words(tiny, keep):
     clip = clips()[0]
     session = model.session(clip.path, processor, retention_ratio=0.25, conversation=True, keep_selection=keep)
     first = session.ask(clip.questions[0].text, max_new_tokens=8, do_sample=False)
-    length = session.past_key_values.get_seq_length() if keep else None
+    length = session.cache.get_seq_length() if keep else None
     session.ask(clip.questions[1].text, max_new_tokens=8, do_sample=False)
     assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
     assert session.messages[1]["content"][0]["text"] == first
@@ -351,7 +351,7 @@ def test_a_conversation_in_words(tiny, keep):
         "text",
     ]
     if keep:
-        assert 0 < session.past_key_values.get_seq_length() - length < 20
+        assert 0 < session.cache.get_seq_length() - length < 20
     with pytest.raises(ValueError, match="no order"):
         session.ask(["a", "b"])
     session.reset()

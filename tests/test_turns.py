@@ -368,7 +368,7 @@ WRONG = {
     ),
     "both caches": (
         lambda stock, whole, first: {**whole, "cache_implementation": "static"},
-        "past_key_values beside cache_implementation",
+        "A cache beside cache_implementation",
     ),
     "another class": (
         lambda stock, whole, first: {

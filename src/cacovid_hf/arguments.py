@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import TransformersKwargs
 
+from ._compat import CACHE_NAMES
 from .adaptive import AutoBudget, check_ratio
 
 # Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
 DECODING_ARGUMENTS = {
     "input_ids",
     "attention_mask",
-    "past_key_values",
+    *CACHE_NAMES,
     "inputs_embeds",
     "labels",
     "use_cache",

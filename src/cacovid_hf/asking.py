@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, ProcessorMixin
-from transformers.utils import cached_file
 from transformers.video_utils import VideoMetadata
 
+from ._compat import cached_file_or_none
 from .adaptive import AutoBudget, Ratio, check_ratio, with_auto
 from .backbones import backbone_family
 from .checkpoint import load_stock_model
@@ -116,7 +116,7 @@ def load_processor(
     for source, revision in sources:
         options = {"revision": revision} if revision and not os.path.isdir(source) else {}
         if any(
-            cached_file(source, file, _raise_exceptions_for_missing_entries=False, **options)
+            cached_file_or_none(source, file, **options)
             for file in ("processor_config.json", "preprocessor_config.json")
         ):
             return with_video_reader(AutoProcessor.from_pretrained(source, trust_remote_code=False, **options))

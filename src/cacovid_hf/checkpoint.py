@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging
 
+from ._compat import PRIVATE_LOADING_ARGUMENTS, attention_implementation, forget_name
 from .backbones import backbone_family
 from .configuration import CaCoVidConfig
 from .hub.card import CardFacts, check_card, write_card
@@ -70,8 +71,7 @@ NEVER_FORWARDED = (
     "code_revision",
     "use_safetensors",
     "weights_only",
-    "_from_auto",
-    "_commit_hash",
+    *PRIVATE_LOADING_ARGUMENTS,
     "adapter_kwargs",
 )
 
@@ -108,8 +108,8 @@ def load_backbone(
     """Load the backbone of a checkpoint: the caller's, the one inside it, or the one its config names, at its own revision."""
     shared = {key: source.hub[key] for key in SHARED_HUB_ARGUMENTS if key in source.hub}
     settings = {key: value for key, value in kwargs.items() if key not in NEVER_FORWARDED}
-    if config._attn_implementation is not None:
-        settings.setdefault("attn_implementation", config._attn_implementation)
+    if (attention := attention_implementation(config)) is not None:
+        settings.setdefault("attn_implementation", attention)
     if backbone is not None:
         place = Source(os.fspath(backbone), shared)
     elif config.includes_backbone:
@@ -272,7 +272,7 @@ def write(
     config.architectures = [AUTO_CLASSES["AutoModelForImageTextToText"]]
     config.dtype = next(iter(policy.values())).dtype
     config.auto_map = {name: f"{AUTO_MODULE}.{kind}" for name, kind in AUTO_CLASSES.items()}
-    config.backbone_config._name_or_path = ""  # base_model_name_or_path says it, and only where it is meant to be said
+    forget_name(config.backbone_config)  # base_model_name_or_path says it, and only where it is meant to be said
     with replaced(folder / WEIGHTS) as temporary:
         save_file({f"policy.{name}": tensor for name, tensor in policy.items()}, temporary, metadata={"format": "pt"})
     with replaced(folder / "config.json") as temporary:

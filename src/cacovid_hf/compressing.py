@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._compat import CACHE, cache_of, drop_cache, with_cache_name
 from .adaptive import AutoBudget, Ratio, with_auto
 from .arguments import (
     check_windows,
@@ -380,7 +381,7 @@ class Compressing:
         caller's prompt; streamers, stopping criteria and logits processors see it too. Attentions, hidden states and the cache that
         `return_dict_in_generate` returns are those of the compressed prompt.
 
-        A conversation goes on as with a stock model: give the ids of all of it and the cache of the turn before as `past_key_values` (a
+        A conversation goes on as with a stock model: give the ids of all of it and the cache of the turn before as `cache`, or `past_key_values` (a
         `DynamicCache` or `StaticCache`), with the pixel inputs of the whole conversation or of the new turn. The videos of a new turn
         are compressed, with the new turn alone before the policy's eyes; what is cached stays as it is.
 
@@ -409,13 +410,14 @@ class Compressing:
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
             "custom_generate": custom_generate,
         }
+        kwargs = with_cache_name(kwargs)
         arguments = {**kwargs, **{name: value for name, value in named.items() if value is not None}}
         for source in (generation_config, self.backbone.generation_config):
             if retention_ratio is None:  # servers pass on a generation config and nothing else
                 retention_ratio = getattr(source, "retention_ratio", None)
         method = self.resolve_compressor(compressor)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         straight = encoded_videos is None and not is_recorded(cache)
         if straight and self._drops_nothing(retention_ratio, input_ids, kwargs):
             return self.stock_generate(**arguments)
@@ -460,11 +462,11 @@ class Compressing:
         if method.inside_llm:
             # Nothing can go on from a cache whose layers differ in length.
             if not isinstance(outputs, Tensor):
-                outputs.past_key_values = None
+                drop_cache(outputs)
             return outputs
         sequences = outputs if isinstance(outputs, Tensor) else outputs.sequences
         if not isinstance(outputs, Tensor):
-            cache = outputs.past_key_values
+            cache = cache_of(outputs)
         if cache is not None:
             forget(cache)
             if (settings.num_beams or 1) == 1:

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.generation.configuration_utils import GenerationMode
 
+from ._compat import CACHE
 from .compressors import Check
 from .prompt import CompressedPrompt
 from .turns import cached_length
@@ -86,15 +87,15 @@ def check_generation(settings: GenerationConfig, arguments: dict[str, Any]) -> N
         refuse(
             f"cache_implementation={settings.cache_implementation!r}", "it has not been tried with a compressed prompt"
         )
-    cache = arguments.get("past_key_values")
+    cache = arguments.get(CACHE)
     if cache is not None:
         if type(cache) not in (DynamicCache, StaticCache):
             refuse(f"A cache of type {type(cache).__name__}", "only DynamicCache and StaticCache have been tried")
         if settings.cache_implementation is not None or settings.use_cache is False:
-            refuse("past_key_values beside cache_implementation or use_cache=False", "they ask for different caches")
+            refuse("A cache beside cache_implementation or use_cache=False", "they ask for different caches")
         if cached_length(cache) and _expansion(settings) > 1:
             raise ValueError(
-                "past_key_values of an earlier turn has one row for each prompt: ask for one beam and one sequence, or start without a cache."
+                "The cache of an earlier turn has one row for each prompt: ask for one beam and one sequence, or start without a cache."
             )
     mode = settings.get_generation_mode()
     if mode not in SUPPORTED_MODES:
@@ -113,7 +114,7 @@ def check_generation_inside(name: str, settings: GenerationConfig, arguments: di
             "the last token must see the whole prompt in one forward",
         ),
         f"use_cache={settings.use_cache!r}": (settings.use_cache is False, "every step would choose the tokens anew"),
-        "past_key_values": (arguments.get("past_key_values") is not None, "the layers' caches differ in length"),
+        CACHE: (arguments.get(CACHE) is not None, "the layers' caches differ in length"),
     }
     for setting, (given, reason) in refused.items():
         if given:
@@ -174,7 +175,7 @@ def generate_compressed(
         if settings.min_new_tokens is None and settings.min_length:
             override("min_length", settings.min_length + kept)
 
-    cache: Any = arguments.get("past_key_values")
+    cache: Any = arguments.get(CACHE)
     chunk_size = settings.prefill_chunk_size
     new_tokens = settings.max_new_tokens or (settings.max_length - length if settings.max_length is not None else 20)
     if isinstance(cache, StaticCache):
@@ -182,7 +183,7 @@ def generate_compressed(
         room = min(layer.max_cache_len for layer in layers)
         if room < kept + new_tokens - 1:
             raise ValueError(
-                f"past_key_values has room for {room} positions, and {kept} of the prompt and {new_tokens - 1} of the answer are to go into it: make a "
+                f"The cache has room for {room} positions, and {kept} of the prompt and {new_tokens - 1} of the answer are to go into it: make a "
                 "StaticCache with a larger max_cache_len."
             )
     if settings.cache_implementation == "static":
@@ -202,7 +203,7 @@ def generate_compressed(
             cache.batch_repeat_interleave(expansion)
         override("prefill_chunk_size", None)
     if cache is not None:
-        arguments["past_key_values"] = cache
+        arguments[CACHE] = cache
     if check is not None and check.waits:
         processors = arguments.get("logits_processor") or []
         arguments["logits_processor"] = LogitsProcessorList([*processors, _Settling(check)])
@@ -256,7 +257,6 @@ def prefill_in_chunks(
                 inputs_embeds=embeds[:, start:stop],
                 attention_mask=mask[:, :stop],
                 position_ids=positions[..., start:stop],
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
                 # Flash attention would read the gaps of a chunk's positions as packed sequences, and look at the first keys only; told
@@ -265,4 +265,5 @@ def prefill_in_chunks(
                 cu_seq_lens_k=rows * stop,
                 max_length_q=stop - start,
                 max_length_k=stop,
+                **{CACHE: cache},
             )

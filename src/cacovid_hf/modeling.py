@@ -16,9 +16,9 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
-from transformers.modeling_outputs import ModelOutput
 
 from . import checkpoint
+from ._compat import CACHE, AnyAttention, OutputWithCache, commit_of, note_commit, with_cache_name
 from .adaptive import Ratio
 from .arguments import check_names, check_windows, forward_arguments, retention_ratios, take_embedding_arguments
 from .backbones import backbone_family
@@ -38,13 +38,13 @@ from .wrapping import base_model, check_policy_size, embedding_device, untrained
 
 
 @dataclass
-class CaCoVidOutput(ModelOutput):
-    """Output of `forward`.
+class CaCoVidOutput(OutputWithCache):
+    """Output of `forward`: all that the backbone's own output holds, and where the tokens stood.
 
     Attributes:
         loss: of the compressed prompt, if labels were given.
         logits: `(B, K, vocabulary)` of the compressed prompt.
-        past_key_values: the cache of the compressed prompt.
+        cache: of the compressed prompt; `past_key_values` in transformers before 5.24.
         hidden_states: of the compressed prompt, if asked for.
         attentions: of the compressed prompt, if asked for.
         kept_indices: `(B, K)`, the place in the caller's prompt of each position, -1 at padding.
@@ -52,16 +52,11 @@ class CaCoVidOutput(ModelOutput):
             between its layers; None for others.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     kept_indices: Tensor | None = None
     layer_tokens: Tensor | None = None
 
 
-class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A video language model that reads only the video tokens that contribute to the answer.
 
     Make one with `from_backbone` around a model in memory, or `from_pretrained`.
@@ -77,10 +72,6 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
     input_modalities = ["video", "image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    # The policy has one attention, sdpa; the backbone keeps whatever it was loaded with.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
 
     def __init__(self, config: CaCoVidConfig, backbone: PreTrainedModel | None = None, policy: Policy | None = None):
         super().__init__(config)
@@ -126,9 +117,9 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             return cls.from_pretrained(policy, backbone=backbone, **policy_options)
         backbone = base_model(backbone)
         backbone_family(backbone.config)
-        policy_options.setdefault("base_model_name_or_path", backbone.config._name_or_path or None)
-        commit = getattr(backbone.config, "_commit_hash", None)  # which newer versions of transformers do not note
-        policy_options.setdefault("base_model_revision", commit or cached_commit(backbone.config._name_or_path))
+        policy_options.setdefault("base_model_name_or_path", backbone.config.name_or_path or None)
+        commit = commit_of(backbone.config) or cached_commit(backbone.config.name_or_path)
+        policy_options.setdefault("base_model_revision", commit)
         if policy is not None:
             for option, value in (("policy_type", policy.policy_type), ("policy_attention", policy.attention)):
                 asked = policy_options.setdefault(option, value)
@@ -189,7 +180,8 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             checkpoint.check_nothing_to_load(kwargs)
         config = checkpoint.load_config(source, config, overrides)
         # Where its processor is, too.
-        config.name_or_path, config._commit_hash = source.name, source.hub.get("revision")
+        config.name_or_path = source.name
+        note_commit(config, source.hub.get("revision"))
         backbone_family(config.backbone_config)
         with torch.device("meta"):
             policy = make_policy(config, config.backbone_config)
@@ -422,7 +414,7 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         backbone, or its adapters, that is being tuned on compressed prompts. Batches may be padded on either side; the compressed
         prompt is padded on the left.
 
-        The cache of a compressed prompt remembers the uncompressed one: given back as `past_key_values` with the next tokens as `input_ids`
+        The cache of a compressed prompt remembers the uncompressed one: given back as `cache` (`past_key_values` before transformers 5.24) with the next tokens as `input_ids`
         (and an `attention_mask` of everything so far, or none), a loop of one's own makes the tokens that `generate` makes.
 
         Args:
@@ -437,17 +429,18 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         Returns:
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
         """
+        kwargs = with_cache_name(kwargs)
         known = {"retention_ratio", "compressor", "encoded_videos", *forward_arguments(self.backbone)}
         # None is what a missing argument is, in any version.
         given = [name for name, value in kwargs.items() if value is not None]
         check_names(given, known, f"argument of {type(self).__name__} or {type(self.backbone).__name__}")
         method = self.resolve_compressor(compressor)
-        if is_recorded(kwargs.get("past_key_values")):
+        if is_recorded(kwargs.get(CACHE)):
             return self._step(input_ids, attention_mask, labels, encoded_videos, kwargs)
         if encoded_videos is None and self._drops_nothing(retention_ratio, input_ids, kwargs):
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return self._output(outputs, self._all_places(input_ids))
-        for name in ("past_key_values", "inputs_embeds", "mm_encoder_outputs"):
+        for name in (CACHE, "inputs_embeds", "mm_encoder_outputs"):
             if kwargs.pop(name, None) is not None:
                 raise ValueError(
                     f"{name} does not work with compressed video tokens: give the whole prompt as input_ids. {WAY_ROUND} for it."
@@ -501,15 +494,15 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
         kwargs: dict[str, Any],
     ) -> Any:
         """New text behind the cache of a compressed prompt, at the positions that follow the uncompressed one."""
-        config, cache = self.backbone.config, kwargs["past_key_values"]
+        config, cache = self.backbone.config, kwargs[CACHE]
         if input_ids is None:
-            raise ValueError("input_ids are missing: give the tokens that follow what past_key_values holds.")
+            raise ValueError("input_ids are missing: give the tokens that follow what the cache holds.")
         inputs = take_embedding_arguments(self.backbone, kwargs)
         placeholders = torch.tensor([config.video_token_id, config.image_token_id], device=input_ids.device)
         pixels = [name for name in ("pixel_values", *self.family.video_inputs) if inputs.get(name) is not None]
         if encoded_videos is not None or pixels or bool(torch.isin(input_ids, placeholders).any()):
             raise ValueError(
-                "past_key_values is of a compressed prompt, from which forward goes on with new text alone, and videos or images are given: give "
+                "The cache is of a compressed prompt, from which forward goes on with new text alone, and videos or images are given: give "
                 "as input_ids the tokens that follow, or the whole conversation to generate."
             )
         step, note = text_step(cache, input_ids, attention_mask, inputs.get("position_ids"))
@@ -530,10 +523,12 @@ class CaCoVidForConditionalGeneration(Compressing, PreTrainedModel, GenerationMi
             places = layers.kept_indices
         if isinstance(outputs, tuple):
             return (*outputs, places)
-        fields = ("loss", "logits", "past_key_values", "hidden_states", "attentions")
-        layer_tokens = None if layers is None else torch.tensor(layers.layer_tokens)
-        found = {name: outputs.get(name) for name in fields}
-        return CaCoVidOutput(**found, kept_indices=places, layer_tokens=layer_tokens)
+        whole = CaCoVidOutput()
+        for name, value in outputs.items():  # whatever fields this version has
+            whole[name] = value
+        whole.kept_indices = places
+        whole.layer_tokens = None if layers is None else torch.tensor(layers.layer_tokens)
+        return whole
 
 
 AutoModelForImageTextToText.register(CaCoVidConfig, CaCoVidForConditionalGeneration, exist_ok=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ._compat import CACHE, cache_of, with_cache_name
 from .arguments import embedding_arguments
 from .compressors import Compressor, Scores
 from .generation import effective_settings
@@ -67,7 +68,7 @@ class VideoSession:
     Attributes:
         encoded: the videos.
         messages: the conversation so far, as chat messages.
-        past_key_values: with `keep_selection`, the cache of the last prompt and its answer; else None.
+        cache: with `keep_selection`, the cache of the last prompt and its answer; else None.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class VideoSession:
         self.conversation = conversation
         self.settings = {"retention_ratio": retention_ratio, "compressor": compressor}
         self.messages: list[dict[str, Any]] = []
-        self.past_key_values: DynamicCache | None = None
+        self.cache: DynamicCache | None = None
         self._sequence: Tensor | None = None
         self._kept: KeptBefore | None = None
         self._choice: dict[str, Any] = {}
@@ -96,7 +97,7 @@ class VideoSession:
     def reset(self) -> None:
         """Forget the questions, the choice of tokens and the cache; the videos stay encoded."""
         self.messages = []
-        self.past_key_values = self._sequence = self._kept = None
+        self.cache = self._sequence = self._kept = None
 
     # ---------------------------------------------------------------- words
 
@@ -208,9 +209,10 @@ class VideoSession:
 
     def _generate_on(self, input_ids: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]) -> Any:
         """One prompt, with the choice of the first and the cache of the one before as far as they agree."""
+        kwargs = with_cache_name(kwargs)
         settings = effective_settings(self.model.backbone, kwargs.get("generation_config"), kwargs)
         for name, value, off in (
-            ("past_key_values", kwargs.get("past_key_values"), None),
+            (CACHE, kwargs.get(CACHE), None),
             ("cache_implementation", settings.cache_implementation, None),
             ("num_beams", settings.num_beams, 1),
             ("num_return_sequences", settings.num_return_sequences, 1),
@@ -237,25 +239,26 @@ class VideoSession:
         if cache is not None:
             kwargs["retention_ratio"] = None  # what is new has no video
         # A call that fails leaves a cache of unknown contents.
-        self.past_key_values = self._sequence = None
+        self.cache = self._sequence = None
         kwargs.pop("return_dict_in_generate", None)
         outputs = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=DynamicCache() if cache is None else cache,
             return_dict_in_generate=True,
             **kwargs,
+            **{CACHE: DynamicCache() if cache is None else cache},
         )
-        note = record_of(outputs.past_key_values)
+        left = cache_of(outputs)
+        note = record_of(left)
         if note is not None:
             if self._kept is None:
                 self._kept, self._choice = KeptBefore(self._keeps(input_ids, note.places[0])), choice
-            self.past_key_values, self._sequence = outputs.past_key_values, outputs.sequences[0]
+            self.cache, self._sequence = left, outputs.sequences[0]
         return outputs if settings.return_dict_in_generate else outputs.sequences
 
     def _usable_cache(self, input_ids: Tensor) -> DynamicCache | None:
         """The cache, cut back to what the prompt before has in common with this one; None if that does not hold the videos."""
-        cache, before = self.past_key_values, self._sequence
+        cache, before = self.cache, self._sequence
         note = None if cache is None else record_of(cache)
         if cache is None or before is None or note is None:
             return None

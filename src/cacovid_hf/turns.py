@@ -128,13 +128,13 @@ def text_step(
     """
     note = _noted(cache)
     if len(note.token_ids) != len(input_ids):
-        raise ValueError(f"past_key_values holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}.")
+        raise ValueError(f"The cache holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}.")
     start, width = note.num_places, input_ids.shape[1]
     if attention_mask is None:
         mask, new_mask = note.places >= 0, torch.ones_like(input_ids, dtype=torch.bool)
     elif attention_mask.shape[1] != start + width:
         raise ValueError(
-            f"attention_mask has {attention_mask.shape[1]} places, past_key_values covers {start} of the uncompressed conversation and input_ids adds "
+            f"attention_mask has {attention_mask.shape[1]} places, the cache covers {start} of the uncompressed conversation and input_ids adds "
             f"{width}: give the mask of all {start + width}, or none, and as input_ids the new tokens alone."
         )
     else:
@@ -218,19 +218,19 @@ def _known(
     note = _noted(cache) if is_recorded(cache) else _stock_record(model, cache, input_ids, attention_mask, inputs)
     if len(note.token_ids) != len(input_ids):
         raise ValueError(
-            f"past_key_values holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}: {_REMEDY}."
+            f"The cache holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}: {_REMEDY}."
         )
     start = note.num_places
     if start >= input_ids.shape[1]:
         raise ValueError(
-            f"past_key_values covers {start} places of the conversation, input_ids has {input_ids.shape[1]}, so nothing is new: {_REMEDY}."
+            f"The cache covers {start} places of the conversation, input_ids has {input_ids.shape[1]}, so nothing is new: {_REMEDY}."
         )
     given = input_ids.gather(1, note.places.clamp(min=0))
     wrong = (given != note.token_ids) & note.mask(attention_mask)
     if bool(wrong.any()):
         row, column = wrong.nonzero()[0].tolist()
         raise ValueError(
-            f"past_key_values is of another conversation: row {row} has token {int(note.token_ids[row, column])} at place "
+            f"The cache is of another conversation: row {row} has token {int(note.token_ids[row, column])} at place "
             f"{int(note.places[row, column])}, input_ids {int(given[row, column])}: {_REMEDY}."
         )
     return start, note
@@ -241,7 +241,7 @@ def _noted(cache: Any) -> CacheRecord:
     length, note = cached_length(cache), getattr(cache, _ATTRIBUTE)
     if note is None or length > note.token_ids.shape[1]:
         raise ValueError(
-            f"past_key_values holds {length} positions that are not known to belong to a prompt (of a beam search, of a call that "
+            f"The cache holds {length} positions that are not known to belong to a prompt (of a beam search, of a call that "
             "failed, or written by other means): start without a cache."
         )
     return note.cut(length)
@@ -254,7 +254,7 @@ def _stock_record(
     config, length = model.backbone.config, cached_length(cache)
     ids, mask = input_ids[:, :length], attention_mask[:, :length]
     if ids.shape[1] < length:
-        raise ValueError(f"past_key_values holds {length} positions, input_ids {ids.shape[1]}: {_REMEDY}.")
+        raise ValueError(f"The cache holds {length} positions, input_ids {ids.shape[1]}: {_REMEDY}.")
     known = _inputs_of(model.family, config, input_ids, attention_mask, inputs, slice(0, length))
     positions = model.family.position_ids(model.backbone, ids, mask, known)
     return CacheRecord(
@@ -284,7 +284,7 @@ def _inputs_of(
             first, last = int(span.positions[0]), int(span.positions[-1]) + family.trailing_tokens
             if first < part.start <= last or first < part.stop <= last:
                 raise ValueError(
-                    f"past_key_values ends at place {part.start or part.stop} of the conversation, inside a video (places {first} to {last}), so "
+                    f"The cache ends at place {part.start or part.stop} of the conversation, inside a video (places {first} to {last}), so "
                     f"it is not of this conversation: {_REMEDY}."
                 )
             if part.start <= first < part.stop:
@@ -307,6 +307,6 @@ def _inputs_of(
 
 def _unknown(part: slice) -> str:
     return (
-        f"past_key_values holds the first {part.stop} places of the conversation, images or videos among them, and the pixel inputs are not those "
+        f"The cache holds the first {part.stop} places of the conversation, images or videos among them, and the pixel inputs are not those "
         "of the whole conversation, so that its positions are not known: give everything that the processor returns for the whole conversation."
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
+from ._compat import offloaded_to
 from .light_policy import make_policy
 from .policy import Policy
 
@@ -29,9 +30,7 @@ def embedding_device(backbone: Any) -> torch.device:
     """Where the backbone embeds its prompt; of offloaded embeddings, where they are loaded to."""
     embeddings = backbone.get_input_embeddings()
     device = next(embeddings.parameters()).device
-    if device.type == "meta" and "_hf_hook" in vars(embeddings):
-        return torch.device(embeddings._hf_hook.execution_device)
-    return device
+    return offloaded_to(embeddings) or device if device.type == "meta" else device
 
 
 def check_policy_size(policy_config, backbone_config) -> None:

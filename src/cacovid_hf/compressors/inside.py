@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_causal_mask
 
+from .._compat import CACHE, causal_mask
 from ..adaptive import AutoBudget
 from ..policy import rotate
 from ..prompt import CompressedPrompt, VideoSelection, ordered_places
@@ -116,7 +116,7 @@ class _Cutter:
         if threading.get_ident() != self.thread or kwargs is None:
             return None
         if index == 0:
-            self._enter_model(args[0], kwargs.get("past_key_values"))
+            self._enter_model(args[0], kwargs.get(CACHE))
         if not self.ours:
             return None
         states, kwargs = args[0], dict(kwargs)
@@ -236,12 +236,8 @@ class _Cutter:
             total = self.cache.get_seq_length(index) + states.shape[1]
             valid = torch.cat([valid, valid.new_ones(len(valid), total - valid.shape[1])], dim=1)
         changed: dict[str, Any] = {
-            "attention_mask": create_causal_mask(
-                config=self.decoder.config,
-                inputs_embeds=states,
-                attention_mask=valid,
-                past_key_values=None if self.prefilling else self.cache,
-                layer_idx=index,
+            "attention_mask": causal_mask(
+                self.decoder.config, states, valid, None if self.prefilling else self.cache, index
             )
         }
         if self.prefilling:

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import ProcessorMixin
 
 from .. import asking
+from .._compat import attention_implementation
 from ..asking import SampledVideo
 from ..compressors import Compressor
 from ..modeling import CaCoVidForConditionalGeneration
@@ -191,7 +192,7 @@ def _cells(
         "num_frames": settings.num_frames,
         "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.backbone.config._attn_implementation,
+        "attention": attention_implementation(model.backbone.config),
     }
     dataset = {"name": benchmark.name, "settings": benchmark.settings, "samples": len(benchmark)}
     cells = []

@@ -198,7 +198,7 @@ def _backbone(
     """Id, revision and config of the backbone: as told, or told from the source."""
     if isinstance(base, PreTrainedConfig):
         backbone_family(base)
-        return base._name_or_path or None, revision, base
+        return base.name_or_path or None, revision, base
     values = source.config() if source.file("config.json") else {}
     family = values.get("model_type")
     if base is None:

@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoProcessor, ProcessorMixin
 from transformers.utils import logging
 
+from .._compat import TransportError, commit_of
 from ..configuration import CaCoVidConfig
 from ..processing import with_video_reader
 from .card import CARD, PLOT, CardFacts, write_card
@@ -24,11 +25,6 @@ from .source import WEIGHTS, Source
 
 if TYPE_CHECKING:
     from ..modeling import CaCoVidForConditionalGeneration
-
-try:  # which HTTP library huggingface_hub uses depends on its version
-    from huggingface_hub.utils import httpx
-except ImportError:
-    import httpx  # type: ignore[no-redef]
 
 Operations = Callable[[str], list[CommitOperationAdd | CommitOperationDelete]]
 logger = logging.get_logger(__name__)
@@ -74,7 +70,7 @@ def processor_of(config: CaCoVidConfig, token: str | bool | None = None) -> Proc
     None if neither has one.
     """
     places = [
-        (config._name_or_path, getattr(config, "_commit_hash", None)),
+        (config.name_or_path, commit_of(config)),
         (config.base_model_name_or_path, config.base_model_revision),
     ]
     for name, revision in places:
@@ -281,7 +277,7 @@ class _Branch:
                     parent_commit=head,
                     **how,
                 )
-            except (HfHubHTTPError, httpx.TransportError, RuntimeError) as error:
+            except (HfHubHTTPError, TransportError, RuntimeError) as error:
                 status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
                 if attempt == ATTEMPTS or how.get("create_pr") or not (status in (None, 409, 412) or status >= 500):
                     raise

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import _CACHED_NO_EXIST, HfApi, constants, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, is_offline_mode
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
+
+from .._compat import ATTENTION_KEYS, cached_file_or_none, is_known_missing
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -30,7 +31,6 @@ LARGEST_SIZES = {
     "image_size": 1 << 14,
     "patch_size": 1 << 12,
 }
-ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Source:
         plain = isinstance(filename, str) and filename not in ("", ".", "..") and not set(filename) & set("/\\:\0")
         if not plain:
             raise ValueError(f"{self.name} names a file outside its folder, {filename!r}: do not use this checkpoint.")
-        path = cached_file(self.name, filename, _raise_exceptions_for_missing_entries=False, **self.hub)
+        path = cached_file_or_none(self.name, filename, **self.hub)
         if path is None and not os.path.isdir(self.name):
             self._check_missing(filename)
         return path
@@ -89,8 +89,8 @@ class Source:
         if self.hub.get("local_files_only") or is_offline_mode():
             return
         path = "/".join(filter(None, (self.hub.get("subfolder"), filename)))
-        revision, cache = self.hub.get("revision"), self.hub.get("cache_dir")
-        if try_to_load_from_cache(self.name, path, cache_dir=cache, revision=revision) is _CACHED_NO_EXIST:
+        revision = self.hub.get("revision")
+        if is_known_missing(self.name, path, self.hub.get("cache_dir"), revision):
             return
         try:
             there = HfApi(token=self.hub.get("token")).file_exists(self.name, path, revision=revision)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, Trainer, set_seed
 from transformers.utils import logging
 
+from .._compat import CheckpointHooks
 from ..compressors.attention import video_attention
 from ..hub.source import Source, load_weights
 from ..modeling import CaCoVidForConditionalGeneration
@@ -44,7 +45,7 @@ logger = logging.get_logger(__name__)
 _HOPELESS = 100
 
 
-class ContributionTrainer(Trainer):
+class ContributionTrainer(CheckpointHooks, Trainer):
     """Trains the policy of a `CaCoVidForConditionalGeneration`; its backbone is frozen and stays bit-identical.
 
     The policy is trained in float32, whatever the backbone's dtype. Several processes share the samples of a step, and their gradient is that of
@@ -293,12 +294,12 @@ class ContributionTrainer(Trainer):
                 logs["skipped_samples"] = skipped
         super().log(logs, *args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def write_checkpoint(self, folder: str | None, state_dict: dict[str, Tensor] | None) -> None:
         """A checkpoint of the model's own kind: the policy under `policy.`, with its config and processor; none of weights that are not finite."""
         if not self.args.should_save:
             return
         check_finite(self.full_model.policy, str(self.args.output_dir))
-        folder = output_dir or self.args.output_dir or "."
+        folder = folder or self.args.output_dir or "."
         self.full_model.config.policy_trained = True
         self.full_model.save_pretrained(
             folder,
@@ -311,23 +312,23 @@ class ContributionTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: what is saved has its own card already, which a push is to leave as it is."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def read_checkpoint(self, folder: str, model: nn.Module | None) -> None:
         """Load the policy, strictly: the stock way would find none of its names under their prefix, and go on without a word."""
         if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            super().read_checkpoint(folder, model)
             return
-        source = Source(resume_from_checkpoint, {})
+        source = Source(folder, {})
         policy = self.full_model.policy
         loaded = copy.deepcopy(policy).to("meta")
         load_weights(loaded, source.stored("policy."), source.name)
         policy.load_state_dict(loaded.state_dict())  # in place: the optimiser and the device stay
 
-    def _load_best_model(self) -> None:
+    def read_best_checkpoint(self) -> None:
         """Load the policy of the best checkpoint."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
+            super().read_best_checkpoint()
         else:
-            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+            self.read_checkpoint(str(self.state.best_model_checkpoint), None)
 
     # ---------------------------------------------------------------- evaluation
 
@@ -382,7 +383,7 @@ class ContributionTrainer(Trainer):
         sums, count, skipped = [0.0] * len(self.args.eval_ratios), 0, 0
         for given in loader:
             skipped += len(self._warn_of_skipped([given]))
-            batch: Any = self._prepare_inputs(given)
+            batch: Any = self.to_device(given)
             if not batch.get("questions"):
                 continue
             prompt = self._embed(batch["inputs"])

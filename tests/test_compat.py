@@ -1,0 +1,130 @@
+"""Names of transformers that differ between versions, under both spellings; private ones in one file alone."""
+
+import ast
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from models import FAMILIES, ONE_VIDEO, prompt_inputs, stock_model
+from packaging.requirements import Requirement
+from packaging.version import Version
+from transformers import DynamicCache
+
+from cacovid_hf import CaCoVidForConditionalGeneration, _compat
+
+SOURCES = Path(_compat.__file__).parent
+STEP = dict(do_sample=False, max_new_tokens=3, return_dict_in_generate=True)
+
+
+def wrapped(family):
+    stock = stock_model(family)
+    return stock, CaCoVidForConditionalGeneration.from_backbone(stock)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", _compat.CACHE_NAMES)
+def test_a_cache_of_the_caller_is_filled_under_either_name(family, name):
+    _, model = wrapped(family)
+    inputs, cache = prompt_inputs(model.backbone, ONE_VIDEO), DynamicCache()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        outputs = model.generate(**inputs, retention_ratio=0.25, **{name: cache}, **STEP)
+    kept = model.compress(**inputs, retention_ratio=0.25).input_ids.shape[1]
+    assert _compat.cache_of(outputs) is cache
+    assert cache.get_seq_length() == kept + 2
+
+
+@pytest.mark.skipif(_compat.CACHE != "cache", reason="this version of transformers has the old name alone")
+def test_the_old_name_is_deprecated_as_in_transformers():
+    _, model = wrapped("llava_onevision")
+    inputs = prompt_inputs(model.backbone, ONE_VIDEO)
+    with pytest.warns(FutureWarning, match="past_key_values"):
+        model.generate(**inputs, retention_ratio=0.25, past_key_values=DynamicCache(), **STEP)
+
+
+def test_both_names_at_once_are_refused():
+    _, model = wrapped("llava_onevision")
+    inputs = prompt_inputs(model.backbone, ONE_VIDEO)
+    for call in (model.generate, model):
+        with pytest.raises(ValueError, match="The cache is given twice"):
+            call(**inputs, retention_ratio=0.25, cache=DynamicCache(), past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("ratio", [1.0, 0.25])
+def test_the_output_holds_all_that_the_backbone_returned(family, ratio):
+    """Both names of the cache can be read, and fields that a family adds are there."""
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(model.backbone, ONE_VIDEO)
+    ours, theirs = model(**inputs, retention_ratio=ratio, use_cache=True), stock(**inputs, use_cache=True)
+    assert isinstance(ours.cache, DynamicCache)
+    assert ours.past_key_values is ours.cache
+    assert ours.kept_indices.shape[1] == ours.cache.get_seq_length()
+    if ratio == 1.0:
+        assert set(theirs.keys()) <= set(ours.keys())
+        for name, value in theirs.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(ours[name], value), name
+
+
+def test_the_bound_of_the_package_is_the_newest_tested_version():
+    major, minor = Version(_compat.NEWEST_TRANSFORMERS).release
+    text = (SOURCES.parents[1] / "pyproject.toml").read_text()
+    bounds = [Requirement(found) for found in re.findall(r'"(transformers(?:\[\w+\])?[<>=][^"]*)"', text)]
+    assert len(bounds) == 2
+    for bound in bounds:
+        assert bound.specifier.contains(f"{major}.{minor}.9"), bound
+        assert not bound.specifier.contains(f"{major}.{minor + 1}.0"), bound
+
+
+@pytest.mark.parametrize(("installed", "warns"), [("5.24.9", False), ("5.25.0", True), ("6.0.0", True), ("5.17.0", False)])
+def test_a_newer_version_is_told_once(monkeypatch, installed, warns):
+    monkeypatch.setattr(_compat, "NEWEST_TRANSFORMERS", "5.24")
+    monkeypatch.setattr(_compat.importlib.metadata, "version", lambda name: installed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _compat.warn_of_newer_transformers()
+    assert [str(w.message)[: len(installed) + 13] for w in caught] == ([f"transformers {installed}"] if warns else [])
+
+
+# ---------------------------------------------------------------- private names
+
+
+def private_names_of_transformers() -> set[str]:
+    """Private attributes that transformers' classes and configs have and that this package could be tempted to read."""
+    from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin, Trainer
+
+    found = {"_commit_hash", "_name_or_path", "_hf_hook"}
+    for kind in (GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin, Trainer):
+        found |= {name for name in dir(kind) if name.startswith("_") and not name.startswith("__")}
+    return found - set(dir(torch.nn.Module))
+
+
+def reads(tree: ast.AST):
+    """Names that a module reads, defines or imports, with their lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.FunctionDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in LIBRARIES:
+            yield from ((node.lineno, name) for name in (*node.module.split("."), *(a.name for a in node.names)))
+
+
+LIBRARIES = ("transformers", "huggingface_hub", "accelerate")
+
+
+def test_private_names_stand_in_one_file():
+    private = private_names_of_transformers()
+    found = []
+    for file in sorted(SOURCES.rglob("*.py")):
+        if file.name == "_compat.py":
+            continue
+        for line, name in reads(ast.parse(file.read_text())):
+            if name in private or (name.startswith("_CACHED")):
+                found.append(f"{file.relative_to(SOURCES)}:{line} {name}")
+    assert found == []
+    assert transformers.__version__
