@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from models import FAMILIES, ONE_VIDEO, prompt_inputs, stock_model
 from packaging.requirements import Requirement
 from packaging.version import Version
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin, Trainer
 
 from cacovid_hf import CaCoVidForConditionalGeneration, _compat
 
@@ -80,7 +79,9 @@ def test_the_bound_of_the_package_is_the_newest_tested_version():
         assert not bound.specifier.contains(f"{major}.{minor + 1}.0"), bound
 
 
-@pytest.mark.parametrize(("installed", "warns"), [("5.24.9", False), ("5.25.0", True), ("6.0.0", True), ("5.17.0", False)])
+@pytest.mark.parametrize(
+    ("installed", "warns"), [("5.24.9", False), ("5.25.0", True), ("6.0.0", True), ("5.17.0", False)]
+)
 def test_a_newer_version_is_told_once(monkeypatch, installed, warns):
     monkeypatch.setattr(_compat, "NEWEST_TRANSFORMERS", "5.24")
     monkeypatch.setattr(_compat.importlib.metadata, "version", lambda name: installed)
@@ -93,38 +94,63 @@ def test_a_newer_version_is_told_once(monkeypatch, installed, warns):
 # ---------------------------------------------------------------- private names
 
 
-def private_names_of_transformers() -> set[str]:
-    """Private attributes that transformers' classes and configs have and that this package could be tempted to read."""
-    from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin, Trainer
-
-    found = {"_commit_hash", "_name_or_path", "_hf_hook"}
-    for kind in (GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin, Trainer):
-        found |= {name for name in dir(kind) if name.startswith("_") and not name.startswith("__")}
-    return found - set(dir(torch.nn.Module))
+def private_names(kind: type) -> set[str]:
+    """Of a stock class, without those of torch."""
+    names = {name for name in dir(kind) if name.startswith("_") and not name.startswith("__")}
+    return names - set(dir(torch.nn.Module))
 
 
-def reads(tree: ast.AST):
-    """Names that a module reads, defines or imports, with their lines."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            yield node.lineno, node.attr
-        elif isinstance(node, ast.FunctionDef):
-            yield node.lineno, node.name
-        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in LIBRARIES:
-            yield from ((node.lineno, name) for name in (*node.module.split("."), *(a.name for a in node.names)))
-
-
+STOCK = {
+    kind.__name__: private_names(kind)
+    for kind in (GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin, Trainer)
+}
+PRIVATE = {"_commit_hash", "_name_or_path", "_hf_hook", "_CACHED_NO_EXIST"}.union(*STOCK.values())
 LIBRARIES = ("transformers", "huggingface_hub", "accelerate")
 
 
+def private_uses(tree: ast.AST):
+    """Private names of these libraries that a module reads of an object, overrides in a subclass or imports, with their lines."""
+    own = set()  # attributes of `self` in a class, which may be private names of its own
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            inherited = set().union(*(STOCK.get(ast.unparse(base), set()) for base in node.bases))
+            for part in ast.walk(node):
+                if isinstance(part, ast.FunctionDef) and part.name in inherited:
+                    yield part.lineno, part.name
+                elif isinstance(part, ast.Attribute) and ast.unparse(part.value) in ("self", "cls", "super()"):
+                    own.add(id(part))
+                    if part.attr in inherited:
+                        yield part.lineno, part.attr
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in own and node.attr in PRIVATE:
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in LIBRARIES:
+            names = (*node.module.split("."), *(alias.name for alias in node.names))
+            yield from ((node.lineno, name) for name in names if name.startswith("_"))
+
+
 def test_private_names_stand_in_one_file():
-    private = private_names_of_transformers()
-    found = []
-    for file in sorted(SOURCES.rglob("*.py")):
-        if file.name == "_compat.py":
-            continue
-        for line, name in reads(ast.parse(file.read_text())):
-            if name in private or (name.startswith("_CACHED")):
-                found.append(f"{file.relative_to(SOURCES)}:{line} {name}")
+    found = [
+        f"{file.relative_to(SOURCES)}:{line} {name}"
+        for file in sorted(SOURCES.rglob("*.py"))
+        if file.name != "_compat.py"
+        for line, name in private_uses(ast.parse(file.read_text()))
+    ]
     assert found == []
-    assert transformers.__version__
+
+
+def test_what_the_search_for_private_names_finds():
+    program = """
+from huggingface_hub import _CACHED_NO_EXIST
+class Mine(Trainer):
+    def _save(self): return self._prepare_inputs
+class Other:
+    def _save(self): return self._save
+print(config._attn_implementation)
+"""
+    assert sorted(name for _, name in private_uses(ast.parse(program))) == [
+        "_CACHED_NO_EXIST",
+        "_attn_implementation",
+        "_prepare_inputs",
+        "_save",
+    ]

@@ -411,7 +411,7 @@ def test_forward_returns_tuples_and_refuses_caches(case):
         outputs = model(**inputs, retention_ratio=0.25)
     assert torch.equal(as_tuple[0], outputs.logits)
     assert torch.equal(as_tuple[-1], outputs.kept_indices)
-    with pytest.raises(ValueError, match="(cache|past_key_values) does not work with compressed video tokens"):
+    with pytest.raises(ValueError, match=r"(cache|past_key_values) does not work with compressed video tokens"):
         model(**inputs, retention_ratio=0.25, past_key_values=DynamicCache())
 
 

@@ -29,9 +29,7 @@ TransportError = httpx.TransportError
 NEWEST_TRANSFORMERS = "5.24"
 
 # The keyword, in `generate` and in every forward, of the key-value cache, and the field of the outputs that holds it (5.24 renamed it).
-CACHE = next(
-    field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values")
-)
+CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
 CACHE_NAMES = ("cache", "past_key_values")
 # Arguments of `from_pretrained` that transformers passes to itself.
 PRIVATE_LOADING_ARGUMENTS = ("_from_auto", "_commit_hash")
@@ -72,7 +70,7 @@ def with_cache_name(arguments: dict[str, Any]) -> dict[str, Any]:
     if given and given[0] != CACHE and CACHE == "cache":
         warnings.warn("`past_key_values` is deprecated. Use `cache` instead.", FutureWarning, stacklevel=3)
     renamed = {name: value for name, value in arguments.items() if name not in CACHE_NAMES}
-    return {**renamed, **{CACHE: arguments[name] for name in given}}
+    return renamed | ({CACHE: arguments[given[0]]} if given else {})
 
 
 def cache_of(outputs: Any) -> Any:
@@ -86,8 +84,8 @@ class OutputWithCache(CausalLMOutputWithPast):
 
     if CACHE != "cache":
 
-        @property
-        def cache(self) -> Any:
+        @property  # type: ignore[misc]
+        def cache(self) -> Any:  # type: ignore[override]
             """The key-value cache, under its newer name."""
             return self.past_key_values
 

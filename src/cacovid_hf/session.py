@@ -240,14 +240,8 @@ class VideoSession:
             kwargs["retention_ratio"] = None  # what is new has no video
         # A call that fails leaves a cache of unknown contents.
         self.cache = self._sequence = None
-        kwargs.pop("return_dict_in_generate", None)
-        outputs = self.model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            return_dict_in_generate=True,
-            **kwargs,
-            **{CACHE: DynamicCache() if cache is None else cache},
-        )
+        kwargs |= {CACHE: DynamicCache() if cache is None else cache, "return_dict_in_generate": True}
+        outputs = self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         left = cache_of(outputs)
         note = record_of(left)
         if note is not None:

@@ -217,9 +217,7 @@ def _known(
     """The first place that is not cached, and what is cached, checked against the conversation."""
     note = _noted(cache) if is_recorded(cache) else _stock_record(model, cache, input_ids, attention_mask, inputs)
     if len(note.token_ids) != len(input_ids):
-        raise ValueError(
-            f"The cache holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}: {_REMEDY}."
-        )
+        raise ValueError(f"The cache holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}: {_REMEDY}.")
     start = note.num_places
     if start >= input_ids.shape[1]:
         raise ValueError(
