@@ -42,9 +42,9 @@ class SampledVideo:
 
     @property
     def timestamps(self) -> list[float] | None:
-        """The time of each frame in the clip, in seconds, from its mean frame rate; None if that is unknown."""
-        rate, indices = self.metadata.fps, self.metadata.frames_indices
-        return [int(index) / rate for index in indices] if rate and indices is not None else None
+        """The time of each frame in the clip, in seconds; None if that is unknown."""
+        is_known = self.metadata.fps and self.metadata.frames_indices is not None
+        return self.metadata.timestamps if is_known else None
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers import ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from ..asking import SampledVideo
 from ..processing import with_video_reader
+from ..video import check_held_pixels
+from ..video_timeline import ClipMetadata, frames_between
 from .datasets import Clip
 
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -38,25 +40,26 @@ def read_clip(processor: ProcessorMixin, video: Clip | np.ndarray, num_frames: i
         frames, metadata = _read_pictures(video, choose)
     else:
         frames, metadata = reader.fetch_videos(str(video.path), choose)
+    if isinstance(metadata, ClipMetadata) and (video.start is not None or video.end is not None):
+        metadata.sampled_seconds = _part(video, metadata)[2]
     return SampledVideo(frames, metadata, time.perf_counter() - started)
 
 
 def _choose(reader, clip: Clip, num_frames: int | None, metadata: VideoMetadata) -> np.ndarray:
     """Indices of the frames to show: sampled from the part between `start` and `end` as if it were the whole video."""
-    total, rate = metadata.total_num_frames, metadata.fps
-    if not rate:
+    if not metadata.fps:
         return reader.sample_frames(metadata=metadata, num_frames=num_frames)
-    first, last = 0, total
-    if clip.start is not None:
-        first = max(0, round(clip.start * rate))
-    if clip.end is not None:
-        last = min(total, max(round(clip.end * rate), first + 1))
-    if first >= total:
-        raise ValueError(
-            f"{clip.path} lasts {total / rate:.1f} seconds, and the part to show begins at {clip.start} s: check the annotation."
-        )
-    part = VideoMetadata(total_num_frames=last - first, fps=rate, duration=(last - first) / rate)
+    first, last, seconds = _part(clip, metadata)
+    part = VideoMetadata(total_num_frames=last - first, fps=metadata.fps, duration=seconds)
     return first + reader.sample_frames(metadata=part, num_frames=num_frames)
+
+
+def _part(clip: Clip, metadata: VideoMetadata) -> tuple[int, int, float]:
+    """The frames of a clip between its `start` and `end`: the first, the one after the last, and their seconds."""
+    try:
+        return frames_between(metadata, clip.start, clip.end)
+    except ValueError as error:
+        raise ValueError(f"{clip.path} {error}: check the annotation.") from None
 
 
 def _read_pictures(clip: Clip, choose) -> tuple[np.ndarray, VideoMetadata]:
@@ -67,14 +70,21 @@ def _read_pictures(clip: Clip, choose) -> tuple[np.ndarray, VideoMetadata]:
     metadata = VideoMetadata(total_num_frames=len(files), fps=fps, duration=len(files) / fps)
     indices = [int(i) for i in choose(metadata)]
     try:
-        frames = [np.asarray(Image.open(files[i]).convert("RGB")) for i in indices]
-    except (OSError, UnidentifiedImageError) as error:
+        frames = [_picture(files[i], len(indices)) for i in indices]
+    except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{clip.path} has a damaged picture ({error}): copy it again.") from error
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"{clip.path} has pictures of different sizes: they are no frames of one video.")
     metadata.frames_indices = indices
     metadata.height, metadata.width = frames[0].shape[:2]
     return np.stack(frames), metadata
+
+
+def _picture(path: Path, count: int) -> np.ndarray:
+    """Decode one of `count` pictures to RGB `(H, W, 3)`, if so many of its size may be held."""
+    with Image.open(path) as picture:
+        check_held_pixels(count, *picture.size, str(path))
+        return np.asarray(picture.convert("RGB"))
 
 
 def _number(path: Path) -> tuple[int, str]:
