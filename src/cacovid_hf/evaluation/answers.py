@@ -1,70 +1,93 @@
-"""From what a model wrote to the option that it chose."""
+"""From what a model wrote to the option that it chose: one rule for evaluation, rewards and training."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_uppercase
+
+from ..utils.answer_tags import boxed, final_answer, plain_characters
+from ..utils.options import comparable, first_alike, read_options
 
 # Before a letter: brackets, quotes, emphasis.
 _OPEN = r"[\s(\[{*_\"'`]*"
-_LETTER = r"([A-Za-z])(?![\w'\u2019])"
-_ALONE = re.compile(r"\W*([A-Za-z])\W*")
+# Behind one: brackets, quotes, emphasis.
+_CLOSE = r"[\s*_\"'`)\]}]*"
+_LETTER = r"([A-Za-z])(?!_*[^\W_]|['\u2019])"
+_ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 # "B. a dog", "(b) a dog", "**B** ...", "B - a dog", '"B" it is', a line of its own; quotes end none that they have not begun ('A "stop" sign').
 _LABEL = re.compile(
-    rf"{_OPEN}([A-Za-z])(?!\.\s?[a-z]\.)(?:\s*[).:,;\]}}*]|\s+[-\u2013\u2014]\s|[ \t]*\n|(?<=[\"'`].)[\"'`])"
+    rf"{_OPEN}([A-Za-z])(?!\.\s?[a-z]\.)(?:\s*[).:,;\]}}*_]|\s+[-\u2013\u2014]\s|[ \t]*\n|(?<=[\"'`].)[\"'`])"
 )
 _OPTION_FIRST = re.compile(rf"\W*(?:option|choice)\s+{_OPEN}{_LETTER}", re.IGNORECASE)
 _STATED = re.compile(
-    rf"\b(?:answer(?:\s+(?:is|would\s+be|should\s+be))?|(?:option|choice)\s+(?:is|would\s+be|should\s+be)|(?:option|choice)\s*(?=[:\uff1a]))"
-    rf"\s*[:\uff1a]?{_OPEN}(?:(?:option|choice)\s+{_OPEN})?{_LETTER}",
+    rf"(?:\bans(?:wer)?\b(?:\s+(?:is|would\s+be|should\s+be|must\s+be))?|\b(?:option|choice|letter)\s+(?:is|would\s+be|should\s+be)"
+    rf"|\b(?:option|choice)\s*(?={_CLOSE}:)|\u7b54\u6848\s*(?:\u662f|\u4e3a|\u9009)?|\u9009(?:\u62e9|\u9879)?)"  # Chinese: the answer is, choose, option
+    rf"{_CLOSE}[:=]?{_OPEN}(?:(?:option|choice|letter)\s+{_OPEN})?{_LETTER}",
     re.IGNORECASE,
 )
-_MENTIONED = re.compile(rf"\b(?:option|choice)\s+{_OPEN}{_LETTER}", re.IGNORECASE)
+_MENTIONED = re.compile(
+    rf"\b(?:option|choice|choose|chose|pick|select|go\s+(?:with|for))\s+{_OPEN}{_LETTER}", re.IGNORECASE
+)
 _BRACKETED = re.compile(r"[(\[{]([A-Z])[)\]}]")
-_STANDING_ALONE = re.compile(r"(?<![\w'\u2019])([A-Z])(?![\w'\u2019])")
+_BRACKETED_SMALL = re.compile(r"(?<!\w)[(\[{]([a-z])[)\]}]")
+_STANDING_ALONE = re.compile(r"(?<![^\W_]|['\u2019])([A-Z])(?!_*[^\W_]|['\u2019])")
 # What may follow a letter that is no word itself.
 _GOES_ON = re.compile(r"\s+(?:is|was|because|since|as|and|or|but)\b")
 _REJECTED = re.compile(r"[)\]}*\"'`]*\s+(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn't|wasn't|cannot|can't)\b")
 
 
-def letters(count: int) -> str:
-    """The labels of `count` options: `"ABCD"` for 4.
-
-    Raises:
-        ValueError: fewer than 2 options or more than 26.
-    """
-    if not 2 <= count <= len(ascii_uppercase):
-        raise ValueError(f"A question has {count} options: multiple choice needs 2 to {len(ascii_uppercase)}.")
-    return ascii_uppercase[:count]
-
-
-def extract_choice(response: str, options: Sequence[str]) -> str:
+def extract_choice(response: str, options: Sequence[str] | Mapping[str, str]) -> str:
     """The letter of the option that a response names, or `""` if it names none.
 
-    Tried in order, the first that finds a valid letter wins: a label at the beginning (`B`, `(B)`, `B.`, `b) ...`, `Option B`); the last "answer is B",
-    "option is B" or the like; the last letter in brackets; the only option whose whole text occurs in the response; the last "option B"; the last
-    capital letter that stands alone. "A" before a word is the article, not a choice, and so is a small letter; "option A is wrong" chooses nothing.
+    Thinking is left out, then the last `<answer>` tag and in it the last `\\boxed{}` say where the answer stands. Tried in order, the first that
+    finds a valid letter wins: an option's whole text and nothing else; a label at the beginning (`B`, `(B)`, `B.`, `b) ...`, `Option B`); the last
+    "answer is B", "option is B" or the like; the last letter in brackets; the only option whose whole text occurs in the response; the last "option
+    B" or "I choose B"; the last capital letter that stands alone; the last small one in brackets. "A" before a word is the article, not a choice, and
+    so is a small letter; "option A is wrong" chooses nothing. Full-width characters count as the ordinary ones.
 
-    The formats are those that lmms-eval 0.7.3 looks for. Departures: where it draws a letter at random (LongVideoBench, EgoSchema) there is none
+    The formats are those that lmms-eval 0.7.3 looks for, and tags. Departures: where it draws a letter at random (LongVideoBench, EgoSchema) there is none
     here, so that the same response has the same score each time; letters past the last option never count; an option's text counts
-    everywhere.
+    everywhere; of options with equal texts the first counts for all.
 
     Args:
         response: what the model wrote.
-        options: the texts of the options, in order.
+        options: the texts of the options in order, or by letter.
     """
-    valid, text = letters(len(options)), response.strip()
-    return (
-        _labelled(text, valid)
-        or _named_by_text(text, options)
-        or _last(_MENTIONED.finditer(text), valid)
-        or _last(_STANDING_ALONE.finditer(text), valid)
-    )
+    texts = options if isinstance(options, Mapping) else read_options(options)
+    valid, text = "".join(texts), plain_characters(final_answer(response)).strip()
+    plain = {letter: plain_characters(option) for letter, option in texts.items()}
+    for part in filter(None, (boxed(text), text)):
+        letter = (
+            _whole_text(part, plain)
+            or _labelled(part, valid)
+            or _named_by_text(part, plain)
+            or _last(_MENTIONED.finditer(part), valid)
+            or _last(_STANDING_ALONE.finditer(part), valid)
+            or _last(_BRACKETED_SMALL.finditer(part), valid)
+        )
+        if letter:
+            return first_alike(letter, texts)
+    return ""
 
 
 def named_letter(text: str) -> str:
-    """The letter that a text chooses, as `extract_choice` finds it, where the options are not known: by a label, a statement, brackets or a mention."""
-    text = text.strip()
-    return _labelled(text, ascii_uppercase) or _last(_MENTIONED.finditer(text), ascii_uppercase)
+    """The letter that a text chooses, as `extract_choice` finds it, where the options are not known."""
+    text = plain_characters(final_answer(text)).strip()
+    for part in filter(None, (boxed(text), text)):
+        letter = (
+            _labelled(part, ascii_uppercase)
+            or _last(_MENTIONED.finditer(part), ascii_uppercase)
+            or _last(_STANDING_ALONE.finditer(part), ascii_uppercase)
+            or _last(_BRACKETED_SMALL.finditer(part), ascii_uppercase)
+        )
+        if letter:
+            return letter
+    return ""
+
+
+def labelled_letter(text: str) -> str:
+    """The letter that a text begins with as a label, states or has in brackets; `""` if its letters may be words of it, as in "vitamin C"."""
+    text = plain_characters(final_answer(text)).strip()
+    return _labelled(boxed(text) or text, ascii_uppercase)
 
 
 def _labelled(text: str, valid: str) -> str:
@@ -84,13 +107,20 @@ def _last(found: Iterable[re.Match[str]], valid: str) -> str:
     return next((letter for letter in reversed(chosen) if letter in valid), "")
 
 
-def _named_by_text(text: str, options: Sequence[str]) -> str:
+def _whole_text(text: str, options: Mapping[str, str]) -> str:
+    """The letter of the only option whose text this is, with or without its letter; a letter alone is a letter, whatever the texts are."""
+    whole = comparable(text)
+    found = [letter for letter, option in options.items() if len(whole) > 1 and comparable(option) == whole]
+    return found[0] if len({options[letter] for letter in found}) == 1 else ""
+
+
+def _named_by_text(text: str, options: Mapping[str, str]) -> str:
     """The letter of the only option whose text occurs; a text inside another option's text that occurs too does not count."""
     lowered = text.casefold()
-    texts = [option.strip().rstrip(".").casefold() for option in options]
-    present = [i for i, option in enumerate(texts) if option and _occurs(option, lowered)]
-    longest = [i for i in present if not any(j != i and texts[i] in texts[j] and texts[i] != texts[j] for j in present)]
-    return letters(len(options))[longest[0]] if len(longest) == 1 else ""
+    texts = {letter: option.strip().rstrip(".").casefold() for letter, option in options.items()}
+    present = {letter: option for letter, option in texts.items() if option and _occurs(option, lowered)}
+    longest = [i for i in present if not any(texts[i] in text and texts[i] != text for text in present.values())]
+    return longest[0] if len({texts[i] for i in longest}) == 1 else ""
 
 
 def _occurs(option: str, text: str) -> bool:

@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..evaluation.answers import named_letter
+from ..evaluation.answers import labelled_letter, named_letter
 from ..extras import pip_install
+from ..utils.answer_tags import final_answer
+from ..utils.options import comparable, split_label
 
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
 
@@ -21,20 +23,24 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def extract_answer(text: str) -> str:
-    """What stands in the last `<answer>...</answer>` (closed or cut off), or all of `text`; without surrounding white space."""
-    return text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
+    """The answer of a completion or a solution: see `utils.answer_tags.final_answer`."""
+    return final_answer(text)
 
 
 def multiple_choice_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
-    """1 for the right option letter, else 0.
+    """1 for the right option, else 0.
 
-    The letter may stand alone (`b`), begin the answer (`B. a dog`, `(b) a dog`, `B - a dog`) or be named in it (`the answer is B`), as in
-    `evaluation.answers`. Where the solution names no letter, the two texts must be equal but for case.
+    Letters are read as in the evaluation (`named_letter`): one may stand alone (`b`), begin the answer (`B. a dog`, `(b) a dog`, `B - a dog`) or be named
+    in it (`the answer is B`, `\\boxed{B}`). A solution may be a letter, a letter and its text (`B. a dog`), or a text. The text counts as
+    well: equal but for case, white space, quotes and a full stop at the end.
     """
 
     def judge(answer: str, solution: str) -> float:
-        letter = named_letter(solution)
-        return float(named_letter(answer) == letter if letter else answer.casefold() == solution.casefold())
+        letter, text = split_label(solution)
+        if comparable(answer) in (comparable(solution), comparable(text)):
+            return float(bool(answer) or not solution)
+        letter = letter or labelled_letter(solution)
+        return float(bool(letter) and named_letter(answer) == letter)
 
     return _judge_each(judge, completions, solutions)
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...extras import pip_install
-from ..answers import extract_choice, letters
+from ...utils.options import letters
+from ..answers import extract_choice
 
 VIDEO_SUFFIXES = (".mp4", ".MP4", ".mkv", ".webm", ".avi", ".mov")
 
