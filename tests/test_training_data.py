@@ -120,7 +120,7 @@ def test_samples_become_prompts_and_the_bad_ones_a_reason(tmp_path, processor):
         {**SAMPLES[1], "video": {"path": None, "bytes": CLIP.path.read_bytes()}},
         {**SAMPLES[1], "path": str(CLIP.path), "problem_type": "OCR"},
     ]
-    batch = AnswerCollator(processor, root=tmp_path)(samples)
+    batch = AnswerCollator(processor, root=tmp_path, allowed_roots=[CLIP.path.parent])(samples)
     assert batch["places"] == [0, 7, 8]
     assert [question.problem_type for question in batch["questions"]] == ["multiple choice", "multiple choice", "OCR"]
     expected = processor.tokenizer.convert_tokens_to_ids(CLIP.questions[0].answer)
@@ -144,7 +144,7 @@ ODD = [
     ({"video": np.zeros((84, 84), np.uint8)}, "shape (84, 84)"),
     ({"video": np.zeros((0, 84, 84, 3), np.uint8)}, "shape (0, 84, 84, 3)"),
     ({"video": np.array(["a"])}, "shape (1,)"),
-    ({"options": 3}, "no len()"),
+    ({"options": 3}, "options=3 is of type int: give a list of texts"),
     ({"problem_type": ["OCR"]}, "unhashable"),
     ({"problem": "What is <image> ?"}, "<image>"),
     ([1], "the sample is a list"),
@@ -316,7 +316,13 @@ def test_of_a_limit_nothing_is_counted_beyond(stream, processor, model, tmp_path
 
 def test_a_question_that_the_processor_refuses_is_filtered_out_alone(processor, model, tmp_path):
     samples = [
-        {"problem": text, "solution": "no word of its", "problem_type": "OCR", "path": "never opened"}
+        {
+            "problem": text,
+            "solution": "no word of its",
+            "problem_type": "OCR",
+            "path": "never opened",
+            "note": "é \ud800",
+        }
         for text in (CLIP.questions[0].text, "What is <image> ?", CLIP.questions[1].text)
     ]
     summary = blind_filter(model, processor, samples, tmp_path / "kept.jsonl", max_new_tokens=1)

@@ -7,7 +7,7 @@ import difflib
 import importlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,6 +35,7 @@ from .display import TrainingDisplay
 from .filter import blind_filter
 from .resuming import last_complete_checkpoint
 from .trainer import ContributionTrainer
+from .video_paths import video_path
 
 logger = logging.get_logger(__name__)
 
@@ -71,8 +72,9 @@ class DataSection:
     Attributes:
         train: to learn from.
         eval: to measure the accuracy on in between; not those of the final report.
-        root: folder that relative paths of videos start from.
+        root: folder that relative paths of videos start from, and that no path leaves; empty: paths are taken as they are.
         eval_root: the same for `eval`; None: `root`.
+        allowed_roots: other folders in which videos may lie; `["/"]`: anywhere.
         num_frames: at most so many frames of a video; None: the processor's setting.
         columns: new names of the columns of files and datasets, such as `question: problem`.
     """
@@ -81,6 +83,7 @@ class DataSection:
     eval: Any = None
     root: str = ""
     eval_root: str | None = None
+    allowed_roots: list[str] = field(default_factory=list)
     num_frames: int | None = None
     columns: dict[str, str] = field(default_factory=dict)
 
@@ -175,12 +178,17 @@ def make_trainer(config: TrainingConfig) -> ContributionTrainer:
             f"{args.num_iterations} (num_iterations) for each batch of samples."
         )
     eval_root = config.data.root if config.data.eval_root is None else config.data.eval_root
-    check_videos(train_dataset, config.data.root, "data.train")
+    allowed = config.data.allowed_roots
+    check_videos(train_dataset, config.data.root, "data.train", allowed)
     if eval_dataset is not None:
-        check_videos(eval_dataset, eval_root, "data.eval")
+        check_videos(eval_dataset, eval_root, "data.eval", allowed)
     set_seed(args.seed)
     model, processor = _load(config, args)
-    settings: dict[str, Any] = {"scored_types": args.prefilled_types, "num_frames": config.data.num_frames}
+    settings: dict[str, Any] = {
+        "allowed_roots": allowed,
+        "scored_types": args.prefilled_types,
+        "num_frames": config.data.num_frames,
+    }
     collator = AnswerCollator(processor, root=config.data.root, **settings)
     trainer = ContributionTrainer(
         model,
@@ -328,12 +336,18 @@ def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
     return dataset.rename_columns(dict(columns)) if columns else dataset
 
 
-def check_videos(dataset: Any, root: str | os.PathLike, name: str, num_samples: int = 16) -> None:
+def check_videos(
+    dataset: Any,
+    root: str | os.PathLike,
+    name: str,
+    allowed_roots: Sequence[str] = (),
+    num_samples: int = 16,
+) -> None:
     """Make sure that of the first samples of `name` at least one has its video, before a model of many gigabytes is loaded.
 
     Raises:
         FileNotFoundError: none has.
-        ValueError: there are no samples.
+        ValueError: there are no samples, or all of their paths leave `root` and `allowed_roots`.
     """
     if is_stream(dataset):
         beginning = iter(dataset)
@@ -344,15 +358,24 @@ def check_videos(dataset: Any, root: str | os.PathLike, name: str, num_samples: 
         samples = [dataset[index] for index in range(min(num_samples, len(dataset)))]
     if not samples:
         raise ValueError(f"{name} has no samples: check its file, split or function.")
-    paths = []
+    paths, refused = [], ""
     for sample in samples:
-        path = video_of(sample)
-        if not isinstance(path, str) or "://" in path or Path(root, path).is_file():
+        video = video_of(sample) if isinstance(sample, Mapping) else None
+        if not isinstance(video, str):
             return
-        paths.append(Path(root, path))
+        try:
+            path = video_path(video, root, allowed_roots)
+        except ValueError as error:
+            refused = refused or str(error)
+            continue
+        if "://" in path or os.path.isfile(path):
+            return
+        paths.append(path)
+    setting = "data.eval_root" if name == "data.eval" else "data.root"
+    if not paths:
+        raise ValueError(f"{name}: {refused}")
     raise FileNotFoundError(
-        f"Of the first {len(paths)} videos of {name} none exists, such as {paths[0]}: set {'data.eval_root' if name == 'data.eval' else 'data.root'} to "
-        "the folder that the paths start from."
+        f"Of the first {len(samples)} videos of {name} none exists, such as {paths[0]}: set {setting} to the folder that the paths start from."
     )
 
 

@@ -1,7 +1,7 @@
 """Video questions in Video-R1's schema, from files of any size, and how samples become prompts.
 
 A sample is a dict: `problem` (the question), `solution` (the answer, maybe within `<answer>` tags), `problem_type` (one of the five of
-`rewards.REWARDS`), `options` (for multiple choice: texts, or a dict of texts by letter) and its video, as `path` (relative to a root) or `video`
+`rewards.REWARDS`), `options` (for multiple choice, in any form that `utils.options.read_options` takes) and its video, as `path` (relative to a root) or `video`
 (a path, frames `(T, H, W, 3)`, or what `datasets` makes of an undecoded video: a dict of `path` and `bytes`).
 """
 
@@ -9,7 +9,8 @@ import io
 import json
 import os
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
 from ..processing import with_video_reader
+from ..utils.answer_tags import final_answer
+from ..utils.options import have_letters, read_options, right_letter
+from ..utils.text_files import WIDE_MARKS, read_text
+from ..utils.values import check_depth, is_missing, one_line, shown, text_of
 from ..video import read_chosen_frames
 from .judging import Question
-from .rewards import REWARDS, extract_answer
+from .rewards import REWARDS
+from .video_paths import video_path
 
 logger = logging.get_logger(__name__)
 
@@ -34,13 +40,20 @@ INSTRUCTIONS = {
     "regression": "Answer with a single number.",
 }
 _NOT_A_VIDEO = "is no video"
+# The only key of a sample whose line cannot be read: why.
+_DAMAGED = "cacovid_hf: damaged line"
+# What data of others can raise: of a sample, it says why the sample is skipped.
+_FAULTS_OF_DATA = (ValueError, TypeError, LookupError, OSError, ArithmeticError, RecursionError)
 
 
 class VideoQuestions(torch.utils.data.Dataset):
     """A JSON or JSONL file of samples, map-style; of JSONL only the places of its lines are in memory (eight bytes each).
 
+    A line that cannot be read becomes a sample that says why, with the file's name and the line's number; `AnswerCollator` skips it and counts it.
+
     Args:
-        file: a JSON array of samples (read whole), or one sample a line.
+        file: a JSON array of samples (read whole), or one sample a line, in UTF-8. Of a file in UTF-16 or UTF-32, known by its byte order mark, all
+            is read.
         columns: new names of the samples' keys, such as `{"question": "problem"}`.
 
     Raises:
@@ -54,14 +67,19 @@ class VideoQuestions(torch.utils.data.Dataset):
             raise FileNotFoundError(f"{self.file} is no file: give a JSON or JSONL file of samples.")
         self.samples: list[dict[str, Any]] | None = None
         self.places = array("q")
+        self._blanks = array("q")  # of each blank line, how many others stand before it
         with open(self.file, "rb") as lines:
-            if _first_character(lines) == b"[":
-                self.samples = _read_array(self.file)
+            beginning = lines.read(4)
+            lines.seek(0)
+            if beginning.startswith(WIDE_MARKS) or _first_character(lines) == b"[":
+                self.samples = self._read_whole()
             else:
                 place = 0
                 for line in lines:
-                    if line.strip():
+                    if line.strip(b" \t\r\n\xef\xbb\xbf"):
                         self.places.append(place)
+                    else:
+                        self._blanks.append(len(self.places))
                     place += len(line)
         if len(self) == 0:
             raise ValueError(f"{self.file} has no samples: give one JSON object a line, or an array of them.")
@@ -82,12 +100,25 @@ class VideoQuestions(torch.utils.data.Dataset):
         with open(self.file, "rb") as lines:
             lines.seek(self.places[index])
             line = lines.readline()
+        return _sample(line, f"{self.file}, line {index + 1 + bisect_right(self._blanks, index)}")
+
+    def _read_whole(self) -> list[dict[str, Any]]:
         try:
-            sample = json.loads(line)
-        except ValueError:
-            sample = None
-        # One bad line of millions is skipped and reported like a broken video.
-        return sample if isinstance(sample, dict) else {"problem_id": f"{self.file} at byte {self.places[index]}"}
+            text = read_text(self.file)
+            if not text.lstrip().startswith("["):
+                lines = enumerate(text.split("\n"), start=1)
+                return [_sample(line, f"{self.file}, line {number}") for number, line in lines if line.strip()]
+            samples = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{self.file} is no JSON ({one_line(error)}): give an array of samples, or one sample a line."
+            ) from error
+        for number, sample in enumerate(samples, start=1):
+            if not isinstance(sample, dict):
+                raise ValueError(
+                    f"{self.file} holds something else than JSON objects (sample {number} is {shown(sample)}): give an array of samples."
+                )
+        return [_checked(sample, f"{self.file}, sample {number}") for number, sample in enumerate(samples, start=1)]
 
 
 def _first_character(file) -> bytes:
@@ -98,14 +129,28 @@ def _first_character(file) -> bytes:
     return character
 
 
-def _read_array(file: Path) -> list[dict[str, Any]]:
+def _sample(line: bytes | str, name: str) -> dict[str, Any]:
+    """The sample of a line, or one that says why it cannot be read: one bad line of millions ends nothing."""
     try:
-        samples = json.loads(file.read_text(encoding="utf-8-sig"))
+        sample = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else one_line(error)
+        return _damaged(name, f"the line is not JSON ({reason}): correct it, or leave it out")
+    if not isinstance(sample, dict):
+        return _damaged(name, f"the line is {shown(sample)}: give a JSON object")
+    return _checked(sample, name)
+
+
+def _checked(sample: dict[str, Any], name: str) -> dict[str, Any]:
+    try:
+        check_depth(sample)
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}): give an array of samples, or one sample a line.") from error
-    if not all(isinstance(sample, dict) for sample in samples):
-        raise ValueError(f"{file} holds something else than JSON objects: give an array of samples.")
-    return samples
+        return _damaged(name, f"{error}: give texts, numbers and lists")
+    return sample
+
+
+def _damaged(name: str, reason: str) -> dict[str, Any]:
+    return {"problem_id": name, _DAMAGED: reason}
 
 
 def video_of(sample: Mapping[str, Any]) -> Any:
@@ -117,14 +162,18 @@ def video_of(sample: Mapping[str, Any]) -> Any:
 def question_text(sample: Mapping[str, Any], instructions: Mapping[str, str] = INSTRUCTIONS) -> str:
     """The question as it is asked: the problem, its options a line each, and how to answer.
 
-    Multiple choice without options, and problem types without instruction, are asked as they stand.
+    Options of multiple choice are asked with their letters, `A. red`, however they are given. Multiple choice without options, and problem types without
+    instruction, are asked as they stand.
+
+    Raises:
+        ValueError: the problem is not a text, or the options cannot be read.
     """
-    lines = [str(sample["problem"]).replace("<video>", "").strip()]
-    options, problem_type = sample.get("options"), _problem_type(sample)
-    if isinstance(options, Mapping):  # by their letters; a table has every letter in every row, some without a text
-        options = [f"{letter}. {text}" for letter, text in options.items() if text is not None]
-    if options is not None and len(options):
-        lines += [options] if isinstance(options, str) else [str(option) for option in options]
+    lines = [text_of(sample["problem"], "the problem").replace("<video>", "").strip()]
+    problem_type = _problem_type(sample)
+    if choices := _choices(sample):
+        lines += [f"{letter}. {text}" for letter, text in choices.items()]
+    elif options := _options(sample):
+        lines += [text_of(option, "an option") for option in options]
     elif problem_type == "multiple choice":
         return lines[0]
     if problem_type in instructions:
@@ -132,12 +181,49 @@ def question_text(sample: Mapping[str, Any], instructions: Mapping[str, str] = I
     return "\n".join(lines)
 
 
+def right_answer(sample: Mapping[str, Any]) -> str:
+    """The solution without tags; of multiple choice with options, the letter of the option that it is.
+
+    Raises:
+        ValueError: it is not one of the options.
+    """
+    if choices := _choices(sample):
+        prefer = "letter" if have_letters(sample["options"]) else None
+        return right_letter(sample["solution"], choices, prefer)
+    return final_answer(text_of(sample["solution"], "the solution"))
+
+
+def _choices(sample: Mapping[str, Any]) -> dict[str, str]:
+    """The options of multiple choice by letter; none if there are no options, or one line of text that is asked as it stands."""
+    options = sample.get("options")
+    if _problem_type(sample) != "multiple choice" or not _options(sample):
+        return {}
+    if isinstance(options, str) and len(options.strip().splitlines()) == 1 and options.strip()[0] not in "[{":
+        return {}
+    return read_options(options)
+
+
+def _options(sample: Mapping[str, Any]) -> list[Any]:
+    """The options as lines, without the empty ones of a table."""
+    options = sample.get("options")
+    if options is None:
+        return []
+    if isinstance(options, str):
+        return [options.strip()] if options.strip() else []
+    if isinstance(options, Mapping):
+        return [f"{letter}. {text}" for letter, text in options.items() if not is_missing(text)]
+    if not isinstance(options, Sized) or isinstance(options, bytes):
+        raise ValueError(f"options={shown(options)} is of type {type(options).__name__}: give a list of texts.")
+    return [option for option in list(options) if not is_missing(option)]  # type: ignore[call-overload]
+
+
 class AnswerCollator:
     """Turns samples into prompts with their questions' answers; those whose video cannot be read are left out and said.
 
     Args:
         processor: its chat template takes videos; it says how frames are sampled.
-        root: folder that relative paths of videos start from.
+        root: folder that relative paths of videos start from, and that no path leaves; `""`: paths are taken as they are.
+        allowed_roots: other folders in which videos may lie; `["/"]`: anywhere. See `video_paths.video_path`.
         scored_types: problem types whose solution a prefill scores; the answers of the others are generated.
         instructions: see `question_text`.
         num_frames: at most so many frames of a video file; None: the processor's setting.
@@ -149,6 +235,7 @@ class AnswerCollator:
         processor: ProcessorMixin,
         *,
         root: str | os.PathLike = "",
+        allowed_roots: Sequence[str | os.PathLike] = (),
         scored_types: Collection[str] = ("multiple choice",),
         instructions: Mapping[str, str] = INSTRUCTIONS,
         num_frames: int | None = None,
@@ -156,7 +243,8 @@ class AnswerCollator:
     ):
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"num_frames={num_frames} leaves nothing to see: give at least 1.")
-        self.processor, self.root, self.scored_types = processor, Path(root), tuple(scored_types)
+        self.processor, self.root, self.allowed_roots = processor, root, tuple(allowed_roots)
+        self.scored_types = tuple(scored_types)
         self.instructions, self.num_frames, self.blind = instructions, num_frames, blind
         self._reader = with_video_reader(processor).video_processor
 
@@ -173,8 +261,8 @@ class AnswerCollator:
             try:
                 text, question = self._question(sample)
                 frames, metadata = (None, None) if self.blind else self._frames(sample)
-            except (ValueError, TypeError, LookupError, OSError) as error:
-                skipped.append(f"{_name(sample, place)}: {' '.join(str(error).split())}")
+            except _FAULTS_OF_DATA as error:
+                skipped.append(_reason(sample, place, error))
             else:
                 shape = () if frames is None else frames.shape
                 groups.setdefault((*shape, metadata is None), []).append((place, frames, metadata, text, question))
@@ -185,13 +273,13 @@ class AnswerCollator:
             _, videos, clips, texts, _ = zip(*group, strict=True)
             try:
                 inputs.append(self._prompts(videos, clips, texts))
-            except ValueError as error:
+            except _FAULTS_OF_DATA as error:
                 # One video may have a shape that the processor refuses.
                 if len(group) > 1:
                     pending = [[one] for one in group] + pending
                 else:
                     place = group[0][0]
-                    skipped.append(f"{_name(samples[place], place)}: {' '.join(str(error).split())}")
+                    skipped.append(_reason(samples[place], place, error))
             else:
                 ordered += group
         questions, places = [sample[4] for sample in ordered], [sample[0] for sample in ordered]
@@ -200,15 +288,17 @@ class AnswerCollator:
     def _question(self, sample: Mapping[str, Any]) -> tuple[str, Question]:
         if not isinstance(sample, Mapping):
             raise ValueError(f"the sample is a {type(sample).__name__}: give a dict")
+        if _DAMAGED in sample:
+            raise ValueError(sample[_DAMAGED])
         problem_type = _problem_type(sample)
         if problem_type not in REWARDS:
             raise ValueError(f"problem_type={problem_type!r} is unknown: use one of {', '.join(map(repr, REWARDS))}.")
         for key in ("problem", "solution"):
-            if sample.get(key) in (None, ""):
+            if is_missing(sample.get(key)) or sample[key] == "":
                 raise ValueError(f"the sample has no {key}")
         if sample.get("data_type") not in (None, "video"):
             raise ValueError(f"data_type={sample['data_type']!r} {_NOT_A_VIDEO}")
-        solution = extract_answer(str(sample["solution"]))
+        solution = right_answer(sample)
         answer = None
         if problem_type in self.scored_types:
             ids = self.processor.tokenizer(solution, add_special_tokens=False)["input_ids"]
@@ -233,8 +323,7 @@ class AnswerCollator:
         if isinstance(video, io.BytesIO):
             return read_chosen_frames(video, choose)
         if isinstance(video, (str, os.PathLike)):
-            address = os.fspath(video)
-            return self._reader.fetch_videos(address if "://" in address else str(self.root / address), choose)
+            return self._reader.fetch_videos(video_path(video, self.root, self.allowed_roots), choose)
         frames = np.asarray(video)
         if frames.ndim != 4 or 0 in frames.shape or frames.dtype.kind not in "uif":
             raise ValueError(
@@ -266,6 +355,11 @@ class AnswerCollator:
 def _problem_type(sample: Mapping[str, Any]) -> Any:
     given = sample.get("problem_type")
     return "multiple choice" if given is None else given
+
+
+def _reason(sample: Mapping[str, Any], place: int, error: Exception) -> str:
+    """Why a sample is skipped, on one line that begins with its name."""
+    return one_line(f"{_name(sample, place)}: {error or type(error).__name__}")
 
 
 def _name(sample: Mapping[str, Any], place: int) -> str:

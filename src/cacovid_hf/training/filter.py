@@ -98,7 +98,8 @@ def blind_filter(
     )
     summary = FilterSummary(threshold=threshold)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(out) as temporary, open(temporary, "w", encoding="utf-8") as lines:
+    # Half a character of a column that nobody reads is written as JSON's own escape, which looks like Python's.
+    with replaced(out) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as lines:
         for batch in loader:
             samples = batch["samples"]
             summary.total += len(samples)

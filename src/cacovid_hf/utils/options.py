@@ -2,13 +2,12 @@
 
 import json
 import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from string import ascii_uppercase
 from typing import Any
 
 from .answer_tags import boxed, final_answer, plain_characters
+from .values import is_missing, shown, text_of
 
 _FULL_WIDTH_LETTERS = "\uff21-\uff3a\uff41-\uff5a"
 _LETTER = f"[A-Za-z{_FULL_WIDTH_LETTERS}]"
@@ -24,8 +23,6 @@ _STATED = re.compile(
     r"(?:the\s+)?(?:correct\s+|right\s+|final\s+)?(?:answer|option|choice)(?:\s+is)?[\s:]*[\W_]*([A-Za-z])[\W_]*",
     re.IGNORECASE,
 )
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
 _TEXT_NAMES = ("text", "value", "content", "option", "choice", "answer")
 _LABEL_NAMES = ("label", "letter", "key", "id", "index")
 
@@ -60,25 +57,25 @@ def read_options(options: Any) -> dict[str, str]:
         return _from_mapping(options)
     if not isinstance(options, Iterable) or isinstance(options, bytes):
         raise ValueError(
-            f"options={_shown(options)} is of type {type(options).__name__}: give a list of texts, or texts by letter."
+            f"options={shown(options)} is of type {type(options).__name__}: give a list of texts, or texts by letter."
         )
     items = list(options)
-    while items and _is_empty(items[-1]):
+    while items and is_missing(items[-1]):
         items.pop()
     if items and all(isinstance(item, Mapping) for item in items):
         return _from_mapping(dict(_labelled_item(item, place) for place, item in enumerate(items)))
-    texts = [_text(item, f"options[{place}]") for place, item in enumerate(items)]
+    texts = [text_of(item, f"options[{place}]") for place, item in enumerate(items)]
     alphabet = letters(len(texts))
     return _by_their_labels(texts) or dict(zip(alphabet, texts, strict=True))
 
 
 def have_letters(options: Any) -> bool:
-    """Whether options bring their letters along, rather than get them by their order."""
+    """Whether options that `read_options` takes bring their letters along, rather than get them by their order."""
     if isinstance(options, str):
         options = _from_text(options)
     if isinstance(options, Mapping):
         return True
-    items = [item for item in options if not _is_empty(item)]
+    items = [item for item in options if not is_missing(item)]
     return all(isinstance(item, Mapping) for item in items) or bool(_by_their_labels([str(item) for item in items]))
 
 
@@ -97,9 +94,9 @@ def right_letter(answer: Any, options: Mapping[str, str], prefer: str | None = N
     Raises:
         ValueError: the answer is not an option, or may be two of them.
     """
-    text = final_answer(_text(answer, "the answer"))
+    text = final_answer(text_of(answer, "the answer"))
     text = boxed(text) or text
-    said = f"the answer {_shown(answer)}"
+    said = f"the answer {shown(answer)}"
     by_text = [letter for letter, option in options.items() if option == text]
     plain = plain_characters(text).strip()
     alone = _LETTER_ALONE.fullmatch(plain) or _STATED.fullmatch(plain)
@@ -138,11 +135,9 @@ def index_letter(index: Any, options: Mapping[str, str], first: int = 0) -> str:
         if isinstance(index, bool) or place != float(index) - first:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"the answer {_shown(index)} is not the number of an option: give a whole number.") from None
+        raise ValueError(f"the answer {shown(index)} is not the number of an option: give a whole number.") from None
     if not 0 <= place < len(options):
-        raise ValueError(
-            f"the answer {_shown(index)} is not an option: there are {len(options)}, counted from {first}."
-        )
+        raise ValueError(f"the answer {shown(index)} is not an option: there are {len(options)}, counted from {first}.")
     return first_alike(list(options)[place], options)
 
 
@@ -181,11 +176,11 @@ def _from_text(options: str) -> Any:
 
 def _from_mapping(options: Mapping[Any, Any]) -> dict[str, str]:
     columns = {str(name).lower(): value for name, value in options.items()}
-    for texts in _TEXT_NAMES:
-        if (given := columns.get(texts)) is not None and isinstance(given, Iterable) and not isinstance(given, str):
+    for name in _TEXT_NAMES:
+        if (given := columns.get(name)) is not None and isinstance(given, Iterable) and not isinstance(given, str):
             labels = next((columns[name] for name in _LABEL_NAMES if columns.get(name) is not None), None)
             return read_options(given if labels is None else dict(zip(labels, given, strict=True)))
-    options = {key: value for key, value in options.items() if not _is_empty(value)}
+    options = {key: value for key, value in options.items() if not is_missing(value)}
     keys = {key: _KEY.fullmatch(str(key)) for key in options}
     texts_by: dict[str, str] = {}
     if all(match and match[1] for match in keys.values()):
@@ -193,15 +188,15 @@ def _from_mapping(options: Mapping[Any, Any]) -> dict[str, str]:
             letter = match[1].upper() if match else ""
             if letter in texts_by:
                 raise ValueError(f"options have the letter {letter} twice: give each option its own.")
-            texts_by[letter] = _text(options[key], f"option {letter}")
+            texts_by[letter] = text_of(options[key], f"option {letter}")
     elif all(match and match[2] for match in keys.values()):
         numbers = {int(match[2]): key for key, match in keys.items() if match}
         if len(numbers) < len(keys) or sorted(numbers) != list(range(min(numbers), min(numbers) + len(numbers))):
             raise ValueError(f"options are numbered {', '.join(map(str, numbers))}: number them in a row.")
-        ordered = [_text(options[numbers[number]], f"option {number}") for number in sorted(numbers)]
+        ordered = [text_of(options[numbers[number]], f"option {number}") for number in sorted(numbers)]
         texts_by = dict(zip(letters(len(ordered)), ordered, strict=True))
     else:
-        raise ValueError(f"options have the names {_shown(list(options))}: name them A, B, C and so on.")
+        raise ValueError(f"options have the names {shown(list(options))}: name them A, B, C and so on.")
     letters(len(texts_by))
     labelled = _by_their_labels(list(texts_by.values()))
     return labelled if list(labelled) == list(texts_by) else texts_by
@@ -216,9 +211,9 @@ def _labelled_item(item: Mapping[Any, Any], place: int) -> tuple[Any, Any]:
     names = [name for name in _TEXT_NAMES if columns.get(name) is not None]
     labels = [name for name in (*_LABEL_NAMES, "option", "choice") if columns.get(name) is not None]
     if not names:
-        raise ValueError(f"options[{place}]={_shown(dict(item))} has no text: give it as 'text'.")
-    label = next((columns[name] for name in labels if name != names[0]), None)
-    return (ascii_uppercase[place] if place < 26 else place) if label is None else label, columns[names[0]]
+        raise ValueError(f"options[{place}]={shown(dict(item))} has no text: give it as 'text'.")
+    own = next((columns[name] for name in labels if name != names[0]), None)
+    return (ascii_uppercase[place] if place < 26 else place) if own is None else own, columns[names[0]]
 
 
 def _by_their_labels(texts: Sequence[str]) -> dict[str, str]:
@@ -241,22 +236,3 @@ def _by_their_labels(texts: Sequence[str]) -> dict[str, str]:
 
 def _letter_of(match: re.Match[str]) -> str:
     return plain_characters(next(group for group in match.groups() if group)).upper()
-
-
-def _text(value: Any, name: str) -> str:
-    """A text or a number as a text without surrounding white space."""
-    if not isinstance(value, (str, Real)) or _is_empty(value):
-        raise ValueError(f"{name} ({_shown(value)}) is not a text: give a text or a number.")
-    text = str(value).strip()
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{name} ({_shown(text)}) has half of a character, a lone surrogate: correct the text.")
-    return text
-
-
-def _is_empty(value: Any) -> bool:
-    """Whether a place of a table has no value: None, or the NaN that stands for it."""
-    return value is None or (isinstance(value, Real) and bool(value != value))
-
-
-def _shown(value: Any) -> str:
-    return _SHORT.repr(value)
