@@ -1,5 +1,6 @@
 """Sweeps: what is measured, resumed, shared among processes; tables, plots and published figures."""
 
+import functools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from cacovid_hf.cli import main
 from cacovid_hf.compressors import CaCoVid, Uniform
 from cacovid_hf.evaluation import sweep
 from cacovid_hf.evaluation.datasets import load_benchmark
-from cacovid_hf.evaluation.logs import CellLog
+from cacovid_hf.evaluation.logs import CellLog, check_row
 from cacovid_hf.evaluation.methods import ALL_TOKENS, expand_methods, make_method
 from cacovid_hf.evaluation.published import check_comparable, published_tables, satisfies
 from cacovid_hf.evaluation.report import markdown, paired_difference
@@ -478,11 +479,13 @@ def test_methods_with_settings():
 
 
 @pytest.mark.parametrize(
-    "text", ["no json", "[]", '{"benchmark": "prefill"}', '{"benchmark": "evaluation", "format": 99}']
-)
+    "text", ["no json", "[]", "[" * 20_000, '{"benchmark": "prefill"}', '{"benchmark": "evaluation", "format": 99}', '{"benchmark": "evaluation", "format": 1}',
+     '{"benchmark": "evaluation", "format": 1, "config": {"methods": [], "ratios": [], "models": [], "datasets": []}, "cells": [{}]}'],
+    ids=lambda text: text[:50],
+)  # fmt: skip
 def test_what_is_no_run(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=r"run\.json (cannot be read|is no run|has format 99)"):
+    with pytest.raises(ValueError, match=r"run\.json (cannot be read|is no run|has format 99|is damaged \()"):
         evaluate(BASE, tmp_path / "run.json")
     assert (tmp_path / "run.json").read_text() == text
 
@@ -499,6 +502,57 @@ def test_a_log_survives_half_a_line(tmp_path):
     log.merge()
     assert [json.loads(line)["index"] for line in log.path.read_text().splitlines()] == [0, 1, 2, 4]
     assert log.parts() == []
+
+
+def damages(line: bytes) -> list[bytes]:
+    """A line of a log in every form that is not a row of it."""
+    row = json.loads(line)
+    changes = [
+        {"index": "0"}, {"index": True}, {"index": -1}, {"index": 18}, {"index": None}, {"id": 3}, {"groups": None}, {"groups": {"kind": 1}},
+        {"correct": not row["correct"]}, {"correct": None}, {"answer": 1}, {"extracted": None}, {"kept": "1"}, {"kept": float("nan")}, {"total": 1.5},
+        {"times_ms": {}}, {"times_ms": {**row["times_ms"], "decode": float("inf")}}, {"peak_memory_bytes": "x"}, {"error": 3}, {"refused": None},
+    ]  # fmt: skip
+    lines = [json.dumps({**row, **change}).encode() for change in changes]
+    lines += [
+        json.dumps({key: value for key, value in row.items() if key != name}).encode()
+        for name in row
+        if name != "response"
+    ]
+    return [
+        *lines,
+        line[:-30],
+        line[5:],
+        b"[]",
+        b"3",
+        b"null",
+        b"\xff\xfe",
+        b"\x00" * 40,
+        b"[" * 20_000,
+        b'{"index": ' + b"9" * 6_000 + b"}",
+    ]
+
+
+def test_damaged_lines_are_asked_again(whole, tmp_path, caplog):
+    """Each damage in place of its own line of the first cell's log."""
+    shutil.copytree(whole[0], tmp_path / "copy")
+    output = tmp_path / "copy" / "run.json"
+    (log,) = (tmp_path / "copy" / "run").glob("*cacovid_0.25_*.jsonl")
+    check = functools.partial(check_row, num_samples=18, stages=sweep.STAGES)
+    lines = log.read_bytes().splitlines()
+    for damage in damages(lines[4]):
+        log.write_bytes(b"\n".join([*lines[:4], damage, *lines[5:], b""]))
+        caplog.clear()
+        cell = CellLog(log.parent, log.stem, check)
+        assert sorted(cell.read()) == [n for n in range(18) if n != 4], damage
+        assert sorted(cell.read()) == [n for n in range(18) if n != 4]
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert f"{log}, line 5 is damaged (" in caplog.text
+        assert "it is dropped, and its question is asked again." in caplog.text
+        assert len(caplog.text) < 600
+    output.unlink()  # the cells are made again from their logs, and the one with a damaged line is asked for that batch
+    again = evaluate(BASE, output)
+    assert answers(again, output.with_suffix("")) == answers(whole[1], whole[0] / "run")
+    assert "damaged" not in "".join(path.read_text() for path in log.parent.iterdir())
 
 
 # ---------------------------------------------------------------- tables, plots, published figures

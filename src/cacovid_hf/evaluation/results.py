@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..utils.values import one_line
+
 FORMAT = 1
 _IDENTITY = ("dataset", "model", "method", "retention_ratio")
 
@@ -26,15 +28,42 @@ def read_run(path: Path) -> dict[str, Any]:
     """
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): give a JSON that `cacovid evaluate` wrote.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({one_line(error)}): give a JSON that `cacovid evaluate` wrote."
+        ) from error
     if not isinstance(run, dict) or run.get("benchmark") != "evaluation":
         raise ValueError(f"{path} is no run of `cacovid evaluate`: give a JSON that it wrote.")
     if run.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {run.get('format')}, and this version reads {FORMAT}: run the evaluation again with another --output."
         )
+    if damage := _damage(run):
+        raise ValueError(
+            f"{path} is damaged ({damage}): remove it, and the same `cacovid evaluate` makes it again from the logs beside it."
+        )
     return run
+
+
+def _damage(run: dict[str, Any]) -> str:
+    """What of a run lacks what every reader of one needs; `""` if nothing does."""
+    config, cells = run.get("config"), run.get("cells")
+    for name in ("methods", "ratios", "models", "datasets"):
+        if not isinstance(config, dict) or not isinstance(config.get(name), list):
+            return f"config.{name} is not a list"
+    if not isinstance(cells, list):
+        return "cells is not a list"
+    for number, cell in enumerate(cells, start=1):
+        try:
+            dataset, model, method, ratio = identity(cell)
+            right = all(isinstance(name, str) for name in (dataset, model, method)) and isinstance(ratio, (int, float))
+            right &= isinstance(cell["score"]["count"], int) and isinstance(cell["broken"]["count"], int)
+            right &= isinstance(cell["outcomes"], str)
+        except (KeyError, TypeError):
+            right = False
+        if not right:
+            return f"cell {number} lacks its name, score or outcomes"
+    return ""
 
 
 def write_run(path: Path, run: dict[str, Any]) -> None:

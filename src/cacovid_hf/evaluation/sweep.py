@@ -6,6 +6,7 @@ before, so results are the same for any of them. Rows are logged batch by batch;
 asks again what could not be read or answered.
 """
 
+import functools
 import hashlib
 import json
 import statistics
@@ -31,7 +32,7 @@ from ..selection import check_retention_ratio
 from .answering import Response, clock, prepare, question, respond, with_encoded_videos
 from .clips import read_clip
 from .datasets import Benchmark, Sample, load_benchmark
-from .logs import CellLog, Row, is_answered
+from .logs import CellLog, Row, check_row, is_answered
 from .memory import PeakMemory
 from .methods import ALL_TOKENS, describe, expand_methods, make_method, ratio_definition, uses_policy
 from .processes import Processes
@@ -160,9 +161,9 @@ def _open_run(output: Path, settings: Settings) -> dict[str, Any]:
         return {"benchmark": "evaluation", "format": FORMAT, "config": config, "cells": []}
     run = read_run(output)
     for name in SHARED:
-        if run["config"][name] != config[name]:
+        if (before := run["config"].get(name)) != config[name]:
             raise ValueError(
-                f"{output} was measured with {name}={run['config'][name]}, and {name}={config[name]} is asked for: its cells would not compare; give another --output."
+                f"{output} was measured with {name}={before}, and {name}={config[name]} is asked for: its cells would not compare; give another --output."
             )
     for name in ("methods", "ratios", "models", "datasets"):
         run["config"][name] = list(dict.fromkeys([*run["config"][name], *config[name]]))
@@ -195,6 +196,7 @@ def _cells(
         "attention": attention_implementation(model.backbone.config),
     }
     dataset = {"name": benchmark.name, "settings": benchmark.settings, "samples": len(benchmark)}
+    check = functools.partial(check_row, num_samples=len(benchmark), stages=STAGES)
     cells = []
     for ratio in dict.fromkeys(settings.ratios):
         for label in methods if ratio < 1 else [ALL_TOKENS]:
@@ -218,7 +220,7 @@ def _cells(
                 "protocol": benchmark.protocol,
             }
             log_name = file_name(benchmark.name, Path(name).name, label, f"{ratio:g}", cell_key(entry))
-            cells.append(Cell(entry, method, ratio, CellLog(output.with_suffix(""), log_name)))
+            cells.append(Cell(entry, method, ratio, CellLog(output.with_suffix(""), log_name, check)))
     return cells
 
 
