@@ -29,6 +29,7 @@ from ..compressors import Compressor
 from ..modeling import CaCoVidForConditionalGeneration
 from ..provenance import environment
 from ..selection import check_retention_ratio
+from ..utils.values import one_line
 from .answering import Response, clock, prepare, question, respond, with_encoded_videos
 from .clips import read_clip
 from .datasets import Benchmark, Sample, load_benchmark
@@ -363,6 +364,9 @@ class _Worker:
         videos: dict[int, SampledVideo] = {}
         rows: dict[int, Row] = {}
         for index, sample in samples.items():
+            if sample.problem:
+                rows[index] = _failed(index, sample, sample.problem)
+                continue
             try:
                 videos[index] = read_clip(self.processor, sample.video, self.settings.num_frames)
             except (ValueError, OSError) as error:
@@ -474,8 +478,8 @@ class _Shared:
         return self._encoded
 
 
-def _failed(index: int, sample: Sample, error: Exception) -> Row:
-    return {**_about(index, sample), "error": " ".join(str(error).split())}
+def _failed(index: int, sample: Sample, error: Exception | str) -> Row:
+    return {**_about(index, sample), "error": one_line(error)}
 
 
 def _about(index: int, sample: Sample) -> Row:

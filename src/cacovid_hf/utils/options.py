@@ -64,7 +64,7 @@ def read_options(options: Any) -> dict[str, str]:
         items.pop()
     if items and all(isinstance(item, Mapping) for item in items):
         return _from_mapping(dict(_labelled_item(item, place) for place, item in enumerate(items)))
-    texts = [text_of(item, f"options[{place}]") for place, item in enumerate(items)]
+    texts = [text_of(item, f"options[{place}]").strip() for place, item in enumerate(items)]
     alphabet = letters(len(texts))
     return _by_their_labels(texts) or dict(zip(alphabet, texts, strict=True))
 
@@ -188,12 +188,12 @@ def _from_mapping(options: Mapping[Any, Any]) -> dict[str, str]:
             letter = match[1].upper() if match else ""
             if letter in texts_by:
                 raise ValueError(f"options have the letter {letter} twice: give each option its own.")
-            texts_by[letter] = text_of(options[key], f"option {letter}")
+            texts_by[letter] = text_of(options[key], f"option {letter}").strip()
     elif all(match and match[2] for match in keys.values()):
         numbers = {int(match[2]): key for key, match in keys.items() if match}
         if len(numbers) < len(keys) or sorted(numbers) != list(range(min(numbers), min(numbers) + len(numbers))):
             raise ValueError(f"options are numbered {', '.join(map(str, numbers))}: number them in a row.")
-        ordered = [text_of(options[numbers[number]], f"option {number}") for number in sorted(numbers)]
+        ordered = [text_of(options[numbers[number]], f"option {number}").strip() for number in sorted(numbers)]
         texts_by = dict(zip(letters(len(ordered)), ordered, strict=True))
     else:
         raise ValueError(f"options have the names {shown(list(options))}: name them A, B, C and so on.")

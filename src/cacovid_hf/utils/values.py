@@ -11,7 +11,7 @@ _MAX_DEPTH = 64
 
 
 def text_of(value: Any, name: str) -> str:
-    """A text, or a number as a text, without surrounding white space.
+    """A text, or a number as a text.
 
     Args:
         value: what a file has.
@@ -22,7 +22,7 @@ def text_of(value: Any, name: str) -> str:
     """
     if not isinstance(value, (str, Real)) or is_missing(value):
         raise ValueError(f"{name} ({shown(value)}) is not a text: give a text or a number.")
-    text = str(value).strip()
+    text = str(value)
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"{name} ({shown(text)}) has half of a character, a lone surrogate: correct the text.")
     return text

@@ -1,22 +1,23 @@
 """What a benchmark is: samples with a video, a prompt and an answer, and a metric of its own."""
 
-import csv
-import json
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from transformers.utils import logging
 
-from ...extras import pip_install
-from ...utils.options import letters
+from ...utils.options import have_letters, letters, read_options, right_letter
+from ...utils.values import one_line
 from ..answers import extract_choice
+from .local_copy import LocalCopy
+from .tables import Row, read_rows
 
-VIDEO_SUFFIXES = (".mp4", ".MP4", ".mkv", ".webm", ".avi", ".mov")
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Sample:
         options: texts of the options, empty for an open question.
         groups: what the metric and the breakdown group by, such as `{"duration": "short"}`.
         video_id: samples with the same one share a video, so that their errors are correlated.
+        problem: why it cannot be asked, such as an answer that is not an option: it counts neither right nor wrong, like a video that cannot be
+            read; `""` if it can.
     """
 
     id: str
@@ -57,6 +60,7 @@ class Sample:
     options: tuple[str, ...] = ()
     groups: dict[str, str] = field(default_factory=dict)
     video_id: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,12 +152,23 @@ def clustered_mean(rows: Sequence[dict[str, Any]], macro_group: str | None = Non
 
 
 class FileBenchmark(Benchmark):
-    """A benchmark read from a folder; a subclass says how in `read`.
+    """A benchmark read from a folder. A subclass names its tables and says how a row becomes a sample and which option is right.
+
+    All parts of a table are read, in every order of capitals and with every byte order mark. The answer of each row must be one of its options
+    (see `utils.options.right_letter`): single rows that fail this are reported with their reason and count neither right nor wrong.
 
     Args:
         root: folder of the local copy.
         limit: only the first so many samples.
+
+    Raises:
+        ValueError: the folder is not a copy of the benchmark, a row of it is damaged, or no answer of a table is an option.
     """
+
+    patterns: ClassVar[tuple[str, ...]] = ()
+    """Names of the tables from the root; the first that any file fits is read."""
+    answer_is: ClassVar[str] = "letter"
+    """What counts if an answer is the letter of one option and the text of another: `letter` or `text`."""
 
     def __init__(self, root: Path, limit: int | None = None):
         if not root.is_dir():
@@ -161,13 +176,75 @@ class FileBenchmark(Benchmark):
                 f"{self.name}: {root} is not a folder: give the folder of a local copy, as {self.name}=FOLDER."
             )
         self.root, self.limit = root, limit
-        self.samples = self.read()[:limit]
+        self.copy = LocalCopy(root)
+        try:
+            self.samples = self.read()[:limit]
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
         if not self.samples:
             raise ValueError(f"{self.name}: {root} holds no question: check the local copy.")
+        if problems := [sample.problem for sample in self.samples if sample.problem]:
+            logger.warning(
+                f"{self.name}: {len(problems)} of {len(self.samples)} questions cannot be asked and count neither right nor wrong, such as {problems[0]}"
+            )
 
     @abstractmethod
+    def sample(self, row: Row) -> Sample | None:
+        """The sample of a row, without its answer; None: it is not of this set.
+
+        Raises:
+            ValueError: the row is damaged.
+        """
+
+    def answer(self, row: Row, options: dict[str, str]) -> str | None:
+        """The letter of the right option among `options`, texts by letter; None where it is withheld.
+
+        Raises:
+            ValueError: the answer is not an option.
+        """
+        given = row.get("answer")
+        return None if given is None or given == "" else right_letter(given, options, self.answer_is)
+
     def read(self) -> list[Sample]:
-        """All samples, in the order of the files."""
+        """All samples up to the limit, in the order of the files."""
+        samples: list[Sample] = []
+        table_of: dict[str, Path] = {}
+        for path in self.copy.tables(*self.patterns):
+            for sample in self._of_table(path, None if self.limit is None else self.limit - len(samples)):
+                if table_of.setdefault(sample.id, path) != path:
+                    raise ValueError(
+                        f"question {sample.id!r} is in {table_of[sample.id]} and in {path}: remove the table that is not of this set."
+                    )
+                samples.append(sample)
+        return samples
+
+    def _of_table(self, path: Path, limit: int | None) -> list[Sample]:
+        samples: list[Sample] = []
+        answered, refused = 0, ""
+        for row in read_rows(path):
+            if limit is not None and len(samples) >= limit:
+                break
+            try:
+                if (sample := self.sample(row)) is None:
+                    continue
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                reason = one_line(error)
+                raise ValueError(
+                    reason if str(path) in reason else f"{row.place}: {reason.rstrip('.')}: correct the row."
+                ) from error
+            if not sample.problem:
+                try:
+                    answer = self.answer(row, dict(zip(letters(len(sample.options)), sample.options, strict=True)))
+                except ValueError as error:
+                    sample = replace(sample, problem=f"{row.place}: {one_line(error)}")
+                else:
+                    answered += answer is not None
+                    sample = replace(sample, answer=answer)
+            refused = refused or sample.problem
+            samples.append(sample)
+        if refused and not answered:
+            raise ValueError(refused)
+        return samples
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -181,97 +258,29 @@ class FileBenchmark(Benchmark):
         """The limit."""
         return {"limit": self.limit}
 
-    def file(self, *patterns: str) -> Path:
-        """The first file that fits the first pattern that any fits, below the root.
 
-        Raises:
-            ValueError: there is none.
-        """
-        files = self.files(*patterns)
-        return files[0]
+def choices_of(
+    options: Any, label: str = "{letter}. {text}", keep_letters: bool = True
+) -> tuple[tuple[str, ...], list[str]]:
+    """Texts of options without letters, and the lines in which they are asked.
 
-    def files(self, *patterns: str) -> list[Path]:
-        """All files that fit the first pattern that any fits, sorted."""
-        for pattern in patterns:
-            if found := sorted(path for path in self.root.glob(pattern) if path.is_file()):
-                return found
-        raise ValueError(
-            f"{self.name}: nothing in {self.root} is named {' or '.join(patterns)}: give the folder of a complete local copy."
-        )
-
-    def video(self, stem: str, *folders: str) -> Path:
-        """The file (or folder of pictures) of a video, given by its name with or without a suffix, in the first of `folders` that has it; else
-        where it should be.
-        """
-        wanted = [""] if Path(stem).suffix in VIDEO_SUFFIXES else [*VIDEO_SUFFIXES, ""]
-        for folder in folders:
-            for suffix in wanted:
-                if (path := self.root / folder / f"{stem}{suffix}").exists():
-                    return path
-        return self.root / folders[0] / f"{stem}{wanted[0]}"
-
-    def rows(self, path: Path) -> list[dict[str, Any]]:
-        """The rows of a table, each a dict."""
-        return read_table(path, self.name)
-
-    def field(self, row: dict[str, Any], name: str, path: Path) -> Any:
-        """A field of a row.
-
-        Raises:
-            ValueError: the table has none of that name.
-        """
-        if name not in row:
-            raise ValueError(
-                f"{self.name}: {path} has no column {name!r} (it has {', '.join(map(repr, row))}): it is of another version, or of another set."
-            )
-        return row[name]
-
-
-def read_table(path: Path, name: str) -> list[dict[str, Any]]:
-    """Rows of a `.parquet`, `.json` (a list of objects), `.jsonl` or `.csv` file.
+    Args:
+        options: in any form that `utils.options.read_options` takes.
+        label: of options without letters.
+        keep_letters: whether options that have letters are asked as they stand.
 
     Raises:
-        ValueError: damaged, or not a list of objects.
-        ImportError: parquet, and pyarrow is not installed.
+        ValueError: not options, or letters that leave one out.
     """
-    try:
-        if path.suffix == ".parquet":
-            return _read_parquet(path)
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".csv":
-            rows: Any = list(csv.DictReader(text.splitlines()))
-        elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = json.loads(text)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{name}: {path} cannot be read ({error}): copy or download it again.") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{name}: {path} is not a list of objects: it is of another version, or of another set.")
-    return rows
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise ImportError(f"Reading {path} needs pyarrow: {pip_install('eval')}") from None
-    return parquet.read_table(path).to_pylist()
-
-
-def lettered(options: Sequence[str], label: Callable[[str, str], str]) -> list[str]:
-    """Lines of options, each made by `label(letter, option)`."""
-    return [label(letter, option) for letter, option in zip(letters(len(options)), options, strict=True)]
-
-
-def without_labels(options: Sequence[str]) -> tuple[str, ...]:
-    """Texts of options without their labels (`A. red`, `(A) red` -> `red`)."""
-    texts = []
-    for letter, option in zip(letters(len(options)), options, strict=True):
-        text = option.strip()
-        for label in (f"({letter})", f"{letter}.", f"{letter})", f"{letter}:"):
-            if text.startswith(label):
-                text = text[len(label) :]
-                break
-        texts.append(text.strip())
-    return tuple(texts)
+    texts = read_options(options)
+    if "".join(texts) != letters(len(texts)):
+        raise ValueError(f"options have the letters {', '.join(texts)}: name them in a row.")
+    shown: Iterable[str] = texts.values()
+    if isinstance(options, (list, tuple)) and all(isinstance(option, str) for option in options):
+        if not have_letters(options):
+            shown = options
+        elif keep_letters:
+            return tuple(texts.values()), list(options)
+    return tuple(texts.values()), [
+        label.format(letter=letter, text=text) for letter, text in zip(texts, shown, strict=True)
+    ]

@@ -1,10 +1,11 @@
 """EgoSchema (arXiv 2308.09126): the 500 questions with public answers, and the full set for submission."""
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .base import Clip, FileBenchmark, Sample, without_labels
+from ...utils.options import index_letter
+from .base import Clip, FileBenchmark, Sample, choices_of
+from .tables import Row, read_json
 
 _INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
 
@@ -21,49 +22,45 @@ class EgoSchema(FileBenchmark):
     patterns: ClassVar[tuple[str, ...]] = ("Subset/*.parquet", "**/Subset/*.parquet", "**/questions.json")
     subset = True
 
-    def read(self) -> list[Sample]:
-        """One sample a row."""
-        path = self.file(*self.patterns)
-        answers = self._answers(path)
-        samples = []
-        for number, row in enumerate(self.rows(path)):
-            if path.suffix == ".json":
-                video = str(self.field(row, "q_uid", path))
-                id = video
-                texts = [str(self.field(row, f"option {i}", path)) for i in range(5)]
-                options = [f"{letter}. {text}" for letter, text in zip("ABCDE", texts, strict=True)]
-                answer = answers.get(video)
-                if self.subset and answer is None:
-                    continue
-            else:
-                video = str(self.field(row, "video_idx", path))
-                id = str(row.get("question_idx", number))
-                options = [str(option) for option in self.field(row, "option", path)]
-                answer = row.get("answer")
-            samples.append(
-                Sample(
-                    id,
-                    Clip(self.video(video, "videos", ".")),
-                    "\n".join([str(self.field(row, "question", path)), *options]) + _INSTRUCTION,
-                    None if answer is None else "ABCDE"[int(answer)],
-                    without_labels(options),
-                    {},
-                    video,
-                )
-            )
-        return samples
+    def __init__(self, root: Path, limit: int | None = None):
+        self._known: dict[Path, dict[str, Any]] = {}
+        super().__init__(root, limit)
+
+    def sample(self, row: Row) -> Sample | None:
+        """A question with five options; None where no answer is known and one is needed."""
+        if _is_of_authors(row):
+            video = id = row.text("q_uid")
+            options, lines = choices_of([row.text(f"option {i}") for i in range(5)])
+            if self.subset and video not in self._answers(row.path):
+                return None
+        else:
+            video = row.text("video_idx")
+            id = str(row.get("question_idx") or row.number - 1)
+            options, lines = choices_of(row.field("option"))
+        prompt = "\n".join([row.text("question"), *lines]) + _INSTRUCTION
+        return Sample(id, Clip(self.copy.video(video, ["videos", "."])), prompt, None, options, {}, video)
+
+    def answer(self, row: Row, options: dict[str, str]) -> str | None:
+        """By its index."""
+        index = self._answers(row.path).get(row.text("q_uid")) if _is_of_authors(row) else row.get("answer")
+        return None if index is None else index_letter(index, options)
 
     def _answers(self, path: Path) -> dict[str, Any]:
-        if path.suffix != ".json":
-            return {}
-        file = path.with_name("subset_answers.json")
-        if not file.is_file():
+        if path not in self._known:
+            self._known[path] = self._read_answers(path)
+        return self._known[path]
+
+    def _read_answers(self, path: Path) -> dict[str, Any]:
+        file = self.copy.file("subset_answers.json", str(path.parent.relative_to(self.root)), ".")
+        if file is None:
             if self.subset:
-                raise ValueError(
-                    f"{self.name}: {file} is missing, so that no answer is known: add it, or use {EgoSchemaFull.name}."
-                )
+                file = path.with_name("subset_answers.json")
+                raise ValueError(f"{file} is missing, so that no answer is known: add it, or use {EgoSchemaFull.name}.")
             return {}
-        return json.loads(file.read_text(encoding="utf-8"))
+        answers = read_json(file)
+        if not isinstance(answers, dict):
+            raise ValueError(f"{file} is not an object of answers by q_uid: copy or download it again.")
+        return answers
 
 
 class EgoSchemaFull(EgoSchema):
@@ -82,3 +79,7 @@ class EgoSchemaFull(EgoSchema):
         """From video to index, -1 where there was no answer."""
         videos = {sample.id: sample.video_id for sample in self.samples}
         return {videos[id]: "ABCDE".find(letter) if letter else -1 for id, letter in answers.items()}
+
+
+def _is_of_authors(row: Row) -> bool:
+    return "q_uid" in row.values or row.path.suffix.lower() == ".json"

@@ -1,10 +1,11 @@
 """LongVideoBench (arXiv 2407.15754), in the layout of its authors, asked as lmms-eval 0.7.3 does."""
 
-import json
-from pathlib import Path
 from typing import Any, ClassVar
 
-from .base import Clip, FileBenchmark, Sample, lettered
+from ...utils.options import index_letter
+from ...utils.values import is_missing
+from .base import Clip, FileBenchmark, Sample, choices_of
+from .tables import Row, read_json
 
 
 class LongVideoBench(FileBenchmark):
@@ -18,44 +19,56 @@ class LongVideoBench(FileBenchmark):
     breakdown = ("duration_group", "question_category")
     max_new_tokens = 32
     protocol = "prompt and accuracy of lmms-eval 0.7.3 (task longvideobench_val_v); departure: no answer is wrong, not drawn at random"
-    patterns: ClassVar[tuple[str, ...]] = ("lvb_val.json", "validation*.parquet", "**/validation*.parquet")
+    patterns: ClassVar[tuple[str, ...]] = (
+        "lvb_val.json",
+        "validation*.parquet",
+        "**/lvb_val.json",
+        "**/validation*.parquet",
+    )
     subtitles = False
 
     def read(self) -> list[Sample]:
-        """One sample a row."""
-        path = self.file(*self.patterns)
-        samples = []
-        for row in self.rows(path):
-            options = _options(row)
-            question = "\n".join(
-                [self.field(row, "question", path), *lettered(options, lambda letter, option: f"{letter}. {option}")]
-            )
-            if self.subtitles:
-                question = "\n".join([*self._subtitles(row, path), question])
-            correct = row.get("correct_choice")
-            video = str(self.field(row, "video_path", path))
-            samples.append(
-                Sample(
-                    str(self.field(row, "id", path)),
-                    Clip(self.video(video, "videos", ".")),
-                    f"{question}\nAnswer with the option's letter from the given choices directly.\n",
-                    None if correct is None or int(correct) < 0 else "ABCDE"[int(correct)],
-                    options,
-                    {name: str(self.field(row, name, path)) for name in self.breakdown},
-                    video,
-                )
+        """All samples; with subtitles, some video must have them."""
+        self._has_subtitles = False
+        samples = super().read()
+        if self.subtitles and not self._has_subtitles:
+            raise ValueError(
+                f"no video has subtitles below {self.root / 'subtitles'}: add them, or use {LongVideoBench.name}."
             )
         return samples
 
-    def _subtitles(self, row: dict[str, Any], path: Path) -> list[str]:
-        file = self.root / "subtitles" / str(self.field(row, "subtitle_path", path))
-        if not file.is_file():
+    def sample(self, row: Row) -> Sample:
+        """A question with two to five options."""
+        options, lines = choices_of(_options(row), keep_letters=False)
+        question = "\n".join([row.text("question"), *lines])
+        if self.subtitles:
+            question = "\n".join([*self._subtitles(row), question])
+        video = row.text("video_path")
+        return Sample(
+            row.text("id"),
+            Clip(self.copy.video(video, ["videos", "."])),
+            f"{question}\nAnswer with the option's letter from the given choices directly.\n",
+            None,
+            options,
+            {name: row.text(name) for name in self.breakdown},
+            video,
+        )
+
+    def answer(self, row: Row, options: dict[str, str]) -> str | None:
+        """By its index; -1 where it is withheld."""
+        index = row.get("correct_choice")
+        return None if index is None or index == -1 else index_letter(index, options)
+
+    def _subtitles(self, row: Row) -> list[str]:
+        file = self.copy.file(row.text("subtitle_path"), "subtitles")
+        if file is None:
             return ["No subtitles available"]
+        self._has_subtitles = True
+        entries = read_json(file)
         try:
-            entries = json.loads(file.read_text(encoding="utf-8"))
             return [str(entry.get("text", entry.get("line", ""))).strip() for entry in entries]
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{self.name}: {file} cannot be read ({error}): copy or download it again.") from error
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{file} cannot be read ({error}): copy or download it again.") from error
 
 
 class LongVideoBenchWithSubtitles(LongVideoBench):
@@ -76,11 +89,19 @@ class LongVideoBenchTest(LongVideoBench):
     """
 
     name = "longvideobench_test"
-    patterns: ClassVar[tuple[str, ...]] = ("lvb_test_wo_gt.json", "test-*.parquet", "**/test-*.parquet")
+    patterns: ClassVar[tuple[str, ...]] = (
+        "lvb_test_wo_gt.json",
+        "test-*.parquet",
+        "**/lvb_test_wo_gt.json",
+        "**/test-*.parquet",
+    )
 
 
-def _options(row: dict[str, Any]) -> tuple[str, ...]:
-    if "candidates" in row:
-        return tuple(str(candidate) for candidate in row["candidates"])
-    options = [row.get(f"option{i}") for i in range(5)]
-    return tuple(str(option) for option in options if option is not None and option != "N/A")
+def _options(row: Row) -> Any:
+    """The options; the places behind the last one of a table are empty or `N/A`."""
+    options = row.field("candidates") if "candidates" in row.values else [row.get(f"option{i}") for i in range(5)]
+    if not isinstance(options, list):
+        return options
+    while options and (is_missing(options[-1]) or options[-1] in ("", "N/A")):
+        options.pop()
+    return options

@@ -1,9 +1,10 @@
 """MLVU, multiple choice (arXiv 2406.04264): dev and test, in the layout of its authors and in that of lmms-eval 0.7.3."""
 
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from .base import Clip, FileBenchmark, Sample, lettered, without_labels
+from ...utils.options import right_letter
+from .base import Clip, FileBenchmark, Sample, choices_of
+from .tables import Row
 
 
 class MLVUDev(FileBenchmark):
@@ -27,42 +28,36 @@ class MLVUDev(FileBenchmark):
         "**/*.parquet",
     )
 
-    def read(self) -> list[Sample]:
-        """One sample a row."""
-        samples = []
-        for path in self.files(*self.patterns):
-            for number, row in enumerate(self.rows(path)):
-                samples.append(self._sample(path, number, row))
-        return samples
+    answer_is = "text"
 
-    def _sample(self, path: Path, number: int, row: dict[str, Any]) -> Sample:
-        published = path.suffix == ".json"
-        video = str(self.field(row, "video" if published else "video_name", path))
-        kind = str(self.field(row, "question_type" if published else "task_type", path))
-        question = str(self.field(row, "question", path))
-        candidates = row.get("candidates")
-        if published and not candidates:
-            raise ValueError(f"{self.name}: {path} has a question without candidates: it is of another version.")
-        if candidates:
-            options = tuple(str(candidate) for candidate in candidates)
-        else:
-            options = without_labels([line for line in question.split("\n")[1:] if line.lstrip().startswith("(")])
-        lines = lettered(options, lambda letter, option: f"({letter}) {option}")
+    def sample(self, row: Row) -> Sample:
+        """A question with its options."""
+        published = row.path.suffix.lower() != ".parquet"
+        video = row.text("video" if published else "video_name")
+        question, candidates = row.text("question"), row.get("candidates")
+        if candidates is None or len(candidates) == 0:
+            if published:
+                raise ValueError(f"{row.path} has a question without candidates: it is of another version.")
+            candidates = [line for line in question.split("\n")[1:] if line.lstrip().startswith("(")]
+        options, lines = choices_of(candidates, "({letter}) {text}", keep_letters=False)
         if lines[0] not in question:
             question = "\n".join([question, *lines])
-        answer = row.get("answer")
-        if answer is not None and str(answer) in options:
-            answer = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[options.index(str(answer))]
-        folder = Path(path.parent.parent, "video", path.stem).relative_to(self.root) if published else Path()
+        folders = [f"{folder}video/{row.path.stem}" for folder in ("", "MLVU/")] if published else []
         return Sample(
-            str(row.get("question_id") or f"{path.stem}-{number}"),
-            Clip(self.video(video, str(folder), f"{folder.parent}", "video", ".")),
+            str(row.get("question_id") or f"{row.path.stem}-{row.number - 1}"),
+            Clip(self.copy.video(video, [*folders, "video", "MLVU/video", "test_video", "."])),
             question + self.instruction,
-            None if answer is None else str(answer).strip().strip("()").upper(),
+            None,
             options,
-            {"task_type": kind},
+            {"task_type": row.text("question_type" if published else "task_type")},
             video,
         )
+
+    def answer(self, row: Row, options: dict[str, str]) -> str | None:
+        """By its text in the authors' layout, by its letter in the other."""
+        self_is = self.answer_is if row.path.suffix.lower() != ".parquet" else "letter"
+        given = row.get("answer")
+        return None if given is None or given == "" else right_letter(given, options, self_is)
 
 
 class MLVUTest(MLVUDev):

@@ -1,8 +1,9 @@
 """MVBench (arXiv 2311.17005): 20 tasks of 200 questions, in the layout of its authors, asked as lmms-eval 0.7.3 does."""
 
-from pathlib import Path
+from typing import ClassVar
 
-from .base import Clip, FileBenchmark, Sample, lettered
+from .base import Clip, FileBenchmark, Sample, choices_of
+from .tables import Row
 
 # Where each task's videos lie: the cut clips of the revision "video", then the whole videos, of which `start` and `end` are shown.
 FOLDERS = {
@@ -34,7 +35,7 @@ class MVBench(FileBenchmark):
     """The metric is the mean over the tasks.
 
     Layout: `json/<task>.json` (`video`, `question`, `candidates`, `answer`, and `start` and `end` in seconds for some) and the videos in `video/` or below the root,
-    in a folder a task (`FOLDERS`). Of a folder of clips cut beforehand, whole clips are shown; of the others, from `start` to `end`.
+    in a folder a task (`FOLDERS`), also as its archives are unpacked in place (`video/data0613/...`, `video/star/star/...`). Of a folder of clips cut beforehand, whole clips are shown; of the others, from `start` to `end`.
     """
 
     name = "mvbench"
@@ -43,43 +44,31 @@ class MVBench(FileBenchmark):
     breakdown = ("task",)
     protocol = "prompt of lmms-eval 0.7.3 (group mvbench), mean over the tasks as published"
 
-    def read(self) -> list[Sample]:
-        """One sample a row."""
-        samples = []
-        for path in self.files("json/*.json", "**/json/*.json"):
-            if path.stem not in FOLDERS:
-                raise ValueError(
-                    f"{self.name}: {path} is no task of MVBench ({', '.join(FOLDERS)}): move other files out of the folder."
-                )
-            for number, row in enumerate(self.rows(path)):
-                options = tuple(str(candidate) for candidate in self.field(row, "candidates", path))
-                answer = str(self.field(row, "answer", path))
-                if answer not in options:
-                    raise ValueError(f"{self.name}: row {number} of {path}: the answer {answer!r} is no candidate.")
-                lines = lettered(options, lambda letter, option: f"({letter}) {option}")
-                prompt = "\n".join(
-                    [f"Question:{self.field(row, 'question', path)}", "Option:", *lines, "Only give the best option.\n"]
-                )
-                samples.append(
-                    Sample(
-                        f"{path.stem}-{number}",
-                        self._clip(path.stem, row, str(self.field(row, "video", path))),
-                        prompt,
-                        "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[options.index(answer)],
-                        options,
-                        {"task": path.stem},
-                        str(row["video"]),
-                    )
-                )
-        return samples
+    patterns: ClassVar[tuple[str, ...]] = ("json/*.json", "**/json/*.json")
+    answer_is = "text"
 
-    def _clip(self, task: str, row: dict, video: str) -> Clip:
-        roots = ("video", ".", "data0613")
-        places = [Path(root, folder) for folder in FOLDERS[task] for root in roots]
-        path = next(
-            (found for place in places if (found := self.video(video, str(place))).exists()),
-            self.root / places[0] / video,
+    def sample(self, row: Row) -> Sample:
+        """A question of the task that the file is named after."""
+        task = row.path.stem.lower()
+        if task not in FOLDERS:
+            raise ValueError(
+                f"{row.path} is no task of MVBench ({', '.join(FOLDERS)}): move other files out of the folder."
+            )
+        options, lines = choices_of(row.field("candidates"), "({letter}) {text}", keep_letters=False)
+        prompt = "\n".join([f"Question:{row.text('question')}", "Option:", *lines, "Only give the best option.\n"])
+        video = row.text("video")
+        return Sample(
+            f"{task}-{row.number - 1}", self._clip(task, row, video), prompt, None, options, {"task": task}, video
         )
-        segment = path.parent.name.endswith("segment") or row.get("end") is None
-        start, end = (None, None) if segment else (float(row.get("start") or 0.0), float(row["end"]))
-        return Clip(path, start, end, PICTURES_PER_SECOND if path.is_dir() else None)
+
+    def _clip(self, task: str, row: Row, video: str) -> Clip:
+        start, end = row.seconds("start"), row.seconds("end")
+        folders = [
+            f"{root}{folder}" for folder in FOLDERS[task] for root in ("video/", "", "data0613/", "video/data0613/")
+        ]
+        if end is None:  # whole clips: wherever in the folder of the video's source
+            folders += [folder.partition("/")[0] for folder in FOLDERS[task]]
+        path = self.copy.video(video, folders, anywhere=False)
+        is_cut = end is None or any(part.endswith("segment") for part in path.relative_to(self.root).parts[:-1])
+        fps = PICTURES_PER_SECOND if path.is_dir() else None
+        return Clip(path, fps=fps) if is_cut else Clip(path, start or 0.0, end, fps)

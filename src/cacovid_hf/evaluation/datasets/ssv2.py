@@ -1,10 +1,13 @@
 """Something-Something V2 (arXiv 1706.04261) asked as multiple choice."""
 
-from typing import Any
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
-from .base import Clip, FileBenchmark, Sample, lettered
+from ...utils.options import comparable, right_letter
+from .base import Clip, FileBenchmark, Sample, choices_of
+from .tables import Row, read_json
 
 NUM_OPTIONS = 4
 _SEED = 0
@@ -22,42 +25,52 @@ class SomethingSomething(FileBenchmark):
         "ours: four options, the wrong ones drawn by the clip's id; there is no published protocol for multiple choice"
     )
 
-    def read(self) -> list[Sample]:
-        """One sample a clip, in the order of the validation file."""
-        path = self.file(
-            "labels/validation.json",
-            "validation.json",
-            "**/something-something-v2-validation.json",
-            "**/validation.json",
+    patterns: ClassVar[tuple[str, ...]] = (
+        "labels/validation.json",
+        "validation.json",
+        "**/something-something-v2-validation.json",
+        "**/validation.json",
+    )
+
+    def sample(self, row: Row) -> Sample:
+        """A clip and four templates."""
+        id, given = row.text("id"), plain(row.text("template"))
+        right = given if given in self._templates else self._comparable.get(comparable(given))
+        clip = Clip(self.copy.video(id, ["20bn-something-something-v2", "videos", "."]))
+        if right is None:
+            problem = f"{row.place}: the template {given!r} is not in the label file: correct it."
+            return Sample(id, clip, "", None, (), {"template": given}, id, problem)
+        drawn, _ = draw_options(id, right, self._templates)
+        options, lines = choices_of(drawn, "({letter}) {text}")
+        prompt = "\n".join(
+            [
+                "What action is being performed in this video?",
+                *lines,
+                "Answer with the option's letter from the given choices directly.",
+            ]
         )
-        templates = sorted(self._templates())
+        return Sample(id, clip, prompt, None, options, {"template": right}, id)
+
+    def answer(self, row: Row, options: dict[str, str]) -> str:
+        """By its text."""
+        return right_letter(plain(row.text("template")), options, "text")
+
+    @cached_property
+    def _templates(self) -> list[str]:
+        (path, *_) = self.copy.tables(
+            "labels/labels.json", "labels.json", "**/something-something-v2-labels.json", "**/labels.json"
+        )
+        labels = read_json(path)
+        if not isinstance(labels, (dict, list)) or not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"{path} is not an object of templates: copy or download it again.")
+        templates = sorted({plain(template) for template in labels})
         if len(templates) < NUM_OPTIONS:
-            raise ValueError(f"{self.name}: the label file has {len(templates)} templates, {NUM_OPTIONS} are needed.")
-        samples = []
-        for row in self.rows(path)[: self.limit]:
-            id = str(self.field(row, "id", path))
-            right = plain(str(self.field(row, "template", path)))
-            if right not in templates:
-                raise ValueError(f"{self.name}: the template {right!r} of clip {id} is not in the label file.")
-            options, answer = draw_options(id, right, templates)
-            lines = lettered(options, lambda letter, option: f"({letter}) {option}")
-            prompt = "\n".join(
-                [
-                    "What action is being performed in this video?",
-                    *lines,
-                    "Answer with the option's letter from the given choices directly.",
-                ]
-            )
-            clip = Clip(self.video(id, "20bn-something-something-v2", "videos", "."))
-            samples.append(Sample(id, clip, prompt, answer, options, {"template": right}, id))
-        return samples
+            raise ValueError(f"the label file has {len(templates)} templates, {NUM_OPTIONS} are needed.")
+        return templates
 
-    def _templates(self) -> set[str]:
-        path = self.file("labels/labels.json", "labels.json", "**/something-something-v2-labels.json", "**/labels.json")
-        import json
-
-        labels: Any = json.loads(path.read_text(encoding="utf-8"))
-        return {plain(template) for template in labels}
+    @cached_property
+    def _comparable(self) -> dict[str, str]:
+        return {comparable(template): template for template in self._templates}
 
 
 def plain(template: str) -> str:

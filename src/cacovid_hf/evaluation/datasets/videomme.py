@@ -2,8 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
-from .base import Clip, FileBenchmark, Sample, without_labels
+from ...utils.text_files import read_text
+from .base import Clip, FileBenchmark, Sample, choices_of
+from .tables import Row
 
 _INSTRUCTION = (
     "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
@@ -23,36 +26,41 @@ class VideoMME(FileBenchmark):
     breakdown = ("duration", "domain", "task_type")
     protocol = "prompt and accuracy of lmms-eval 0.7.3 (task videomme)"
     subtitles = False
+    patterns: ClassVar[tuple[str, ...]] = (
+        "videomme/test*.parquet",
+        "test*.parquet",
+        "**/test*.parquet",
+        "**/test*.json*",
+    )
 
     def read(self) -> list[Sample]:
-        """One sample a row."""
-        path = self.file("videomme/test*.parquet", "test*.parquet", "**/test*.parquet", "**/test*.json*")
-        samples = []
-        for row in self.rows(path):
-            video, options = str(self.field(row, "videoID", path)), [str(o) for o in self.field(row, "options", path)]
-            lines = [_INSTRUCTION, self.field(row, "question", path), *options]
-            if self.subtitles:
-                prompt = "\n".join(["This video's subtitles are listed below: ", self._subtitles(video), *lines])
-                prompt += "\nThe best answer is:"
-            else:
-                prompt = "\n".join(lines) + "\n\nAnswer with the option's letter from the given choices directly."
-            groups = {name: str(self.field(row, name, path)) for name in (*self.breakdown, "sub_category")}
-            samples.append(
-                Sample(
-                    str(self.field(row, "question_id", path)),
-                    Clip(self.video(video, "data", "videos")),
-                    prompt,
-                    str(self.field(row, "answer", path)).strip().upper(),
-                    without_labels(options),
-                    groups,
-                    video,
-                )
+        """All samples; with subtitles, some video must have them."""
+        self._has_subtitles = False
+        samples = super().read()
+        if self.subtitles and not self._has_subtitles:
+            raise ValueError(
+                f"no video has subtitles below {self.root / 'subtitle'}: add them, or use {VideoMME.name}."
             )
         return samples
 
+    def sample(self, row: Row) -> Sample:
+        """A question with four options."""
+        video = row.text("videoID")
+        options, shown = choices_of(row.field("options"))
+        lines = [_INSTRUCTION, row.text("question"), *shown]
+        if self.subtitles:
+            prompt = "\n".join(["This video's subtitles are listed below: ", self._subtitles(video), *lines])
+            prompt += "\nThe best answer is:"
+        else:
+            prompt = "\n".join(lines) + "\n\nAnswer with the option's letter from the given choices directly."
+        groups = {name: row.text(name) for name in (*self.breakdown, "sub_category")}
+        clip = Clip(self.copy.video(video, ["data", "videos"]))
+        return Sample(row.text("question_id"), clip, prompt, None, options, groups, video)
+
     def _subtitles(self, video: str) -> str:
-        path = self.root / "subtitle" / f"{video}.srt"
-        return "\n".join(read_srt(path)) if path.is_file() else "No subtitles available"
+        path = self.copy.file(f"{video}.srt", "subtitle", "subtitles")
+        self._has_subtitles |= path is not None
+        return "\n".join(read_srt(path)) if path else "No subtitles available"
 
 
 class VideoMMEWithSubtitles(VideoMME):
@@ -69,7 +77,11 @@ class VideoMMEWithSubtitles(VideoMME):
 def read_srt(path: Path) -> list[str]:
     """The lines that a SubRip file shows, without numbers, times and tags; those that repeat the line before are left out."""
     lines: list[str] = []
-    for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")):
+    try:
+        text = read_text(path)
+    except ValueError:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
         _, arrow, shown = block.partition("-->")
         if not arrow:
             continue
