@@ -330,6 +330,30 @@ def test_withheld_answers_make_a_submission(stock, tmp_path):
     assert "withheld" in markdown(run["cells"])
 
 
+def test_a_question_whose_answer_is_not_an_option_counts_nowhere(stock, tmp_path):
+    table = copies.mlvu_dev(tmp_path / "mlvu") / "json" / "1_plotQA.json"
+    rows = json.loads(table.read_text())
+    table.write_text(json.dumps([{**rows[0], "answer": "a kat"}, *rows[1:]]))
+    chosen = Settings(
+        methods=("uniform",),
+        ratios=(1.0,),
+        models=(str(stock / "llava_onevision"),),
+        datasets=(f"mlvu_dev={tmp_path / 'mlvu'}",),
+        num_frames=2,
+        max_new_tokens=2,
+    )
+    (cell,) = evaluate(chosen, tmp_path / "run.json")["cells"]
+    assert cell["outcomes"][0] == cell["outcomes"][3] == "x"  # the other one has no video
+    assert cell["answered"] == cell["score"]["count"] == 2
+    assert cell["broken"]["first"][0] == (
+        f"1_plotQA-0: row 1 of {table}: the answer 'a kat' is not an option (A. a dog; B. a cat; C. a cow; D. a hen): "
+        "give an option's letter or its text."
+    )
+    table.write_text(json.dumps([{**rows[0], "answer": "A cat"}, *rows[1:]]))
+    (cell,) = evaluate(chosen, tmp_path / "run.json")["cells"]
+    assert cell["answered"] == 3
+
+
 def test_a_method_that_refuses_a_backbone_stops_nobody(whole, tmp_path, monkeypatch):
     def refuse(self, *_):
         raise ValueError("uniform does not serve this backbone")
