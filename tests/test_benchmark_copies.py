@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,14 @@ def test_answers_of_other_files_and_labels(tmp_path):
     assert samples[2].answer is not None
 
 
+@pytest.mark.parametrize("withheld", [-1, "-1", None, "", float("nan")])
+def test_withheld_answers_of_longvideobench(withheld, tmp_path):
+    root = change(copies.longvideobench(tmp_path), "longvideobench", withheld)
+    samples = load("longvideobench", root).samples
+    assert [sample.answer for sample in samples] == [None, "E", "B"]
+    assert not any(sample.problem for sample in samples)
+
+
 @pytest.mark.parametrize("reader", ["videomme", "longvideobench", "egoschema_parquet", "mlvu_dev_parquet"])
 def test_all_parts_of_a_table_are_read(reader, tmp_path):
     write, table, _ = READERS[reader]
@@ -196,6 +205,9 @@ def test_tables_in_csv(tmp_path):
     path.write_text("a,b\n1,2,3\n")
     with pytest.raises(ValueError, match=r"rows\.CSV cannot be read \(row 1 has another number of fields"):
         read_table(path)
+    path.write_text('a,b\n"no end,1\n')
+    with pytest.raises(ValueError, match=r"rows\.CSV cannot be read \(unexpected end of data"):
+        read_table(path)
     path.write_text('a,b\n"' + "x" * 200_000 + '",1\n')
     with pytest.raises(ValueError, match=r"rows\.CSV cannot be read \(field larger"):
         read_table(path)
@@ -241,6 +253,104 @@ def test_damaged_rows(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as told:
         load("longvideobench", root)
     assert str(told.value).startswith(f"longvideobench: row 2 of {root / 'lvb_val.json'}: ")
+
+
+FUZZED = {
+    "videomme": (copies.videomme, "test.jsonl"),
+    "mlvu_dev": (copies.mlvu_dev, "json/1_plotQA.json"),
+    "longvideobench": (copies.longvideobench, "lvb_val.json"),
+    "mvbench": (copies.mvbench, "json/action_sequence.json"),
+    "egoschema": (copies.egoschema, "subset_answers.json"),
+    "ssv2": (copies.ssv2, "labels/validation.json"),
+}
+ODD_VALUES = [
+    None,
+    True,
+    -1,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "",
+    " ",
+    "\ud800",
+    "x",
+    "B",
+    [],
+    {},
+    [None],
+    ["a"],
+    [["a"], "b"],
+    {"A": "x"},
+    "[" * 3000,
+]
+
+
+def mutated(text: bytes, draw: random.Random) -> bytes:
+    """One damage: to the bytes, or to a value of the first row."""
+    kind, place = draw.randrange(7), draw.randrange(len(text))
+    if kind == 0:
+        return text[:place]
+    if kind == 1:
+        return text[:place] + bytes([draw.randrange(256)]) + text[place + 1 :]
+    if kind == 2:
+        return text[:place] + text[place + draw.randrange(1, 20) :]
+    if kind == 3:
+        return (
+            text[:place] + draw.choice([b"{", b"[" * 3000, b"NaN", b'"', b"\\u", b"\x00", b"9" * 6000]) + text[place:]
+        )
+    lines = text.startswith(b"{") and text.count(b"\n") > 1
+    value = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+    row = value[0] if isinstance(value, list) else value
+    row[draw.choice(list(row))] = draw.choice(ODD_VALUES)
+    return b"\n".join(json.dumps(row).encode() for row in value) if lines else json.dumps(value).encode()
+
+
+def attempt(reader: str, root: Path) -> tuple[str, list]:
+    """Why a copy is refused, or its samples."""
+    try:
+        return "", load(reader, root).samples
+    except ValueError as error:
+        return str(error), []
+
+
+def fuzz(reader: str, root: Path, count: int, seed: int) -> dict[str, int]:
+    """Loads a copy `count` times with a damaged table; how often it was refused in one clear line, and how often taken."""
+    write, name = FUZZED[reader]
+    write(root)
+    if reader == "videomme":
+        table = root / "videomme" / "test-00000-of-00001.parquet"
+        (root / name).write_text("\n".join(map(json.dumps, read_table(table))) + "\n")
+        table.unlink()
+    whole, draw, counts = (root / name).read_bytes(), random.Random(seed), {"taken": 0, "refused": 0}
+    for _ in range(count):
+        (root / name).write_bytes(mutated(whole, draw))
+        refusal, samples = attempt(reader, root)
+        counts["refused" if refusal else "taken"] += 1
+        if refusal:
+            assert refusal.startswith(f"{reader}: ")
+            assert str(root) in refusal
+            assert len(refusal.splitlines()) == 1
+            assert len(refusal) < 700
+            refusal.encode()
+        for sample in samples:
+            sample.prompt.encode()
+            sample.id.encode()
+            assert sample.answer is None or sample.answer in "ABCDEF"[: len(sample.options)]
+    return counts
+
+
+@pytest.mark.parametrize("reader", FUZZED)
+def test_fuzzed_tables_are_taken_or_refused(reader, tmp_path):
+    counts = fuzz(reader, tmp_path, 40, 0)
+    assert min(counts.values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", FUZZED)
+def test_many_fuzzed_tables_are_taken_or_refused(reader, tmp_path):
+    counts = fuzz(reader, tmp_path, 400, 1)
+    print(reader, counts)
+    assert min(counts.values()) > 20
 
 
 # ---------------------------------------------------------------- videos

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -577,6 +578,35 @@ def test_damaged_lines_are_asked_again(whole, tmp_path, caplog):
     again = evaluate(BASE, output)
     assert answers(again, output.with_suffix("")) == answers(whole[1], whole[0] / "run")
     assert "damaged" not in "".join(path.read_text() for path in log.parent.iterdir())
+
+
+def fuzz_log(whole, folder, count):
+    """Damages one place of a log `count` times; rows that are lost, in all."""
+    (log,) = (whole[0] / "run").glob("*cacovid_0.25_*.jsonl")
+    content, draw, lost = log.read_bytes(), random.Random(0), 0
+    check = functools.partial(check_row, num_samples=18, stages=sweep.STAGES)
+    rows = CellLog(log.parent, log.stem, check).read()
+    for _ in range(count):
+        place = draw.randrange(len(content))
+        junk = draw.choice([b"", bytes([draw.randrange(256)]), b"\n", b"[" * 5000, b"NaN", b"9" * 6000, b"\x00" * 9])
+        (folder / "cell.jsonl").write_bytes(content[:place] + junk + content[place + draw.randrange(30) :])
+        found = CellLog(folder, "cell", check).read()
+        assert found.keys() <= rows.keys()
+        assert sum(found[index].keys() != rows[index].keys() for index in found) <= 1
+        assert len(rows) - len(found) <= 2
+        lost += len(rows) - len(found)
+    return lost
+
+
+def test_fuzzed_logs_lose_the_damaged_line_alone(whole, tmp_path):
+    assert fuzz_log(whole, tmp_path, 100) > 30
+
+
+@pytest.mark.slow
+def test_many_fuzzed_logs_lose_the_damaged_line_alone(whole, tmp_path):
+    lost = fuzz_log(whole, tmp_path, 2000)
+    print(f"{lost} rows lost")
+    assert lost > 600
 
 
 # ---------------------------------------------------------------- tables, plots, published figures

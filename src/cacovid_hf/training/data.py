@@ -305,7 +305,11 @@ class AnswerCollator:
             if not ids:
                 raise ValueError(f"solution={sample['solution']!r} has no tokens")
             answer = torch.tensor(ids, dtype=torch.long)
-        return question_text(sample, self.instructions), Question(solution, problem_type, answer)
+        text = question_text(sample, self.instructions)
+        for name in ("image_token", "video_token"):
+            if (token := vars(self.processor).get(name)) and token in text:
+                raise ValueError(f"the question has {token}, which stands for a picture or video: leave it out.")
+        return text, Question(solution, problem_type, answer)
 
     def _frames(self, sample: Mapping[str, Any]) -> tuple[Any, VideoMetadata | None]:
         """Frames `(T, H, W, 3)`, and where in the clip they stand if they come from a file."""

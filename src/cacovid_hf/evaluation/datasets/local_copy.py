@@ -87,7 +87,7 @@ class LocalCopy:
         for names in ([str(given)], [*others, str(stem)]) if suffixed else ([*others, str(given)],):
             for folder in folders:
                 for one in names:
-                    if (path := self.root / folder / one).exists():
+                    if os.path.exists(path := self.root / folder / one):
                         return path
         return self._searched(given, stem, folders, anywhere) or self.root / folders[0] / (
             given if suffixed else others[0]
@@ -97,7 +97,7 @@ class LocalCopy:
         """A file by its name: in `folders`, or the only one in the whole copy; None if there is none."""
         leaf = PurePosixPath(name.replace("\\", "/")).name
         for folder in folders:
-            if leaf and (path := self.root / folder / leaf).is_file():
+            if leaf and os.path.isfile(path := self.root / folder / leaf):
                 return path
         found = self._by_name.get(_folded(leaf), [])
         return self.root / found[0] if len(found) == 1 else None

@@ -57,7 +57,7 @@ class LongVideoBench(FileBenchmark):
     def answer(self, row: Row, options: dict[str, str]) -> str | None:
         """By its index; -1 where it is withheld."""
         index = row.get("correct_choice")
-        return None if index is None or index == -1 else index_letter(index, options)
+        return None if index is None or str(index) in ("", "-1") else index_letter(index, options)
 
     def _subtitles(self, row: Row) -> list[str]:
         file = self.copy.file(row.text("subtitle_path"), "subtitles")

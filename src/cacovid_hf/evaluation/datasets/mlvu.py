@@ -24,6 +24,7 @@ class MLVUDev(FileBenchmark):
     patterns: ClassVar[tuple[str, ...]] = (
         "json/[1-7]_*.json",
         "MLVU/json/[1-7]_*.json",
+        "**/json/[1-7]_*.json",
         "**/test*.parquet",
         "**/*.parquet",
     )

@@ -1,5 +1,6 @@
 """MVBench (arXiv 2311.17005): 20 tasks of 200 questions, in the layout of its authors, asked as lmms-eval 0.7.3 does."""
 
+import os
 from typing import ClassVar
 
 from .base import Clip, FileBenchmark, Sample, choices_of
@@ -63,12 +64,10 @@ class MVBench(FileBenchmark):
 
     def _clip(self, task: str, row: Row, video: str) -> Clip:
         start, end = row.seconds("start"), row.seconds("end")
-        folders = [
-            f"{root}{folder}" for folder in FOLDERS[task] for root in ("video/", "", "data0613/", "video/data0613/")
-        ]
+        folders = [f"{root}{folder}" for folder in FOLDERS[task] for root in ("video/", "")]
         if end is None:  # whole clips: wherever in the folder of the video's source
             folders += [folder.partition("/")[0] for folder in FOLDERS[task]]
         path = self.copy.video(video, folders, anywhere=False)
         is_cut = end is None or any(part.endswith("segment") for part in path.relative_to(self.root).parts[:-1])
-        fps = PICTURES_PER_SECOND if path.is_dir() else None
+        fps = PICTURES_PER_SECOND if os.path.isdir(path) else None
         return Clip(path, fps=fps) if is_cut else Clip(path, start or 0.0, end, fps)
