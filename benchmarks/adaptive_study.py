@@ -20,7 +20,7 @@ from record import RESULTS, command, environment
 from torch import Tensor
 
 from cacovid_hf import AutoBudget, CaCoVidForConditionalGeneration
-from cacovid_hf.adaptive import calibrated_threshold
+from cacovid_hf.ratio import calibrated_threshold
 from cacovid_hf.tiny import model_path
 from cacovid_hf.training.sampling import sample_bernoulli
 

@@ -22,10 +22,11 @@ from torch.nn import functional as F
 from transformers import AutoProcessor
 
 from cacovid_hf import CaCoVidForConditionalGeneration, select_tokens
-from cacovid_hf.arguments import take_embedding_arguments
 from cacovid_hf.compressors.attention import QUERIES, video_attention
+from cacovid_hf.compressors.tools.selection import contribution_budget, spread_tokens, top_tokens
+from cacovid_hf.generation.inputs import take_embedding_arguments
 from cacovid_hf.prompt import VideoSelection, gather, kept_indices
-from cacovid_hf.selection import contribution_budget, spread_tokens, token_budget, top_tokens
+from cacovid_hf.ratio import token_budget
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.synthetic import sample_questions
 

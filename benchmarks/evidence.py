@@ -31,8 +31,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import COMPRESSORS, CaCoVid, Compressor, Random
+from cacovid_hf.compressors.tools.selection import spread_tokens, top_tokens
 from cacovid_hf.prompt import stack_prompts
-from cacovid_hf.selection import spread_tokens, token_budget, top_tokens
+from cacovid_hf.ratio import token_budget
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.tiny.policy_training import train_policy

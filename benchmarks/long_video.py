@@ -21,7 +21,7 @@ from clips import video_reader, write_clip
 from record import RESULTS, command, environment, summarise, write_result
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.long_video import encode_file
+from cacovid_hf.generation.long_video import encode_file
 
 NARROW = Architecture(
     checkpoint="none (narrow: an eighth of SigLIP's and a quarter of the 0.5B's width)",

@@ -19,9 +19,8 @@ from torch.nn.functional import interpolate
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.backbones.tower import TowerAttention
 from cacovid_hf.compressors import COMPRESSORS, CaCoVid, Compressor
-from cacovid_hf.prompt import Prompt, PromptLayout, VideoSpan
+from cacovid_hf.prompt import Prompt, PromptLayout, TowerAttention, VideoSpan
 
 PUBLISHED = {
     "source": "CaCoVID, arXiv 2602.01649: time of compression for one video of LLaVA-OneVision-7B (6272 tokens) at 25 %",

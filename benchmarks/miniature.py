@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, get_cosine_schedule_with_warmup
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.policy import PolicyOutput
+from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.prompt import Prompt
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.tiny.synthetic import sample_questions
 from cacovid_hf.training.data import AnswerCollator
-from cacovid_hf.training.judging import Question
+from cacovid_hf.training.judge import Question
 from cacovid_hf.training.objective import advantages, cpo_loss, priced
 from cacovid_hf.training.rollouts import AnswerScores, cut, score_answers
 

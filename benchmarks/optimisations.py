@@ -21,9 +21,10 @@ from record import RESULTS, command, environment, summarise, write_result
 from torch.nn import functional as F
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.generation import effective_settings, generate_compressed
-from cacovid_hf.policy import RMSNorm, logits, rotate, split_heads
-from cacovid_hf.selection import top_tokens
+from cacovid_hf.compressors.tools.selection import top_tokens
+from cacovid_hf.generation.stock import effective_settings, generate_compressed
+from cacovid_hf.policies.base import RMSNorm, logits, split_heads
+from cacovid_hf.utils.tensors import rotate
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
         ),
         Case(
             "policy: the light one instead of the full one",
-            "none: two networks; test_light_policy.py::test_cost_against_the_full_policy",
+            "none: two networks; test_light.py::test_cost_against_the_full_policy",
             lambda: token_scores(full),
             lambda: token_scores(light),
             None,

@@ -29,7 +29,7 @@ from transformers import StaticCache
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import COMPRESSORS, Compressor, Scores
-from cacovid_hf.policy_settings import POLICY_TYPES
+from cacovid_hf.policies.settings import POLICY_TYPES
 from cacovid_hf.prompt import CompressedPrompt, Prompt, PromptLayout, VideoSpan, gather, kept_indices
 
 NOTES = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cacovid_hf import provenance
+from cacovid_hf.utils import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

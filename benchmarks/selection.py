@@ -13,7 +13,7 @@ import torch
 from record import RESULTS, command, environment, summarise, write_result
 from torch import Tensor
 
-from cacovid_hf.selection import select_tokens
+from cacovid_hf.compressors.tools.selection import select_tokens
 
 NOTES = [
     "One thread, CPU time: what other processes took of a shared core is left out. Both take turns on the same scores, and every pair of masks is compared.",

@@ -18,7 +18,7 @@ from prefill import CLOCKS, Stopwatch
 from record import RESULTS, command, environment, summarise, write_result
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.policy_settings import POLICY_TYPES
+from cacovid_hf.policies.settings import POLICY_TYPES
 from cacovid_hf.prompt import batches_by_length
 
 NOTES = [

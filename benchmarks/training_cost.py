@@ -13,7 +13,7 @@ from architectures import ARCHITECTURES, Architecture
 from record import RESULTS, command, environment, write_result
 from transformers import AutoModelForImageTextToText
 
-from cacovid_hf.policy import ContributionPolicy
+from cacovid_hf.policies.full import ContributionPolicy
 from cacovid_hf.training.arguments import OURS, PUBLISHED
 
 FRAMES, TEXT = 32, 60

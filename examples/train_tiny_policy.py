@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cacovid_hf import CaCoVidForConditionalGeneration, __version__
-from cacovid_hf.policy_settings import POLICY_TYPES
+from cacovid_hf.policies.settings import POLICY_TYPES
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.policy_training import PRESETS, train_policy
 

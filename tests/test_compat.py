@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FAMILIES, ONE_VIDEO, prompt_inputs, stock_model
+from helpers.models import FAMILIES, ONE_VIDEO, prompt_inputs, stock_model
 from packaging.requirements import Requirement
 from packaging.version import Version
 from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin, Trainer

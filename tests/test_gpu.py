@@ -5,10 +5,11 @@ import importlib.util
 
 import pytest
 import torch
-from models import FAMILIES, PROMPTS, masked_inputs, prompt_inputs, stock_model
+from helpers.models import FAMILIES, PROMPTS, masked_inputs, prompt_inputs, stock_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.selection import SCOPES, select_tokens
+from cacovid_hf.compressors.tools.selection import select_tokens
+from cacovid_hf.policies.settings import SCOPES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from fresh import run_fresh
+from helpers.fresh import run_fresh
 
 
 def test_import_is_quick_and_loads_nothing(tmp_path):
@@ -40,7 +40,7 @@ print(json.dumps([seconds, models[type(config)].__name__]))
 
 
 def test_the_command_line_and_the_package_import_no_torch():
-    program = "import sys; import cacovid_hf, cacovid_hf.cli; print(sorted({'torch', 'transformers', 'av', 'matplotlib'} & set(sys.modules)))"
+    program = "import sys; import cacovid_hf, cacovid_hf.cli.main; print(sorted({'torch', 'transformers', 'av', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,9 +8,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from fresh import run_fresh
-from media import numbered_picture, write_video
-from models import stock_model
+from helpers.fresh import run_fresh
+from helpers.media import numbered_picture, write_video
+from helpers.models import stock_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoProcessor,
@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from cacovid_hf.processing import register, with_video_reader
-from cacovid_hf.video import read_video
+from cacovid_hf.video.files import read_video
 
 VIDEO_TEXT = {"llava_onevision": "<video>", "qwen2_5_vl": "<|vision_start|><|video_pad|><|vision_end|>"}
 READERS = {"llava_onevision": "CaCoVidLlavaOnevisionVideoProcessor", "qwen2_5_vl": "CaCoVidQwen2VLVideoProcessor"}

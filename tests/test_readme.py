@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from models import PROMPTS, prompt_inputs, stock_model
+from helpers.models import PROMPTS, prompt_inputs, stock_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 

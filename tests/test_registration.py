@@ -1,7 +1,7 @@
 """Every module can be the first one that is imported."""
 
 import pytest
-from fresh import run_fresh
+from helpers.fresh import run_fresh
 
 MODULES = [
     "configuration",

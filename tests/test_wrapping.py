@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model
+from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, GenerationConfig
 

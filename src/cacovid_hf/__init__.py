@@ -8,19 +8,19 @@ from ._registration import register
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "AutoBudget": "adaptive",
+    "AutoBudget": "ratio",
     "CaCoVidConfig": "configuration",
     "CaCoVidForConditionalGeneration": "modeling",
     "CaCoVidOutput": "modeling",
     "CompressedPrompt": "prompt",
     "EncodedVideos": "prompt",
     "Compressor": "compressors",
-    "ContributionPolicy": "policy",
-    "LightPolicy": "light_policy",
+    "ContributionPolicy": "policies.full",
+    "LightPolicy": "policies.light",
     "VideoSelection": "prompt",
-    "VideoSession": "session",
-    "read_video": "video",
-    "select_tokens": "selection",
+    "VideoSession": "generation.session",
+    "read_video": "video.files",
+    "select_tokens": "compressors.tools.selection",
     "with_video_reader": "processing",
 }
 __all__ = [
@@ -42,17 +42,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .adaptive import AutoBudget
     from .compressors import Compressor
+    from .compressors.tools.selection import select_tokens
     from .configuration import CaCoVidConfig
-    from .light_policy import LightPolicy
+    from .generation.session import VideoSession
     from .modeling import CaCoVidForConditionalGeneration, CaCoVidOutput
-    from .policy import ContributionPolicy
+    from .policies.full import ContributionPolicy
+    from .policies.light import LightPolicy
     from .processing import with_video_reader
     from .prompt import CompressedPrompt, EncodedVideos, VideoSelection
-    from .selection import select_tokens
-    from .session import VideoSession
-    from .video import read_video
+    from .ratio import AutoBudget
+    from .video.files import read_video
 
 
 def __getattr__(name: str):

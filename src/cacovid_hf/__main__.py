@@ -1,5 +1,5 @@
 """`python -m cacovid_hf` is `cacovid`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

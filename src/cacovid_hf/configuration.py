@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .policy_settings import FORMAT_VERSION, PolicySettings, check_format_version
+from .policies.settings import FORMAT_VERSION, PolicySettings, check_format_version
 
 
 class CaCoVidConfig(PreTrainedConfig):

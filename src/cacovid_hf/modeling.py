@@ -17,24 +17,25 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
 
-from . import checkpoint
 from ._compat import CACHE, AnyAttention, OutputWithCache, commit_of, note_commit, with_cache_name
-from .adaptive import Ratio
-from .arguments import check_names, check_windows, forward_arguments, retention_ratios, take_embedding_arguments
 from .backbones import backbone_family
-from .compressing import Compressing
+from .backbones.loaded import base_model, embedding_device
+from .checkpoints import loading, saving
+from .checkpoints.source import HUB_ARGUMENTS, Source, cached_commit, load_weights
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
-from .generation import WAY_ROUND
+from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments
+from .generation.mixin import Compressing
+from .generation.stock import WAY_ROUND
+from .generation.turns import forget, is_recorded, note_down, record, text_step
 from .hub.card import CardFacts
 from .hub.push import PUSH_ARGUMENTS, check_pushable, modified, processor_of, push, upload
-from .hub.source import HUB_ARGUMENTS, Source, cached_commit, load_weights
-from .light_policy import make_policy
-from .policy import Policy
-from .policy_settings import check_policy
+from .policies.base import Policy
+from .policies.factory import check_policy_size, make_policy, untrained_policy
+from .policies.settings import check_policy
 from .prompt import EncodedVideos
-from .turns import forget, is_recorded, note_down, record, text_step
-from .wrapping import base_model, check_policy_size, embedding_device, untrained_policy
+from .ratio import Ratio, retention_ratios
+from .utils.names import check_names
 
 
 @dataclass
@@ -111,8 +112,8 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
         Raises:
             ValueError: an unsupported family, or a policy for another hidden size.
         """
-        known = (*checkpoint.CONFIG_OVERRIDES, *(HUB_ARGUMENTS if isinstance(policy, (str, os.PathLike)) else ()))
-        check_names(policy_options, known, f"setting of a CaCoVid model ({', '.join(checkpoint.CONFIG_OVERRIDES)})")
+        known = (*loading.CONFIG_OVERRIDES, *(HUB_ARGUMENTS if isinstance(policy, (str, os.PathLike)) else ()))
+        check_names(policy_options, known, f"setting of a CaCoVid model ({', '.join(loading.CONFIG_OVERRIDES)})")
         if policy is not None and not isinstance(policy, Policy):
             return cls.from_pretrained(policy, backbone=backbone, **policy_options)
         backbone = base_model(backbone)
@@ -174,11 +175,11 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             ValueError: weights that are not safetensors, do not fit, or a backbone of another size; loading settings for a backbone that is loaded.
         """
         source = Source.of(pretrained_model_name_or_path, kwargs).pinned()
-        overrides = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OVERRIDES if name in kwargs}
+        overrides = {name: kwargs.pop(name) for name in loading.CONFIG_OVERRIDES if name in kwargs}
         given = backbone is not None and not isinstance(backbone, (str, os.PathLike))
         if given:
-            checkpoint.check_nothing_to_load(kwargs)
-        config = checkpoint.load_config(source, config, overrides)
+            loading.check_nothing_to_load(kwargs)
+        config = loading.load_config(source, config, overrides)
         # Where its processor is, too.
         config.name_or_path = source.name
         note_commit(config, source.hub.get("revision"))
@@ -187,7 +188,7 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             policy = make_policy(config, config.backbone_config)
         load_weights(policy, source.stored("policy."), source.name)
         if not given:
-            backbone = checkpoint.load_backbone(config, source, backbone, kwargs)
+            backbone = loading.load_backbone(config, source, backbone, kwargs)
         backbone = base_model(backbone)
         check_policy_size(config.get_text_config(), backbone.config)
         config.backbone_config = type(backbone.config).from_dict(backbone.config.to_dict())
@@ -234,14 +235,14 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             OSError: the folder cannot be written.
         """
         pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
-        check_names(kwargs, checkpoint.SAVING_ARGUMENTS, "argument of save_pretrained")
+        check_names(kwargs, saving.SAVING_ARGUMENTS, "argument of save_pretrained")
         if not is_main_process:
             return
         before = {}
         if push_to_hub:
             check_pushable(self.config, include_backbone)
             before = modified(Path(save_directory))
-        checkpoint.save(
+        saving.save(
             self,
             save_directory,
             include_backbone=include_backbone,

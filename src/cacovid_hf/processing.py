@@ -5,8 +5,16 @@ A stock processor (`LlavaOnevisionProcessor`, `Qwen2_5_VLProcessor`) holds one o
 """
 
 import copy
+import functools
 import importlib
+import os
+import time
 from typing import TYPE_CHECKING
+
+from transformers import ProcessorMixin
+
+from .checkpoints.auto_file import AUTO_MODULE
+from .video.files import SampledVideo
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -17,20 +25,6 @@ _READERS = {
     "Qwen2VLVideoProcessor": "CaCoVidQwen2VLVideoProcessor",
 }
 
-# The file of a checkpoint by which the Auto classes find this package where it is installed and not imported (with `trust_remote_code=True`).
-AUTO_MODULE = "cacovid_auto"
-AUTO_SOURCE = '''"""The classes of this checkpoint, from the installed package cacovid-hf."""
-
-from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration
-from cacovid_hf.processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
-
-__all__ = [
-    "CaCoVidConfig",
-    "CaCoVidForConditionalGeneration",
-    "CaCoVidLlavaOnevisionVideoProcessor",
-    "CaCoVidQwen2VLVideoProcessor",
-]
-'''
 
 # A pipeline hands unknown arguments of its call to the chat template, which ignores them: a ratio given there would silently do nothing.
 _GUARD = (
@@ -107,3 +101,22 @@ def with_video_reader(processor: "ProcessorMixin") -> "ProcessorMixin":
 
 def _reader(name: str):
     return getattr(importlib.import_module("cacovid_hf.video_processing"), name)
+
+
+def sample_video(processor: ProcessorMixin, video: str | os.PathLike, num_frames: int | None = None) -> SampledVideo:
+    """Read the frames of a video file that a model is to see.
+
+    Args:
+        processor: of the model; its video processor says how frames are sampled (see `cacovid_hf.read_video`).
+        video: a path or an http(s) address.
+        num_frames: at most so many frames; None is the processor's setting.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a readable video, or `num_frames` out of range.
+    """
+    started = time.perf_counter()
+    reader = with_video_reader(processor).video_processor
+    choose = functools.partial(reader.sample_frames, num_frames=num_frames)
+    frames, metadata = reader.fetch_videos(os.fspath(video), choose)
+    return SampledVideo(frames, metadata, time.perf_counter() - started)

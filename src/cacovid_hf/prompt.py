@@ -1,6 +1,6 @@
 """A multimodal prompt: where its videos are, its embeddings, and the shorter prompt that a keep mask leaves of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -8,15 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .utils.tensors import send
+
 if TYPE_CHECKING:
-    from .backbones.tower import TowerAttention
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the CPU to a device without waiting for what the device is doing."""
-    if device.type == "cuda" and tensor.device.type == "cpu" and not torch.compiler.is_compiling():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    pass
 
 
 @dataclass(frozen=True)
@@ -299,3 +294,45 @@ def gather(
         kept_indices=indices,
         videos=videos,
     )
+
+
+@dataclass(frozen=True)
+class TowerAttention:
+    """Queries and keys of one video in the tower layer that its features come from (rotary embedding applied, where the tower has one).
+
+    Attributes:
+        queries: `(T, H, S, d)`, `H` heads and `S` patches a frame.
+        keys: `(T, H, S, d)`.
+        pool: `(T, S, C)` of patches to `(T, P, C)` of tokens, as the features themselves are brought down to tokens.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    pool: Callable[[Tensor], Tensor]
+
+    @torch.no_grad()
+    def received(self) -> Tensor:
+        """Attention that each token receives from its frame's patches, mean over heads and queries: float32 `(T, P)`, larger = more.
+
+        Frame by frame, since all maps of a video at once would not fit.
+        """
+        scale = self.queries.shape[-1] ** -0.5
+        rows = [
+            torch.softmax((queries * scale) @ keys.mT, dim=-1, dtype=torch.float32).mean((0, 1))
+            for queries, keys in zip(self.queries, self.keys, strict=True)
+        ]
+        return self.pool(torch.stack(rows)[..., None])[..., 0]
+
+    @torch.no_grad()
+    def of_mean_query(self) -> Tensor:
+        """Attention of the frame's mean query to the tokens' pooled keys, mean over heads: float32 `(T, P)`, rows sum to 1."""
+        frames, heads, _, width = self.keys.shape
+        keys = self.pool(self.keys.float().transpose(1, 2).flatten(2)).view(frames, -1, heads, width)
+        query = self.queries.float().mean(2)
+        weights = torch.einsum("thd,tphd->thp", query, keys) * width**-0.5
+        return weights.softmax(-1).mean(1)
+
+    @torch.no_grad()
+    def mean_keys(self) -> Tensor:
+        """The tokens' keys, mean over heads: float32 `(T, P, d)`."""
+        return self.pool(self.keys.float().mean(1))

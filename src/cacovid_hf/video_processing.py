@@ -1,4 +1,4 @@
-"""Video processors that read video files themselves: the stock ones with `cacovid_hf.video` in place of torchcodec."""
+"""Video processors that read video files themselves: the stock ones with `cacovid_hf.video.files` in place of torchcodec."""
 
 import base64
 import contextlib
@@ -18,8 +18,8 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_videos
 
-from .processing import AUTO_MODULE, AUTO_SOURCE
-from .video import iter_chosen_frames, read_chosen_frames, uniform_indices
+from .checkpoints.auto_file import AUTO_MODULE, AUTO_SOURCE
+from .video.files import iter_chosen_frames, read_chosen_frames, uniform_indices
 
 _DOWNLOAD_TIMEOUT = 60  # seconds without a byte
 _LlavaOnevisionKwargs: Any = LlavaOnevisionVideoProcessor.valid_kwargs
@@ -67,7 +67,7 @@ class VideoFileMixin(BaseVideoProcessor):
         max_fps: float | None = None,
         **kwargs,
     ) -> np.ndarray:
-        """Choose uniformly among the frames of a video (see `cacovid_hf.video.uniform_indices`): int64 `(n,)`."""
+        """Choose uniformly among the frames of a video (see `cacovid_hf.video.files.uniform_indices`): int64 `(n,)`."""
         if metadata.frames_indices is not None and len(metadata.frames_indices) != metadata.total_num_frames:
             raise ValueError(
                 f"The video is sampled already ({len(metadata.frames_indices)} of {metadata.total_num_frames} frames): give do_sample_frames=False "

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..prompt import EncodedVideos, Prompt, PromptLayout, VideoSpan
-from ..wrapping import embedding_device
-from .tower import TowerAttention
+from ..prompt import EncodedVideos, Prompt, PromptLayout, TowerAttention, VideoSpan
+from .loaded import embedding_device
 
 # Enough to keep a device busy, while the vision tower's memory stays that of a short video.
 FRAMES_PER_CHUNK = 64

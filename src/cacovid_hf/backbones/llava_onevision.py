@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..prompt import PromptLayout
+from ..prompt import PromptLayout, TowerAttention
 from .base import Backbone, take_rows
-from .tower import TowerAttention, recorded
+from .tower import recorded
 
 
 class LlavaOnevisionBackbone(Backbone):

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..prompt import PromptLayout
+from ..prompt import PromptLayout, TowerAttention
 from .base import Backbone, take_rows
-from .tower import TowerAttention, recorded
+from .tower import recorded
 
 logger = logging.get_logger(__name__)
 

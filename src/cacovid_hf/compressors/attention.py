@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..prompt import Prompt, PromptLayout, VideoSpan
-from ..selection import token_budget, top_tokens
+from ..ratio import token_budget
 from .base import Compressor, Scores
-from .inside import attention_rows
+from .tools.inside import attention_rows
+from .tools.selection import top_tokens
 
 if TYPE_CHECKING:
-    from ..compressing import Compressing
+    from ..generation.mixin import Compressing
 
 QUERIES = ("last", "question")
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..adaptive import AutoBudget
-from ..policy import full_precision
-from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan, send
-from ..selection import token_budget
+from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
+from ..ratio import AutoBudget, token_budget
+from ..utils.tensors import full_precision, send
 
 if TYPE_CHECKING:
-    from ..compressing import Compressing
+    from ..generation.mixin import Compressing
 
 _NO_SCORES = "compressor {!r} has no scores to decide a budget by, so retention_ratio='auto' does not work with it: give a number."
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..prompt import Prompt, VideoSpan
-from ..selection import spread_tokens, token_budget, top_tokens
+from ..ratio import token_budget
 from .base import Compressor, Scores
+from .tools.selection import spread_tokens, top_tokens
 
 
 @dataclass(frozen=True)

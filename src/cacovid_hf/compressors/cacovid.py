@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..policy_settings import check_made_for
+from ..policies.settings import check_made_for, check_selection_settings
 from ..prompt import Prompt, VideoSpan
-from ..selection import check_selection_settings, select_tokens
 from .base import Compressor, Scores
+from .tools.selection import select_tokens
 
 if TYPE_CHECKING:
-    from ..compressing import Compressing
+    from ..generation.mixin import Compressing
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..prompt import VideoSelection
-from ..selection import NOT_FINITE, all_finite
+from .tools.selection import NOT_FINITE, all_finite
 
 
 class Check:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..prompt import Prompt, VideoSpan
-from ..selection import token_budget
+from ..ratio import token_budget
 from .base import Compressor, Scores
 
 # Rows of all-pairs similarities that are held at once for the first pick.

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ..prompt import Prompt, VideoSpan
-from ..selection import spread_tokens, token_budget, top_tokens
+from ..ratio import token_budget
 from .base import Compressor, Scores
+from .tools.selection import spread_tokens, top_tokens
 
 # Dissimilarity of the first frame's tokens, above any other.
 _FIRST_FRAME = 255.0

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..adaptive import AutoBudget
 from ..prompt import CompressedPrompt, Prompt, VideoSpan
-from ..selection import token_budget, top_tokens
+from ..ratio import AutoBudget, token_budget
 from .base import Compressor, LayerRecord, Scores
-from .inside import Cut, CutRule, cut_inside, plain_ratios
+from .tools.inside import Cut, CutRule, cut_inside, plain_ratios
+from .tools.selection import top_tokens
 
 if TYPE_CHECKING:
-    from ..compressing import Compressing
+    from ..generation.mixin import Compressing
 
 RATIO_MEANINGS = ("layers", "kept")
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..density_peaks import density_peaks, group_means
 from ..prompt import Prompt, VideoSpan
-from ..selection import token_budget, top_tokens
+from ..ratio import token_budget
 from .base import Compressor, Merged, Scores
-from .counts import apportion, even_counts
-from .segments import frame_slices, segment_lengths
+from .tools.counts import apportion, even_counts
+from .tools.density_peaks import density_peaks, group_means
+from .tools.segments import frame_slices, segment_lengths
+from .tools.selection import top_tokens
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adaptive import AutoBudget
 from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
-from ..selection import top_tokens
+from ..ratio import AutoBudget
 from .base import Compressor, LayerRecord, Merged, Scores
-from .inside import Cut, CutRule, cut_inside, plain_ratios
+from .tools.inside import Cut, CutRule, cut_inside, plain_ratios
+from .tools.selection import top_tokens
 
 if TYPE_CHECKING:
-    from ..compressing import Compressing
+    from ..generation.mixin import Compressing
 
 _NO_PREDECESSOR = -2.0
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..density_peaks import density_peaks, group_means
 from ..prompt import Prompt, VideoSpan
-from ..selection import token_budget
+from ..ratio import token_budget
 from .base import Compressor, Merged, Scores
-from .counts import apportion
-from .segments import frame_slices
+from .tools.counts import apportion
+from .tools.density_peaks import density_peaks, group_means
+from .tools.segments import frame_slices
 
 # Sets of at most so many tokens are not merged in space by the published rule.
 _SMALL = 14

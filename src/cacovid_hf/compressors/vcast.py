@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from ..prompt import Prompt, VideoSpan
-from ..selection import token_budget, top_tokens
+from ..ratio import token_budget
 from .base import Compressor, Scores
-from .counts import apportion
+from .tools.counts import apportion
+from .tools.selection import top_tokens
 
 
 @dataclass(frozen=True)

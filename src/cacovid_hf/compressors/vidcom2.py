@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..prompt import Prompt, VideoSpan
-from ..selection import token_budget, top_tokens
+from ..ratio import token_budget
 from .base import Compressor, Scores
-from .counts import apportion
+from .tools.counts import apportion
+from .tools.selection import top_tokens
 
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 

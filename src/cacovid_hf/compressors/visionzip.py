@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..density_peaks import group_means
 from ..prompt import Prompt, VideoSpan
-from ..selection import token_budget, top_tokens
+from ..ratio import token_budget
 from .base import Compressor, Merged, Scores
-from .counts import even_counts
+from .tools.counts import even_counts
+from .tools.density_peaks import group_means
+from .tools.selection import top_tokens
 
 
 @dataclass(frozen=True)

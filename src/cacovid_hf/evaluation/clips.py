@@ -9,10 +9,9 @@ from PIL import Image
 from transformers import ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
-from ..asking import SampledVideo
 from ..processing import with_video_reader
-from ..video import check_held_pixels
-from ..video_timeline import ClipMetadata, frames_between
+from ..video.files import SampledVideo, check_held_pixels
+from ..video.timeline import ClipMetadata, frames_between
 from .datasets import Clip
 
 PICTURES = (".jpg", ".jpeg", ".png")

@@ -17,15 +17,15 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
-from .. import asking
-from ..asking import SampledVideo
-from ..selection import check_retention_ratio
+from .. import auto
+from ..ratio import check_retention_ratio
 from ..tiny import model_path
-from .answering import prepare
+from ..video.files import SampledVideo
 from .clips import read_clip
 from .datasets import Clip
 from .methods import make_method
 from .processes import Processes
+from .respond import prepare
 
 Messages = list[dict[str, Any]]
 MAX_NEW_TOKENS = 1024  # where a task does not say, as lmms-eval's own models do
@@ -82,9 +82,9 @@ class CaCoVidSimple(lmms):
         if processes.world > 1 or device is not None:
             loading["device_map"] = {"": str(processes.device if processes.world > 1 else device)}
         source: Any = model_path() if pretrained == "tiny" else pretrained
-        config = asking.load_config(source)
-        self.processor = asking.load_processor(source, config)
-        self.model = asking.load_model(source, config, **loading).eval()
+        config = auto.load_config(source)
+        self.processor = auto.load_processor(source, config)
+        self.model = auto.load_model(source, config, **loading).eval()
         self.method = None if compressor is None else make_method(compressor, self.model)
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..compressors import COMPRESSORS, CaCoVid, Compressor, FastV, resolve_compressor
 from ..modeling import CaCoVidForConditionalGeneration
-from .published import BEFORE_LLM, BEHIND_CUT, LAYER_AVERAGE
+from .paper_figures import BEFORE_LLM, BEHIND_CUT, LAYER_AVERAGE
 
 ALL_TOKENS = "all tokens"
 """The method of the reference at ratio 1.0, which is no method."""

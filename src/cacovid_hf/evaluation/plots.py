@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..extras import pip_install
+from ..utils.extras import pip_install
 from .report import compares, group_by
 
 _STYLES = ("-", "--", ":", "-.")

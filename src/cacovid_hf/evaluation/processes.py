@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..extras import pip_install
+from ..utils.extras import pip_install
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from .datasets.base import clustered_mean
 from .methods import ALL_TOKENS
-from .published import LAYER_AVERAGE, Table, check_comparable, published_tables, satisfies
-from .results import identity, read_run
+from .paper_figures import LAYER_AVERAGE, Table, check_comparable, published_tables, satisfies
+from .run_files import identity, read_run
 
 Cell = dict[str, Any]
 

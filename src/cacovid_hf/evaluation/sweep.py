@@ -22,23 +22,25 @@ import torch
 from torch import nn
 from transformers import ProcessorMixin
 
-from .. import asking
+from .. import auto
 from .._compat import attention_implementation
-from ..asking import SampledVideo
 from ..compressors import Compressor
 from ..modeling import CaCoVidForConditionalGeneration
-from ..provenance import environment
-from ..selection import check_retention_ratio
+from ..utils.provenance import environment
+from ..ratio import check_retention_ratio
 from ..utils.values import one_line
-from .answering import Response, clock, prepare, question, respond, with_encoded_videos
+from .respond import Response, clock, prepare, question, respond, with_encoded_videos
 from .clips import read_clip
 from .datasets import Benchmark, Sample, load_benchmark
 from .logs import CellLog, Row, check_row, is_answered
-from .memory import PeakMemory
+from .peak_memory import PeakMemory
+from ..video.files import SampledVideo
 from .methods import ALL_TOKENS, describe, expand_methods, make_method, ratio_definition, uses_policy
+from .paper_figures import BEFORE_LLM
+from .peak_memory import PeakMemory
 from .processes import Processes
-from .published import BEFORE_LLM
-from .results import FORMAT, file_name, identity, only_writer, read_run, write_run
+from .respond import Response, clock, prepare, question, respond, with_encoded_videos
+from .run_files import FORMAT, file_name, identity, only_writer, read_run, write_run
 
 STAGES = ("decode", "vision", "compression", "prefill", "generation")
 # What all cells of a run share: a table of cells that differ in it would compare nothing.
@@ -151,9 +153,9 @@ def _load(
         loading["attn_implementation"] = settings.attention
     if processes.world > 1:
         loading["device_map"] = {"": processes.device}
-    config = asking.load_config(source)
-    processor = asking.load_processor(source, config)
-    return asking.load_model(source, config, **loading), processor
+    config = auto.load_config(source)
+    processor = auto.load_processor(source, config)
+    return auto.load_model(source, config, **loading), processor
 
 
 def _open_run(output: Path, settings: Settings) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
-from ..policy_settings import PolicySettings
-from .results import POLICY_METHOD, Runs, plot, read_runs, table
+from ..policies.settings import PolicySettings
+from .figures import POLICY_METHOD, Runs, plot, read_runs, table
 
 if TYPE_CHECKING:
     from ..configuration import CaCoVidConfig
@@ -107,7 +107,7 @@ def write_card(
     text = updated(card, _generate(config, name, facts, runs, with_plot, processor_inside, told))
     if with_plot:
         plot(runs.results, folder / PLOT)
-    from ..checkpoint import replaced
+    from ..utils.files import replaced
 
     with replaced(folder / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")

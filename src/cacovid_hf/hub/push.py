@@ -17,11 +17,11 @@ from transformers import AutoProcessor, ProcessorMixin
 from transformers.utils import logging
 
 from .._compat import TransportError, commit_of
+from ..checkpoints.source import WEIGHTS, Source
 from ..configuration import CaCoVidConfig
 from ..processing import with_video_reader
 from .card import CARD, PLOT, CardFacts, write_card
 from .custom_generate import FOLDER, generated_files, stamp_of
-from .source import WEIGHTS, Source
 
 if TYPE_CHECKING:
     from ..modeling import CaCoVidForConditionalGeneration
@@ -144,7 +144,7 @@ def upload(
     What else lies in the folder stays here: of the files in `before` (see `modified`), only those that were written since are pushed. So does the
     name of a backbone that is a folder of this machine.
     """
-    from ..checkpoint import replaced  # whose own import, if it is the first one, leads here
+    from ..utils.files import replaced
 
     config = CaCoVidConfig.from_pretrained(folder)
     if config.base_model_name_or_path is not None and not on_hub(config.base_model_name_or_path):

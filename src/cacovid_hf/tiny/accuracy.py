@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..video import read_video
+from ..video.files import read_video
 from .mp4 import write_mp4
 from .synthetic import NUM_FRAMES, sample_questions
 

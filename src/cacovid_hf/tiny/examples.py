@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from ..video import read_video
+from ..video.files import read_video
 from . import model_path
 from .accuracy import first_words
 from .mp4 import write_mp4

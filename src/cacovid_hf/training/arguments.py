@@ -8,8 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import SchedulerType, TrainingArguments
 
-from ..policy_settings import check_policy
-from ..selection import check_retention_ratio
+from ..policies.settings import check_policy
+from ..ratio import check_retention_ratio
 from .rewards import REWARDS as REWARD_FUNCTIONS
 from .rewards import Reward, resolve_reward
 from .sampling import SAMPLERS, SAMPLING_SCOPES

@@ -25,8 +25,8 @@ from ..utils.answer_tags import final_answer
 from ..utils.options import have_letters, read_options, right_letter
 from ..utils.text_files import WIDE_MARKS, read_text
 from ..utils.values import check_depth, is_missing, one_line, shown, text_of
-from ..video import read_chosen_frames
-from .judging import Question
+from ..video.files import read_chosen_frames
+from .judge import Question
 from .rewards import REWARDS
 from .video_paths import video_path
 

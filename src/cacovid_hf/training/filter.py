@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from ..checkpoint import replaced
 from ..modeling import CaCoVidForConditionalGeneration
+from ..utils.files import replaced
 from .batches import SampleBatches, SampleReader, TurnCollator, is_stream
 from .data import AnswerCollator
-from .judging import Judge
+from .judge import Judge
 from .rewards import REWARDS
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..policy import PolicyOutput
+from ..policies.base import PolicyOutput
 
 # Of a log-probability: beyond it a ratio has no gradient. The squares of gradients, which AdamW sums, stay finite.
 _LARGEST_CHANGE = 20.0

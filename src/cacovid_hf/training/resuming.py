@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checkpoint import WEIGHTS
+from ..checkpoints.saving import WEIGHTS
 
 STATE = "trainer_state.json"
 _OPTIMISATION = ("optimizer.pt", "scheduler.pt")

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..evaluation.answers import labelled_letter, named_letter
-from ..extras import pip_install
+from ..utils.option_letters import labelled_letter, named_letter
+from ..utils.extras import pip_install
 from ..utils.answer_tags import final_answer
 from ..utils.options import comparable, split_label
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..density_peaks import density_peaks
-from ..selection import check_retention_ratio, top_tokens
+from ..compressors.tools.density_peaks import density_peaks
+from ..compressors.tools.selection import top_tokens
+from ..ratio import check_retention_ratio
 
 SAMPLING_SCOPES = ("frame", "video")
 _EPSILON = 1e-9  # absorbs float accidents in counts

@@ -24,17 +24,17 @@ from transformers import ProcessorMixin, Trainer, set_seed
 from transformers.utils import logging
 
 from .._compat import CheckpointHooks
+from ..checkpoints.source import Source, load_weights
 from ..compressors.attention import video_attention
-from ..hub.source import Source, load_weights
 from ..modeling import CaCoVidForConditionalGeneration
-from ..policy import PolicyOutput
+from ..policies.base import PolicyOutput
 from ..prompt import Prompt, PromptLayout, stack_prompts
 from .arguments import SAMPLING_SETTINGS, ContributionTrainingArguments, ends_within
 from .batches import SampleBatches, SampleLoader, SampleReader, Turn, TurnCollator, is_stream
 from .data import AnswerCollator
-from .judging import Judge
-from .memory import Memory
+from .judge import Judge
 from .objective import advantages, cpo_loss, distillation_loss, next_ratio, priced
+from .replay import Memory
 from .resuming import SampleBoundaries, check_finite, check_position, data_digest, last_complete_checkpoint
 from .rollouts import cut
 from .sampling import SAMPLERS, sample_bernoulli, sample_frames

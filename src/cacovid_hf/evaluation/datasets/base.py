@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ...utils.options import have_letters, letters, read_options, right_letter
 from ...utils.values import one_line
-from ..answers import extract_choice
+from ...utils.option_letters import extract_choice
 from .local_copy import LocalCopy
 from .tables import Row, read_rows
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...extras import pip_install
+from ...utils.extras import pip_install
 from ...utils.text_files import read_text
 from ...utils.values import is_missing, one_line, shown, text_of
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...tiny.mp4 import write_mp4
 from ...tiny.synthetic import NUM_FRAMES, sample_question
-from ...video import read_video
+from ...video.files import read_video
 from .base import Benchmark, Sample
 
 

@@ -1,0 +1,104 @@
+"""Config, processor and model of a folder or Hub id, whether a CaCoVid checkpoint or a stock model."""
+
+import importlib.util
+import os
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, ProcessorMixin
+
+from ._compat import cached_file_or_none
+from .backbones import backbone_family
+from .checkpoints.loading import load_stock_model
+from .configuration import CaCoVidConfig
+from .modeling import CaCoVidForConditionalGeneration
+from .processing import with_video_reader
+
+
+def load_config(name: str | os.PathLike, revision: str | None = None) -> PreTrainedConfig:
+    """The config of a CaCoVid checkpoint or of a stock model.
+
+    Args:
+        name: a folder or a Hub id.
+        revision: commit, branch or tag of a Hub id; None is its main branch.
+
+    Raises:
+        ValueError: there is no such model, its family is not supported, or a revision of a folder is asked for.
+    """
+    if revision is not None and os.path.isdir(name):
+        raise ValueError(f"revision={revision!r} is for a Hub id, and {os.fspath(name)} is a folder: leave it out.")
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        raise ValueError(
+            f"{os.fspath(name)} cannot be loaded ({reason}): give the folder or the Hub id of a CaCoVID checkpoint, or of a stock model of "
+            "a supported family."
+        ) from error
+    backbone_family(config.backbone_config if isinstance(config, CaCoVidConfig) else config)
+    return config
+
+
+def load_processor(
+    name: str | os.PathLike, config: PreTrainedConfig | None = None, revision: str | None = None
+) -> ProcessorMixin:
+    """The processor of a model (a folder or a Hub id), reading video files; of a checkpoint without one, its backbone's.
+
+    Args:
+        name: as for `load_config`.
+        config: what `load_config` returned, if it was called before.
+        revision: as for `load_config`; the backbone's own is the one that the checkpoint pins.
+
+    Raises:
+        ValueError: there is no such model, or neither it nor its backbone has a processor.
+    """
+    config = load_config(name, revision) if config is None else config
+    sources: list[tuple[Any, str | None]] = [(name, revision)]
+    if isinstance(config, CaCoVidConfig) and config.base_model_name_or_path:
+        sources.append((config.base_model_name_or_path, config.base_model_revision))
+    for source, revision in sources:
+        options = {"revision": revision} if revision and not os.path.isdir(source) else {}
+        if any(
+            cached_file_or_none(source, file, **options)
+            for file in ("processor_config.json", "preprocessor_config.json")
+        ):
+            return with_video_reader(AutoProcessor.from_pretrained(source, trust_remote_code=False, **options))
+    raise ValueError(
+        f"{' and '.join(os.fspath(source) for source, _ in sources)} have no processor: save one there with processor.save_pretrained."
+    )
+
+
+def load_model(
+    name: str | os.PathLike, config: PreTrainedConfig | None = None, revision: str | None = None, **loading: Any
+) -> CaCoVidForConditionalGeneration:
+    """A CaCoVid checkpoint, or a stock backbone wrapped with an untrained policy (the same one each time), ready to answer.
+
+    It is loaded in its own dtype, onto the accelerators if there are any.
+
+    Args:
+        name: as for `load_config`.
+        config: what `load_config` returned, if it was called before.
+        revision: as for `load_config`.
+        **loading: for `from_pretrained`, such as `dtype` or `device_map`.
+
+    Raises:
+        OSError: files are missing.
+        ValueError: there is no such model, its files are damaged, or its family is not supported.
+    """
+    config = load_config(name, revision) if config is None else config
+    at: dict[str, Any] = {} if revision is None else {"revision": revision}
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    loading.setdefault("dtype", "auto")
+    if device is not None and importlib.util.find_spec("accelerate"):
+        loading.setdefault("device_map", "auto")
+    if isinstance(config, CaCoVidConfig):
+        model = CaCoVidForConditionalGeneration.from_pretrained(name, **at, **loading)
+    else:
+        backbone = load_stock_model(name, **at, **loading)
+        pinned = {} if revision is None else {"base_model_revision": revision}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = CaCoVidForConditionalGeneration.from_backbone(backbone, **pinned)
+    if device is not None and "device_map" not in loading:
+        model = model.to(device)  # type: ignore[arg-type]
+    return model

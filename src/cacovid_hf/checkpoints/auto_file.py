@@ -1,0 +1,18 @@
+"""The file of a checkpoint by which the Auto classes find this package where it is installed and not imported."""
+
+# The file of a checkpoint by which the Auto classes find this package where it is installed and not imported (with `trust_remote_code=True`).
+AUTO_MODULE = "cacovid_auto"
+
+
+AUTO_SOURCE = '''"""The classes of this checkpoint, from the installed package cacovid-hf."""
+
+from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration
+from cacovid_hf.processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
+
+__all__ = [
+    "CaCoVidConfig",
+    "CaCoVidForConditionalGeneration",
+    "CaCoVidLlavaOnevisionVideoProcessor",
+    "CaCoVidQwen2VLVideoProcessor",
+]
+'''

@@ -1,0 +1,171 @@
+"""Load a checkpoint: its config, and its backbone from safetensors alone."""
+
+import difflib
+import os
+from types import SimpleNamespace
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+from .._compat import PRIVATE_LOADING_ARGUMENTS, attention_implementation
+from ..backbones import backbone_family
+from ..configuration import CaCoVidConfig
+from ..policies.factory import check_policy_size
+from .source import Source
+
+BACKBONE_FOLDER = "backbone"
+
+
+# What of the Hub's arguments goes on to the backbone, whose own revision is pinned in the config.
+SHARED_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+
+
+CONFIG_OVERRIDES = (
+    "retention_ratio",
+    "auto_floor",
+    "auto_cap",
+    "auto_threshold",
+    "contribution_share",
+    "frame_cap",
+    "scope",
+    "policy_type",
+    "policy_attention",
+    "base_model_name_or_path",
+    "base_model_revision",
+    "policy_trained",
+)
+
+
+NEVER_FORWARDED = (
+    "trust_remote_code",
+    "code_revision",
+    "use_safetensors",
+    "weights_only",
+    *PRIVATE_LOADING_ARGUMENTS,
+    "adapter_kwargs",
+)
+
+
+def load_config(source: Source, config: CaCoVidConfig | None, overrides: dict[str, Any]) -> CaCoVidConfig:
+    """The checkpoint's config, or the one given, with `overrides`, checked again."""
+    if config is None:
+        stored = source.config()
+        if stored.get("model_type") != CaCoVidConfig.model_type:
+            raise ValueError(
+                f"{source.name} has no CaCoVid config (model_type {stored.get('model_type')!r}): wrap a stock model with from_backbone."
+            )
+        config = CaCoVidConfig.from_pretrained(source.name, **source.hub)
+    elif source.file("config.json"):
+        source.config()
+    if not isinstance(config, CaCoVidConfig):
+        raise ValueError(f"config is a {type(config).__name__}: give a CaCoVidConfig, or leave it out.")
+    return CaCoVidConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
+
+
+def check_nothing_to_load(kwargs: dict[str, Any]) -> None:
+    """Raise a `ValueError` if there are settings for a backbone that is loaded already."""
+    if useless := sorted(name for name, value in kwargs.items() if name not in NEVER_FORWARDED and value is not None):
+        near = difflib.get_close_matches(useless[0], CONFIG_OVERRIDES, n=1)
+        raise ValueError(
+            f"{', '.join(useless)} would do nothing, because backbone is a model that is loaded already: "
+            + (f"did you mean {near[0]}?" if near else "load it so, or give its id or folder.")
+        )
+
+
+def load_backbone(
+    config: CaCoVidConfig, source: Source, backbone: str | os.PathLike | None, kwargs: dict[str, Any]
+) -> PreTrainedModel:
+    """Load the backbone of a checkpoint: the caller's, the one inside it, or the one its config names, at its own revision."""
+    shared = {key: source.hub[key] for key in SHARED_HUB_ARGUMENTS if key in source.hub}
+    settings = {key: value for key, value in kwargs.items() if key not in NEVER_FORWARDED}
+    if (attention := attention_implementation(config)) is not None:
+        settings.setdefault("attn_implementation", attention)
+    if backbone is not None:
+        place = Source(os.fspath(backbone), shared)
+    elif config.includes_backbone:
+        place = source.inside(BACKBONE_FOLDER)
+        if place.file("config.json") is None:
+            raise FileNotFoundError(
+                f"{source.name} should include its backbone, and has no {BACKBONE_FOLDER}/config.json: copy or download it again."
+            )
+    elif name := config.base_model_name_or_path:
+        pinned = {"revision": config.base_model_revision}
+        place = Source(name, {**shared, **(pinned if config.base_model_revision and not os.path.isdir(name) else {})})
+    else:
+        raise ValueError(
+            f"{source.name} does not say which backbone it was made for: give backbone= (an id, a folder or a model)."
+        )
+    try:
+        check_backbone(place, config, settings)
+        return load_stock_model(place.name, **place.hub, **settings)
+    except OSError as error:
+        if backbone is not None or config.includes_backbone:
+            raise
+        raise OSError(
+            f"The backbone {place.name} that {source.name} was made for cannot be loaded ({' '.join(str(error).split())}): give backbone= (an id, a "
+            "folder or a model)."
+        ) from error
+
+
+def check_backbone(place: Source, config: CaCoVidConfig, settings: dict[str, Any]) -> None:
+    """Look at a backbone's config and at the headers of its weights before stock loading allocates anything for it.
+
+    Raises:
+        ValueError: another family or size than the policy's, files outside the folder, pickles, or weights too small for the config.
+        OSError: files that are missing.
+    """
+    if place.file("adapter_config.json") and not place.file("adapter_model.safetensors"):
+        raise ValueError(
+            f"{place.name} holds an adapter that is no safetensors file, which is never opened: convert it."
+        )
+    if settings.get("gguf_file") or settings.get("variant") or place.file("config.json") is None:
+        return  # stock loading knows where these are, or says what is missing
+    backbone_family(
+        SimpleNamespace(model_type=place.config().get("model_type"))
+    )  # before anything offers to run its code
+    found = AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.hub)
+    check_policy_size(config.get_text_config(), found)
+    stored = place.stored("")
+    size = sum(os.path.getsize(path) for path in {tensor.path for tensor in stored.values()})
+    if (least := least_parameters(found)) > 8 * size:  # not even one bit each
+        raise ValueError(
+            f"The config of {place.name} describes at least {least:,} parameters, its weights have {size:,} bytes: one of the two is "
+            "damaged; copy or download it again."
+        )
+
+
+def least_parameters(config: Any) -> int:
+    """A lower bound of a backbone's parameters, from its config alone."""
+    text, vision = config.get_text_config(), config.vision_config
+    layers: int = getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 0
+    return (
+        text.vocab_size * text.hidden_size
+        + 3 * text.num_hidden_layers * text.hidden_size * text.intermediate_size
+        + 2 * layers * vision.hidden_size * vision.intermediate_size
+    )
+
+
+def load_stock_model(name: str | os.PathLike, **settings: Any) -> PreTrainedModel:
+    """Load a stock model from safetensors, and refuse damaged or incomplete weights, which stock loading fills with random numbers.
+
+    Raises:
+        ValueError: weights that are damaged, do not fit the config or are not all there.
+    """
+    if settings.pop("output_loading_info", False):
+        raise ValueError("output_loading_info=True is not supported: weights that do not fit are an error here.")
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"The weights of {os.fspath(name)} are damaged or do not fit its config ({' '.join(str(error).split())[:300]}): copy or download them again."
+        ) from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"The weights of {os.fspath(name)} lack {', '.join(missing[:3])}{more}: copy or download them again."
+        )
+    return model

@@ -1,0 +1,111 @@
+"""Ask a question about a video file and see what the answer took: tokens kept, and where the time went."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import ProcessorMixin
+
+from ..compressors import CaCoVid, Compressor
+from ..generation.timing import Stages, timed_generate
+from ..modeling import CaCoVidForConditionalGeneration
+from ..processing import sample_video
+from ..prompt import VideoSelection
+from ..ratio import AutoBudget, Ratio, check_ratio, with_auto
+from ..video.files import SampledVideo
+
+UNTRAINED = "the policy is untrained: expect answers of a random subset's quality"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it took.
+
+    Attributes:
+        text: the answer.
+        kept: video tokens that the language model read.
+        total: tokens of the whole video.
+        times: seconds by stage, in order. `decode`: file to frames. `prepare`: frames and question to the model's inputs. `vision`: inputs to
+            an embedded prompt. `policy`: scores, selection and the shorter prompt (0 where nothing is dropped). `prefill`: until the first
+            new token. `generation`: the other new tokens.
+        video: the frames that were read.
+        selection: which of the video's tokens were kept, and their scores.
+        notice: one line that belongs beside the answer wherever it is shown; None if there is nothing to say.
+    """
+
+    text: str
+    kept: int
+    total: int
+    times: dict[str, float]
+    video: SampledVideo
+    selection: VideoSelection
+    notice: str | None = None
+
+
+def ask(
+    model: CaCoVidForConditionalGeneration,
+    processor: ProcessorMixin,
+    video: SampledVideo | str | os.PathLike,
+    question: str,
+    *,
+    num_frames: int | None = None,
+    retention_ratio: Ratio | None = None,
+    compressor: str | Compressor | None = None,
+    max_new_tokens: int = 64,
+) -> Answer:
+    """Answer a question about one video, greedily; the answer is that of a plain `model.generate`, which is what runs.
+
+    Args:
+        model: a wrapped model.
+        processor: its processor.
+        video: as for `sample_video`, or what that returned.
+        question: about the video.
+        num_frames: as for `sample_video`.
+        retention_ratio: fraction of the video tokens kept, in (0, 1], `"auto"` or an `AutoBudget`; None is the config's default, which may be None too: keep all.
+        compressor: a method's name or an instance with its settings; None is the policy.
+        max_new_tokens: of the answer, at least 1.
+
+    Raises:
+        FileNotFoundError: no such video.
+        ValueError: not a readable video, or a setting out of range.
+    """
+    if not question.strip():
+        raise ValueError("The question is empty: ask something about the video.")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for an answer: give at least 1.")
+    if retention_ratio is not None:
+        check_ratio(with_auto(retention_ratio, AutoBudget()))
+    method = model.resolve_compressor(compressor)
+    if not isinstance(video, SampledVideo):
+        video = sample_video(processor, video, num_frames)
+
+    stages = Stages(model.device)
+    stages.enter("prepare")
+    content = [{"type": "video", "video": video.frames}, {"type": "text", "text": question}]
+    messages: list[Any] = [{"role": "user", "content": content}]
+    inputs: Any = processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"video_metadata": [video.metadata], "do_sample_frames": False},
+    )
+    inputs = inputs.to(model.device, model.dtype)
+    ids, selections = timed_generate(
+        model, inputs, method, stages, retention_ratio=retention_ratio, max_new_tokens=max_new_tokens
+    )
+
+    text = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    selection = selections[0]
+    kept, total = int(selection.keep.sum()), selection.keep.numel()
+    by_untrained_policy = kept < total and isinstance(method, CaCoVid) and not model.config.policy_trained
+    return Answer(
+        text=text,
+        kept=kept,
+        total=total,
+        times={"decode": video.seconds, **stages.times},
+        video=video,
+        selection=selection,
+        notice=UNTRAINED if by_untrained_policy else None,
+    )

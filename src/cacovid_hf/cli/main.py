@@ -1,0 +1,450 @@
+"""The command line, thin: `ask` and `demo` over `cacovid_hf.cli.ask`, `evaluate` and `report` over `cacovid_hf.evaluation`.
+
+Nothing heavy is imported before a command runs, so that `cacovid --help` answers at once.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .. import __version__
+from ..utils.extras import pip_install
+
+if TYPE_CHECKING:
+    from .ask import Answer
+
+# The class of all wrong uses of the command line, for which typer has no public name.
+UsageError: Any = typer.BadParameter.__base__
+DEMO_RATIOS = (1.0, 0.25)
+# Seconds in which the first process has failed, and the launcher has ended the others, if what fails is the same for all.
+_TOGETHER = 30.0
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Video language models that read only the video tokens that contribute to the answer.",
+)
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="REV", help="Commit, branch or tag of the model, if it is a Hub id. Default: main."),
+]
+Map = Annotated[
+    Path | None,
+    typer.Option(metavar="PNG", help="Draw kept and dropped tokens and their scores to this file (needs matplotlib)."),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line (`sys.argv` if None) and exit: status 2 and one line on stderr for whatever the user can put right."""
+    try:
+        status = app(arguments, prog_name="cacovid", standalone_mode=False)
+    except typer.Abort:
+        status = 130
+    except UsageError as error:
+        status = _fail(error.format_message())
+    except ModuleNotFoundError as error:
+        status = _fail(f"{error}: {pip_install('train', 'eval', 'serve')} brings what the commands need.")
+    except (ValueError, OSError, ImportError) as error:
+        status = _fail(str(error) or type(error).__name__)
+    sys.exit(status)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Video language models that read only the video tokens that contribute to the answer."""
+    if version:
+        typer.echo(f"cacovid-hf {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def ask(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file or its http(s) address.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="A CaCoVID checkpoint, or a stock LLaVA-OneVision or Qwen2.5-VL model (then with an untrained policy): a folder or a Hub id. "
+            "Default: the tiny model inside this package.",
+        ),
+    ] = None,
+    revision: Revision = None,
+    retention_ratio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R",
+            help="Fraction of the video tokens to keep, in (0, 1], or auto[:FLOOR:CAP]: as many as the policy would. Default: the model's, or all.",
+        ),
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(metavar="N", help="Largest number of frames to sample. Default: the processor's.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="M", help="Longest answer, in tokens.")] = 64,
+    save_map: Map = None,
+    compressor: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Compression method, such as uniform. Default: cacovid, the learned policy."),
+    ] = None,
+) -> None:
+    """Answer a question about a video."""
+    with _progress("Starting torch and transformers"):
+        from .. import auto, tiny
+        from ..compressors import resolve_compressor
+        from ..processing import sample_video
+        from ..ratio import parse_ratio
+        from . import ask as asking
+        from .maps import check_map_target
+    # What can be refused is refused before a model of many gigabytes is loaded.
+    ratio = None if retention_ratio is None else parse_ratio(retention_ratio, "--retention-ratio")
+    if compressor is not None:
+        resolve_compressor(compressor)
+    if save_map is not None:
+        check_map_target(save_map)
+    with _quiet_libraries(bars=model is not None):
+        name = tiny.model_path() if model is None else model
+        config = auto.load_config(name, revision)
+        processor = auto.load_processor(name, config, revision)
+        sampled = sample_video(processor, video, num_frames)
+        answer = asking.ask(
+            auto.load_model(name, config, revision),
+            processor,
+            sampled,
+            question,
+            retention_ratio=ratio,
+            compressor=compressor,
+            max_new_tokens=max_new_tokens,
+        )
+    typer.echo(f"{answer.text or '(no words)'}\n")
+    share = answer.kept / answer.total
+    typer.echo(f"tokens  {answer.kept} of {answer.total} kept ({share:.1%}), {len(sampled.frames)} frames")
+    typer.echo(f"times   {', '.join(f'{stage} {_duration(seconds)}' for stage, seconds in answer.times.items())}")
+    if answer.notice:
+        typer.echo(f"note    {answer.notice}")
+    if save_map is not None:
+        _write_map(save_map, question, answer)
+        typer.echo(f"map     {save_map}")
+
+
+@app.command()
+def demo(
+    num_questions: Annotated[int, typer.Option(metavar="N", min=1, help="Fresh questions for the accuracy.")] = 500,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of the fresh clips and questions.")] = 0,
+    save_map: Map = None,
+) -> None:
+    """Ask the tiny model inside this package about one of its clips, with all video tokens and with a quarter of them.
+
+    Beside each answer stands the accuracy on fresh clips and questions, measured now.
+    """
+    with _progress("Starting torch and transformers"):
+        from .. import auto, tiny
+        from ..processing import sample_video
+        from ..tiny.accuracy import answer_accuracy
+        from . import ask as asking
+        from .maps import check_map_target
+    if save_map is not None:
+        check_map_target(save_map)
+    clip = tiny.clips()[0]
+    question = clip.questions[0]
+    with _quiet_libraries(bars=False):
+        processor = auto.load_processor(tiny.model_path())
+        model = auto.load_model(tiny.model_path())
+        sampled = sample_video(processor, clip.path)
+        typer.echo(f"video     {clip.path}")
+        typer.echo(f"question  {question.text}")
+        typer.echo(f"expected  {question.answer}\n")
+        typer.echo(f"ratio  answer      tokens        accuracy on {num_questions} fresh questions")
+        for ratio in DEMO_RATIOS:
+            answer = asking.ask(model, processor, sampled, question.text, retention_ratio=ratio, max_new_tokens=8)
+            measured = answer_accuracy(
+                model,
+                processor,
+                num_questions=num_questions,
+                seed=seed,
+                retention_ratio=ratio,
+                progress=f"Asking at retention ratio {ratio}",
+            )
+            tokens = f"{answer.kept} of {answer.total}"
+            accuracy = f"{measured.accuracy:.1%} ± {measured.standard_error:.1%}"
+            typer.echo(f"{ratio:<7.2f}{answer.text:<10}  {tokens:<14}{accuracy}")
+    if answer.notice:
+        typer.echo(f"\nnote: {answer.notice}")
+    if save_map is not None:
+        _write_map(save_map, question.text, answer)
+        typer.echo(f"\nmap: {save_map} (at retention ratio {DEMO_RATIOS[-1]})")
+
+
+@app.command()
+def evaluate(
+    output: Annotated[
+        Path, typer.Option(metavar="JSON", help="Written cell by cell; finished cells are not run again.")
+    ],
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=FOLDER]", help="tiny, tiny_mp4, or a local copy: videomme=FOLDER. Repeat for more."
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SETTING=VALUE]", help="Compression method, or all. Repeat for more. Default: all of them."
+        ),
+    ] = None,
+    ratio: Annotated[
+        list[str] | None,
+        typer.Option(metavar="R", help="Fraction of the video tokens kept, 1.0 for the stock model. Repeat for more."),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Folder or Hub id, or tiny (the default). Repeat for more.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first N questions of each benchmark.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of the tiny benchmark.")] = 0,
+    batch_size: Annotated[int, typer.Option(metavar="B", help="Questions in one call of generate.")] = 1,
+    num_frames: Annotated[int | None, typer.Option(metavar="F", help="Largest number of frames a video.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="M", help="Default: each benchmark's.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the models; auto is their own.")] = "auto",
+    attention: Annotated[str | None, typer.Option(help="Attention implementation of the backbones.")] = None,
+) -> None:
+    """Measure methods x ratios x models x benchmarks, and write JSON, a Markdown table and two plots.
+
+    Started again, it goes on where it was stopped. For several GPUs: `accelerate launch -m cacovid_hf evaluate ...`.
+    """
+    with _progress("Starting torch and transformers"):
+        from ..evaluation.run import run_evaluation
+        from ..evaluation.sweep import Settings
+    given: dict[str, Any] = {
+        "methods": _split(method) or ["all"],
+        "ratios": [_ratio(word, "--ratio") for word in _split(ratio)],
+        "models": model,
+        "datasets": dataset,
+    }
+    settings = Settings(
+        **{name: tuple(value) for name, value in given.items() if value},
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        num_frames=num_frames,
+        max_new_tokens=max_new_tokens,
+        dtype=dtype,
+        attention=attention,
+    )
+    with _quiet_libraries(bars=False):
+        for line in run_evaluation(settings, output):
+            typer.echo(line)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN.json...", help="What `cacovid evaluate` wrote.")],
+    published: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="A published table to set the runs beside; a wrong name lists them."),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw the two plots there too.")] = None,
+) -> None:
+    """Print runs as Markdown tables, beside published figures of the same benchmarks and ratio definition."""
+    from ..evaluation.run import run_report
+
+    for line in run_report(runs, published, plots):
+        typer.echo(line)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="Model, data and settings; see docs/training.md.")
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last complete checkpoint in the config's output_dir.")
+    ] = False,
+) -> None:
+    """Train a policy by what the frozen model answers from subsets of the video tokens.
+
+    For several GPUs: `accelerate launch -m cacovid_hf train CONFIG.yaml`. Ctrl-C leaves the last checkpoint, to `--resume` from.
+    """
+    with _progress("Starting torch and transformers"):
+        from ..training.from_yaml import run_training
+    with _quiet_libraries(bars=False, warnings=True):
+        try:
+            told = run_training(config, resume)
+        except KeyboardInterrupt as stopped:
+            if str(stopped) and _process() == 0:
+                typer.echo(f"cacovid: {stopped}", err=True)
+            raise
+        if told:
+            typer.echo(told)
+
+
+@app.command(name="blind-filter")
+def blind_filter(
+    samples: Annotated[str, typer.Argument(metavar="SAMPLES", help="A JSON or JSONL file, or a dataset's name.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="To be written, with OUT.jsonl.summary.json.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="ID", help="Folder or Hub id. Default: the tiny model inside this package.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(metavar="R", help="Reward from which on an answer is right.")] = 0.5,
+    batch_size: Annotated[int, typer.Option(metavar="B", min=1, help="Questions in one forward.")] = 16,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Read only the first N samples.")] = None,
+) -> None:
+    """Leave out training samples that the model answers rightly without their video."""
+    with _progress("Starting torch and transformers"):
+        from ..training.from_yaml import run_blind_filter
+    with _quiet_libraries(bars=model is not None):
+        for line in run_blind_filter(samples, out, model, threshold=threshold, batch_size=batch_size, limit=limit):
+            typer.echo(line)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="As for `cacovid ask`. Default: the tiny model inside this package."),
+    ] = None,
+    revision: Revision = None,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen at.")] = 8000,
+    retention_ratio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R", help="Of requests that say nothing, as for `cacovid ask`. Default: the model's, or all."
+        ),
+    ] = None,
+) -> None:
+    """Serve a model over HTTP as OpenAI's API does; a request may say its own retention_ratio."""
+    with _progress("Starting torch and transformers"):
+        from .. import auto, tiny
+        from ..ratio import parse_ratio
+        from . import ask as asking
+        from . import serve as serving
+    name = str(tiny.model_path()) if model is None else model
+    ratio = None if retention_ratio is None else parse_ratio(retention_ratio, "--retention-ratio")
+    with _quiet_libraries(bars=True, warnings=True):
+        config = auto.load_config(name, revision)
+        processor = auto.load_processor(name, config, revision)
+        loaded = auto.load_model(name, config, revision)
+    if ratio is not None:
+        loaded.config.retention_ratio = ratio  # type: ignore[union-attr]
+    if not loaded.config.policy_trained:  # type: ignore[union-attr]
+        typer.echo(f"note    {asking.UNTRAINED}")
+    serving.serve(name, loaded, processor, host, port)
+
+
+@app.command(name="import-published")
+def import_published(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The checkpoint of the published code: a folder or a Hub id.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the policy under this package's names.")],
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The backbone it was trained for. Default: told by the source and its sizes."),
+    ] = None,
+    base_revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="The backbone's commit, branch or tag. Default: its current one.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(metavar="REV", help="Of SOURCE, if it is a Hub id.")] = None,
+    accept_license: Annotated[
+        bool,
+        typer.Option("--accept-license", help="Answer the license question beforehand: you may use these weights."),
+    ] = False,
+) -> None:
+    """Take the policy out of a checkpoint of the published CaCoVID code; the language model in it is not read."""
+    with _progress("Starting torch and transformers"):
+        from ..checkpoints.import_published import convert, find
+    with _quiet_libraries(bars=True):
+        found = find(source, base=base, base_revision=base_revision, revision=revision, to=to)
+        typer.echo(found.license_question)
+        if not accept_license:
+            typer.confirm("Import them?", abort=True)
+        for line in convert(found, to):
+            typer.echo(line)
+
+
+def _split(words: list[str] | None) -> list[str]:
+    """Values of a repeated option, each of which may hold several with commas between."""
+    return [part.strip() for word in words or () for part in word.split(",") if part.strip()]
+
+
+def _ratio(words: str, name: str) -> float:
+    from ..ratio import check_retention_ratio
+
+    value: float | str
+    try:
+        value = float(words)
+    except ValueError:
+        value = words  # the check says what is wrong with it
+    return check_retention_ratio(value, name)  # type: ignore[arg-type]
+
+
+def _write_map(path: Path, question: str, answer: "Answer") -> None:
+    from .maps import save_map
+
+    caption = f"{question}  {answer.text}"
+    save_map(path, answer.video.frames, answer.selection, seconds=answer.video.timestamps, caption=caption)
+
+
+def _process() -> int:
+    """Which process this is of those that `accelerate launch` started on this machine; 0 is the one that speaks for all."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _fail(message: str) -> int:
+    if _process() > 0:
+        # What fails in every process is told once: the launcher ends this one when the first has failed.
+        time.sleep(_TOGETHER)
+        message = f"process {os.environ.get('RANK', _process())}: {message}"
+    typer.echo(f"cacovid: error: {' '.join(message.split())}", err=True)
+    return 2
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+@contextmanager
+def _progress(description: str) -> Iterator[None]:
+    """Say on stderr what takes time; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal or _process() > 0:
+        yield
+        return
+    with console.status(f"{description} ..."):
+        yield
+
+
+@contextmanager
+def _quiet_libraries(bars: bool, warnings: bool = False) -> Iterator[None]:
+    """Keep the log of transformers (but for its warnings, if asked) and the Hub off stderr, and their bars where they are not wanted or
+    stderr is no terminal.
+    """
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
+    had_bars = logging.is_progress_bar_enabled()
+    (logging.set_verbosity_warning if warnings else logging.set_verbosity_error)()
+    hub_logging.set_verbosity_error()
+    if not (bars and sys.stderr.isatty()):
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""What compression methods share."""

@@ -1,0 +1,331 @@
+"""Dropping video tokens between the layers of a stock language model: hooks for one call, shared by the methods that work there.
+
+A cut narrows the hidden states for good: the layers behind it compute, and cache, the tokens that are left, at their original positions.
+Layers before it keep all, so that the cache's first layer has the length that stock generation counts by. The hooks act in
+the calling thread and on the call's own cache alone, and are gone when the call returns or raises.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..._compat import CACHE, causal_mask
+from ...prompt import CompressedPrompt, VideoSelection, ordered_places
+from ...ratio import AutoBudget
+from ...utils.tensors import rotate
+from ..base import LayerRecord
+
+
+class Cut(NamedTuple):
+    """What is left of one video.
+
+    Attributes:
+        keep: bool `(n,)` over the tokens that it had.
+        num_kept: how many are true; known on the CPU, so that the hooks read nothing back.
+        states: `(n, D)`, the hidden states that stand at the kept tokens from here on; None: as they were.
+    """
+
+    keep: Tensor
+    num_kept: int
+    states: Tensor | None = None
+
+
+class CutRule(ABC):
+    """When and what a method cuts; one object a call.
+
+    Attributes:
+        point: where in a layer it cuts: `"input"`, before a layer other than the first, or `"mlp"`, between a layer's attention and its MLP.
+    """
+
+    point: Literal["input", "mlp"]
+
+    @abstractmethod
+    def reads_attention(self, layer: int) -> bool:
+        """Whether the last token's attention in this layer is needed by a later `cut` of this call."""
+
+    @abstractmethod
+    def cut(self, layer: int, video: int, states: Tensor, tokens: Tensor, attention: Tensor | None) -> Cut | None:
+        """Decide on one video.
+
+        Args:
+            layer: index from 0.
+            video: its number in the prompt.
+            states: `(n, D)`, its hidden states at `point`.
+            tokens: int64 `(n,)`, ascending: which of its tokens, in raster order, are still there.
+            attention: float32 `(n,)`, how the prompt's last token attended to them in the last layer that `reads_attention` named, mean over the heads.
+
+        Returns:
+            None to leave it as it is.
+        """
+
+
+def attention_rows(attention: Any, states: Tensor, cos: Tensor, sin: Tensor, queries: Tensor) -> Tensor:
+    """Softmaxed causal attention of a few queries, beside whatever kernel the layer uses.
+
+    Args:
+        attention: a decoder layer's attention module (Qwen2 names: `q_proj`, `k_proj`, `head_dim`, `scaling`).
+        states: `(n, D)`, its input, one prompt without padding.
+        cos: `(n, head_dim)`, its rotary embedding.
+        sin: likewise.
+        queries: int64 `(m,)`, places among the `n`.
+
+    Returns:
+        float32 `(m, n)`, mean over the heads; each row adds up to one.
+    """
+    query = attention.q_proj(states[queries]).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)  # (H, m, d)
+    key = attention.k_proj(states).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)  # (H / groups, n, d)
+    query, key = rotate(query, cos[queries], sin[queries]), rotate(key, cos, sin)
+    logits = query.unflatten(0, (len(key), -1)) @ key.transpose(1, 2)[:, None] * attention.scaling  # (kv, groups, m, n)
+    unseen = torch.arange(len(states), device=queries.device) > queries[:, None]
+    return logits.float().masked_fill(unseen, -torch.inf).softmax(dim=-1).mean(dim=(0, 1))
+
+
+class _Cutter:
+    """The hooks of one call and what they know."""
+
+    def __init__(self, decoder: Any, prompt: CompressedPrompt, rule: CutRule):
+        self.decoder, self.rule = decoder, rule
+        self.thread = threading.get_ident()
+        self.rows = [video.row for video in prompt.videos]
+        self.prompt_places = prompt.kept_indices
+        self.record = LayerRecord([], prompt.kept_indices)
+        self.positions = [video.span.positions for video in prompt.videos]
+        self.tokens = [_kept_tokens(video) for video in prompt.videos]
+        # Of the forward that is running: whether it is ours, whether it is the prefill.
+        self.ours = self.prefilling = False
+        self.cache: Any = None
+        # Places in the prompt of what is left, (B, W), and their columns in it; -1 at padding.
+        self.places = self.columns = self.prompt_places
+        self.lengths: list[int] = []
+        self.attention: Tensor | None = None
+        self.pending: tuple[Tensor, Tensor] | None = None
+        # One entry a layer that was prefilled: the columns that it saw.
+        self.seen: list[Tensor] = []
+        self.arguments: dict[str, Any] = {}
+
+    # ------------------------------------------------------------ hooks
+
+    def enter_layer(
+        self, index: int, args: tuple, kwargs: dict[str, Any] | None
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        if threading.get_ident() != self.thread or kwargs is None:
+            return None
+        if index == 0:
+            self._enter_model(args[0], kwargs.get(CACHE))
+        if not self.ours:
+            return None
+        states, kwargs = args[0], dict(kwargs)
+        if self.prefilling:
+            states = self._take_pending(states)
+            if self.rule.point == "input" and index > 0:
+                states, local = self._cut(index, states)
+                if local is not None:
+                    states = _gather(states, local)
+            self.seen.append(self.columns)
+            self.record.layer_tokens.append([len(tokens) for tokens in self.tokens])
+            self.record.kept_indices = self.places
+        if self.seen[index] is self.seen[0]:
+            return None  # nothing was cut before this layer
+        if index == 0 or self.seen[index] is not self.seen[index - 1]:
+            self.arguments = self._layer_arguments(index, states, kwargs)
+        return (states, *args[1:]), {**kwargs, **self.arguments}
+
+    def enter_attention(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any] | None) -> None:
+        if threading.get_ident() != self.thread or kwargs is None or not (self.ours and self.prefilling):
+            return
+        if not self.rule.reads_attention(index):
+            return
+        states = args[0] if args else kwargs["hidden_states"]
+        repeats = states.shape[0] // self.columns.shape[0]
+        attended = torch.zeros(self.columns.shape, dtype=torch.float32, device=self.columns.device)
+        for row in sorted(set(self.rows)):
+            first = states.shape[1] - self.lengths[row]
+            cos, sin = (_row(part, row * repeats)[first:] for part in kwargs["position_embeddings"])
+            last = torch.tensor([len(cos) - 1], device=states.device)
+            with torch.no_grad():
+                found = attention_rows(module, states[row * repeats, first:], cos, sin, last)[0]
+            attended[row, first:] = found.to(attended.device)
+        self.attention = attended
+
+    def enter_mlp_norm(self, index: int, args: tuple) -> tuple | None:
+        """Cut before the MLP: it computes what is left; the rest is dropped behind the residual connection."""
+        if threading.get_ident() != self.thread or not (self.ours and self.prefilling):
+            return None
+        states, local = self._cut(index, args[0])
+        if local is None:
+            return None
+        reduced = _gather(states, local)
+        # The residual connection adds the states of before: what merging changed is put into the MLP's output.
+        self.pending = local, reduced - _gather(args[0], local)
+        return (reduced, *args[1:])
+
+    def leave_mlp(self, index: int, output: Tensor) -> Tensor | None:
+        if threading.get_ident() != self.thread or not (self.ours and self.prefilling) or self.pending is None:
+            return None
+        local, change = self.pending
+        local = local.repeat_interleave(output.shape[0] // local.shape[0], dim=0).to(output.device)
+        rest = (output + change).masked_fill((local < 0)[..., None], 0)
+        whole = output.new_zeros(output.shape[0], self.seen[index].shape[1], output.shape[2])
+        return whole.scatter_add(1, local.clamp(min=0)[..., None].expand_as(rest), rest)
+
+    # ------------------------------------------------------------ steps
+
+    def _enter_model(self, states: Tensor, cache: Any) -> None:
+        """Tell the prefill, which is the first forward of this thread, the steps that follow, and forwards that are not ours."""
+        first = not self.seen
+        if first:
+            if states.shape[1] != self.prompt_places.shape[1] or states.shape[0] % self.prompt_places.shape[0]:
+                raise RuntimeError(
+                    f"The language model was called with {tuple(states.shape[:2])} tokens, the prompt has {tuple(self.prompt_places.shape)}: "
+                    "this version of transformers is not supported by methods that work inside the language model."
+                )
+            self.cache = cache
+            device = states.device
+            self.places = self.prompt_places.to(device)
+            is_token = self.places >= 0
+            self.columns = torch.where(is_token, torch.arange(states.shape[1], device=device), -1)
+            self.lengths = is_token.sum(dim=1).tolist()
+            self.tokens = [tokens.to(device) for tokens in self.tokens]
+        self.prefilling, self.ours = first, first or (cache is not None and cache is self.cache)
+
+    def _take_pending(self, states: Tensor) -> Tensor:
+        if self.pending is None:
+            return states
+        (local, _), self.pending = self.pending, None
+        return _gather(states, local)
+
+    def _cut(self, index: int, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Ask the rule about every video; returns the states, merged ones in place, and `(B, W')`, where what is left stands among them."""
+        repeats = states.shape[0] // self.columns.shape[0]
+        stays, merged = self.columns >= 0, states
+        found = False
+        for number, (row, tokens) in enumerate(zip(self.rows, self.tokens, strict=True)):
+            places = self.positions[number].to(tokens.device)[tokens]
+            local = torch.searchsorted(self.places[row].contiguous(), places).to(states.device)
+            attention = None if self.attention is None else self.attention.to(states.device)[row, local]
+            own = states[row * repeats, local].detach()
+            cut = self.rule.cut(index, number, own, tokens.to(states.device), attention)
+            if cut is None:
+                continue
+            found = True
+            stays[row].index_copy_(0, local.to(stays.device), cut.keep.to(stays.device))
+            self.lengths[row] -= len(tokens) - cut.num_kept
+            self.tokens[number] = tokens[ordered_places(cut.keep[None], [cut.num_kept])[0].to(tokens.device)]
+            if cut.states is not None:
+                merged = merged.clone() if merged is states else merged
+                merged[row * repeats : (row + 1) * repeats, local] = cut.states.to(merged)
+        if not found:
+            return states, None
+        local = ordered_places(stays, self.lengths)
+        self.columns = _follow(self.columns, local)
+        self.places = _follow(self.places, local)
+        self.attention = None if self.attention is None else self.attention.gather(1, local.clamp(min=0))
+        return merged, local
+
+    def _layer_arguments(self, index: int, states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Mask, rotary embedding and positions for what this layer sees."""
+        columns = self.seen[index].to(states.device)
+        repeats = states.shape[0] // columns.shape[0]
+        valid = (columns >= 0).repeat_interleave(repeats, dim=0)
+        if not self.prefilling:
+            total = self.cache.get_seq_length(index) + states.shape[1]
+            valid = torch.cat([valid, valid.new_ones(len(valid), total - valid.shape[1])], dim=1)
+        changed: dict[str, Any] = {
+            "attention_mask": causal_mask(
+                self.decoder.config, states, valid, None if self.prefilling else self.cache, index
+            )
+        }
+        if self.prefilling:
+            changed["position_embeddings"] = tuple(
+                _gather(part.expand(len(states), -1, -1), columns) for part in kwargs["position_embeddings"]
+            )
+            # Read by flash attention alone, which takes gaps for packed sequences.
+            changed["position_ids"] = (valid.long().cumsum(1) - 1).clamp(min=0)
+        return changed
+
+
+@contextmanager
+def cut_inside(decoder: Any, prompt: CompressedPrompt, rule: CutRule) -> Iterator[LayerRecord]:
+    """Let `rule` cut the videos of `prompt` while `decoder` runs, in this thread and until the context is left.
+
+    Args:
+        decoder: the stock language model with its `layers`.
+        prompt: what enters it; rows may be repeated next to each other (beams), and share their cuts.
+        rule: of this call.
+
+    Yields:
+        What each layer saw, once the prefill is done.
+
+    Raises:
+        ValueError: a language model with sliding attention, whose windows would count dropped tokens or not.
+    """
+    if "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ()):
+        raise ValueError(
+            "The language model has layers of sliding attention, where dropping tokens between layers has not been tried: use a compressor that "
+            "drops them before the language model."
+        )
+    cutter = _Cutter(decoder, prompt, rule)
+
+    with ExitStack() as attached:
+
+        def attach(handle: Any) -> None:
+            attached.callback(handle.remove)
+
+        # A thread that picked a hook up just before its removal calls it without keyword arguments.
+        for index, layer in enumerate(decoder.layers):
+
+            def enter_layer(module, args, kwargs=None, index=index):
+                return cutter.enter_layer(index, args, kwargs)
+
+            def enter_attention(module, args, kwargs=None, index=index):
+                cutter.enter_attention(index, module, args, kwargs)
+
+            attach(layer.register_forward_pre_hook(enter_layer, with_kwargs=True))
+            attach(layer.self_attn.register_forward_pre_hook(enter_attention, with_kwargs=True))
+            # What the last layer's MLP drops, no layer is spared.
+            if rule.point == "mlp" and index + 1 < len(decoder.layers):
+
+                def enter_mlp_norm(module, args, index=index):
+                    return cutter.enter_mlp_norm(index, args)
+
+                def leave_mlp(module, args, output, index=index):
+                    return cutter.leave_mlp(index, output)
+
+                attach(layer.post_attention_layernorm.register_forward_pre_hook(enter_mlp_norm))
+                attach(layer.mlp.register_forward_hook(leave_mlp))
+        yield cutter.record
+
+
+def plain_ratios(method: str, retention_ratios: Sequence[float | AutoBudget]) -> list[float]:
+    """The ratios of a call as numbers; a `ValueError` if scores are to decide one, which is settled before the language model."""
+    numbers = [ratio for ratio in retention_ratios if not isinstance(ratio, AutoBudget)]
+    if len(numbers) < len(retention_ratios):
+        raise ValueError(
+            f"retention_ratio='auto' does not work with compressor {method!r}, which drops tokens inside the language model: give a number."
+        )
+    return numbers
+
+
+def _kept_tokens(video: VideoSelection) -> Tensor:
+    """int64 `(n,)`: which tokens of a video are in the prompt, in raster order."""
+    return video.keep.flatten().nonzero()[:, 0]
+
+
+def _gather(states: Tensor, places: Tensor) -> Tensor:
+    """`(B * r, W, D)` states at `(B, W')` places, shared by `r` neighbouring rows; the first ones at padding (-1)."""
+    places = places.clamp(min=0).repeat_interleave(states.shape[0] // places.shape[0], dim=0).to(states.device)
+    return states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))
+
+
+def _follow(values: Tensor, local: Tensor) -> Tensor:
+    """`(B, W)` values at `(B, W')` places, -1 at padding."""
+    return values.gather(1, local.clamp(min=0)).masked_fill(local < 0, -1)
+
+
+def _row(part: Tensor, row: int) -> Tensor:
+    return part[row] if len(part) > 1 else part[0]

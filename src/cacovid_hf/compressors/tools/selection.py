@@ -1,0 +1,224 @@
+"""Which video tokens to keep: contribution scores and an integer budget in, a keep mask out.
+
+Pure functions of tensors (CaCoVID, arXiv 2602.01649, section on inference; published constants as defaults). No model is
+imported and nothing is read back from the device per frame or per token. The published code moves single tokens between
+frames in a Python loop until the frame budgets add up; here the same result comes from a water level (`_settle`).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...policies.settings import check_selection_settings
+from ...ratio import _EPSILON, check_retention_ratio, token_budget
+from ...utils.tensors import send
+
+NOT_FINITE = (
+    "The scores hold NaN or infinite values, so no tokens can be ranked: check the policy's weights and the dtype "
+    "(float16 overflows; use bfloat16 or float32)."
+)
+
+
+def top_tokens(scores: Tensor, counts: Tensor | int, most: int | None = None) -> Tensor:
+    """Mark the highest `counts` scores of every row; at ties the lower index wins.
+
+    Args:
+        scores: `(..., P)`, larger = keep.
+        counts: how many to mark, one number or `(...)` integers in [0, P].
+        most: bound of `counts` that the caller knows; what lies beyond the `most` highest is then not ordered.
+
+    Returns:
+        bool `(..., P)`.
+    """
+    size = scores.shape[-1]
+    if scores.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
+        rank = torch.empty_like(order).scatter_(-1, order, torch.arange(size, device=order.device).expand_as(order))
+        return rank < (counts.unsqueeze(-1) if isinstance(counts, Tensor) else counts)
+    keys = _distinct_keys(scores.float())
+    if not isinstance(counts, Tensor):
+        if not 0 < counts < size:
+            return torch.full_like(scores, counts > 0, dtype=torch.bool)
+        return keys >= keys.topk(counts, sorted=False).values.amin(dim=-1, keepdim=True)
+    highest = keys.topk(min(size, most or size)).values
+    last = highest.gather(-1, counts.unsqueeze(-1).clamp(min=1) - 1)
+    return (keys >= last) & (counts.unsqueeze(-1) > 0)
+
+
+def _distinct_keys(scores: Tensor) -> Tensor:
+    """int64 in the order of float32 `scores` `(..., P)`, no two of a row alike: the lower index is the larger.
+
+    A float's bits are in its order, those of the negative ones reversed; the index takes the lower half.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    places = torch.arange(scores.shape[-1] - 1, -1, -1, device=scores.device)
+    return (bits.long() << 32) + places
+
+
+def spread_tokens(keep: Tensor, num_kept: int, num_more: int) -> Tensor:
+    """Add `num_more` tokens, evenly spaced in raster order over those not kept so far (uniform in space and time).
+
+    Args:
+        keep: bool `(N,)` with exactly `num_kept` true; the count is the caller's, so that nothing is read back.
+        num_more: how many to add; of the `M` free tokens those at `round(linspace(0, M - 1, num_more))`.
+
+    Returns:
+        bool `(N,)` with `num_kept + num_more` true.
+    """
+    if num_more == 0:
+        return keep
+    num_free = keep.numel() - num_kept
+    chosen = torch.zeros(num_free, dtype=torch.bool)
+    # float32 as published: where a position falls on .5, its rounding error decides. But neighbours must not fall together, which float32 cannot
+    # promise for steps near one or millions of tokens.
+    dtype = torch.float32 if num_free < 1 << 20 and 4 * num_more < 3 * num_free else torch.float64
+    chosen[torch.linspace(0, num_free - 1, num_more, dtype=dtype).round().long()] = True
+    place_among_free = (~keep).cumsum(0).sub_(1).clamp_(min=0)
+    return keep | send(chosen, keep.device)[place_among_free]
+
+
+def frame_budgets(
+    frame_scores: Tensor, tokens_per_frame: int, retention_ratio: float, share: float, cap: float
+) -> Tensor:
+    """Split the contribution budget over the frames by their scores (`algorithm` steps 1 and 2 of the inference section).
+
+    Weights are a softmax of the scores scaled to [-3, 3], clipped to `[1/(2T), cap/T]`; budgets are rounded shares of the
+    budget within `[1, min(P, int(share * P * cap * retention_ratio))]`, then settled to the exact sum by taking single tokens
+    from the largest or giving them to the smallest, first frame first. With fewer tokens than frames, one each goes to the frames with the
+    largest weights (ours; the published correction empties the first frames whatever their score).
+
+    Args:
+        frame_scores: `(T,)` finite, larger = keep.
+        tokens_per_frame: `P`.
+        retention_ratio: in (0, 1].
+        share: part of the budget that is spent by contribution, in [0, 1].
+        cap: largest weight of a frame relative to the mean; the published `m` is `cap * retention_ratio`.
+
+    Returns:
+        int64 `(T,)`, summing to `min(K, floor(share * retention_ratio * T * P))`.
+    """
+    num_frames, num_tokens = frame_scores.numel(), frame_scores.numel() * tokens_per_frame
+    budget = contribution_budget(num_tokens, retention_ratio, share)
+    # Settled in float64 on any device, so that no device's float32 exp decides a rounding.
+    scores = frame_scores.double()
+    scale = scores.abs().max()
+    weights = torch.softmax(3.0 * scores / torch.where(scale > 0, scale, 1.0), dim=0)
+    weights = weights.clamp(min=1.0 / (2 * num_frames)).clamp(max=cap / num_frames)
+    weights = weights / weights.sum()
+    if budget < num_frames:
+        return top_tokens(weights, budget).long()
+    largest = min(tokens_per_frame, math.floor(share * tokens_per_frame * (cap * retention_ratio) + _EPSILON))
+    counts = torch.round(weights * round(share * retention_ratio * num_tokens)).long()
+    return _settle(counts.clamp(min=1).clamp(max=largest), budget, tokens_per_frame)
+
+
+def largest_frame_budget(
+    num_frames: int, tokens_per_frame: int, retention_ratio: float, share: float, cap: float
+) -> int:
+    """Bound of `frame_budgets`, known without its scores: its clip, or the level to which the smallest are raised."""
+    budget = contribution_budget(num_frames * tokens_per_frame, retention_ratio, share)
+    clip = math.floor(share * tokens_per_frame * (cap * retention_ratio) + _EPSILON)
+    return min(tokens_per_frame, max(clip, budget // num_frames + 1))
+
+
+def contribution_budget(num_tokens: int, retention_ratio: float, share: float) -> int:
+    """Number of tokens chosen by contribution: `min(K, floor(share * retention_ratio * N))`."""
+    return min(token_budget(num_tokens, retention_ratio), math.floor(share * retention_ratio * num_tokens + _EPSILON))
+
+
+def _settle(counts: Tensor, total: int, most: int) -> Tensor:
+    """Make `counts` `(T,)` in [0, most] add up to `total` by moving single tokens, without moving single tokens.
+
+    Taking one from the largest (first index at ties), again and again, lowers everything above a level to that level and then the first few
+    at the level by one more; giving to the smallest is the mirror image. The level is found from the histogram of the counts.
+    """
+    surplus = counts.sum() - total
+    histogram = torch.zeros(most + 2, dtype=torch.int64, device=counts.device)
+    histogram.scatter_add_(0, counts, torch.ones_like(counts))
+    # removed[v]: tokens above level v; added[v]: tokens missing below level v.
+    at_least = histogram.flip(0).cumsum(0).flip(0)
+    removed = at_least.flip(0).cumsum(0).flip(0) - at_least
+    at_most = histogram.cumsum(0)
+    added = at_most.cumsum(0) - at_most
+
+    take, give = surplus.clamp(min=0), (-surplus).clamp(min=0)
+    ceiling = (removed > take).sum()
+    floor = (added <= give).sum() - 1
+    lowered, raised = counts.clamp(max=ceiling), counts.clamp(min=floor)
+    # `removed[ceiling]` would read the index back from the device.
+    rest_to_take = take - removed.gather(0, ceiling[None])
+    rest_to_give = give - added.gather(0, floor[None])
+    at_ceiling, at_floor = lowered == ceiling, raised == floor
+    lowered = lowered - (at_ceiling & (at_ceiling.cumsum(0) <= rest_to_take)).long()
+    raised = raised + (at_floor & (at_floor.cumsum(0) <= rest_to_give)).long()
+    return torch.where(surplus > 0, lowered, raised)
+
+
+def select_tokens(
+    token_scores: Tensor,
+    frame_scores: Tensor,
+    retention_ratio: float,
+    *,
+    contribution_share: float = 0.5,
+    frame_cap: float = 1.5,
+    scope: str = "frame",
+    check_finite: bool = True,
+) -> Tensor:
+    """Keep exactly `max(1, floor(retention_ratio * T * P))` tokens of a video: first by contribution, the rest uniformly.
+
+    Deterministic on any device; at ties the lower index wins. Departures from the published code: exact counts for every grid and ratio, frames
+    scored where the budget is below one token a frame (see `frame_budgets`), constant scores allowed.
+
+    Args:
+        token_scores: `(T, P)`, contribution of each token, larger = keep.
+        frame_scores: `(T,)`, contribution of each frame, larger = more of the budget.
+        retention_ratio: fraction of the `T * P` tokens kept, in (0, 1].
+        contribution_share: part of the budget chosen by the scores, in [0, 1] (paper: 0.5); the rest is spread evenly over the
+            tokens not chosen.
+        frame_cap: how far a frame may exceed the mean, as a multiple (paper: 1.5); `frame_cap * retention_ratio` is the published
+            maximum frame ratio.
+        scope: `"frame"` (paper) gives every frame a budget by its score; `"tokens"` (ours) ranks all tokens of the video at once by
+            `token_scores` alone, `"video"` (ours) by `token_scores + frame_scores`; both ignore `frame_cap`. Nothing puts the two scores on
+            one scale, so that under `"video"` the heads' spreads decide which of them counts.
+        check_finite: whether to raise for scores that are not finite, which waits for the device; without it such scores still give
+            the exact number of tokens, and meaningless ones.
+
+    Returns:
+        bool `(T, P)`, true = keep.
+
+    Raises:
+        ValueError: shapes that do not fit, settings out of range, scores that are not finite.
+    """
+    retention_ratio = check_retention_ratio(retention_ratio)
+    check_selection_settings(contribution_share, frame_cap, scope)
+    if token_scores.ndim != 2 or 0 in token_scores.shape:
+        raise ValueError(f"token_scores has shape {tuple(token_scores.shape)}: give (T, P), frames by tokens a frame.")
+    if frame_scores.shape != token_scores.shape[:1]:
+        raise ValueError(
+            f"frame_scores has shape {tuple(frame_scores.shape)}, token_scores {tuple(token_scores.shape)}: give one frame score "
+            f"a frame, shape ({token_scores.shape[0]},)."
+        )
+    token_scores, frame_scores = token_scores.detach().float(), frame_scores.detach().float()
+    if check_finite and not bool(all_finite(token_scores, frame_scores)):
+        raise ValueError(NOT_FINITE)
+    num_tokens = token_scores.numel()
+    budget = token_budget(num_tokens, retention_ratio)
+    if budget == num_tokens:
+        return torch.ones_like(token_scores, dtype=torch.bool)
+    by_contribution = contribution_budget(num_tokens, retention_ratio, contribution_share)
+    if scope == "tokens":
+        keep = top_tokens(token_scores.flatten(), by_contribution)
+    elif scope == "video":
+        keep = top_tokens((token_scores + frame_scores[:, None]).flatten(), by_contribution)
+    else:
+        settings = (token_scores.shape[1], retention_ratio, contribution_share, frame_cap)
+        counts = frame_budgets(frame_scores, *settings)
+        keep = top_tokens(token_scores, counts, largest_frame_budget(len(token_scores), *settings)).flatten()
+    return spread_tokens(keep, by_contribution, budget - by_contribution).view_as(token_scores)
+
+
+def all_finite(*scores: Tensor) -> Tensor:
+    """Bool scalar on the device: no NaN and nothing infinite in any of the tensors."""
+    return torch.stack([(values * 0).sum() for values in scores]).sum() == 0

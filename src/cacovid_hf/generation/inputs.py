@@ -1,0 +1,65 @@
+"""The arguments of a call: ratios, masks, and which of them embed the prompt."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import TransformersKwargs
+
+from .._compat import CACHE_NAMES
+
+# Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
+DECODING_ARGUMENTS = {
+    "input_ids",
+    "attention_mask",
+    *CACHE_NAMES,
+    "inputs_embeds",
+    "labels",
+    "use_cache",
+    "logits_to_keep",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "kwargs",
+}
+
+
+# Taken by every stock forward, whose signature does not name them.
+STOCK_ARGUMENTS = {*TransformersKwargs.__annotations__, "ignore_index", "shift_labels", "mm_token_type_ids"}
+
+
+def check_windows(config: Any, length: int) -> None:
+    """Raise a `ValueError` if a language model has sliding windows that are shorter than so many positions."""
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()) and window is not None and window < length:
+        raise ValueError(
+            f"The language model has layers of sliding attention over {window} positions, fewer than the {length} of the uncompressed prompt and its "
+            "answer, and a window would count the positions that are left: load the backbone with use_sliding_window=False, or use retention_ratio=1.0."
+        )
+
+
+def forward_arguments(model: PreTrainedModel) -> set[str]:
+    """Names of everything that a stock forward takes."""
+    return (DECODING_ARGUMENTS - {"kwargs"}) | embedding_arguments(model) | STOCK_ARGUMENTS
+
+
+def stock_attention_mask(input_ids: Tensor, settings: GenerationConfig) -> Tensor:
+    """The mask `(B, L)` that stock generation assumes if none is given: padding ids are padding, unless they may be ends of text."""
+    pad, eos = settings.pad_token_id, settings.eos_token_id
+    if pad is None or pad in (eos if isinstance(eos, (list, tuple)) else [eos]):
+        return torch.ones_like(input_ids, dtype=torch.long)
+    return (input_ids != pad).long()
+
+
+def embedding_arguments(model: PreTrainedModel) -> set[str]:
+    """Names of the arguments that embed a prompt: pixels, grids, positions."""
+    return set(inspect.signature(model.forward).parameters) - DECODING_ARGUMENTS
+
+
+def take_embedding_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments that embed a prompt (pixels, grids, positions) out of `arguments`."""
+    accepted = embedding_arguments(model)
+    return {name: arguments.pop(name) for name in list(arguments) if name in accepted}

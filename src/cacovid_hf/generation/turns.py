@@ -1,0 +1,310 @@
+"""Later turns of a conversation: what a cache of a compressed prompt holds, and the prompt that goes on from it.
+
+What must be known of the earlier turns (which places of the caller's prompt are cached, at which positions) travels with the cache object
+itself, whatever its class: a stock `DynamicCache` or `StaticCache`, a deep copy, or what `Cache.crop` leaves of it. Nothing is on the model,
+and the caller does as with a stock model: the ids of the whole conversation, and the cache.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..prompt import CompressedPrompt
+
+_ATTRIBUTE = "_cacovid_record"
+_REMEDY = "give as input_ids the whole conversation, which begins with what the earlier turn returned, or start without a cache"
+
+
+@dataclass(frozen=True)
+class CacheRecord:
+    """What each position of a cache stands for.
+
+    Attributes:
+        token_ids: int64 `(B, C)`.
+        places: int64 `(B, C)`, the place in the caller's prompt, -1 at padding.
+        positions: int64 `(B, C)`, the rotary position (of several rows, the last).
+    """
+
+    token_ids: Tensor
+    places: Tensor
+    positions: Tensor
+
+    @property
+    def num_places(self) -> int:
+        """Width of the caller's prompt that the cache covers."""
+        return int(self.places.max()) + 1
+
+    def cut(self, length: int) -> "CacheRecord":
+        """Of the first `length` positions."""
+        return CacheRecord(self.token_ids[:, :length], self.places[:, :length], self.positions[:, :length])
+
+    def mask(self, attention_mask: Tensor) -> Tensor:
+        """The part of the caller's `attention_mask` `(B, L)` that concerns the cache: bool `(B, C)`, true = a token."""
+        return (self.places >= 0) & attention_mask.bool().gather(1, self.places.clamp(min=0))
+
+    def next_positions(self, mask: Tensor) -> Tensor:
+        """The rotary position `(B,)` of the token that comes next, given `mask` `(B, C)`."""
+        columns = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+        last = columns.masked_fill(~mask, -1).amax(dim=1)
+        positions = self.positions.gather(1, last.clamp(min=0)[:, None])[:, 0] + 1
+        return positions.masked_fill(last < 0, 0)
+
+
+def cached_length(cache: Any) -> int:
+    """Positions that a cache holds; 0 of None."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def is_recorded(cache: Any) -> bool:
+    """Whether a cache holds a turn of ours, so that no stock call can go on from it."""
+    return cached_length(cache) > 0 and _ATTRIBUTE in vars(cache)
+
+
+def record_of(cache: Any) -> CacheRecord | None:
+    """What is known of a cache that a turn of ours left; None if nothing is (a beam search, say)."""
+    return (
+        getattr(cache, _ATTRIBUTE).cut(cached_length(cache))
+        if is_recorded(cache) and getattr(cache, _ATTRIBUTE)
+        else None
+    )
+
+
+def note_down(cache: Any, note: CacheRecord | None) -> None:
+    """Say of a cache what it holds; None: what is not known."""
+    setattr(cache, _ATTRIBUTE, note)
+
+
+def forget(cache: Any) -> None:
+    """Mark a cache as holding what is not known."""
+    note_down(cache, None)
+
+
+def record(cache: Any, prompt: CompressedPrompt, sequences: Tensor, length: int) -> None:
+    """Note on `cache` what it holds after a turn.
+
+    Args:
+        cache: what the turn left.
+        prompt: `(B, K)`, of the turn, earlier turns included.
+        sequences: `(R, length + n)`, what was returned; `R` is `B` times the sequences of each prompt.
+        length: of the caller's prompt.
+    """
+    repeats = len(sequences) // len(prompt.input_ids)
+    added = cached_length(cache) - prompt.input_ids.shape[1]
+    steps = torch.arange(added, device=prompt.kept_indices.device)
+    positions = prompt.position_ids if prompt.position_ids.ndim == 2 else prompt.position_ids[-1]
+    token_ids, places, positions = (
+        values.repeat_interleave(repeats, dim=0) for values in (prompt.input_ids, prompt.kept_indices, positions)
+    )
+    made = sequences[:, length : length + added].to(token_ids)
+    note = CacheRecord(
+        token_ids=torch.cat([token_ids, made], dim=1),
+        places=torch.cat([places, (length + steps).expand(len(places), -1)], dim=1),
+        positions=torch.cat([positions, positions[:, -1:] + 1 + steps], dim=1),
+    )
+    note_down(cache, note)
+
+
+def text_step(
+    cache: Any, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None
+) -> tuple[dict[str, Tensor], CacheRecord]:
+    """One step of a loop of the caller's own: new text behind the cache of a compressed prompt.
+
+    Args:
+        cache: a recorded one.
+        input_ids: `(B, n)`, the new tokens alone, as for a stock model.
+        attention_mask: `(B, L + n)`, of the caller's prompt, what followed it, and the new tokens; None: what is cached is as it was, the new
+            tokens are all tokens.
+        position_ids: of the new tokens; None: they go on from the uncompressed prompt.
+
+    Returns:
+        What the backbone takes beside the cache, and what the cache will hold.
+
+    Raises:
+        ValueError: the cache is not known, or of another batch or width.
+    """
+    note = _noted(cache)
+    if len(note.token_ids) != len(input_ids):
+        raise ValueError(f"The cache holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}.")
+    start, width = note.num_places, input_ids.shape[1]
+    if attention_mask is None:
+        mask, new_mask = note.places >= 0, torch.ones_like(input_ids, dtype=torch.bool)
+    elif attention_mask.shape[1] != start + width:
+        raise ValueError(
+            f"attention_mask has {attention_mask.shape[1]} places, the cache covers {start} of the uncompressed conversation and input_ids adds "
+            f"{width}: give the mask of all {start + width}, or none, and as input_ids the new tokens alone."
+        )
+    else:
+        mask, new_mask = note.mask(attention_mask), attention_mask[:, start:].bool()
+    if position_ids is None:
+        position_ids = note.next_positions(mask)[:, None] + new_mask.long().cumsum(1) - 1
+        position_ids = position_ids.masked_fill(~new_mask, 0)
+    positions = (position_ids if position_ids.ndim == 2 else position_ids[-1]).expand(input_ids.shape)
+    places = torch.arange(start, start + width, device=input_ids.device).expand(input_ids.shape)
+    following = CacheRecord(
+        token_ids=torch.cat([note.token_ids, input_ids], dim=1),
+        places=torch.cat([note.places, places.masked_fill(~new_mask, -1)], dim=1),
+        positions=torch.cat([note.positions, positions.to(note.positions)], dim=1),
+    )
+    attends = torch.cat([mask, new_mask], dim=1).long()
+    return {"input_ids": input_ids, "attention_mask": attends, "position_ids": position_ids}, following
+
+
+def compress_turn(
+    model: Any, cache: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any], **how: Any
+) -> CompressedPrompt:
+    """The prompt of a later turn: what is cached, then what is new, its videos compressed.
+
+    The policy reads the new turn alone.
+
+    Args:
+        model: a `CaCoVidForConditionalGeneration`.
+        cache: of the earlier turns; those may be stock turns.
+        input_ids: `(B, L)`, the whole conversation.
+        attention_mask: `(B, L)`.
+        inputs: pixels and grids, of the whole conversation or of the new turn; `position_ids`, if any, of the whole conversation.
+        **how: for `model.compress`.
+
+    Returns:
+        `(B, C + K)`; the embeddings of the `C` cached positions are zero.
+
+    Raises:
+        ValueError: the cache is not that of the conversation.
+    """
+    family: Backbone = model.family
+    config = model.backbone.config
+    inputs = dict(inputs)
+    position_ids = inputs.pop("position_ids", None)
+    start, note = _known(model, cache, input_ids, attention_mask, inputs)
+    mask = note.mask(attention_mask)
+    new_ids, new_mask = input_ids[:, start:], attention_mask[:, start:]
+    new_inputs = _inputs_of(family, config, input_ids, attention_mask, inputs, slice(start, input_ids.shape[1]))
+    if position_ids is None:
+        following = note.next_positions(mask)[:, None]
+        position_ids = family.position_ids(model.backbone, new_ids, new_mask, new_inputs) + following
+        position_ids = position_ids.masked_fill(new_mask == 0, 0)
+    else:
+        position_ids = position_ids[..., start:]
+    new: CompressedPrompt = model.compress(new_ids, new_mask, position_ids=position_ids, **new_inputs, **how)
+
+    attends = torch.cat([mask.to(new.attention_mask), new.attention_mask], dim=1)
+    places = torch.where(new.kept_indices >= 0, new.kept_indices + start, -1)
+    positions = note.positions.expand(*new.position_ids.shape[:-1], -1)
+    positions = torch.cat([positions, new.position_ids], dim=-1)
+    if positions.ndim == 3 and positions.shape[0] == 4:
+        positions[0] = (attends.cumsum(1) - 1).clamp(min=0)
+    embeds = new.inputs_embeds
+    cached = embeds.new_zeros(1, 1, 1).expand(len(embeds), mask.shape[1], embeds.shape[-1])
+    return CompressedPrompt(
+        input_ids=torch.cat([note.token_ids, new.input_ids], dim=1),
+        inputs_embeds=torch.cat([cached, embeds], dim=1),
+        attention_mask=attends,
+        position_ids=positions,
+        kept_indices=torch.cat([note.places, places], dim=1),
+        videos=tuple(
+            dataclasses.replace(video, span=dataclasses.replace(video.span, positions=video.span.positions + start))
+            for video in new.videos
+        ),
+    )
+
+
+def _known(
+    model: Any, cache: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
+) -> tuple[int, CacheRecord]:
+    """The first place that is not cached, and what is cached, checked against the conversation."""
+    note = _noted(cache) if is_recorded(cache) else _stock_record(model, cache, input_ids, attention_mask, inputs)
+    if len(note.token_ids) != len(input_ids):
+        raise ValueError(f"The cache holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}: {_REMEDY}.")
+    start = note.num_places
+    if start >= input_ids.shape[1]:
+        raise ValueError(
+            f"The cache covers {start} places of the conversation, input_ids has {input_ids.shape[1]}, so nothing is new: {_REMEDY}."
+        )
+    given = input_ids.gather(1, note.places.clamp(min=0))
+    wrong = (given != note.token_ids) & note.mask(attention_mask)
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"The cache is of another conversation: row {row} has token {int(note.token_ids[row, column])} at place "
+            f"{int(note.places[row, column])}, input_ids {int(given[row, column])}: {_REMEDY}."
+        )
+    return start, note
+
+
+def _noted(cache: Any) -> CacheRecord:
+    """What a recorded cache holds, or an error that says that nobody knows."""
+    length, note = cached_length(cache), getattr(cache, _ATTRIBUTE)
+    if note is None or length > note.token_ids.shape[1]:
+        raise ValueError(
+            f"The cache holds {length} positions that are not known to belong to a prompt (of a beam search, of a call that "
+            "failed, or written by other means): start without a cache."
+        )
+    return note.cut(length)
+
+
+def _stock_record(
+    model: Any, cache: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
+) -> CacheRecord:
+    """Of a cache that a stock turn left, whose positions are those of the conversation from its beginning."""
+    config, length = model.backbone.config, cached_length(cache)
+    ids, mask = input_ids[:, :length], attention_mask[:, :length]
+    if ids.shape[1] < length:
+        raise ValueError(f"The cache holds {length} positions, input_ids {ids.shape[1]}: {_REMEDY}.")
+    known = _inputs_of(model.family, config, input_ids, attention_mask, inputs, slice(0, length))
+    positions = model.family.position_ids(model.backbone, ids, mask, known)
+    return CacheRecord(
+        token_ids=ids,
+        places=torch.arange(length, device=ids.device).expand(ids.shape),
+        positions=positions if positions.ndim == 2 else positions[-1],
+    )
+
+
+def _inputs_of(
+    family: Backbone, config: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any], part: slice
+) -> dict[str, Any]:
+    """Pixels, grids and token types of one part of the conversation, given those of the whole, or of the new turn alone."""
+    inputs = dict(inputs)
+    ids = input_ids.cpu()
+    types = inputs.get("mm_token_type_ids")
+    if types is not None and types.shape[1] == ids.shape[1]:
+        inputs["mm_token_type_ids"] = types[:, part]
+    is_video, is_image = ids == config.video_token_id, ids == config.image_token_id
+    is_new = part.stop == ids.shape[1]
+
+    videos: list[int] | None = None
+    if family.num_placeholders(config, inputs) == int(is_video.sum()):
+        spans = family.layout(config, input_ids, attention_mask, inputs).videos
+        videos = []
+        for number, span in enumerate(spans):
+            first, last = int(span.positions[0]), int(span.positions[-1]) + family.trailing_tokens
+            if first < part.start <= last or first < part.stop <= last:
+                raise ValueError(
+                    f"The cache ends at place {part.start or part.stop} of the conversation, inside a video (places {first} to {last}), so "
+                    f"it is not of this conversation: {_REMEDY}."
+                )
+            if part.start <= first < part.stop:
+                videos.append(number)
+    elif not is_new and bool(is_video[:, part].any()):
+        raise ValueError(_unknown(part))
+
+    images: list[int] | None = None
+    begins = is_image & ~torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
+    if family.num_images(inputs) == int(begins.sum()):
+        images = [
+            number for number, (_, place) in enumerate(begins.nonzero().tolist()) if part.start <= place < part.stop
+        ]
+    elif not is_new and bool(is_image[:, part].any()):
+        raise ValueError(_unknown(part))
+    if videos is not None and "encoded_videos" in inputs:
+        inputs["encoded_videos"] = inputs["encoded_videos"].take(videos)
+    return family.take(inputs, videos, images)
+
+
+def _unknown(part: slice) -> str:
+    return (
+        f"The cache holds the first {part.stop} places of the conversation, images or videos among them, and the pixel inputs are not those "
+        "of the whole conversation, so that its positions are not known: give everything that the processor returns for the whole conversation."
+    )

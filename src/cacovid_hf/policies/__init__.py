@@ -1,0 +1,1 @@
+"""Policies: a score for every video token."""

@@ -1,0 +1,204 @@
+"""The contribution policy: prompt embeddings in, a keep score for every video token and every frame out.
+
+`Policy` is what every policy is: rows of a batch without their padding, so that attention needs no mask, and logits in float32. The full one is here: one
+decoder layer of the backbone's language-model type, initialised from its layer 0, a norm and two small heads (CaCoVID, arXiv 2602.01649, section on
+the policy network). Only what the heads read is computed: queries, MLP and norms run on the video tokens alone. The light one is in `light_policy.py`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from ..prompt import PromptLayout, VideoSpan
+from ..utils.tensors import full_precision, send
+from .settings import check_policy
+
+Context = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """What the policy says of one video.
+
+    Attributes:
+        token_logits: float32 `(T, P, 2)`, (drop, keep).
+        frame_logits: float32 `(T, 2)`, (drop, keep).
+    """
+
+    token_logits: Tensor
+    frame_logits: Tensor
+
+    @property
+    def token_scores(self) -> Tensor:
+        """Float32 `(T, P)`, keep minus drop: larger = keep."""
+        return self.token_logits[..., 1] - self.token_logits[..., 0]
+
+    @property
+    def frame_scores(self) -> Tensor:
+        """Float32 `(T,)`, keep minus drop: larger = more of the budget."""
+        return self.frame_logits[..., 1] - self.frame_logits[..., 0]
+
+
+def head_size(config) -> int:
+    """Width of one attention head of a language model."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with the mean taken in float32, as in Qwen2."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`(..., size)` to the same shape and dtype; one kernel that rounds once, after the weight (Qwen2 rounds before it too)."""
+        return F.rms_norm(states, states.shape[-1:], self.weight, self.eps)
+
+
+def split_heads(states: Tensor, head_dim: int) -> Tensor:
+    """`(n, H * head_dim)` to `(H, n, head_dim)`."""
+    return states.unflatten(-1, (-1, head_dim)).transpose(0, 1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
+    """Attention `(H, n, head_dim)` over `(H, m, head_dim)`, without a mask, to `(n, H * head_dim)`."""
+    mixed = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=is_causal)[0]
+    return mixed.transpose(0, 1).flatten(1)
+
+
+def logits(head: nn.Sequential, states: Tensor) -> Tensor:
+    """What a head says of `(..., S)` states, float32: its last layer is computed so, lest scores tie in half precision."""
+    last: Any = head[-1]
+    hidden = head[:-1](states).float()
+    with full_precision(states.device):
+        return F.linear(hidden, last.weight.float(), last.bias.float())
+
+
+class Policy(nn.Module, ABC):
+    """Scores every video token and every frame of a prompt by its contribution to the answer.
+
+    Args:
+        config: the text config of the backbone (Qwen2 or Qwen2.5-VL): sizes, activation, rotary parameters.
+        attention: what a video token may attend to.
+
+    Attributes:
+        tokens_per_chunk: so many video tokens are scored at a time where no gradients are wanted: enough to keep a device busy, few enough
+            that the intermediate results of a long video stay small.
+    """
+
+    policy_type: ClassVar[str]
+    tokens_per_chunk: ClassVar[int]
+    norm: "RMSNorm"
+
+    def __init__(self, config, attention: str):
+        super().__init__()
+        check_policy(self.policy_type, attention)
+        self.config = config
+        self.attention = attention
+        self.head_dim = head_size(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.norm.weight.device
+
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor, layout: PromptLayout) -> list[PolicyOutput]:
+        """Score the videos of a batch of prompts.
+
+        Args:
+            inputs_embeds: `(B, L, D)`, the embedded prompt, text and video.
+            position_ids: `(B, L)`, or `(R, B, L)` with the rows of M-RoPE last (a leading text row is ignored).
+            layout: what is where in the `B` prompts.
+
+        Returns:
+            One `PolicyOutput` a video, in the order of `layout.videos`.
+        """
+        if inputs_embeds.shape[-1] != self.config.hidden_size:
+            raise ValueError(
+                f"The prompt has hidden size {inputs_embeds.shape[-1]}, the policy {self.config.hidden_size}: use the policy with the "
+                "backbone that it was made for."
+            )
+        if self.device.type == "meta" and inputs_embeds.device.type != "meta":
+            raise ValueError(
+                "The policy's weights are not in memory (offloaded with the whole model): offload the backbone alone, or load with device_map."
+            )
+        inputs_embeds = inputs_embeds.to(self.device, self.dtype)
+        position_ids = position_ids.to(self.device)
+        contexts: dict[int, Context] = {}
+        outputs = []
+        for span in layout.videos:
+            embeds, positions = inputs_embeds[span.row], position_ids[..., span.row, :]
+            if span.row not in contexts:
+                contexts[span.row] = self._context(embeds, positions, layout, span.row)
+            parts = []
+            for places in self._chunks(span):
+                states = self._states(contexts[span.row], embeds, positions, places)
+                parts.append(self._score(states.unflatten(0, (-1, span.tokens_per_frame))))
+            if len(parts) > 1:
+                tokens, frames = torch.cat([p.token_logits for p in parts]), torch.cat([p.frame_logits for p in parts])
+                parts = [PolicyOutput(tokens, frames)]
+            outputs += parts
+        return outputs
+
+    @abstractmethod
+    def _context(self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int) -> Context:
+        """What video tokens of a row read, from its `(L, D)` embeddings."""
+
+    @abstractmethod
+    def _states(self, context: Context, embeds: Tensor, positions: Tensor, places: Tensor) -> Tensor:
+        """States `(n, S)` of the video tokens at `places` `(n,)` of a row, from its `(L, D)` embeddings."""
+
+    @abstractmethod
+    def _score(self, states: Tensor) -> PolicyOutput:
+        """`(T, P, S)` states of frames of a video to their logits."""
+
+    @abstractmethod
+    def init_from_layer(self, layer: Any) -> None:
+        """Start from a decoder layer of the language model (published: the layer 0), in the policy's dtype."""
+
+    def _chunks(self, span: VideoSpan) -> tuple[Tensor, ...]:
+        """Places of a video's tokens, whole frames at a time: all of them where gradients are wanted, else few enough to bound the memory."""
+        frames = span.num_frames if torch.is_grad_enabled() else max(1, self.tokens_per_chunk // span.tokens_per_frame)
+        return tuple(send(places, self.device) for places in span.positions.split(frames * span.tokens_per_frame))
+
+    def _text_places(self, layout: PromptLayout, row: int) -> Tensor:
+        places = layout.text_places[row]
+        if len(places) == 0:
+            raise ValueError(
+                f"Row {row} of the prompt has no text, and a policy with attention='question' reads nothing else: add the question."
+            )
+        return send(places, self.device)
+
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """`(n,)` or `(R, n)` positions to cos and sin `(n, head_dim)`, the language model's own frequencies."""
+        parameters = self.config.rope_parameters
+        scaling = 1.0
+        if parameters.get("rope_type", "default") in ("default", "mrope"):
+            exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device) / self.head_dim
+            frequencies = 1.0 / parameters["rope_theta"] ** exponents
+        else:
+            frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config, positions.device)
+        if positions.ndim == 2:
+            sections = parameters.get("mrope_section", [16, 24, 24])
+            rows = positions[-len(sections) :]
+            # (n, head_dim / 2): each frequency turns with its own axis.
+            positions = torch.cat(
+                [row[:, None].expand(-1, size) for row, size in zip(rows, sections, strict=True)], dim=1
+            )
+        else:
+            positions = positions[:, None]
+        angles = positions.float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * scaling).to(self.dtype), (angles.sin() * scaling).to(self.dtype)

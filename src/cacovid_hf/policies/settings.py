@@ -1,0 +1,106 @@
+"""Which policies there are, what their video tokens may attend to, and which checkpoints of them can be read."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..ratio import AUTO, AutoBudget, check_retention_ratio
+
+FORMAT_VERSION = 1
+POLICY_TYPES = ("full", "light")
+POLICY_ATTENTIONS = ("causal", "bidirectional", "question")
+
+
+def check_policy(policy_type: str, attention: str) -> None:
+    """Raise a `ValueError` that lists the choices, if a setting is none of them or the two do not go together."""
+    if policy_type not in POLICY_TYPES:
+        raise ValueError(
+            f"policy_type={policy_type!r} is unknown: choose one of {', '.join(map(repr, POLICY_TYPES))} ('full' for the published checkpoint)."
+        )
+    if attention not in POLICY_ATTENTIONS:
+        raise ValueError(
+            f"policy_attention={attention!r} is unknown: choose one of {', '.join(map(repr, POLICY_ATTENTIONS))} "
+            "('causal' for the published checkpoint)."
+        )
+    if policy_type == "light" and attention != "question":
+        raise ValueError(
+            f"policy_attention={attention!r} does not go with policy_type='light', whose video tokens read the question alone: leave it out, or "
+            "use policy_type='full'."
+        )
+
+
+def check_made_for(config: Any, policy: Any) -> None:
+    """Raise a `ValueError` if a config says other things of its policy than the policy itself: both are set when a model is made."""
+    for name, value in (("policy_type", policy.policy_type), ("policy_attention", policy.attention)):
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"config.{name} was changed to {getattr(config, name)!r} after the model was made with {value!r}: set it back, and give it to "
+                "from_pretrained or reset_policy."
+            )
+
+
+def check_format_version(format_version: object) -> None:
+    """Raise a `ValueError` if a checkpoint says that this package cannot read it."""
+    if type(format_version) is not int:
+        raise ValueError(
+            f"format_version={format_version!r} is no whole number: this is no config of a CaCoVid checkpoint."
+        )
+    if format_version > FORMAT_VERSION:
+        raise ValueError(
+            f"This checkpoint has format_version={format_version}, this cacovid-hf reads up to {FORMAT_VERSION}: "
+            "upgrade cacovid-hf."
+        )
+
+
+@dataclass
+class PolicySettings:
+    """What a checkpoint's config says of its policy and of how its scores are spent; described at `CaCoVidConfig`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    policy_type: str = "full"
+    policy_attention: str = "question"
+    retention_ratio: Any = None
+    auto_floor: float = 0.01
+    auto_cap: float = 0.25
+    auto_threshold: float = 0.0
+    contribution_share: float = 1.0
+    frame_cap: float = 1.5
+    scope: str = "tokens"
+
+    def __post_init__(self):
+        check_policy(self.policy_type, self.policy_attention)
+        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
+        AutoBudget(self.auto_floor, self.auto_cap, self.auto_threshold)  # which checks them
+        if self.retention_ratio is not None and self.retention_ratio != AUTO:
+            self.retention_ratio = check_retention_ratio(self.retention_ratio)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "PolicySettings":
+        """The settings among the values of a config."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+SCOPES = ("frame", "video", "tokens")
+
+
+def check_selection_settings(contribution_share: float, frame_cap: float, scope: str) -> None:
+    """Raise a `ValueError` that names the setting that is out of range, if one is."""
+    if not _is_number(contribution_share) or not 0.0 <= contribution_share <= 1.0:
+        raise ValueError(
+            f"contribution_share={contribution_share!r} is outside [0, 1]: give the part of the budget spent by score "
+            "(0.5 as published, 1.0 for no uniform tokens)."
+        )
+    if not _is_number(frame_cap) or not 0.0 < frame_cap < math.inf:
+        raise ValueError(
+            f"frame_cap={frame_cap!r} is outside (0, inf): give a multiple of the mean frame budget (1.5 as published)."
+        )
+    if scope not in SCOPES:
+        raise ValueError(f"scope={scope!r} is unknown: choose one of {', '.join(map(repr, SCOPES))}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

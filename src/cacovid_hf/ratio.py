@@ -1,0 +1,184 @@
+"""A budget that the scores decide: `retention_ratio="auto"` keeps as many tokens as score above a threshold, question by question (ours).
+
+Only how many is decided here; which ones is the compression method's affair, as at any ratio.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class AutoBudget:
+    """How many tokens of a video to keep: as many as score above `threshold`, within bounds.
+
+    Args:
+        floor: smallest fraction of the tokens, in (0, 1].
+        cap: largest fraction, in (0, 1], not under `floor`.
+        threshold: on the token scores (keep minus drop logit): at 0, what the policy thinks more likely worth keeping than not;
+            larger = fewer tokens.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    floor: float = 0.01
+    cap: float = 0.25
+    threshold: float = 0.0
+
+    def __post_init__(self):
+        check_retention_ratio(self.floor, "auto floor")
+        check_retention_ratio(self.cap, "auto cap")
+        if self.floor > self.cap:
+            raise ValueError(f"auto floor={self.floor} is above auto cap={self.cap}: give a floor that is not.")
+        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
+        if not number or self.threshold != self.threshold:
+            raise ValueError(f"auto threshold={self.threshold!r} is not a number: give a score, such as 0.0.")
+
+    def count(self, token_scores: Tensor) -> int:
+        """Number of tokens to keep of a video with scores `(T, P)`; one number is read back from their device."""
+        number = token_scores.numel()
+        above = int((token_scores > self.threshold).sum())
+        return min(max(above, token_budget(number, self.floor)), token_budget(number, self.cap))
+
+
+Ratio = float | str | AutoBudget
+"""What a call may ask for: a fraction, `"auto"`, or a budget with settings of its own."""
+
+
+def check_ratio(ratio: Any, name: str = "retention_ratio") -> float | AutoBudget:
+    """What stands for one ratio, checked: a number in (0, 1], or an `AutoBudget`.
+
+    Raises:
+        ValueError: neither; `"auto"` must have been replaced by a budget by now, see `with_auto`.
+    """
+    return ratio if isinstance(ratio, AutoBudget) else check_retention_ratio(ratio, name)
+
+
+def parse_ratio(words: str, name: str) -> float | AutoBudget | str:
+    """What a command line asks for: a number, `auto`, or `auto:FLOOR:CAP`.
+
+    Raises:
+        ValueError: none of these; `name` is what the option is called.
+    """
+    kind, *bounds = words.split(":")
+    numbers = [_number(word) for word in (bounds if kind == AUTO else [words])]
+    if kind != AUTO:
+        return check_retention_ratio(words if numbers[0] is None else numbers[0], name)  # type: ignore[arg-type]
+    if not bounds:
+        return AUTO
+    if len(bounds) != 2 or None in numbers:
+        raise ValueError(
+            f"{name}={words!r} is neither a number nor auto:FLOOR:CAP: give two fractions, such as auto:0.01:0.25."
+        )
+    return AutoBudget(*numbers)  # type: ignore[arg-type]
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def with_auto(ratios: Any, budget: AutoBudget) -> Any:
+    """Put `budget` in the place of every `"auto"`, alone or in a list."""
+    if isinstance(ratios, str) and ratios == AUTO:
+        return budget
+    if isinstance(ratios, (list, tuple)):
+        return [with_auto(ratio, budget) for ratio in ratios]
+    return ratios
+
+
+def calibrated_threshold(
+    scores: Sequence[Tensor], mean_ratio: float, *, floor: float = 0.01, cap: float = 0.25
+) -> float:
+    """The threshold at which the videos of a calibration set keep `mean_ratio` of their tokens on average.
+
+    Args:
+        scores: token scores of many questions, one tensor of any shape each.
+        mean_ratio: mean fraction kept, in [floor, cap].
+        floor: of the budget to be calibrated.
+        cap: of the budget to be calibrated.
+
+    Returns:
+        The smallest of the scores in the set, taken as thresholds, at which the mean is not above `mean_ratio`.
+
+    Raises:
+        ValueError: no scores, or a mean outside the bounds.
+    """
+    if not scores:
+        raise ValueError("There are no scores to calibrate by: give those of a hundred questions or more.")
+    if not AutoBudget(floor, cap).floor <= mean_ratio <= cap:
+        raise ValueError(f"mean_ratio={mean_ratio} is outside [{floor}, {cap}]: no threshold gives such a mean.")
+
+    def mean(threshold: float) -> float:
+        budget = AutoBudget(floor, cap, threshold)
+        return sum(budget.count(some) / some.numel() for some in scores) / len(scores)
+
+    candidates = torch.cat([some.flatten() for some in scores]).unique().tolist()  # ascending
+    low, high = 0, len(candidates) - 1  # at the largest score nothing is above: the floor everywhere
+    while low < high:
+        middle = (low + high) // 2
+        if mean(candidates[middle]) <= mean_ratio + 1e-12:
+            high = middle
+        else:
+            low = middle + 1
+    return candidates[low]
+
+
+# Absorbs float accidents such as 0.3 * 10 == 3.0000000000000004 or 0.07 * 100 == 7.000000000000001 (and their like below).
+_EPSILON = 1e-9
+
+
+def check_retention_ratio(retention_ratio: float, name: str = "retention_ratio") -> float:
+    """Return `retention_ratio` as a float, or raise a `ValueError` that says what is wrong with it."""
+    remedy = "give the fraction of video tokens to keep, a number in (0, 1], such as 0.25 (1.0 keeps all)"
+    if isinstance(retention_ratio, (bool, str)):
+        raise ValueError(f"{name}={retention_ratio!r} is not a number: {remedy}.")
+    try:
+        value = float(retention_ratio)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={retention_ratio!r} is not a number: {remedy}.") from None
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{name}={value} is outside (0, 1]: {remedy}.")
+    return value
+
+
+def token_budget(num_tokens: int, retention_ratio: float) -> int:
+    """Number of tokens kept of `num_tokens` (at least 1): `max(1, floor(retention_ratio * num_tokens))`, never one less
+    because of the float product.
+    """
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens={num_tokens}: a video needs at least one token.")
+    return max(1, math.floor(check_retention_ratio(retention_ratio) * num_tokens + _EPSILON))
+
+
+def retention_ratios(retention_ratio: Any, num_videos: int) -> list[float | AutoBudget]:
+    """One checked ratio a video, from one number (or budget that the scores decide) or one a video."""
+    if isinstance(retention_ratio, (Tensor, np.ndarray)) and retention_ratio.ndim > 0:
+        retention_ratio = retention_ratio.tolist()
+    if isinstance(retention_ratio, (list, tuple)):
+        if len(retention_ratio) != num_videos:
+            raise ValueError(
+                f"retention_ratio has {len(retention_ratio)} values and the prompt {num_videos} video(s): give one number, or one a video."
+            )
+        return [check_ratio(ratio, f"retention_ratio[{i}]") for i, ratio in enumerate(retention_ratio)]
+    return [check_ratio(retention_ratio)] * num_videos
+
+
+def keeps_all(retention_ratio: Any) -> bool:
+    """Whether nothing is to be dropped, told (and the values checked) without looking at the prompt."""
+    if isinstance(retention_ratio, (Tensor, np.ndarray)):
+        retention_ratio = retention_ratio.tolist()
+    if not isinstance(retention_ratio, (list, tuple)):
+        retention_ratio = [retention_ratio]
+    ratios = [check_ratio(ratio) for ratio in retention_ratio]
+    return bool(ratios) and all(ratio == 1.0 for ratio in ratios)

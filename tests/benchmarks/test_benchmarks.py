@@ -1,0 +1,470 @@
+"""The benchmarks run, measure what they say, and every committed result says where it comes from."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from cacovid_hf import CaCoVidForConditionalGeneration
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+STAGES = {
+    "layout",
+    "policy",
+    "selection",
+    "gather",
+    "prefill",
+    "compression",
+    "with_compression",
+    "decode_step",
+    "time_to_first_token",
+}
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run_prefill(tmp_path, *arguments):
+    from prefill import main
+
+    path = main(["--device", "cpu", "--dtype", "float32", "--threads", "1", "--output", str(tmp_path), *arguments])
+    return path, json.loads(path.read_text())
+
+
+def check_provenance(record):
+    assert record["config"]
+    assert record["commit"]
+    assert {"python", "torch", "transformers"} <= set(record["versions"])
+    hardware = record["hardware"]
+    assert hardware["cpu"]
+    assert hardware["cores"] >= 1
+    assert hardware["threads"] >= 1
+    assert record["date"].endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    ("arch", "video_tokens"), [("tiny-llava-onevision", [36, 9, 3]), ("tiny-qwen2.5-vl", [18, 4, 1])]
+)
+def test_prefill(tmp_path, threads, arch, video_tokens):
+    arguments = [
+        "--arch",
+        arch,
+        "--frames",
+        "4",
+        "--repeats",
+        "3",
+        "--vision-repeats",
+        "2",
+        "--commit",
+        "abc",
+        "--clip-side",
+        "96",
+    ]
+    path, record = run_prefill(tmp_path, *arguments)
+
+    check_provenance(record)
+    assert path.name.startswith(f"prefill_{arch}_4frames_float32_cpu_")
+    assert list(tmp_path.iterdir()) == [path]  # no temporary file stays
+    assert record["config"]["layers"] == record["config"]["all_layers"]
+    assert record["config"]["ratios"] == [0.25, 0.1]
+    assert record["commit"] == "abc"
+    assert len(record["vision_ms"]["samples"]) == 2
+    media = record["media"]
+    assert media["clip"] == {"frames": 4, "height": 96, "width": 96, "codec": "h264"}
+    pixels = [1, 4, 3, 84, 84] if arch == "tiny-llava-onevision" else [2 * 6 * 6, 3 * 2 * 14 * 14]
+    assert media["pixels"] == {"pixel_values_videos": pixels}
+    assert media["decode_skipped"] is None
+    for stage in ("decode_ms", "preprocess_ms"):
+        assert len(media[stage]["samples"]) == 2
+        assert media[stage]["min"] > 0
+
+    stock, *compressed = record["variants"]
+    assert [variant["name"] for variant in record["variants"]] == ["stock", "cacovid 0.25", "cacovid 0.1"]
+    assert [variant["video_tokens"] for variant in record["variants"]] == video_tokens
+    text = stock["prompt_tokens"] - stock["video_tokens"]
+    assert [variant["prompt_tokens"] - variant["video_tokens"] for variant in compressed] == [text, text]
+    assert set(stock["times_ms"]) == {"prefill", "decode_step", "time_to_first_token"}
+    cached = [variant["kv_cache_bytes"] / variant["prompt_tokens"] for variant in record["variants"]]
+    assert cached[0] <= cached[1] <= cached[2] < 3 * cached[0]  # a few decoded tokens weigh more in a short cache
+    assert set(stock["limits"]) == {"prefill", "decode_step"}
+    for variant in compressed:
+        assert set(variant["limits"]) == {"policy", "selection", "gather", "prefill", "decode_step"}
+        assert variant["limits"]["prefill"]["flops"] < stock["limits"]["prefill"]["flops"]
+    for variant in compressed:
+        times = variant["times_ms"]
+        assert set(times) == STAGES
+        assert len(times["prefill"]["samples"]) == 3
+        assert len(times["time_to_first_token"]["samples"]) == 2
+        for sample in times.values():
+            assert 0 < sample["min"] <= sample["median"] <= sample["max"]
+        for i, total in enumerate(times["with_compression"]["samples"]):
+            parts = ("layout", "policy", "selection", "gather", "prefill")
+            assert total == pytest.approx(sum(times[part]["samples"][i] for part in parts), abs=1e-3)
+        expected = stock["times_ms"]["prefill"]["median"] / times["with_compression"]["median"]
+        assert variant["speedup"]["compression_and_prefill"] == pytest.approx(expected)
+
+
+def test_a_machine_without_a_video_decoder(monkeypatch):
+    """Decoding is left out, with the reason; frames are prepared all the same."""
+    import clips
+    from architectures import ARCHITECTURES
+
+    monkeypatch.setattr(clips.importlib.util, "find_spec", lambda name: None)
+    media = clips.media_stages(ARCHITECTURES["tiny-llava-onevision"], 3, 96, 1, time.perf_counter)
+    assert media["decode_ms"] is None
+    assert media["decode_skipped"] == "PyAV (av) is not installed"
+    assert media["pixels"] == {"pixel_values_videos": [1, 3, 3, 84, 84]}
+    assert media["preprocess_ms"]["median"] > 0
+
+
+@pytest.mark.parametrize("arch", ["tiny-llava-onevision", "tiny-qwen2.5-vl"])
+def test_every_policy_in_a_batch_with_a_static_cache(tmp_path, threads, arch):
+    arguments = ["--frames", "4", "--repeats", "1", "--ratios", "0.25", "--batch", "2", "--policies", "full", "light"]
+    path, record = run_prefill(
+        tmp_path, "--arch", arch, *arguments, "--static-cache", "--compressors", "cacovid", "random"
+    )
+    assert "_batch2_static_" in path.name
+    assert [v["name"] for v in record["variants"]] == ["stock", "cacovid 0.25", "cacovid, light 0.25", "random 0.25"]
+    assert record["prompt"]["rows"] == 2
+    assert set(record["model"]["policy_parameters"]) == {"full", "light"}
+    full, light = record["variants"][1:3]
+    assert light["limits"]["policy"]["flops"] < full["limits"]["policy"]["flops"]
+
+
+@pytest.mark.parametrize("attention", ["question", "causal", "bidirectional", "light"])
+def test_counted_operations(attention):
+    """The formulas against what PyTorch counts, on a shape that is no multiple of anything."""
+    from architectures import ARCHITECTURES, build_backbone, build_inputs
+    from roofline import Shape
+    from torch.utils.flop_counter import FlopCounterMode
+
+    architecture = ARCHITECTURES["tiny-llava-onevision"]
+    backbone = build_backbone(architecture, None, torch.float32, torch.device("cpu"), "eager")
+    options = {"policy_type": "light"} if attention == "light" else {"policy_attention": attention}
+    model = CaCoVidForConditionalGeneration.from_backbone(backbone, **options)
+    prompt = model.embed(**build_inputs(backbone, architecture, 4, 14, 32))
+    tokens, video = prompt.inputs_embeds.shape[1], prompt.layout.videos[0].num_tokens
+    shape = Shape(backbone.config.get_text_config(), 4)
+
+    def counted(call):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops()
+
+    policy = counted(lambda: model.policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout))
+    if attention == "light":
+        expected = shape.light_policy(1, video, tokens - video).flops
+    else:
+        expected = shape.full_policy(1, video, tokens - video, attention).flops
+    assert policy == pytest.approx(expected, rel=0.25 if attention == "causal" else 0.1)
+
+    if attention == "question":
+        prefill = counted(
+            lambda: backbone(inputs_embeds=prompt.inputs_embeds, position_ids=prompt.position_ids, logits_to_keep=1)
+        )
+        assert prefill == pytest.approx(shape.prefill(1, tokens).flops, rel=0.35)  # eager computes the masked half too
+
+
+def test_measured_peaks():
+    from roofline import Work, measured_peaks
+
+    peaks = measured_peaks(torch.device("cpu"), torch.float32)
+    assert peaks.flops > 1e8
+    assert peaks.bytes > 1e7
+    work = Work(peaks.flops, 0) + Work(0, 2 * peaks.bytes)
+    assert peaks.milliseconds(work) == pytest.approx(2000)
+
+
+def test_peak_memory_on_a_cpu(threads):
+    import prefill
+
+    options = prefill.parse(
+        ["--arch", "tiny-llava-onevision", "--frames", "4", "--device", "cpu", "--dtype", "float32"]
+    )
+    memory = prefill._peak_rss(options, prefill.Variant())
+    if memory is None:
+        pytest.skip("this system does not tell a process its peak memory")
+    assert 50e6 < memory["before_bytes"] <= memory["peak_bytes"] < 20e9
+
+
+def test_fewer_layers_are_said(tmp_path, threads):
+    path, record = run_prefill(
+        tmp_path, "--arch", "tiny-llava-onevision", "--frames", "2", "--repeats", "1", "--layers", "1"
+    )
+    assert "_1layers_" in path.name
+    assert record["config"]["layers"] == 1
+    assert record["config"]["all_layers"] == 3
+    assert record["notes"][0].startswith("1 of 3 language-model layers")
+
+
+def test_prefill_checks_its_stages(tmp_path, threads, monkeypatch):
+    """A stage that departs from what `model.compress` does stops the run, and nothing is written."""
+    import prefill
+
+    real = prefill.gather
+
+    def departs(prompt, indices, videos, pad_token_id):
+        return real(prompt, indices.roll(1, dims=1), videos, pad_token_id)
+
+    monkeypatch.setattr(prefill, "gather", departs)
+    with pytest.raises(RuntimeError, match="came out different"):
+        run_prefill(tmp_path, "--arch", "tiny-llava-onevision", "--frames", "2", "--repeats", "1")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ratios", "0"], "fractions of the video tokens to keep"),
+        (["--layers", "3"], "give 1 to 2, or leave it out for all 3 layers"),
+        (["--frames", "0"], "must be at least 1"),
+        (["--clock", "cpu", "--threads", "2"], "add --device cpu --threads 1"),
+    ],
+)
+def test_bad_options(tmp_path, threads, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        run_prefill(tmp_path, "--arch", "tiny-llava-onevision", *arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_odd_frames_of_qwen(tmp_path, threads):
+    with pytest.raises(ValueError, match="frames=3 is odd"):
+        run_prefill(tmp_path, "--arch", "tiny-qwen2.5-vl", "--frames", "3")
+
+
+def test_selection(tmp_path):
+    from selection import main
+
+    path = main(["--frames", "4", "8", "--side", "6", "--repeats", "3", "--output", str(tmp_path), "--commit", "abc"])
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    assert record["hardware"]["threads"] == 1
+    assert [(size["tokens"], size["kept"]) for size in record["sizes"]] == [(144, 36), (288, 72)]
+    for size in record["sizes"]:
+        for times in size["times_ms"].values():
+            assert 0 < times["min"] <= times["median"] <= times["max"]
+
+
+def test_methods(tmp_path):
+    from methods import main
+    from table import methods_table
+
+    small = ["--frames", "4", "--side", "4", "--width", "56", "--depth", "12", "--repeats", "1", "--once", "60"]
+    path = main([*small, "--output", str(tmp_path), "--commit", "abc"], report=lambda line: None)
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    names = [method["name"] for method in record["methods"]]
+    assert {"cacovid, full policy", "cacovid, light policy", "divprune", "attention", "fastv", "framefusion"} < set(
+        names
+    )
+    assert all(method["kept"] == 16 and method["times_ms"]["median"] > 0 for method in record["methods"])
+    assert "| *published: DivPrune* | | *134.3* |" in "\n".join(methods_table(record))
+
+
+def test_budget_study_goes_on_where_it_was_stopped(tmp_path, threads, monkeypatch):
+    import budget_study
+    from table import budget_table
+
+    from cacovid_hf.compressors import CaCoVid
+    from cacovid_hf.tiny import model_path
+    from cacovid_hf.tiny.accuracy import answer_accuracy
+
+    monkeypatch.setattr(budget_study, "BATCH", 3)
+    kept = ("tokens", "frame budgets", "tokens, merged", "tokens 0.5, max-min 0.5", "tokens, unlike kept ones 1")
+    monkeypatch.setattr(budget_study, "RULES", {name: budget_study.RULES[name] for name in kept})
+    arguments = ["--num-questions", "6", "--ratios", "0.05", "--commit", "abc"]
+    whole = json.loads(budget_study.main([*arguments, "--attention", "--output", str(tmp_path / "whole")]).read_text())
+    answered, answer_batch = [], budget_study.answer_batch
+
+    def interrupted(model, processor, batch, *rest):
+        answered.append(len(batch))
+        if len(answered) == 2:
+            raise KeyboardInterrupt
+        return answer_batch(model, processor, batch, *rest)
+
+    monkeypatch.setattr(budget_study, "answer_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        budget_study.main([*arguments, "--output", str(tmp_path / "parts")])
+    record = json.loads(budget_study.main([*arguments, "--output", str(tmp_path / "parts")]).read_text())
+    assert answered == [3, 3, 3]
+    check_provenance(record)
+    assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".json"]
+    assert record["results"] == whole["results"][: len(kept)]
+    # The shortcut of one embedding for all rules answers what `generate` answers.
+    model = CaCoVidForConditionalGeneration.from_pretrained(model_path())
+    processor = AutoProcessor.from_pretrained(model_path())
+    for scope, row in (("tokens", 0), ("frame", 1)):
+        options = dict(num_questions=6, seed=11, retention_ratio=0.05, compressor=CaCoVid(1.0, scope=scope))
+        assert answer_accuracy(model, processor, **options).accuracy == record["results"][row]["accuracy"]
+    assert sum(line.startswith("| ") for line in budget_table(whole)) == 1 + len(kept) + 6
+
+
+def test_gpu_command(tmp_path, capfd):
+    """The one command for a GPU machine, on the CPU: it runs each benchmark and tells what came of it."""
+    from gpu import main
+
+    arguments = ["--no-tests", "--device", "cpu", "--archs", "tiny-llava-onevision", "--frames", "2", "--repeats", "1"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    assert "tiny-llava-onevision, 2 frames: done in" in capfd.readouterr().out
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["config"]["dtype"] == "bfloat16"
+
+    assert main([*arguments, "--output", str(tmp_path), "--deadline", "-1"]) == 1
+    assert "left out" in capfd.readouterr().out
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_gpu_command_in_full(tmp_path, capfd):
+    from gpu import main
+
+    arguments = ["--no-tests", "--device", "cpu", "--archs", "tiny-llava-onevision", "--long", "tiny-llava-onevision"]
+    arguments += ["--frames", "2", "4", "--batches", "2", "--repeats", "1", "--output", str(tmp_path)]
+    main(arguments)  # compiling may fail where there is no compiler
+    out = capfd.readouterr().out
+    for name in ("2 frames", "4 frames", "batches", "static cache"):
+        assert any(name in line and ": done in" in line for line in out.splitlines()), (name, out)
+
+
+def test_throughput(tmp_path, threads):
+    from throughput import main
+
+    arguments = [
+        "--arch",
+        "tiny-qwen2.5-vl",
+        "--frames",
+        "4",
+        "--batches",
+        "3",
+        "--pool",
+        "2",
+        "--dtype",
+        "float32",
+        "--repeats",
+        "2",
+    ]
+    path = main([*arguments, "--device", "cpu", "--threads", "1", "--output", str(tmp_path), "--commit", "abc"])
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    (row,) = record["batches"]
+    kept = row["kept_lengths"]
+    assert len(kept) == len(row["prompt_lengths"]) == row["prompts"] == 6
+    assert len(set(row["prompt_lengths"])) > 1
+    assert row["padding_waste"] == pytest.approx(1 - sum(kept) / (3 * max(kept[:3]) + 3 * max(kept[3:])))
+    sorted_kept = sorted(kept)
+    assert row["padding_waste_by_length"] == pytest.approx(1 - sum(kept) / (3 * sorted_kept[2] + 3 * sorted_kept[5]))
+    assert row["padding_waste_by_length"] < row["padding_waste"]
+    assert row["speedup"] == pytest.approx(row["answers_per_second"]["batch"] / row["answers_per_second"]["one_by_one"])
+
+
+def test_optimisations(tmp_path, threads):
+    from optimisations import main
+
+    arguments = ["--arch", "tiny-llava-onevision", "--layers", "2", "--frames", "2", "--repeats", "1"]
+    path = main([*arguments, "--dtype", "float32", "--device", "cpu", "--output", str(tmp_path), "--commit", "abc"])
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    assert len(record["cases"]) == 8
+    folder = str(tmp_path / "only")
+    only = main([*arguments, "--dtype", "float32", "--device", "cpu", "--output", folder, "--only", "norm"])
+    assert [case["name"][:4] for case in json.loads(only.read_text())["cases"]] == ["norm"]
+    tests = {test.name: test.read_text() for test in Path(__file__).parents[1].rglob("test_*.py")}
+    for case in record["cases"]:
+        assert case["speedup"] > 0
+        assert ("ours_alone" in case["times_ms"]) == ("1 is the aim" in case["name"])
+        if "ours_alone" in case["times_ms"]:
+            assert 0 < case["times_ms"]["ours_alone"]["median"] < case["times_ms"]["after"]["median"]
+        for guard in case["guard"].split(": ")[-1].split("; ")[-1].split():
+            file, _, name = guard.partition("::")
+            if file.endswith(".py"):
+                assert f"def {name}" in tests[file]
+
+
+def test_results_are_added_never_replaced(tmp_path):
+    from record import write_result
+
+    record = {"date": "2026-01-02T03:04:05+00:00", "value": 1}
+    path = write_result(tmp_path, "name", record)
+    assert path.name == "name_20260102T030405.json"
+    with pytest.raises(FileExistsError):
+        write_result(tmp_path, "name", {**record, "value": 2})
+    assert json.loads(path.read_text())["value"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rollouts(tmp_path, threads):
+    """Every way gives the same rewards, or it raises."""
+    from rollouts import WAYS, main
+
+    options = ["--iterations", "2", "--token-rollouts", "3", "--frame-rollouts", "1", "--repeats", "1"]
+    record = json.loads(main([*options, "--output", str(tmp_path)]).read_text())
+    check_provenance(record)
+    assert [row["way"] for row in record["results"]] == list(WAYS)
+    assert all(row["samples_per_hour"] > 0 for row in record["results"])
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_committed_result(path, capsys):
+    import table
+
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    assert path.name.startswith(record["benchmark"] + "_")
+    assert record["dirty"] is not True
+    table.main([str(path)])
+    assert path.name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS[0].parent / "training").glob("*.json")), ids=lambda path: path.name)
+def test_committed_training(path):
+    """The trainings of the backbone, with seed, commit, versions and hardware; the weights of seed 0 are shipped."""
+    record = json.loads(path.read_text())
+    settings = record.get("settings") or record["training"]
+    assert path.stem.endswith(f"seed{settings['seed']}")
+    assert len(record["commit"]) >= 40
+    assert {"python", "torch", "transformers"} <= set(record["versions"])
+    assert "thread" in record["hardware"]
+
+
+def test_there_are_results():
+    kinds = {path.name.split("_")[0] for path in RESULTS}
+    assert {"prefill", "selection"} <= kinds
+
+
+def test_long_video(tmp_path, threads):
+    """Each way in a process of its own, and decoding beside encoding; the memory itself is a matter of the committed results."""
+    from long_video import main
+
+    arguments = ["--arch", "tiny-llava-onevision", "--frames", "6", "--stock-frames", "2", "--ratio", "0.25"]
+    arguments += ["--other-ratios", "0.5", "--frames-per-chunk", "4", "--overlap-frames", "6", "--repeats", "2"]
+    arguments += ["--overlap-size", "96", "128", "--device", "cpu", "--threads", "1", "--commit", "abc"]
+    record = json.loads(main([*arguments, "--output", str(tmp_path)]).read_text())
+    check_provenance(record)
+    rows = [(row["way"], row["frames"], row["video_tokens"], row["kept_tokens"]) for row in record["peak_memory"]]
+    assert rows == [
+        ("build", 0, 0, 0),
+        ("stock", 2, 18, 18),
+        ("streamed", 6, 54, 13),
+        ("streamed", 6, 54, 27),
+        ("whole", 2, 18, 4),
+    ]
+    assert all(row["peak_bytes"] > 2**20 for row in record["peak_memory"])
+    assert {name: len(times["samples"]) for name, times in record["overlap"]["seconds"].items()} == {
+        "beside": 2,
+        "in_turn": 2,
+        "decode_and_prepare_alone": 2,
+    }

@@ -1,0 +1,243 @@
+"""Long videos: chunks against the whole, encoded videos in place of pixels, and memory that is bounded."""
+
+import threading
+
+import pytest
+import torch
+from helpers.media import write_video
+from helpers.models import FAMILIES, PROMPTS, RAGGED, TWO_VIDEOS, Video, masked_inputs, prompt_inputs, stock_model
+from helpers.processors import tiny_processor
+
+from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
+from cacovid_hf.backbones import base
+from cacovid_hf.compressors import COMPRESSORS, Uniform
+from cacovid_hf.generation.long_video import ahead, encode_file
+
+PIXELS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+# Windows of Qwen2.5-VL's tower are 2 x 2 tokens here: grids of several windows, odd ones among them.
+LONG = [[2, Video(5, 4, 3), 3, Video(5, 3, 5, 2.5), 5]]
+STEP = dict(do_sample=False, max_new_tokens=5)
+
+
+def wrapped(family, **options):
+    stock = stock_model(family)
+    return stock, CaCoVidForConditionalGeneration.from_backbone(stock, **options)
+
+
+def without_pixels(inputs):
+    return {name: value for name, value in inputs.items() if name not in PIXELS}
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 64, None])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunks_are_the_whole(family, frames):
+    """The features of every video, and the prompt, are those of the stock forward."""
+    stock, model = wrapped(family)
+    for rows in (LONG, RAGGED, PROMPTS["adjacent videos"]):
+        inputs = prompt_inputs(stock, rows)
+        encoded = model.encode_videos(**inputs, frames_per_chunk=frames)
+        layout = model.family.layout(stock.config, inputs["input_ids"], inputs["attention_mask"], inputs)
+        others = {n: v for n, v in inputs.items() if n not in ("input_ids", "attention_mask")}
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        with torch.no_grad():
+            whole = model.family.embed(stock, layout, ids, mask, others, frames_per_chunk=None)
+            parts = model.family.embed(stock, layout, ids, mask, others, frames_per_chunk=frames)
+        torch.testing.assert_close(parts.inputs_embeds, whole.inputs_embeds, atol=1e-5, rtol=1e-5)
+        assert encoded.grids == tuple(span.grid for span in layout.videos)
+        trailing = model.family.trailing_tokens
+        for span, features in zip(layout.videos, encoded.features, strict=True):
+            assert features.shape == (span.num_tokens + trailing, 64)
+            expected = whole.inputs_embeds[span.row, span.positions[0] : span.positions[-1] + 1 + trailing]
+            torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_encoded_videos_in_place_of_pixels(family, prompt):
+    """Selection, tokens and logits are those of the call with pixels; at ratio 1.0 those of the stock model."""
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, PROMPTS[prompt])
+    encoded = model.encode_videos(**inputs, frames_per_chunk=3)
+    text = without_pixels(inputs)
+    a = model.compress(**inputs, retention_ratio=0.25)
+    b = model.compress(**text, encoded_videos=encoded, retention_ratio=0.25)
+    assert torch.equal(a.kept_indices, b.kept_indices)
+    torch.testing.assert_close(a.inputs_embeds, b.inputs_embeds, atol=1e-5, rtol=1e-5)
+    assert torch.equal(a.position_ids, b.position_ids)
+    with torch.no_grad():
+        ours = model(**text, encoded_videos=encoded, retention_ratio=0.25).logits
+        torch.testing.assert_close(ours, model(**inputs, retention_ratio=0.25).logits, atol=1e-3, rtol=1e-3)
+    for ratio in (0.25, 1.0, None):
+        ours = model.generate(**text, encoded_videos=encoded, retention_ratio=ratio, **STEP)
+        assert torch.equal(ours, model.generate(**inputs, retention_ratio=ratio, **STEP))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_of_many_frames_are_encoded_in_chunks(family, monkeypatch):
+    """No forward of the vision tower sees more frames than a chunk; at the default of 64 a short video goes the stock way."""
+    stock, model = wrapped(family)
+    seen = []
+    tower = stock.model.vision_tower if family == "llava_onevision" else stock.model.visual
+
+    def count(module, args, kwargs):
+        seen.append(len(args[0]) if family == "llava_onevision" else int(kwargs["grid_thw"][:, 0].sum()))
+
+    handle = tower.register_forward_pre_hook(count, with_kwargs=True)
+    inputs = prompt_inputs(stock, TWO_VIDEOS)
+    whole = model.compress(**inputs, retention_ratio=0.25)
+    assert seen == [8]
+    seen.clear()
+    monkeypatch.setitem(base.Backbone.embed.__kwdefaults__, "frames_per_chunk", 3)
+    parts = model.compress(**inputs, retention_ratio=0.25)
+    assert seen == [3, 1, 3, 1]
+    handle.remove()
+    assert torch.equal(parts.kept_indices, whole.kept_indices)
+    torch.testing.assert_close(parts.inputs_embeds, whole.inputs_embeds, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_encoded_video_in_a_later_turn(family):
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, [[3, Video(), 6]])
+    encoded = model.encode_videos(**inputs)
+    first = model.generate(
+        **without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25, return_dict_in_generate=True, **STEP
+    )
+    new = prompt_inputs(stock, [[2, Video(4, 3, 2, 2.5), 5]], seed=3)
+    ids = torch.cat([first.sequences, new["input_ids"]], dim=1)
+    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in inputs:
+        types = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, 5))
+        whole["mm_token_type_ids"] = torch.cat([types, new["mm_token_type_ids"]], dim=1)
+    how = dict(retention_ratio=0.25, compressor=Uniform())
+    second = model.generate(
+        **whole, encoded_videos=model.encode_videos(**new), past_key_values=first.past_key_values, **how, **STEP
+    )
+    start = first.sequences.shape[1]
+    kept = torch.cat(
+        [
+            model.compress(**inputs, retention_ratio=0.25).kept_indices,
+            torch.arange(start - 5, start)[None],
+            model.compress(**new, **how).kept_indices + start,
+        ],
+        dim=1,
+    )
+    pixels = {name: torch.cat([inputs[name], new[name]]) for name in PIXELS if name in inputs}
+    assert torch.equal(second, stock.generate(**masked_inputs(stock, {**whole, **pixels}, kept), **STEP))
+
+
+def test_features_may_wait_elsewhere():
+    stock, model = wrapped("llava_onevision")
+    encoded = model.encode_videos(**prompt_inputs(stock, RAGGED), device="meta")
+    assert [features.device.type for features in encoded.features] == ["meta"] * 3
+    assert len(encoded.take([2, 0])) == 2
+
+
+@pytest.mark.parametrize("frames", [0, -1, 1.5, True])
+def test_chunk_size_is_checked(frames):
+    stock, model = wrapped("llava_onevision")
+    with pytest.raises(ValueError, match="frames_per_chunk="):
+        model.encode_videos(**prompt_inputs(stock, RAGGED), frames_per_chunk=frames)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wrong_encoded_videos(family):
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    encoded = model.encode_videos(**inputs)
+    with pytest.raises(ValueError, match="given twice, as encoded_videos and as pixel_values_videos"):
+        model.generate(**inputs, encoded_videos=encoded, retention_ratio=0.25)
+    with pytest.raises(ValueError, match="no videos to encode"):
+        model.encode_videos(**without_pixels(inputs))
+    reads_tower = next(name for name, method in COMPRESSORS.items() if method.reads_tower)
+    with pytest.raises(ValueError, match="not known of encoded videos"):
+        model.generate(**without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25, compressor=reads_tower)
+    two = prompt_inputs(stock, TWO_VIDEOS)
+    with pytest.raises(ValueError, match=r"video placeholders, the pixel inputs of 1 video\(s\)"):
+        model.generate(**without_pixels(two), encoded_videos=encoded, retention_ratio=0.25)
+    other = CaCoVidForConditionalGeneration.from_backbone(
+        stock_model(family, hidden_size=128, rope_parameters=None)
+        if family == "llava_onevision"
+        else stock_model(family, hidden_size=64)
+    )
+    if family == "llava_onevision":
+        with pytest.raises(ValueError, match="encoded with hidden size 64, the model has 128"):
+            other.generate(**without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25)
+
+
+# ------------------------------------------------------------------ files
+
+
+@pytest.fixture(params=FAMILIES)
+def filmed(request, tmp_path):
+    _, model = wrapped(request.param)
+    processor = with_video_reader(tiny_processor(request.param))
+    path = write_video(tmp_path / "clip.mp4", 23, fps=5)
+    return model, processor, path
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(("num_frames", "frames"), [(23, 2), (7, 3), (9, 64), (1, 1)])
+def test_a_file_in_chunks_is_the_file_at_once(filmed, num_frames, frames, overlap):
+    """Odd numbers of frames and last chunks included: what processor and tower make of the whole video."""
+    model, processor, path = filmed
+    content = [{"type": "video", "path": str(path)}, {"type": "text", "text": "what color"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"num_frames": num_frames, "max_fps": 100.0},
+    )
+    processor.video_processor.max_fps = 100.0
+    expected = model.encode_videos(**inputs, frames_per_chunk=None)
+    encoded = encode_file(
+        model, processor, path, num_frames=num_frames, frames_per_chunk=frames, overlap=overlap, device="cpu"
+    )
+    assert encoded.grids == expected.grids
+    torch.testing.assert_close(encoded.features[0], expected.features[0], atol=1e-4, rtol=1e-4)
+    assert encoded.inputs.keys() == expected.inputs.keys()
+    for name, value in expected.inputs.items():
+        torch.testing.assert_close(encoded.inputs[name], torch.as_tensor(value), check_dtype=False)
+
+
+def test_errors_of_the_reading_thread_arrive(filmed, tmp_path):
+    model, processor, path = filmed
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        encode_file(model, processor, tmp_path / "none.mp4")
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match=r"cut\.mp4"):
+        encode_file(model, processor, cut)
+    assert threading.active_count() == before
+
+
+def test_ahead_keeps_order_depth_and_ends():
+    made = []
+
+    def items():
+        try:
+            for number in range(100):
+                made.append(number)
+                yield number
+        finally:
+            made.append("closed")
+
+    before = threading.active_count()
+    iterator = ahead(items(), depth=2)
+    assert [next(iterator) for _ in range(3)] == [0, 1, 2]
+    iterator.close()
+    assert threading.active_count() == before
+    assert made[-1] == "closed"
+    assert len(made) <= 3 + 2 + 2
+    assert list(ahead(range(50))) == list(range(50))
+
+
+def test_frames_whose_size_depends_on_their_number_are_refused(tmp_path):
+    _, model = wrapped("qwen2_5_vl")
+    processor = with_video_reader(tiny_processor("qwen2_5_vl"))
+    processor.video_processor.cap_pixels_per_frame = True
+    with pytest.raises(ValueError, match="cap_pixels_per_frame=True"):
+        encode_file(model, processor, write_video(tmp_path / "clip.mp4", 8))

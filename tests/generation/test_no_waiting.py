@@ -1,0 +1,75 @@
+"""Between vision and the first token the host never waits for the device on our account."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.models import FAMILIES
+
+TESTS = Path(__file__).parents[1]
+CASES = [
+    *((family, policy, "frame", "one video") for family in FAMILIES for policy in ("question", "causal", "light")),
+    *((family, "light", "tokens", "ragged batch") for family in FAMILIES),
+    ("llava_onevision", "question", "frame", "two videos"),
+]
+
+
+@pytest.fixture(scope="module")
+def found():
+    arguments = [",".join(case) for case in CASES]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    run = subprocess.run(
+        [sys.executable, str(TESTS / "helpers" / "no_waiting.py"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return dict(zip(CASES, json.loads(run.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=",".join)
+def test_the_host_does_not_wait_behind_vision(found, case):
+    """On a pretended device that counts the waits. Ours alone: a few before vision, where the layout reads ids, mask and grids, and the check
+    that is settled when stock generation has waited anyway.
+    """
+    record = found[case]
+    assert record["same_tokens"]
+    assert len(record["stock"]["behind_vision"]) > 0  # it does count
+
+    def ours(waits):
+        return [(what, place) for what, place in waits if "cacovid_hf" in place]
+
+    behind = ours(record["ours"]["behind_vision"])
+    assert [Path(place.split(":")[0]).name for _, place in behind] == ["check.py"], behind
+    assert len(ours(record["ours"]["all"])) <= len(behind) + 5
+    assert len(record["ours"]["all"]) <= len(record["stock"]["all"]) + 6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("policy_type", ["full", "light"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_and_selection_on_cuda(family, policy_type):
+    """The same of a real device: policy, selection and gather raise where they would synchronise."""
+    from helpers.models import PROMPTS, prompt_inputs, stock_model
+
+    from cacovid_hf import CaCoVidForConditionalGeneration
+
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model(family).cuda(), policy_type=policy_type)
+    inputs = {name: value.cuda() for name, value in prompt_inputs(model.backbone, PROMPTS["ragged batch"]).items()}
+    prompt = model.embed(**inputs)
+    method = model.resolve_compressor(None)
+    model._cut(prompt, 0.25, method)  # pinned memory and kernels are there now
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _, check = model._cut(prompt, 0.25, method)
+        check.launch()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    check.settle()

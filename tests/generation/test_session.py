@@ -1,0 +1,383 @@
+"""Many questions about one video: what each call gives is what `generate` gives on its own, and what is not done again."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.media import write_video
+from helpers.models import FAMILIES, Video, masked_inputs, prompt_inputs, stock_model
+from helpers.processors import tiny_processor
+from transformers import AutoProcessor, DynamicCache, GenerationConfig
+
+from cacovid_hf import AutoBudget, CaCoVidForConditionalGeneration, VideoSession, with_video_reader
+from cacovid_hf.cli.ask import ask
+from cacovid_hf.generation.session import KeptBefore
+from cacovid_hf.tiny import clips, model_path
+
+STEP = dict(do_sample=False, max_new_tokens=4)
+PIXELS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+ROWS = [[3, Video(), 2, Video(4, 3, 2, 2.5), 6]]
+
+
+@pytest.fixture(params=FAMILIES)
+def case(request):
+    stock = stock_model(request.param)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    return stock, model, prompt_inputs(stock, ROWS)
+
+
+def question(inputs, words, keep=6):
+    """The prompt with other text behind its videos (its last `6 - keep` tokens and `words` instead)."""
+    end = inputs["input_ids"].shape[1] - 6 + keep
+    changed = {**inputs, "input_ids": torch.cat([inputs["input_ids"][:, :end], torch.tensor([words])], dim=1)}
+    changed["attention_mask"] = torch.ones_like(changed["input_ids"])
+    if "mm_token_type_ids" in inputs:
+        types = inputs["mm_token_type_ids"][:, :end]
+        changed["mm_token_type_ids"] = torch.nn.functional.pad(types, (0, len(words)))
+    return changed
+
+
+QUESTIONS = ([20, 30, 40], [50, 60], [20, 30, 41, 42, 43])
+
+
+def tower(stock):
+    return stock.model.vision_tower if stock.config.model_type == "llava_onevision" else stock.model.visual
+
+
+class Calls:
+    """Lengths of the embeddings that every forward of a module gets (not of the forwards that the seam stops)."""
+
+    def __init__(self, module):
+        self.lengths = []
+        self.handle = module.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module, args, kwargs):
+        embeds = kwargs.get("inputs_embeds")
+        self.lengths.append(None if embeds is None else embeds.shape[1])
+
+
+def test_each_question_chooses_its_own_tokens(case):
+    stock, model, inputs = case
+    session = model.session(**inputs, retention_ratio=0.25)
+    assert isinstance(session, VideoSession)
+    calls = Calls(tower(stock))
+    ours = [session.generate(**question(inputs, words), **STEP) for words in QUESTIONS]
+    assert calls.lengths == []
+    for words, ids in zip(QUESTIONS, ours, strict=True):
+        assert torch.equal(ids, model.generate(**question(inputs, words), retention_ratio=0.25, **STEP))
+    # A call's own settings, and everything that `generate` knows.
+    one = question(inputs, QUESTIONS[0])
+    whole = session.generate(**one, retention_ratio=1.0, return_dict_in_generate=True, **STEP)
+    assert torch.equal(whole.sequences, stock.generate(**one, **STEP))
+    beams = session.generate(**one, compressor="uniform", num_beams=2, **STEP)
+    assert torch.equal(beams, model.generate(**one, retention_ratio=0.25, compressor="uniform", num_beams=2, **STEP))
+
+
+def test_questions_in_a_batch(case):
+    _, model, inputs = case
+    session = model.session(**inputs, retention_ratio=0.25)
+    rows = [question(inputs, words) for words in QUESTIONS]
+    longest = max(row["input_ids"].shape[1] for row in rows)
+
+    def padded(name):
+        return torch.cat([torch.nn.functional.pad(row[name], (longest - row[name].shape[1], 0)) for row in rows])
+
+    names = [name for name in ("input_ids", "attention_mask", "mm_token_type_ids") if name in inputs]
+    batch = {name: padded(name) for name in names}
+    pixels = {name: torch.cat([inputs[name]] * 3) for name in PIXELS if name in inputs}
+    ours = session.generate(**batch, **STEP)
+    assert torch.equal(ours, model.generate(**batch, **pixels, retention_ratio=0.25, **STEP))
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "sampling"])
+def test_a_kept_choice_in_a_conversation(case, decoding):
+    """Every turn against the oracle, from a cache that holds the kept tokens; only what is new is prefilled."""
+    stock, model, inputs = case
+    session = model.session(**inputs, retention_ratio=[0.25, 0.25], keep_selection=True)
+    settings = {**STEP, **(dict(do_sample=True, top_k=5) if decoding == "sampling" else {})}
+    now = question(inputs, QUESTIONS[0])
+    kept = model.compress(**now, retention_ratio=0.25).kept_indices
+    decoder = Calls(stock.get_decoder())
+    for turn in range(3):
+        decoder.lengths.clear()
+        torch.manual_seed(turn)
+        ours = session.generate(**now, **settings)
+        # The whole compressed prompt first, the new tokens later; then one by one.
+        assert max(decoder.lengths) == (kept.shape[1] if turn == 0 else 4)
+        length = now["input_ids"].shape[1]
+        oracle = masked_inputs(stock, now, torch.cat([kept, torch.arange(kept.max() + 1, length)[None]], dim=1))
+        torch.manual_seed(turn)
+        assert torch.equal(ours, stock.generate(**oracle, **settings)), f"turn {turn}"
+        now = {**now, "input_ids": torch.cat([ours, torch.tensor([[70 + turn, 80, 90]])], dim=1)}
+        now["attention_mask"] = torch.ones_like(now["input_ids"])
+        if "mm_token_type_ids" in now:
+            types = inputs["mm_token_type_ids"]
+            now["mm_token_type_ids"] = torch.nn.functional.pad(types, (0, now["input_ids"].shape[1] - types.shape[1]))
+
+
+def test_a_kept_choice_and_other_questions(case):
+    """Questions that do not see each other: the cache is cut back to what they share, and the answers are those of a new prompt with that choice."""
+    stock, model, inputs = case
+    session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
+    first = question(inputs, QUESTIONS[0])
+    keeps = KeptBefore(tuple(video.keep for video in model.compress(**first, retention_ratio=0.25).videos))
+    decoder = Calls(stock.get_decoder())
+    for words in (*QUESTIONS, QUESTIONS[0]):
+        decoder.lengths.clear()
+        one = question(inputs, words)
+        ours = session.generate(**one, **STEP)
+        prefilled = max(decoder.lengths)
+        assert torch.equal(ours, model.generate(**one, retention_ratio=0.25, compressor=keeps, **STEP))
+        if words is not QUESTIONS[0]:  # the first time everything
+            assert prefilled <= len(words)
+    assert not torch.equal(
+        model.generate(**question(inputs, QUESTIONS[1]), retention_ratio=0.25, **STEP)[:, -4:],
+        session.generate(**question(inputs, QUESTIONS[1]), **STEP)[:, -4:],
+    )
+    # Other words before the videos: nothing of the cache fits, the choice does.
+    other = question(inputs, QUESTIONS[1])
+    other["input_ids"] = other["input_ids"].clone()
+    other["input_ids"][0, 0] += 1
+    expected = model.generate(**other, retention_ratio=0.25, compressor=keeps, **STEP)
+    assert torch.equal(session.generate(**other, **STEP), expected)
+    # A new start chooses anew.
+    session.reset()
+    assert session.cache is None
+    again = session.generate(**question(inputs, QUESTIONS[1]), **STEP)
+    assert torch.equal(again, model.generate(**question(inputs, QUESTIONS[1]), retention_ratio=0.25, **STEP))
+
+
+def test_a_failed_call_leaves_a_session_that_works(case):
+    _, model, inputs = case
+    session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
+    one, other = question(inputs, QUESTIONS[0]), question(inputs, QUESTIONS[1])
+    first = session.generate(**one, **STEP)
+
+    def fail(ids, scores):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.generate(**other, logits_processor=[fail], **STEP)
+    assert torch.equal(session.generate(**one, **STEP), first)
+
+
+REFUSED = {
+    "cache": (dict(past_key_values=DynamicCache()), "(cache|past_key_values)=.* does not go with keep_selection"),
+    "static": (dict(cache_implementation="static"), "cache_implementation='static' does not go"),
+    "beams": (dict(num_beams=2), "num_beams=2 does not go"),
+    "sequences": (dict(num_return_sequences=2, do_sample=True), "num_return_sequences=2 does not go"),
+    "beams in a config": (
+        dict(generation_config=GenerationConfig(num_beams=2, max_new_tokens=3)),
+        "num_beams=2 does not go",
+    ),
+    "sequences in a config": (
+        dict(
+            do_sample=True, generation_config=GenerationConfig(do_sample=True, num_return_sequences=2, max_new_tokens=3)
+        ),
+        "num_return_sequences=2 does not go",
+    ),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_what_a_kept_cache_cannot_do(case, refused):
+    _, model, inputs = case
+    settings, message = REFUSED[refused]
+    session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
+    with pytest.raises(ValueError, match=message):
+        session.generate(**inputs, **{**STEP, **settings})
+    two = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    with pytest.raises(ValueError, match="holds the cache of one prompt, and 2 are given"):
+        session.generate(**two, **STEP)
+
+
+@pytest.mark.parametrize("changed", [dict(retention_ratio=0.9), dict(compressor="uniform")], ids=str)
+def test_a_kept_choice_does_not_change_in_silence(case, changed):
+    _, model, inputs = case
+    session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
+    first = session.generate(**inputs, **STEP)
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"{name}=.* comes after the tokens were chosen"):
+        session.generate(**inputs, **STEP, **changed)
+    assert torch.equal(session.generate(**inputs, **STEP, retention_ratio=0.25), first)
+    session.reset()
+    session.generate(**inputs, **STEP, **changed)
+
+
+def test_a_choice_whose_size_the_scores_decide_is_kept_too(case):
+    _, model, inputs = case
+    session = model.session(**inputs, retention_ratio=AutoBudget(0.2, 0.6), keep_selection=True)
+    session.generate(**inputs, **STEP)
+    kept = session._kept
+    other = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    other["input_ids"][0, 0] += 1  # in front of the video, so that no cache fits
+    found = session.generate(**other, **STEP)
+    assert session._kept is kept
+    assert torch.equal(found, model.generate(**other, **STEP, retention_ratio=kept.part, compressor=kept))
+
+
+def test_one_ratio_a_video_for_every_question(case):
+    _, model, inputs = case
+    videos = len(model.session(**inputs).encoded)
+    ratios = [0.25, 0.5][:videos]
+    session = model.session(**inputs, retention_ratio=ratios)
+    two = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    assert torch.equal(session.generate(**two, **STEP)[1:], session.generate(**inputs, **STEP))
+
+
+BEFORE_VISION = {
+    "ratio": (dict(retention_ratio=25), "retention_ratio=25"),
+    "list": (dict(retention_ratio=[0.1] * 9), "retention_ratio has 9 values"),
+    "typo": (dict(compressor="unifrom"), "unifrom"),
+    "tower": (dict(compressor="visionzip"), "compressor 'visionzip' reads what the vision tower attends to"),
+    "unreachable": (dict(compressor="fastv", retention_ratio=0.01), "cannot be met"),
+    "auto": (dict(compressor="uniform", retention_ratio="auto"), "no scores to decide a budget by"),
+    "inside": (dict(compressor="fastv", retention_ratio=0.9, keep_selection=True), "drops tokens inside"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), BEFORE_VISION.values(), ids=BEFORE_VISION)
+def test_settings_are_refused_before_the_videos_are_encoded(case, settings, message):
+    _, model, inputs = case
+    ran = []
+    towers = [part for name, part in model.backbone.named_modules() if name.endswith(("vision_tower", "visual"))]
+    handles = [tower.register_forward_pre_hook(lambda *_: ran.append(1)) for tower in towers]
+    try:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            model.session(**inputs, **settings)
+        if message != "drops tokens inside" and "visionzip" not in message:
+            with pytest.raises(ValueError, match=re.escape(message)):
+                model.generate(**inputs, **STEP, **settings)
+        assert not ran
+        model.session(**inputs)
+        assert ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_arguments_are_checked(case):
+    _, model, inputs = case
+    with pytest.raises(ValueError, match="Give the videos once"):
+        model.session()
+    with pytest.raises(ValueError, match="Give the videos once"):
+        model.session("film.mp4", **inputs)
+    with pytest.raises(ValueError, match="needs a processor"):
+        model.session("film.mp4")
+    with pytest.raises(ValueError, match="There is no video"):
+        model.session([], object())
+    session = model.session(**inputs)
+    with pytest.raises(ValueError, match="need a processor"):
+        session.ask("what")
+    with pytest.raises(ValueError, match="question is empty"):
+        session.ask(["what", " "])
+    one = prompt_inputs(model.backbone, [[3, Video(), 6]])
+    with pytest.raises(ValueError, match="video placeholders"):
+        session.generate(**one, **STEP)
+
+
+# ------------------------------------------------------------------ words
+
+
+@pytest.mark.parametrize("videos", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_are_the_processors(family, videos, tmp_path):
+    """Ids, token types and answers are those of the processor's own prompt with the files."""
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model(family))
+    processor = with_video_reader(tiny_processor(family))
+    processor.video_processor.max_fps = 100.0
+    processor.video_processor.num_frames = 6
+    paths = [str(write_video(tmp_path / f"{i}.mp4", 12 + 5 * i, fps=5)) for i in range(videos)]
+    content = [*({"type": "video", "path": path} for path in paths), {"type": "text", "text": "what color"}]
+    expected = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+    )
+    session = model.session(paths if videos > 1 else paths[0], processor, retention_ratio=0.25, frames_per_chunk=2)
+    content = [*({"type": "video"} for _ in paths), {"type": "text", "text": "what color"}]
+    prompt = session.prompt([[{"role": "user", "content": content}]])
+    assert prompt.keys() == {n for n in expected if n not in PIXELS}
+    assert all(torch.equal(value, expected[name]) for name, value in prompt.items())
+    whole = model.generate(**expected, retention_ratio=0.25, **STEP)
+    words = processor.decode(whole[0, expected["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    assert session.ask("what color", **STEP) == words
+    with pytest.raises(ValueError, match="The chat has 0 video placeholders"):
+        session.prompt([[{"role": "user", "content": [{"type": "text", "text": "what"}]}]])
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = CaCoVidForConditionalGeneration.from_pretrained(model_path())
+    return model, AutoProcessor.from_pretrained(model_path())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_answers_of_the_embedded_model(tiny, at_once):
+    """One encoding, every question of a clip: the answers of one call a question, and nearly all right."""
+    model, processor = tiny
+    right = total = 0
+    for clip in clips()[:3]:
+        session = model.session(clip.path, processor, retention_ratio=0.1, frames_per_chunk=3)
+        texts = [q.text for q in clip.questions]
+        settings = dict(max_new_tokens=8, do_sample=False)
+        answers = session.ask(texts, **settings) if at_once else [session.ask(text, **settings) for text in texts]
+        for given, answer in zip(clip.questions, answers, strict=True):
+            alone = ask(model, processor, clip.path, given.text, retention_ratio=0.1, max_new_tokens=8).text
+            assert answer == alone
+            right, total = right + (answer == given.answer), total + 1
+    assert right >= 0.8 * total
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_conversation_in_words(tiny, keep):
+    """Later prompts hold the earlier questions and answers; with a kept choice the cache goes on."""
+    model, processor = tiny
+    clip = clips()[0]
+    session = model.session(clip.path, processor, retention_ratio=0.25, conversation=True, keep_selection=keep)
+    first = session.ask(clip.questions[0].text, max_new_tokens=8, do_sample=False)
+    length = session.cache.get_seq_length() if keep else None
+    session.ask(clip.questions[1].text, max_new_tokens=8, do_sample=False)
+    assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
+    assert session.messages[1]["content"][0]["text"] == first
+    assert [part["type"] for m in session.messages for part in m["content"]] == [
+        "video",
+        "text",
+        "text",
+        "text",
+        "text",
+    ]
+    if keep:
+        assert 0 < session.cache.get_seq_length() - length < 20
+    with pytest.raises(ValueError, match="no order"):
+        session.ask(["a", "b"])
+    session.reset()
+    assert session.messages == []
+    assert session.ask(clip.questions[0].text, max_new_tokens=8, do_sample=False) == first
+
+
+def test_several_answers_to_a_question(tiny):
+    model, processor = tiny
+    clip = clips()[0]
+    session = model.session(clip.path, processor, retention_ratio=0.25)
+    texts = [q.text for q in clip.questions[:2]]
+    settings = dict(max_new_tokens=8, num_beams=2, num_return_sequences=2, do_sample=False)
+    both = session.ask(texts, **settings)
+    assert [len(answers) for answers in both] == [2, 2]
+    assert both == [session.ask(text, **settings) for text in texts]
+    config = GenerationConfig(max_new_tokens=8, return_dict_in_generate=True, do_sample=False)
+    assert session.ask(texts[0], generation_config=config) == session.ask(texts[0], max_new_tokens=8, do_sample=False)
+
+
+def test_the_documented_code_runs(capsys):
+    """The blocks of docs/sessions.md, one after the other; the answers that it prints are right."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "sessions.md").read_text()
+    names = {"torch": torch}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        exec(block, names)
+    expected = [f"{q.text} {q.answer}" for q in clips()[0].questions[:2]]
+    assert capsys.readouterr().out.splitlines() == expected
+    assert names["second"].shape[1] > names["first"].sequences.shape[1]

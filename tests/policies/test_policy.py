@@ -1,0 +1,303 @@
+"""The policy against the published code's logits, against the language model's own layer 0, and under padding and batching."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import Qwen2Config
+
+from cacovid_hf import CaCoVidForConditionalGeneration, ContributionPolicy, select_tokens
+from cacovid_hf.compressors.tools.selection import contribution_budget
+from cacovid_hf.prompt import PromptLayout, VideoSpan
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+INDEX = json.loads((GOLDEN / "index.json").read_text())["policy"]
+TENSORS = load_file(GOLDEN / "policy.safetensors")
+GOLDEN_CONFIG = Qwen2Config(
+    hidden_size=64,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=128,
+    rms_norm_eps=1e-6,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+)
+RENAMED = {
+    "layers.0.": "layer.",
+    "layernorm.weight": "norm.weight",
+    "token_compress.": "token_head.",
+    "frame_compress.": "frame_head.",
+}
+ATTENTIONS = {"causal": "causal", "noncausal": "bidirectional"}
+KINDS = {
+    **{attention: {"policy_attention": attention} for attention in ("causal", "bidirectional", "question")},
+    "light": {"policy_type": "light"},
+}
+
+
+def golden_policy(attention):
+    policy = ContributionPolicy(GOLDEN_CONFIG, attention)
+    weights = {}
+    for name, tensor in TENSORS.items():
+        name = name.removeprefix("polA.sd.") if name.startswith("polA.sd.") else ""
+        for old, new in RENAMED.items():
+            if name.startswith(old):
+                weights[new + name.removeprefix(old)] = tensor
+    policy.load_state_dict(weights)
+    return policy
+
+
+def golden_cases():
+    grids = {case["name"]: tuple(case["thw"]) for case in INDEX["cases"]}
+    for key in TENSORS:
+        if key.endswith(".token_compress_logits"):
+            name, attention = key.removesuffix(".token_compress_logits").rsplit(".", 1)
+            grid = tuple(int(n) for n in name.split(".")[1].split("x"))
+            assert grids.get(name, grid) == grid
+            yield name, attention, grid
+
+
+@pytest.mark.parametrize(("name", "attention", "grid"), golden_cases())
+def test_golden_logits(name, attention, grid):
+    valid = TENSORS[f"{name}.attention_mask"].bool()
+    is_video = TENSORS[f"{name}.video_mask"].bool()
+    span = VideoSpan(0, grid, is_video[0].nonzero()[:, 0])
+    layout = PromptLayout(valid=valid, text=valid & ~is_video, videos=(span,))
+    with torch.no_grad():
+        policy = golden_policy(ATTENTIONS[attention])
+        (output,) = policy(TENSORS[f"{name}.inputs_embeds"], TENSORS[f"{name}.position_ids"], layout)
+    for ours, golden in ((output.token_logits.flatten(0, 1), "token"), (output.frame_logits, "frame")):
+        torch.testing.assert_close(ours, TENSORS[f"{name}.{attention}.{golden}_compress_logits"], atol=1e-5, rtol=0)
+
+    case = next((case for case in INDEX["cases"] if case["name"] == name), None)
+    if case is None:
+        return
+    rows = next(entry["rows"] for entry in case["selection"] if entry["attention"] == attention)
+    for number, row in enumerate(rows):
+        tokens, ratio = span.num_tokens, row["topk"]
+        if contribution_budget(tokens, ratio, row["imp_ratio"]) < grid[0]:
+            continue
+        keep = select_tokens(
+            output.token_scores,
+            output.frame_scores,
+            ratio,
+            contribution_share=row["imp_ratio"],
+            frame_cap=row["max_sample_ratio_for_each_frame"] / ratio,
+        )
+        assert torch.equal(keep.flatten(), TENSORS[f"{name}.{attention}.selection"][number] > 0), row
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layer_is_the_language_models_layer_0(family, prompt):
+    """Causally, and initialised from it, the policy's layer computes what the LLM's first layer computes: rotary embedding
+    (M-RoPE too), grouped heads, norms and MLP; whatever the padding.
+    """
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, policy_attention="causal")
+    inputs = prompt_inputs(stock, PROMPTS[prompt])
+    mask = inputs["attention_mask"]
+    layout = model.family.layout(stock.config, inputs["input_ids"], mask, inputs)
+    rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    embedded = model.family.embed(stock, layout, inputs["input_ids"], mask, rest)
+    with torch.no_grad():
+        everything = torch.arange(mask.shape[1]).expand(mask.shape).masked_fill(mask == 0, -1)
+        reference = stock(**masked_inputs(stock, inputs, everything), output_hidden_states=True).hidden_states[1]
+        for span in layout.videos:
+            row = embedded.inputs_embeds[span.row], embedded.position_ids[..., span.row, :]
+            context = model.policy._context(*row, layout, span.row)
+            ours = model.policy._states(context, *row, span.positions)
+            torch.testing.assert_close(ours, reference[span.row, span.positions], atol=1e-4, rtol=1e-4)
+
+
+def plain_scores(policy, embeds, positions, layout, span):
+    """The policy computed the long way: the whole row, a dense mask, every head everywhere."""
+    layer = policy.layer
+    length = embeds.shape[0]
+    video = torch.zeros(length, dtype=torch.bool)
+    for other in layout.videos:
+        if other.row == span.row:
+            video[other.positions] = True
+    allowed = layout.valid[span.row].expand(length, length).clone()
+    if policy.attention == "causal":
+        allowed &= torch.ones(length, length).tril().bool()
+    if policy.attention == "question":
+        allowed &= layout.text[span.row]
+    allowed[~layout.valid[span.row]] = True  # padding queries: anything, they are not read
+    attention = layer.self_attn
+    normed = layer.input_layernorm(embeds)
+    cos, sin = policy._rope(positions)
+
+    def heads(x):
+        return x.view(length, -1, attention.head_dim).transpose(0, 1)
+
+    def turn(x):
+        half = attention.head_dim // 2
+        return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+    query, key, value = (
+        turn(heads(attention.q_proj(normed))),
+        turn(heads(attention.k_proj(normed))),
+        heads(attention.v_proj(normed)),
+    )
+    key, value = key.repeat_interleave(attention.groups, 0), value.repeat_interleave(attention.groups, 0)
+    weights = (query @ key.transpose(1, 2) / attention.head_dim**0.5).masked_fill(~allowed, float("-inf")).softmax(-1)
+    states = embeds + attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
+    normed = layer.post_attention_layernorm(states)
+    states = states + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+    tokens = states[span.positions].view(span.num_frames, span.tokens_per_frame, -1)
+    return policy.token_head(policy.norm(tokens)), policy.frame_head(policy.norm(tokens.mean(1)))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("attention", ["causal", "bidirectional", "question"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_equal_the_dense_computation(family, attention, prompt):
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, policy_attention=attention)
+    inputs = prompt_inputs(stock, PROMPTS[prompt])
+    mask = inputs.pop("attention_mask")
+    ids = inputs.pop("input_ids")
+    layout = model.family.layout(stock.config, ids, mask, inputs)
+    with torch.no_grad():
+        embedded = model.family.embed(stock, layout, ids, mask, inputs)
+        outputs = model.policy(embedded.inputs_embeds, embedded.position_ids, layout)
+        for span, output in zip(layout.videos, outputs, strict=True):
+            tokens, frames = plain_scores(
+                model.policy, embedded.inputs_embeds[span.row], embedded.position_ids[..., span.row, :], layout, span
+            )
+            torch.testing.assert_close(output.token_logits, tokens, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(output.frame_logits, frames, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_sees_the_question(kind):
+    """A causal policy cannot see a question behind the video; the others can."""
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    other = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    other["input_ids"][0, -3] += 1
+    scores = [model.compress(**x, retention_ratio=0.5).videos[0].token_scores for x in (inputs, other)]
+    assert torch.equal(*scores) == (kind == "causal")
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_scores_as_it_does_alone(family, kind, padding_side):
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
+    batch = prompt_inputs(stock, RAGGED, padding_side=padding_side)
+    together = model.compress(**batch, retention_ratio=0.25)
+    for row in range(3):
+        places = batch["attention_mask"][row].bool()
+        alone = {"input_ids": batch["input_ids"][row : row + 1, places]}
+        if family == "qwen2_5_vl":
+            patches = batch["pixel_values_videos"].shape[0] // 3
+            alone |= {name: batch[name][row : row + 1] for name in ("video_grid_thw", "second_per_grid_ts")}
+            alone["mm_token_type_ids"] = batch["mm_token_type_ids"][row : row + 1, places]
+            alone["pixel_values_videos"] = batch["pixel_values_videos"][row * patches : (row + 1) * patches]
+        else:
+            alone["pixel_values_videos"] = batch["pixel_values_videos"][row : row + 1]
+        single = model.compress(**alone, retention_ratio=0.25)
+        torch.testing.assert_close(
+            together.videos[row].token_scores, single.videos[0].token_scores, atol=1e-5, rtol=1e-4
+        )
+        assert torch.equal(together.videos[row].keep, single.videos[0].keep)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_every_weight_of_the_policy(kind):
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    layout = model.family.layout(stock.config, inputs["input_ids"], inputs["attention_mask"], inputs)
+    embedded = model.family.embed(
+        stock,
+        layout,
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        {"pixel_values_videos": inputs["pixel_values_videos"]},
+    )
+    (output,) = model.policy(embedded.inputs_embeds.detach(), embedded.position_ids, layout)
+    (output.token_logits.square().sum() + output.frame_logits.square().sum()).backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.policy.parameters())
+
+
+@pytest.mark.parametrize("policy_type", ["full", "light"])
+def test_question_attention_needs_text(policy_type):
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, policy_type=policy_type)
+    ids = torch.tensor([[111] * 17])
+    with pytest.raises(ValueError, match="has no text"):
+        model.compress(input_ids=ids, pixel_values_videos=torch.zeros(1, 4, 3, 56, 56), retention_ratio=0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_graph_compiles(family, kind):
+    """No graph break, whatever the grid; the graph alone, without a compiler of kernels."""
+    torch.compiler.reset()
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
+    compiled = torch.compile(model.policy, fullgraph=True, backend="eager")
+    for prompt in ("one video", "ragged batch"):
+        embedded = model.embed(**prompt_inputs(stock, PROMPTS[prompt]))
+        arguments = embedded.inputs_embeds, embedded.position_ids, embedded.layout
+        with torch.no_grad():
+            for ours, plain in zip(compiled(*arguments), model.policy(*arguments), strict=True):
+                torch.testing.assert_close(ours.token_logits, plain.token_logits)
+                torch.testing.assert_close(ours.frame_logits, plain.frame_logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_change_nothing(kind, monkeypatch):
+    """Without gradients a long video is scored some frames at a time."""
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
+    embedded = model.embed(**prompt_inputs(stock, PROMPTS["two videos"]))
+    arguments = embedded.inputs_embeds, embedded.position_ids, embedded.layout
+    calls = []
+    score = type(model.policy)._score
+    monkeypatch.setattr(type(model.policy), "_score", lambda self, x: calls.append(x.shape[:2]) or score(self, x))
+    monkeypatch.setattr(type(model.policy), "tokens_per_chunk", 9)  # two frames of four tokens
+    whole = model.policy(*arguments)
+    assert calls == [(4, 4), (4, 4)]
+    with torch.no_grad():
+        parts = model.policy(*arguments)
+    assert calls[2:] == [(2, 4)] * 4
+    for ours, plain in zip(parts, whole, strict=True):
+        torch.testing.assert_close(ours.token_logits, plain.token_logits)
+        torch.testing.assert_close(ours.frame_logits, plain.frame_logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_keeps_scores_apart(kind):
+    """In bfloat16 the scores are close to those in float32, and float32 themselves: few ties."""
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
+    inputs = prompt_inputs(stock, [[3, Video(frames=64), 6]])
+    embedded = model.embed(**inputs)
+    arguments = embedded.inputs_embeds, embedded.position_ids, embedded.layout
+    with torch.no_grad():
+        (exact,) = model.policy(*arguments)
+        (half,) = model.policy.to(torch.bfloat16)(*arguments)
+    assert half.token_scores.dtype == half.frame_scores.dtype == torch.float32
+    assert (half.token_scores - exact.token_scores).abs().max() < 0.1 * exact.token_scores.abs().max()
+    assert len(half.token_scores.unique()) > 0.9 * half.token_scores.numel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_under_autocast_are_float32(kind):
+    """Of rounded scores many would tie, and the place would decide instead of the policy."""
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model("qwen2_5_vl"), **KINDS[kind])
+    prompt = model.embed(**prompt_inputs(model.backbone, [[3, Video(16, 6, 6), 6]]))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        (output,) = model.policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
+    for scores in (output.token_scores, output.frame_scores):
+        assert scores.dtype == torch.float32
+        assert scores.unique().numel() > 0.9 * scores.numel()

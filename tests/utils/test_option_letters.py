@@ -1,0 +1,233 @@
+"""One rule for option letters: in evaluation, in rewards, and for the answers of data sets."""
+
+import pytest
+
+from cacovid_hf.utils.option_letters import extract_choice
+from cacovid_hf.training.rewards import multiple_choice_reward
+from cacovid_hf.utils.answer_tags import final_answer
+from cacovid_hf.utils.options import index_letter, read_options, right_letter
+
+OPTIONS = ["a blue car", "a red car", "a dog", "a cat"]
+
+# Responses that choose B, and one of each that does not.
+CHOOSE_B = [
+    "<think>(A) is blue, (D) purrs. Is it C?</think><answer>B</answer>",
+    "<think>(A) is blue. Is it C?</think>B",
+    "<think>The answer is A</think>\n\n**B**",
+    "is it (A) or (C)? The answer is C. </think> <answer>B</answer>",  # the prompt opens the thinking
+    "<think>\n<think>(C)?</think> B",
+    "<think>one <think>(A)</think> two, so C</think> B",
+    "<think>(C)</think> B <think>why (A)?</think>",
+    "B <think>why not C",  # cut off
+    "<think>(C), <answer>B</answer>",
+    "<think><answer>C</answer>? No.</think><answer>B</answer>",
+    "<answer>C</answer> no, <answer>B</answer>",
+    "<answer>B</answer> (C) is wrong",
+    "<answer>B",
+    "B</answer>",
+    "<answer>B<answer>",
+    "<ANSWER> b </ANSWER>",
+    "< answer >(b)< /answer >",
+    "<answer>B. a red car</answer>",
+    "<thinking>C</thinking><answer>\\boxed{B}</answer>",
+    "C. is wrong, \\boxed{B}",
+    "So (C) is out: $\\boxed{\\text{B}}$",
+    "\\boxed{\\mathbf{(b)}}",
+    "\\boxed{B. a red car}",
+    "\\boxed{B",
+    "Answer: B",
+    "Answer - B",
+    "**Final Answer**: B",
+    "**Answer:** **B**",
+    '{"answer": "B"}',
+    "Ans: b",
+    "answer=B",
+    "The answer is **b**.",
+    "The correct letter is B",
+    "I choose B",
+    "__B__",
+    "_B_",
+    "`b`",
+    "### B",
+    "b",
+    "(b)",
+    "[B]",
+    "b)",
+    "B)",
+    "It is (b)",
+    "\uff22",
+    "\uff42\uff0e",
+    "\uff08\uff22\uff09",
+    "\uff08\uff22\uff09 a red car",
+    "\u3010B\u3011",
+    "\u7b54\u6848\uff1aB",
+    "\u7b54\u6848\u662f\uff22\u3002",
+    "\u9009B\uff0c\u56e0\u4e3a",
+    "B\u3001a red car",
+    "Answer\uff1aB",
+    "(B) a red car",
+    "B: a red car",
+    "B - a red car",
+    "B a red car",
+    "Option B",
+    "It is B.",
+]
+TEXTS_OF_B = ["a red car", "A red car.", "A RED CAR", '"a red car"', "a  red\ncar", "<answer>a red car</answer>"]
+CHOOSE_NOTHING = [
+    "<think>(A) or (C)? The answer is B",
+    "<think>B</think>",
+    "<answer></answer>",
+    "",
+    "I do not know",
+    "<think>B</think><answer> </answer>",
+]
+
+
+@pytest.mark.parametrize("response", CHOOSE_B)
+def test_evaluation_and_reward_read_the_same_letter(response):
+    assert extract_choice(response, OPTIONS) == "B"
+    assert multiple_choice_reward([response] * 2, ["B", "C"]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("response", TEXTS_OF_B)
+def test_an_options_text_is_as_good_as_its_letter(response):
+    assert extract_choice(response, OPTIONS) == "B"
+    assert multiple_choice_reward([response] * 3, ["B. a red car", "(B) a red car", "C. a dog"]) == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("response", CHOOSE_NOTHING)
+def test_no_choice(response):
+    assert extract_choice(response, OPTIONS) == ""
+    assert multiple_choice_reward([response], ["B"]) == [0.0]
+
+
+def test_long_texts_take_no_longer():
+    """Each is a megabyte, on which a search that goes back would never end."""
+    for text in (
+        "<think>" * 150_000,
+        "<answer>" * 125_000,
+        "\\boxed{" * 140_000,
+        "(" * 1_000_000,
+        " " * 1_000_000 + "x",
+    ):
+        final_answer(text)
+        read_options([text, "b"])
+
+
+ALL_FORMS = [
+    ["red", "blue", "green"],
+    ["A. red", "B. blue", "C. green"],
+    ["(A) red", "(B) blue", "(C) green"],
+    ["a) red", "b) blue", "c) green"],
+    ["A: red", "B: blue", "C: green"],
+    ["A - red", "B - blue", "C - green"],
+    ["[A] red", "[B] blue", "[C] green"],
+    ["A.red", "B.blue", "C.green"],
+    ["A red", "B blue", "C green"],
+    ["\uff21\uff0e red", "\uff22\uff0e blue", "\uff23\uff0e green"],
+    ["\uff08A\uff09red", "\uff08B\uff09blue", "\uff08C\uff09green"],
+    ["A\u3001red", "B\u3001blue", "C\u3001green"],
+    ["B. blue", "A. red", "C. green"],
+    {"A": "red", "B": "blue", "C": "green"},
+    {"C": "green", "A": "red", "B": "blue"},
+    {"a": "red", "b": "blue", "c": "green"},
+    {"A": "A. red", "B": "B. blue", "C": "C. green"},
+    {"A": "red", "B": "blue", "C": "green", "D": None},
+    {"(A)": "red", "(B)": "blue", "(C)": "green"},
+    {"0": "red", "1": "blue", "2": "green"},
+    {1: "red", 2: "blue", 3: "green"},
+    {"option 0": "red", "option 1": "blue", "option 2": "green"},
+    {"option_a": "red", "option_b": "blue", "option_c": "green"},
+    {"label": ["A", "B", "C"], "text": ["red", "blue", "green"]},
+    [{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}, {"label": "C", "text": "green"}],
+    [{"A": "red"}, {"B": "blue"}, {"C": "green"}],
+    [{"text": "red"}, {"text": "blue"}, {"text": "green"}],
+    [{"id": 0, "value": "red"}, {"id": 1, "value": "blue"}, {"id": 2, "value": "green"}],
+    ("red", "blue", "green", None, None),
+    "A. red\nB. blue\r\nC. green\n",
+    '["red", "blue", "green"]',
+]
+
+
+@pytest.mark.parametrize("options", ALL_FORMS, ids=lambda options: f"{options!r:.40}")
+def test_forms_of_options(options):
+    assert read_options(options) == {"A": "red", "B": "blue", "C": "green"}
+
+
+def test_what_looks_like_a_letter_and_is_a_text():
+    for texts in (
+        ["E. coli", "S. aureus"],
+        ["A. Milne", "J. Rowling"],
+        ["A dog", "Dogs"],
+        ["1.5", "2.5"],
+        ["A", "B"],
+        ["A.", "B."],
+    ):
+        assert list(read_options(texts).values()) == texts
+    assert read_options([3, 2.5, True]) == {"A": "3", "B": "2.5", "C": "True"}
+    assert read_options({"A": "x", "B": None, "C": "y"}) == {"A": "x", "C": "y"}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ([str(i) for i in range(27)], "27 options: multiple choice needs 2 to 26"),
+        (["red"], "1 options"),
+        ([], "0 options"),
+        (3, "options=3 is of type int: give a list of texts"),
+        (["red", None, "blue"], r"options\[1\] \(None\) is not a text"),
+        (["red", ["blue"]], "is not a text"),
+        ([{"colour": None}, {"text": "x"}], "1 options"),
+        ({"red": "x", "blue": "y"}, "name them A, B, C"),
+        ({"A": "x", "a": "y"}, "the letter A twice"),
+        ({"1": "x", "3": "y"}, "number them in a row"),
+        (["red", "blue \ud800"], "lone surrogate"),
+    ],
+    ids=lambda value: f"{value!r:.30}",
+)
+def test_what_are_not_options(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_options(options)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["B", "b", "(B)", "B.", " b ", "**B**", "\uff22", "<answer>B</answer>", "\\boxed{B}", "Option B", "The answer is B.", "(B) blue", "B. Blue",
+     "blue", "Blue", " blue ", "blue.", "\uff42lue", "<think>A</think>blue", "<answer>\nblue\n</answer>"],
+)  # fmt: skip
+def test_the_right_answer_by_letter_or_text(answer):
+    assert right_letter(answer, read_options(["red", "blue", "dark blue"])) == "B"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["D", "bleu", "A. blue", "B. bleu", "", "<answer></answer>", 2, True, None, ["B"], float("nan"), "AB", "A, B"],
+)
+def test_an_answer_that_is_not_an_option_is_refused(answer):
+    with pytest.raises(ValueError, match="the answer"):
+        right_letter(answer, read_options(["red", "blue", "dark blue"]))
+
+
+def test_answers_that_may_be_two_options():
+    assert right_letter("us", {"A": "US", "B": "us"}) == "B"
+    with pytest.raises(ValueError, match="fits the options A and B alike"):
+        right_letter("Us", {"A": "US", "B": "us"})
+    letters = {"A": "B", "B": "A"}
+    with pytest.raises(ValueError, match="is the letter of option A and the text of option B"):
+        right_letter("A", letters)
+    assert (right_letter("A", letters, "letter"), right_letter("A", letters, "text")) == ("A", "B")
+    assert right_letter("B. A", letters) == "B"
+    assert right_letter(3, read_options([1, 2, 3])) == "C"
+    # Who chooses one of two equal texts has chosen both.
+    twice = ["red", "blue", "red"]
+    assert right_letter("C", read_options(twice)) == right_letter("red", read_options(twice)) == "A"
+    assert extract_choice("C", twice) == extract_choice("red", twice) == extract_choice("A", twice) == "A"
+
+
+def test_answers_by_number():
+    texts = read_options(["red", "blue", "green"])
+    assert [index_letter(index, texts) for index in (0, "1", 2.0)] == ["A", "B", "C"]
+    assert index_letter(3, texts, first=1) == "C"
+    for index in (3, -1, "x", None, 0.5, True, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="the answer"):
+            index_letter(index, texts)

@@ -1,0 +1,437 @@
+"""Video files to frames: which frames, exactly those, from any file that a user may give, and a clear word about those that cannot be read."""
+
+import io
+import math
+import re
+import struct
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from helpers.media import (
+    HEIGHT,
+    WIDTH,
+    decode_all,
+    numbered_picture,
+    numbers_of,
+    set_display_matrix,
+    write_audio,
+    write_video,
+)
+
+from cacovid_hf.video.files import read_chosen_frames, read_video, uniform_indices
+
+OPEN_GOP = {"x264-params": "open-gop=1:scenecut=0:b-adapt=0:keyint=12"}
+CLIPS = {
+    "one keyframe": ("a.mp4", dict(gop=1000, b_frames=0)),
+    "B-frames": ("a.mp4", dict(b_frames=3)),
+    "open groups of pictures": ("a.mp4", dict(b_frames=3, options=OPEN_GOP)),
+    "every frame a keyframe": ("a.mp4", dict(gop=1)),
+    "variable frame rate": ("a.mp4", dict(pts=[i + i * i // 8 for i in range(120)])),
+    "fragmented mp4, no frame count": ("a.mp4", dict(container_options={"movflags": "frag_keyframe+empty_moov"})),
+    "quicktime": ("a.mov", {}),
+    "matroska, no frame count": ("a.mkv", {}),
+    "webm": ("a.webm", dict(codec="libvpx-vp9", options={"cpu-used": "8", "deadline": "realtime"})),
+    "live matroska, no duration": ("a.mkv", dict(container_options={"live": "1"})),
+    "transport stream, no index": ("a.ts", {}),
+    "flash": ("a.flv", {}),
+    "avi, decoding order only": ("a.avi", dict(b_frames=2)),
+    "avi mpeg4": ("a.avi", dict(codec="mpeg4", b_frames=0)),
+    "program stream": ("a.mpg", dict(codec="mpeg2video", fps=25)),
+    "with sound": ("a.mp4", dict(audio=True)),
+    "ntsc rate": ("a.mp4", dict(fps=Fraction(30000, 1001))),
+}
+
+
+@pytest.mark.parametrize("case", CLIPS)
+@pytest.mark.parametrize("num_frames", [1, 7, 120])
+def test_frames_are_those_of_a_full_decode(tmp_path, case, num_frames):
+    name, options = CLIPS[case]
+    path = write_video(tmp_path / name, 120, **options)
+
+    frames, metadata = read_video(path, num_frames, max_fps=math.inf)
+
+    expected = np.linspace(0, 119, num_frames, dtype=int).tolist()
+    assert metadata.frames_indices == expected
+    assert metadata.total_num_frames == 120
+    assert frames.shape == (num_frames, HEIGHT, WIDTH, 3)
+    assert frames.dtype == np.uint8
+    assert numbers_of(frames) == expected
+    np.testing.assert_array_equal(frames, decode_all(path)[expected])
+
+
+def test_hevc_with_open_groups_is_frame_exact(tmp_path):
+    if "libx265" not in av.codecs_available:
+        pytest.skip("this PyAV has no HEVC encoder")
+    path = write_video(
+        tmp_path / "a.mp4", 60, codec="libx265", options={"x265-params": "open-gop=1:keyint=12:log-level=none"}
+    )
+
+    frames, _ = read_video(path, 9, max_fps=math.inf)
+
+    np.testing.assert_array_equal(frames, decode_all(path)[np.linspace(0, 59, 9, dtype=int)])
+
+
+def test_an_edit_list_trims_the_clip(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 100)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"elst") + 12
+    duration, start = struct.unpack_from(">II", data, entry)
+    struct.pack_into(">II", data, entry, duration // 2, start + 20 * 1024)
+    path.write_bytes(data)
+    assert numbers_of(decode_all(path)) == list(range(20, 70))
+
+    frames, metadata = read_video(path, 6, max_fps=math.inf)
+
+    assert numbers_of(frames) == [20 + i for i in metadata.frames_indices] == [20, 29, 39, 49, 59, 69]
+    assert (metadata.total_num_frames, metadata.duration) == (50, 5.0)
+
+
+class CountedPacket:
+    """A real packet that notes on its container how many frames are decoded from it."""
+
+    def __init__(self, packet, container):
+        object.__setattr__(self, "packet", packet)
+        object.__setattr__(self, "container", container)
+
+    def __getattr__(self, name):
+        return getattr(self.packet, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.packet, name, value)
+
+    def decode(self):
+        frames = self.packet.decode()
+        self.container.num_decoded += len(frames)
+        return frames
+
+
+class CountedContainer:
+    """A real container that counts the frames decoded from it, and whether it was closed."""
+
+    def __init__(self, container):
+        self.container, self.num_decoded, self.is_closed = container, 0, False
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+    def demux(self, *args, **kwargs):
+        for packet in self.container.demux(*args, **kwargs):
+            yield CountedPacket(packet, self)
+
+    def close(self):
+        self.is_closed = True
+        self.container.close()
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The containers that were opened for reading."""
+    containers = []
+    av_open = av.open
+
+    def counting_open(*args, **kwargs):
+        containers.append(CountedContainer(av_open(*args, **kwargs)))
+        return containers[-1]
+
+    return lambda: (monkeypatch.setattr(av, "open", counting_open), containers)[1]
+
+
+def test_a_long_clip_is_sought_not_decoded(tmp_path, opened):
+    path = write_video(tmp_path / "a.mp4", 2000, fps=30, gop=30, options={"preset": "ultrafast"})
+    containers = opened()
+
+    frames, metadata = read_video(path, 8)
+
+    assert numbers_of(frames) == np.linspace(0, 1999, 8, dtype=int).tolist()
+    assert metadata.total_num_frames == 2000
+    # At most one group of pictures a frame, far from the 2,000 of the clip.
+    assert len(containers) == 1
+    assert containers[0].num_decoded <= 8 * 30
+
+
+def test_a_short_clip_is_decoded_once(tmp_path, opened):
+    path = write_video(tmp_path / "a.mp4", 100, gop=20)
+    containers = opened()
+
+    frames, _ = read_video(path, 50, max_fps=math.inf)
+
+    assert len(frames) == 50
+    assert containers[0].num_decoded <= 100
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_containers_are_closed(tmp_path, opened, broken):
+    path = write_video(tmp_path / "a.mp4", 30, container_options={"movflags": "faststart"})
+    if broken:
+        path.write_bytes(path.read_bytes()[:-100])
+    containers = opened()
+    with pytest.raises(ZeroDivisionError):
+        read_chosen_frames(path, lambda clip: 1 / 0)
+    read_video(path)
+    # A damaged clip is decoded to count its frames, and again to take some.
+    assert len(containers) == (4 if broken else 2)
+    assert all(container.is_closed for container in containers)
+
+
+# --- sampling and metadata -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("total", "duration", "num_frames", "max_fps", "expected"),
+    [
+        (300, 10.0, 32, 1.0, 10),
+        (300, 10.0, 4, 1.0, 4),
+        (300, 10.0, 32, 2.0, 20),
+        (300, 10.0, 32, math.inf, 32),
+        (300, 9.9999, 32, 1.0, 10),
+        (300, 9.5, 32, 1.0, 9),
+        (5, 10.0, 32, 1.0, 5),
+        (10, 0.4, 32, 1.0, 1),
+        (108_000, 3600.0, 32, 1.0, 32),
+        (100, None, 32, 1.0, 32),
+        (1, 0.04, 32, 1.0, 1),
+    ],
+)
+def test_number_and_places_of_sampled_frames(total, duration, num_frames, max_fps, expected):
+    indices = uniform_indices(total, duration, num_frames, max_fps)
+    assert len(indices) == expected
+    assert indices[0] == 0
+    assert expected == 1 or indices[-1] == total - 1
+    assert (np.diff(indices) > 0).all()
+
+
+def test_metadata_of_a_constant_rate(tmp_path):
+    _, metadata = read_video(write_video(tmp_path / "a.mp4", 75, fps=25))
+    assert metadata.total_num_frames == 75
+    assert metadata.fps == pytest.approx(25)
+    assert metadata.duration == pytest.approx(3.0)
+    assert metadata.frames_indices == [0, 37, 74]
+    assert (metadata.width, metadata.height, metadata.video_backend) == (WIDTH, HEIGHT, "pyav")
+    assert metadata.timestamps == pytest.approx([0, 37 / 25, 74 / 25])
+
+
+def test_metadata_of_a_variable_rate_is_the_mean(tmp_path):
+    # 11 frames, the last one 10 seconds after the first.
+    _, metadata = read_video(write_video(tmp_path / "a.mp4", 11, fps=10, pts=[i * i for i in range(11)]))
+    assert metadata.duration == pytest.approx(10, abs=2)
+    assert metadata.fps * metadata.duration == pytest.approx(11)
+
+
+def test_one_frame_is_a_video(tmp_path):
+    frames, metadata = read_video(write_video(tmp_path / "a.mp4", 1, fps=10))
+    assert frames.shape == (1, HEIGHT, WIDTH, 3)
+    assert (metadata.total_num_frames, metadata.frames_indices) == (1, [0])
+    assert metadata.duration == pytest.approx(0.1)
+
+
+def test_chosen_frames(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 40)
+    frames, metadata = read_chosen_frames(path, lambda clip: [3, clip.total_num_frames - 1])
+    assert numbers_of(frames) == [3, 39] == metadata.frames_indices
+    with pytest.raises(ValueError, match="No frame was chosen of the 40"):
+        read_chosen_frames(path, lambda clip: [])
+
+
+# --- orientation -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turned"),
+    [
+        ((1, 0, 0, 1), lambda image: image),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),  # a phone held upright: shown turned clockwise
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, -1, 1, 0), lambda image: np.rot90(image, 1)),
+        ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
+        ((1, 0, 0, -1), lambda image: image[::-1]),
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+    ],
+)
+def test_display_matrix_is_honoured(tmp_path, matrix, turned):
+    picture = numbered_picture(0b000_000_000_011)  # white in one corner, and longer that way
+    path = set_display_matrix(write_video(tmp_path / "a.mp4", [picture] * 3), *matrix)
+
+    frames, metadata = read_video(path)
+
+    np.testing.assert_allclose(frames[0].astype(int), turned(picture), atol=60)
+    assert (metadata.height, metadata.width) == frames.shape[1:3]
+
+
+# --- what may be given -----------------------------------------------------------------------------------------------------------
+
+
+def test_paths_and_file_objects_give_the_same(tmp_path):
+    path = write_video(tmp_path / "a clip: 100%.mp4", 30)
+    expected, _ = read_video(path)
+    with open(path, "rb") as file:
+        file.seek(100)
+        for source in (str(path), file, io.BytesIO(path.read_bytes())):
+            frames, metadata = read_video(source)
+            np.testing.assert_array_equal(frames, expected)
+            assert metadata.total_num_frames == 30
+        assert not file.closed
+
+
+class Pipe(io.RawIOBase):
+    """A file that cannot seek."""
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return 0
+
+
+@pytest.mark.parametrize("source", [io.StringIO("text"), Pipe(), b"bytes", 7, None])
+def test_unreadable_sources_are_refused(source):
+    with pytest.raises(
+        ValueError, match=rf"type {type(source).__name__} cannot be read: give a path, or an open binary file"
+    ):
+        read_video(source)
+
+
+def truncated(path, fraction, **options):
+    write_video(path, 100, **options)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
+
+
+def write(path, text):
+    path.write_text(text)
+
+
+def zero_duration(path):
+    """Frames whose table of times says that none lasts any time."""
+    write_video(path, 30, b_frames=0)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"stts") + 12
+    struct.pack_into(">II", data, entry, 30, 0)
+    path.write_bytes(data)
+
+
+def no_frames(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        container.start_encoding()
+
+
+def playlist(path):
+    other = write_video(path.with_name("other.ts"), 30)
+    path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{other}\n#EXT-X-ENDLIST\n")
+
+
+BAD_FILES = {
+    "missing": (lambda path: None, FileNotFoundError, "does not exist: check the path"),
+    "directory": (lambda path: path.mkdir(), ValueError, "is not a file: give the path of one video file"),
+    "empty": (lambda path: path.touch(), ValueError, r"is empty \(0 bytes\): copy or download it again"),
+    "cut before its index": (
+        lambda path: truncated(path, 0.5),
+        ValueError,
+        "is not a readable video .* may be truncated",
+    ),
+    "text": (lambda path: write(path, "no video\n" * 500), ValueError, "is not a readable video .* of another type"),
+    "playlist": (playlist, ValueError, "is not a readable video"),
+    "sound alone": (write_audio, ValueError, r"has no video track \(audio alone\?\)"),
+    "no frames": (no_frames, ValueError, "is not a readable video|no video track|without frames"),
+    "zero duration": (
+        zero_duration,
+        ValueError,
+        r"has \d+ frames but lasts 0 seconds: export it again with timestamps",
+    ),
+    "absurd resolution": (
+        lambda path: write_video(path, [np.zeros((4400, 7600, 3), np.uint8)], codec="mpeg4", b_frames=0),
+        ValueError,
+        "has frames of 7600x4400 pixels, over the limit max_pixels=33177600: scale it down, or raise the limit",
+    ),
+    "absurd duration": (
+        lambda path: write_video(path, 2, fps=1, pts=[0, 100_000]),
+        ValueError,
+        "lasts 100001 seconds, over the limit max_duration=86400: cut it, or raise the limit",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_get_one_clear_error(tmp_path, case):
+    make, kind, message = BAD_FILES[case]
+    path = tmp_path / "clip.mp4"
+    make(path)
+    with pytest.raises(kind, match=f"^{re.escape(str(path))} .*({message})") as error:
+        read_video(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("num_frames", [0, -1, 2.0, "8", None, True])
+def test_wrong_num_frames(num_frames):
+    with pytest.raises(ValueError, match=rf"num_frames={num_frames!r}: give the largest number of frames"):
+        read_video("never opened.mp4", num_frames)
+
+
+@pytest.mark.parametrize("max_fps", [0, -1.0, math.nan, "1", None, True])
+def test_wrong_max_fps(max_fps):
+    with pytest.raises(ValueError, match=rf"max_fps={max_fps!r}: give the largest number of frames a second"):
+        read_video("never opened.mp4", max_fps=max_fps)
+
+
+def test_limits_may_be_set(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 30, fps=10)
+    with pytest.raises(ValueError, match=f"frames of 64x48 pixels, over the limit max_pixels={WIDTH * HEIGHT - 1}"):
+        read_video(path, max_pixels=WIDTH * HEIGHT - 1)
+    with pytest.raises(ValueError, match=r"lasts 3 seconds, over the limit max_duration=2\.5"):
+        read_video(path, max_duration=2.5)
+    assert len(read_video(path, max_pixels=WIDTH * HEIGHT, max_duration=3)[0]) == 3
+
+
+def test_without_pyav(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match="needs PyAV: pip install av"):
+        read_video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_metadata_in_another_encoding(tmp_path, suffix):
+    """A title that is not UTF-8 is nobody's problem."""
+    path = tmp_path / f"clip.{suffix}"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "CAFEZZ"
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert b"CAFEZZ" in data
+    path.write_bytes(data.replace(b"CAFEZZ", b"CAF\xe9ZZ"))
+    assert read_video(path, max_fps=10)[0].shape == (20, 32, 32, 3)
+
+
+CUT_FILES = {
+    "mp4": dict(container_options={"movflags": "faststart"}),
+    "mov": dict(container_options={"movflags": "faststart"}),
+    "mkv": {},
+    "webm": dict(codec="libvpx"),
+    "avi": dict(b_frames=0),
+    "ts": {},
+    "flv": {},
+    "gif": dict(codec="gif"),
+}
+
+
+@pytest.mark.parametrize("suffix", CUT_FILES)
+def test_a_cut_file_gives_what_it_holds_and_one_warning(tmp_path, caplog, suffix):
+    path = write_video(tmp_path / f"clip.{suffix}", 100, fps=25, **{"gop": 2, **CUT_FILES[suffix]})
+    read_video(path)
+    assert not caplog.records
+
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * 0.8)])
+    frames, metadata = read_video(path, 100, max_fps=math.inf)
+
+    assert f"{path} is truncated or damaged" in caplog.text
+    assert 20 <= metadata.total_num_frames < 97
+    assert numbers_of(frames)[:20] == list(range(20))
+    assert metadata.duration == pytest.approx(metadata.total_num_frames / 25, abs=0.13)
