@@ -133,7 +133,7 @@ def overlap(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     reader = processor.video_processor
     settings: dict[str, Any] = dict(num_frames=options.overlap_frames, frames_per_chunk=options.frames_per_chunk)
     samples: dict[str, list[float]] = {"beside": [], "in_turn": [], "decode_and_prepare_alone": []}
-    encode_file(model, processor, clip, **settings)  # warm
+    encode_file(model, processor.video_processor, clip, **settings)  # warm
 
     def timed(name: str) -> None:
         started = time.perf_counter()
@@ -141,7 +141,7 @@ def overlap(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for frames, metadata in reader.iter_frames(str(clip), options.frames_per_chunk, options.overlap_frames):
                 reader(videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
         else:
-            encode_file(model, processor, clip, overlap=name == "beside", **settings)
+            encode_file(model, processor.video_processor, clip, overlap=name == "beside", **settings)
         samples[name].append(time.perf_counter() - started)
 
     for repeat in range(options.repeats):

@@ -25,7 +25,7 @@ from transformers import (
     pipeline,
 )
 
-from cacovid_hf.processing import register, with_video_reader
+from cacovid_hf.processing import with_video_reader
 from cacovid_hf.video.files import read_video
 
 VIDEO_TEXT = {"llava_onevision": "<video>", "qwen2_5_vl": "<|vision_start|><|video_pad|><|vision_end|>"}
@@ -153,7 +153,6 @@ def test_num_frames_beside_the_messages(processor, clip):
 
 
 def test_saved_and_loaded_by_auto_processor(family, processor, clip, tmp_path):
-    register()
     own = with_video_reader(processor)
     own.video_processor.num_frames, own.video_processor.max_fps = 6, 0.5
     own.save_pretrained(tmp_path)
@@ -174,8 +173,6 @@ def test_saved_and_loaded_by_auto_processor(family, processor, clip, tmp_path):
 
 
 def test_stock_checkpoints_stay_stock(family, tmp_path):
-    register()
-    register()
     stock = stock_processor(family)
     stock.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
@@ -188,8 +185,8 @@ def test_any_order_of_imports(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     own = type(processor.video_processor)
     program = (
-        f"import cacovid_hf\nfrom transformers import {own.__mro__[2].__name__}, AutoProcessor\nfrom cacovid_hf.processing import register\n"
-        f"register()\nprint(type(AutoProcessor.from_pretrained({str(tmp_path)!r}).video_processor).__name__)"
+        f"import cacovid_hf\nfrom transformers import {own.__mro__[2].__name__}, AutoProcessor\n"
+        f"print(type(AutoProcessor.from_pretrained({str(tmp_path)!r}).video_processor).__name__)"
     )
     assert run_fresh(program, tmp_path).stdout.strip() == own.__name__
 

@@ -5,14 +5,13 @@ from helpers.fresh import run_fresh
 
 MODULES = [
     "configuration",
-    "policy",
     "modeling",
-    "compressors",
-    "checkpoint",
     "processing",
-    "video_processing",
-    "selection",
-    "generation",
+    "policies.light",
+    "compressors",
+    "checkpoints.saving",
+    "utils.files",
+    "auto",
 ]
 
 

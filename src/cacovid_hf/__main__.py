@@ -1,5 +1,5 @@
 """`python -m cacovid_hf` is `cacovid`."""
 
-from .cli.main import main
+from cacovid_cli.main import main
 
 main()

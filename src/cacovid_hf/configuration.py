@@ -1,7 +1,6 @@
 """`CaCoVidConfig`: which backbone, which policy, which defaults; every check of a setting is here or called from here."""
 
 import copy
-import importlib
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -61,8 +60,6 @@ class CaCoVidConfig(PreTrainedConfig):
         self.backbone_config = backbone_config(self.backbone_config)
         self.retention_ratio = PolicySettings.of(vars(self)).retention_ratio
         super().__post_init__(**kwargs)
-        # Whoever makes a config is about to make a model: the Auto class must know ours by now.
-        importlib.import_module(".modeling", __package__)
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The text config of the backbone."""

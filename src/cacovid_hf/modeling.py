@@ -19,13 +19,16 @@ from transformers import AutoModelForImageTextToText, Cache, GenerationMixin, Pr
 
 from ._compat import CACHE, AnyAttention, OutputWithCache, commit_of, note_commit, with_cache_name
 from .backbones import backbone_family
+from .backbones.base import FRAMES_PER_CHUNK
 from .backbones.loaded import base_model, embedding_device
 from .checkpoints import loading, saving
 from .checkpoints.source import HUB_ARGUMENTS, Source, cached_commit, load_weights
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
 from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments
+from .generation.long_video import encode_file
 from .generation.mixin import Compressing
+from .generation.session import VideoSession
 from .generation.stock import WAY_ROUND
 from .generation.turns import forget, is_recorded, note_down, record, text_step
 from .hub.card import CardFacts
@@ -33,6 +36,7 @@ from .hub.push import PUSH_ARGUMENTS, check_pushable, modified, processor_of, pu
 from .policies.base import Policy
 from .policies.factory import check_policy_size, make_policy, untrained_policy
 from .policies.settings import check_policy
+from .processing import with_video_reader
 from .prompt import EncodedVideos
 from .ratio import Ratio, retention_ratios
 from .utils.names import check_names
@@ -317,6 +321,76 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             create_pr=create_pr,
             tags=tags,
             **saving,
+        )
+
+    def session(
+        self,
+        video: "str | os.PathLike | Sequence[str | os.PathLike] | EncodedVideos | None" = None,
+        processor: Any = None,
+        *,
+        keep_selection: bool = False,
+        conversation: bool = False,
+        retention_ratio: "float | Sequence[float] | None" = None,
+        compressor: "str | Compressor | None" = None,
+        num_frames: int | None = None,
+        frames_per_chunk: int = FRAMES_PER_CHUNK,
+        device: "torch.device | str | None" = None,
+        **inputs: Any,
+    ) -> VideoSession:
+        """Encode videos once, to ask many questions about them: `model.session("film.mp4", processor).ask("Who comes in?")`.
+
+        Args:
+            video: a file (path or http(s) address), several, or what `encode_videos` returned; None: see `inputs`.
+            processor: of the model; needed for files and for `ask`.
+            keep_selection: choose the video tokens for the first question alone and reuse the language model's cache for the others, or
+                (False) choose anew for each question.
+            conversation: whether later questions of `ask` see the earlier ones and their answers.
+            retention_ratio: as in `generate`, for every question that does not say otherwise; of a list, one a video, for every question the same.
+            compressor: as in `generate`, for every question that does not say otherwise.
+            num_frames: at most so many frames of a file; None is the processor's setting.
+            frames_per_chunk: see `encode_videos`; of a file, the next chunk is decoded while this one is encoded.
+            device: where the encoded videos are to wait, such as `"cpu"`; None: where they are made.
+            **inputs: in place of `video`, what the processor returned for a prompt with the videos.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a readable video, or arguments that do not fit.
+        """
+        if (video is None) == (not inputs):
+            raise ValueError(
+                "Give the videos once: files or encoded videos as `video`, or what the processor returned for them."
+            )
+        method = self.resolve_compressor(compressor)
+        if method.reads_tower or (keep_selection and method.inside_llm):
+            reason = (
+                "reads what the vision tower attends to, which encoded videos do not hold"
+                if method.reads_tower
+                else "drops tokens inside the language model, and no question can go on from such a cache (keep_selection=True)"
+            )
+            raise ValueError(f"compressor {method.name!r} {reason}: choose another for a session.")
+        files = [video] if isinstance(video, (str, os.PathLike)) else video
+        num_videos = len(self.family.video_grids(self.backbone.config, inputs) if files is None else files)
+        method.check(self, retention_ratios(self._ratio(retention_ratio), num_videos))
+        if files is None:
+            encoded = self.encode_videos(frames_per_chunk=frames_per_chunk, device=device, **inputs)
+        elif isinstance(files, EncodedVideos):
+            encoded = files
+        else:
+            if processor is None:
+                raise ValueError(
+                    "A video file needs a processor to be read: give processor=AutoProcessor.from_pretrained(...)."
+                )
+            options: dict[str, Any] = dict(num_frames=num_frames, frames_per_chunk=frames_per_chunk, device=device)
+            reader = with_video_reader(processor).video_processor
+            encoded = EncodedVideos.joined([encode_file(self, reader, file, **options) for file in files])
+        return VideoSession(
+            self,
+            encoded,
+            processor,
+            keep_selection=keep_selection,
+            conversation=conversation,
+            retention_ratio=retention_ratio,
+            compressor=compressor,
         )
 
     # ---------------------------------------------------------------- what is the backbone's

@@ -1,28 +1,25 @@
 """Stock processors that read video files: how they are made, saved and found again.
 
 A stock processor (`LlavaOnevisionProcessor`, `Qwen2_5_VLProcessor`) holds one of our video processors, is saved with its name, and loads through
-`AutoProcessor` once `register()` has run. This module imports no processor by itself.
+`AutoProcessor`.
 """
 
 import copy
 import functools
-import importlib
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 from transformers import ProcessorMixin
 
 from .checkpoints.auto_file import AUTO_MODULE
 from .video.files import SampledVideo
+from .video_processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
 
-if TYPE_CHECKING:
-    from transformers import ProcessorMixin
-
-# Stock video processor to ours, by name.
-_READERS = {
-    "LlavaOnevisionVideoProcessor": "CaCoVidLlavaOnevisionVideoProcessor",
-    "Qwen2VLVideoProcessor": "CaCoVidQwen2VLVideoProcessor",
+# By the name of the stock video processor that it extends.
+_READERS: dict[str, Any] = {
+    "LlavaOnevisionVideoProcessor": CaCoVidLlavaOnevisionVideoProcessor,
+    "Qwen2VLVideoProcessor": CaCoVidQwen2VLVideoProcessor,
 }
 
 
@@ -33,41 +30,7 @@ _GUARD = (
 )
 
 
-class _StandIn:
-    """Has the name of one of our video processors, and loads that one."""
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """Load the video processor that this one stands for."""
-        return _reader(cls.__name__).from_pretrained(*args, **kwargs)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class="AutoVideoProcessor"):
-        """Nothing to do: what is saved names `AUTO_MODULE`, and this package's sources are not copied beside it."""
-
-
-class CaCoVidLlavaOnevisionVideoProcessor(_StandIn):
-    """Of `video_processing.CaCoVidLlavaOnevisionVideoProcessor`."""
-
-
-class CaCoVidQwen2VLVideoProcessor(_StandIn):
-    """Of `video_processing.CaCoVidQwen2VLVideoProcessor`."""
-
-
-def register() -> None:
-    """Make our video processors known to `AutoVideoProcessor` and `AutoProcessor` by name; may be called again.
-
-    The registry finds a saved video processor by its class's name, whatever the key; a stock config as key would replace the stock class, so
-    each entry is its own key. The entries are stand-ins: this runs in the middle of transformers' own imports, where the stock classes
-    that ours extend may be half made.
-    """
-    from transformers import AutoVideoProcessor
-
-    for stand_in in (CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor):
-        AutoVideoProcessor.register(stand_in, stand_in, exist_ok=True)
-
-
-def with_video_reader(processor: "ProcessorMixin") -> "ProcessorMixin":
+def with_video_reader(processor: ProcessorMixin) -> ProcessorMixin:
     """Return a copy of a processor whose video processor, with the same settings, reads video files.
 
     Its chat template refuses a `retention_ratio`, which belongs to `generate`. Saved beside a model of this package, or its video processor alone, it loads
@@ -81,8 +44,8 @@ def with_video_reader(processor: "ProcessorMixin") -> "ProcessorMixin":
     """
     stock = processor.video_processor
     family = type(stock).__name__
-    name = family if family in _READERS.values() else _READERS.get(family)
-    if name is None:
+    reader: Any = type(stock) if isinstance(stock, tuple(_READERS.values())) else _READERS.get(family)
+    if reader is None:
         raise ValueError(
             f"{type(processor).__name__} has a video processor of type {family}, for which there is no file reader: use the processor of a "
             "LLaVA-OneVision or Qwen2.5-VL checkpoint, or decode with cacovid_hf.read_video."
@@ -90,17 +53,13 @@ def with_video_reader(processor: "ProcessorMixin") -> "ProcessorMixin":
     settings = {setting: value for setting, value in stock.to_dict().items() if value is not None}
     if "fps" in settings:
         settings["max_fps"] = settings.pop("fps")
-    settings["auto_map"] = {"AutoVideoProcessor": f"{AUTO_MODULE}.{name}"}
+    settings["auto_map"] = {"AutoVideoProcessor": f"{AUTO_MODULE}.{reader.__name__}"}
     result = copy.copy(processor)
-    result.video_processor = _reader(name).from_dict(settings)
+    result.video_processor = reader.from_dict(settings)
     template = result.chat_template
     if isinstance(template, str) and not template.startswith(_GUARD):
         result.chat_template = _GUARD + template
     return result
-
-
-def _reader(name: str):
-    return getattr(importlib.import_module("cacovid_hf.video_processing"), name)
 
 
 def sample_video(processor: ProcessorMixin, video: str | os.PathLike, num_frames: int | None = None) -> SampledVideo:

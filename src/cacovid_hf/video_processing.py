@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 from urllib.request import Request, url2pathname, urlopen
 
 import numpy as np
-from transformers import LlavaOnevisionVideoProcessor, Qwen2VLVideoProcessor
+from transformers import AutoVideoProcessor, LlavaOnevisionVideoProcessor, Qwen2VLVideoProcessor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_videos
@@ -36,6 +36,10 @@ class VideoFileMixin(BaseVideoProcessor):
 
     num_frames = 32
     max_fps = 1.0
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoVideoProcessor") -> None:
+        """Do nothing: what is saved names `AUTO_MODULE`, and this package's sources are not copied beside it."""
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Write the settings, and beside them the file in which they say that this class is found."""
@@ -181,3 +185,8 @@ def _download(address: str, file: BinaryIO) -> None:
             f"{address} cannot be fetched ({error}): check the address, or download it and give its path."
         ) from error
     file.flush()
+
+
+# Each is its own key, because a stock config as key would replace the stock class. A saved processor is found by its class's name.
+for _reader in (CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor):
+    AutoVideoProcessor.register(_reader, _reader, exist_ok=True)

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from cacovid_cli.main import app
 from cacovid_hf import CaCoVidForConditionalGeneration, select_tokens
 from cacovid_hf.checkpoints.import_published import PREFIX, find, import_published
-from cacovid_hf.cli.main import app
 from cacovid_hf.compressors.tools.selection import contribution_budget
 from cacovid_hf.prompt import PromptLayout, VideoSpan
 

@@ -10,9 +10,9 @@ from helpers.media import numbers_of, write_video
 from helpers.models import FAMILIES, stock_model
 from helpers.processors import tiny_processor
 
+from cacovid_cli.ask import UNTRAINED, Answer, ask
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.auto import load_config, load_model, load_processor
-from cacovid_hf.cli.ask import UNTRAINED, Answer, ask
 from cacovid_hf.processing import sample_video
 from cacovid_hf.ratio import token_budget
 

@@ -13,10 +13,10 @@ from helpers.models import FAMILIES, stock_model
 from helpers.processors import tiny_processor
 from PIL import Image
 
+from cacovid_cli.ask import UNTRAINED, ask
+from cacovid_cli.main import main
 from cacovid_hf import __version__, tiny
 from cacovid_hf.auto import load_model, load_processor
-from cacovid_hf.cli.ask import UNTRAINED, ask
-from cacovid_hf.cli.main import main
 from cacovid_hf.tiny.accuracy import answer_accuracy
 from cacovid_hf.utils.extras import pip_install
 
@@ -221,7 +221,7 @@ def test_help_and_version(run):
 def test_help_imports_nothing_heavy():
     program = (
         "import sys\n"
-        "from cacovid_hf.cli.main import main\n"
+        "from cacovid_cli.main import main\n"
         "try:\n    main(['ask', '--help'])\n"
         "except SystemExit:\n"
         "    print({'torch', 'transformers', 'av', 'matplotlib', 'numpy'} & set(sys.modules), file=sys.stderr)"

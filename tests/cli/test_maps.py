@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cacovid_hf.cli.maps import check_map_target, draw_map, save_map
+from cacovid_cli.maps import check_map_target, draw_map, save_map
 from cacovid_hf.prompt import VideoSelection, VideoSpan
 
 COLOR = (200, 30, 60)  # of a frame in the tests; no score's and no label's

@@ -38,7 +38,7 @@ def served():
     """The embedded model behind a real server in a thread of this process: the model, and the address."""
     import uvicorn
 
-    from cacovid_hf.cli.serve import make_app
+    from cacovid_cli.serve import make_app
 
     model = CaCoVidForConditionalGeneration.from_pretrained(model_path())
     processor = with_video_reader(AutoProcessor.from_pretrained(model_path()))

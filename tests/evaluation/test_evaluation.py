@@ -18,9 +18,9 @@ from helpers.models import stock_model
 from helpers.processors import tiny_processor
 from PIL import Image
 
+from cacovid_cli.main import main
 from cacovid_hf import tiny
 from cacovid_hf.auto import load_model, load_processor
-from cacovid_hf.cli.main import main
 from cacovid_hf.compressors import CaCoVid, Uniform
 from cacovid_hf.evaluation import sweep
 from cacovid_hf.evaluation.datasets import load_benchmark

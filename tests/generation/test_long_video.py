@@ -193,7 +193,13 @@ def test_a_file_in_chunks_is_the_file_at_once(filmed, num_frames, frames, overla
     processor.video_processor.max_fps = 100.0
     expected = model.encode_videos(**inputs, frames_per_chunk=None)
     encoded = encode_file(
-        model, processor, path, num_frames=num_frames, frames_per_chunk=frames, overlap=overlap, device="cpu"
+        model,
+        processor.video_processor,
+        path,
+        num_frames=num_frames,
+        frames_per_chunk=frames,
+        overlap=overlap,
+        device="cpu",
     )
     assert encoded.grids == expected.grids
     torch.testing.assert_close(encoded.features[0], expected.features[0], atol=1e-4, rtol=1e-4)
@@ -206,11 +212,11 @@ def test_errors_of_the_reading_thread_arrive(filmed, tmp_path):
     model, processor, path = filmed
     before = threading.active_count()
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        encode_file(model, processor, tmp_path / "none.mp4")
+        encode_file(model, processor.video_processor, tmp_path / "none.mp4")
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match=r"cut\.mp4"):
-        encode_file(model, processor, cut)
+        encode_file(model, processor.video_processor, cut)
     assert threading.active_count() == before
 
 
@@ -240,4 +246,4 @@ def test_frames_whose_size_depends_on_their_number_are_refused(tmp_path):
     processor = with_video_reader(tiny_processor("qwen2_5_vl"))
     processor.video_processor.cap_pixels_per_frame = True
     with pytest.raises(ValueError, match="cap_pixels_per_frame=True"):
-        encode_file(model, processor, write_video(tmp_path / "clip.mp4", 8))
+        encode_file(model, processor.video_processor, write_video(tmp_path / "clip.mp4", 8))

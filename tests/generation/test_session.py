@@ -10,8 +10,8 @@ from helpers.models import FAMILIES, Video, masked_inputs, prompt_inputs, stock_
 from helpers.processors import tiny_processor
 from transformers import AutoProcessor, DynamicCache, GenerationConfig
 
+from cacovid_cli.ask import ask
 from cacovid_hf import AutoBudget, CaCoVidForConditionalGeneration, VideoSession, with_video_reader
-from cacovid_hf.cli.ask import ask
 from cacovid_hf.generation.session import KeptBefore
 from cacovid_hf.tiny import clips, model_path
 

@@ -12,8 +12,8 @@ from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from cacovid_cli.main import main
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
-from cacovid_hf.cli.main import main
 from cacovid_hf.hub.custom_generate import stamp_of
 
 REPO, BASE = "owner/cacovid-tiny", "owner/stock"
@@ -439,7 +439,7 @@ def test_the_server_takes_model_and_processor_of_a_revision(hub, monkeypatch, re
     pytest.importorskip("fastapi")
     pytest.importorskip("openai")
     models, served = push_two_revisions(hub), []
-    monkeypatch.setattr("cacovid_hf.cli.serve.serve", lambda *what: served.append(what))
+    monkeypatch.setattr("cacovid_cli.serve.serve", lambda *what: served.append(what))
     with pytest.raises(SystemExit) as ended:
         main(["serve", REPO, *([] if revision == "main" else ["--revision", revision])])
     assert not ended.value.code

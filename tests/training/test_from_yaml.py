@@ -23,9 +23,9 @@ from helpers.hub_server import LoopbackHub, use
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
+from cacovid_cli.main import app, main
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.auto import load_processor
-from cacovid_hf.cli.main import app, main
 from cacovid_hf.policies.settings import PolicySettings
 from cacovid_hf.tiny import clips, model_path
 from cacovid_hf.tiny.accuracy import answer_accuracy

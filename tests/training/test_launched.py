@@ -11,7 +11,7 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from test_from_yaml import write
 
-from cacovid_hf.cli.main import main as cli
+from cacovid_cli.main import main as cli
 from cacovid_hf.training.from_yaml import make_trainer, read_config, run_training
 
 STEPS = {"learning_rate": 1e-3, "max_steps": 8, "save_steps": 4, "eval_steps": 4, "max_grad_norm": 5.0}

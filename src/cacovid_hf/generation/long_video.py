@@ -14,8 +14,6 @@ from torch import Tensor
 from ..prompt import EncodedVideos
 
 if TYPE_CHECKING:
-    from transformers import ProcessorMixin
-
     from .mixin import Compressing
 
 Item = TypeVar("Item")
@@ -47,7 +45,7 @@ def collect(chunks: Iterable[Tensor], sizes: list[int], device: torch.device | s
 @torch.no_grad()
 def encode_file(
     model: "Compressing",
-    processor: "ProcessorMixin",
+    reader: Any,
     video: str | os.PathLike,
     *,
     num_frames: int | None = None,
@@ -62,7 +60,7 @@ def encode_file(
 
     Args:
         model: a wrapped model.
-        processor: its processor.
+        reader: its processor's video processor, which reads files (see `cacovid_hf.with_video_reader`).
         video: a path or an http(s) address.
         num_frames: at most so many frames; None is the processor's setting.
         frames_per_chunk: so many frames (Qwen2.5-VL: temporal steps of two) at a time.
@@ -73,10 +71,7 @@ def encode_file(
         FileNotFoundError: no such file.
         ValueError: not a readable video, or a setting out of range.
     """
-    from ..processing import with_video_reader
-
     check_frames_per_chunk(frames_per_chunk)
-    reader: Any = with_video_reader(processor).video_processor
     if getattr(reader, "cap_pixels_per_frame", None):
         raise ValueError(
             "cap_pixels_per_frame=True makes the size of a frame depend on their number, which a chunk does not know: set it to False on the "

@@ -3,7 +3,6 @@
 `CaCoVidForConditionalGeneration` is one holder; the code that a checkpoint carries for stock models is another.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,7 @@ from ..policies.base import Policy
 from ..prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
 from ..ratio import AutoBudget, Ratio, keeps_all, retention_ratios, with_auto
 from .inputs import check_windows, embedding_arguments, stock_attention_mask, take_embedding_arguments
-from .long_video import check_frames_per_chunk, collect, encode_file
-from .session import VideoSession
+from .long_video import check_frames_per_chunk, collect
 from .stock import (
     REFUSED_ARGUMENTS,
     check_generation,
@@ -235,75 +233,6 @@ class Compressing:
         sizes = [t * h * w + family.trailing_tokens for t, h, w in grids]
         settings = {n: torch.as_tensor(inputs[n]) for n in family.video_settings if inputs.get(n) is not None}
         return EncodedVideos(tuple(grids), collect(chunks, sizes, device), settings)
-
-    def session(
-        self,
-        video: "str | os.PathLike | Sequence[str | os.PathLike] | EncodedVideos | None" = None,
-        processor: Any = None,
-        *,
-        keep_selection: bool = False,
-        conversation: bool = False,
-        retention_ratio: "float | Sequence[float] | None" = None,
-        compressor: "str | Compressor | None" = None,
-        num_frames: int | None = None,
-        frames_per_chunk: int = FRAMES_PER_CHUNK,
-        device: "torch.device | str | None" = None,
-        **inputs: Any,
-    ) -> VideoSession:
-        """Encode videos once, to ask many questions about them: `model.session("film.mp4", processor).ask("Who comes in?")`.
-
-        Args:
-            video: a file (path or http(s) address), several, or what `encode_videos` returned; None: see `inputs`.
-            processor: of the model; needed for files and for `ask`.
-            keep_selection: choose the video tokens for the first question alone and reuse the language model's cache for the others, or
-                (False) choose anew for each question.
-            conversation: whether later questions of `ask` see the earlier ones and their answers.
-            retention_ratio: as in `generate`, for every question that does not say otherwise; of a list, one a video, for every question the same.
-            compressor: as in `generate`, for every question that does not say otherwise.
-            num_frames: at most so many frames of a file; None is the processor's setting.
-            frames_per_chunk: see `encode_videos`; of a file, the next chunk is decoded while this one is encoded.
-            device: where the encoded videos are to wait, such as `"cpu"`; None: where they are made.
-            **inputs: in place of `video`, what the processor returned for a prompt with the videos.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a readable video, or arguments that do not fit.
-        """
-        if (video is None) == (not inputs):
-            raise ValueError(
-                "Give the videos once: files or encoded videos as `video`, or what the processor returned for them."
-            )
-        method = self.resolve_compressor(compressor)
-        if method.reads_tower or (keep_selection and method.inside_llm):
-            reason = (
-                "reads what the vision tower attends to, which encoded videos do not hold"
-                if method.reads_tower
-                else "drops tokens inside the language model, and no question can go on from such a cache (keep_selection=True)"
-            )
-            raise ValueError(f"compressor {method.name!r} {reason}: choose another for a session.")
-        files = [video] if isinstance(video, (str, os.PathLike)) else video
-        num_videos = len(self.family.video_grids(self.backbone.config, inputs) if files is None else files)
-        method.check(self, retention_ratios(self._ratio(retention_ratio), num_videos))
-        if files is None:
-            encoded = self.encode_videos(frames_per_chunk=frames_per_chunk, device=device, **inputs)
-        elif isinstance(files, EncodedVideos):
-            encoded = files
-        else:
-            if processor is None:
-                raise ValueError(
-                    "A video file needs a processor to be read: give processor=AutoProcessor.from_pretrained(...)."
-                )
-            options: dict[str, Any] = dict(num_frames=num_frames, frames_per_chunk=frames_per_chunk, device=device)
-            encoded = EncodedVideos.joined([encode_file(self, processor, file, **options) for file in files])
-        return VideoSession(
-            self,
-            encoded,
-            processor,
-            keep_selection=keep_selection,
-            conversation=conversation,
-            retention_ratio=retention_ratio,
-            compressor=compressor,
-        )
 
     def _check_inputs(self, inputs: dict[str, Any]) -> None:
         if unknown := sorted(set(inputs) - embedding_arguments(self.backbone)):

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .. import __version__
 from ..policies.settings import PolicySettings
+from ..utils.version import VERSION
 from .figures import POLICY_METHOD, Runs, plot, read_runs, table
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _about(config: "CaCoVidConfig", base: str | None) -> str:
     )
     return (
         f"A contribution policy (CaCoVID) for {what}: it keeps the video tokens that contribute to the answer, a quarter or a tenth of them, before the "
-        f"language model reads the prompt. {inside} Made with cacovid-hf {__version__}.{trained}"
+        f"language model reads the prompt. {inside} Made with cacovid-hf {VERSION}.{trained}"
     )
 
 

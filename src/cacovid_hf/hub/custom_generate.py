@@ -12,7 +12,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from .. import __version__
+from ..utils.version import VERSION
 
 FOLDER, ENTRY = "custom_generate", "hub.remote"
 REQUIREMENTS = "torch>=2.11\ntransformers>=5.17\nsafetensors>=0.8\nnumpy>=1.26\n"
@@ -118,5 +118,5 @@ def _file_name(module: str) -> str:
 
 
 def _header(module: str, commit: str | None) -> str:
-    origin = f"cacovid-hf {__version__}" + (f", commit {commit}" if commit else "")
+    origin = f"cacovid-hf {VERSION}" + (f", commit {commit}" if commit else "")
     return f"# Generated from {_path(module).relative_to(_PACKAGE.parent).as_posix()} of {origin}; Apache-2.0. Do not edit.\n"

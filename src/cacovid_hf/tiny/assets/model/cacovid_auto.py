@@ -1,7 +1,7 @@
 """The classes of this checkpoint, from the installed package cacovid-hf."""
 
-from .... import CaCoVidConfig, CaCoVidForConditionalGeneration
-from ....processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
+from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration
+from cacovid_hf.processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
 
 __all__ = [
     "CaCoVidConfig",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..prompt import VideoSelection
-from ..utils.extras import pip_install
+from cacovid_hf.prompt import VideoSelection
+from cacovid_hf.utils.extras import pip_install
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

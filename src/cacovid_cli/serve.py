@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils.import_utils import is_serve_available
 
-from ..utils.extras import pip_install
+from cacovid_hf.utils.extras import pip_install
 
 if not is_serve_available():
     raise ImportError(f"Serving needs more packages: {pip_install('serve')}")
@@ -26,7 +26,7 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.utils import GenerationState, Modality
 
-from ..ratio import AutoBudget, keeps_all, with_auto
+from cacovid_hf.ratio import AutoBudget, keeps_all, with_auto
 
 RATIO = "retention_ratio"
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from ..compressors import CaCoVid, Compressor
-from ..generation.timing import Stages, timed_generate
-from ..modeling import CaCoVidForConditionalGeneration
-from ..processing import sample_video
-from ..prompt import VideoSelection
-from ..ratio import AutoBudget, Ratio, check_ratio, with_auto
-from ..video.files import SampledVideo
+from cacovid_hf.compressors import CaCoVid, Compressor
+from cacovid_hf.generation.timing import Stages, timed_generate
+from cacovid_hf.modeling import CaCoVidForConditionalGeneration
+from cacovid_hf.processing import sample_video
+from cacovid_hf.prompt import VideoSelection
+from cacovid_hf.ratio import AutoBudget, Ratio, check_ratio, with_auto
+from cacovid_hf.video.files import SampledVideo
 
 UNTRAINED = "the policy is untrained: expect answers of a random subset's quality"
 

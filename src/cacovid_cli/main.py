@@ -1,4 +1,4 @@
-"""The command line, thin: `ask` and `demo` over `cacovid_hf.cli.ask`, `evaluate` and `report` over `cacovid_hf.evaluation`.
+"""The command line, thin: `ask` and `demo` over `cacovid_cli.ask`, `evaluate` and `report` over `cacovid_hf.evaluation`.
 
 Nothing heavy is imported before a command runs, so that `cacovid --help` answers at once.
 """
@@ -8,14 +8,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-
-from .. import __version__
-from ..utils.extras import pip_install
 
 if TYPE_CHECKING:
     from .ask import Answer
@@ -50,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UsageError as error:
         status = _fail(error.format_message())
     except ModuleNotFoundError as error:
+        from cacovid_hf.utils.extras import pip_install
+
         status = _fail(f"{error}: {pip_install('train', 'eval', 'serve')} brings what the commands need.")
     except (ValueError, OSError, ImportError) as error:
         status = _fail(str(error) or type(error).__name__)
@@ -63,7 +63,7 @@ def options(
 ) -> None:
     """Video language models that read only the video tokens that contribute to the answer."""
     if version:
-        typer.echo(f"cacovid-hf {__version__}")
+        typer.echo(f"cacovid-hf {metadata.version('cacovid-hf')}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -101,10 +101,11 @@ def ask(
 ) -> None:
     """Answer a question about a video."""
     with _progress("Starting torch and transformers"):
-        from .. import auto, tiny
-        from ..compressors import resolve_compressor
-        from ..processing import sample_video
-        from ..ratio import parse_ratio
+        from cacovid_hf import auto, tiny
+        from cacovid_hf.compressors import resolve_compressor
+        from cacovid_hf.processing import sample_video
+        from cacovid_hf.ratio import parse_ratio
+
         from . import ask as asking
         from .maps import check_map_target
     # What can be refused is refused before a model of many gigabytes is loaded.
@@ -149,9 +150,10 @@ def demo(
     Beside each answer stands the accuracy on fresh clips and questions, measured now.
     """
     with _progress("Starting torch and transformers"):
-        from .. import auto, tiny
-        from ..processing import sample_video
-        from ..tiny.accuracy import answer_accuracy
+        from cacovid_hf import auto, tiny
+        from cacovid_hf.processing import sample_video
+        from cacovid_hf.tiny.accuracy import answer_accuracy
+
         from . import ask as asking
         from .maps import check_map_target
     if save_map is not None:
@@ -225,8 +227,8 @@ def evaluate(
     Started again, it goes on where it was stopped. For several GPUs: `accelerate launch -m cacovid_hf evaluate ...`.
     """
     with _progress("Starting torch and transformers"):
-        from ..evaluation.run import run_evaluation
-        from ..evaluation.sweep import Settings
+        from cacovid_hf.evaluation.run import run_evaluation
+        from cacovid_hf.evaluation.sweep import Settings
     given: dict[str, Any] = {
         "methods": _split(method) or ["all"],
         "ratios": [_ratio(word, "--ratio") for word in _split(ratio)],
@@ -258,7 +260,7 @@ def report(
     plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw the two plots there too.")] = None,
 ) -> None:
     """Print runs as Markdown tables, beside published figures of the same benchmarks and ratio definition."""
-    from ..evaluation.run import run_report
+    from cacovid_hf.evaluation.run import run_report
 
     for line in run_report(runs, published, plots):
         typer.echo(line)
@@ -278,7 +280,7 @@ def train(
     For several GPUs: `accelerate launch -m cacovid_hf train CONFIG.yaml`. Ctrl-C leaves the last checkpoint, to `--resume` from.
     """
     with _progress("Starting torch and transformers"):
-        from ..training.from_yaml import run_training
+        from cacovid_hf.training.from_yaml import run_training
     with _quiet_libraries(bars=False, warnings=True):
         try:
             told = run_training(config, resume)
@@ -303,7 +305,7 @@ def blind_filter(
 ) -> None:
     """Leave out training samples that the model answers rightly without their video."""
     with _progress("Starting torch and transformers"):
-        from ..training.from_yaml import run_blind_filter
+        from cacovid_hf.training.from_yaml import run_blind_filter
     with _quiet_libraries(bars=model is not None):
         for line in run_blind_filter(samples, out, model, threshold=threshold, batch_size=batch_size, limit=limit):
             typer.echo(line)
@@ -327,8 +329,9 @@ def serve(
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does; a request may say its own retention_ratio."""
     with _progress("Starting torch and transformers"):
-        from .. import auto, tiny
-        from ..ratio import parse_ratio
+        from cacovid_hf import auto, tiny
+        from cacovid_hf.ratio import parse_ratio
+
         from . import ask as asking
         from . import serve as serving
     name = str(tiny.model_path()) if model is None else model
@@ -365,7 +368,7 @@ def import_published(
 ) -> None:
     """Take the policy out of a checkpoint of the published CaCoVID code; the language model in it is not read."""
     with _progress("Starting torch and transformers"):
-        from ..checkpoints.import_published import convert, find
+        from cacovid_hf.checkpoints.import_published import convert, find
     with _quiet_libraries(bars=True):
         found = find(source, base=base, base_revision=base_revision, revision=revision, to=to)
         typer.echo(found.license_question)
@@ -381,7 +384,7 @@ def _split(words: list[str] | None) -> list[str]:
 
 
 def _ratio(words: str, name: str) -> float:
-    from ..ratio import check_retention_ratio
+    from cacovid_hf.ratio import check_retention_ratio
 
     value: float | str
     try:
