@@ -280,10 +280,11 @@ def train(
     For several GPUs: `accelerate launch -m cacovid_hf train CONFIG.yaml`. Ctrl-C leaves the last checkpoint, to `--resume` from.
     """
     with _progress("Starting torch and transformers"):
+        from cacovid_hf.tiny import model_path
         from cacovid_hf.training.from_yaml import run_training
     with _quiet_libraries(bars=False, warnings=True):
         try:
-            told = run_training(config, resume)
+            told = run_training(config, resume, default_model=model_path())
         except KeyboardInterrupt as stopped:
             if str(stopped) and _process() == 0:
                 typer.echo(f"cacovid: {stopped}", err=True)
@@ -305,9 +306,12 @@ def blind_filter(
 ) -> None:
     """Leave out training samples that the model answers rightly without their video."""
     with _progress("Starting torch and transformers"):
+        from cacovid_hf.tiny import model_path
         from cacovid_hf.training.from_yaml import run_blind_filter
     with _quiet_libraries(bars=model is not None):
-        for line in run_blind_filter(samples, out, model, threshold=threshold, batch_size=batch_size, limit=limit):
+        for line in run_blind_filter(
+            samples, out, model or model_path(), threshold=threshold, batch_size=batch_size, limit=limit
+        ):
             typer.echo(line)
 
 

@@ -11,6 +11,7 @@ from ._compat import cached_file_or_none
 from .backbones import backbone_family
 from .checkpoints.loading import load_stock_model
 from .configuration import CaCoVidConfig
+from .hub.source import PROCESSOR_FILES
 from .modeling import CaCoVidForConditionalGeneration
 from .processing import with_video_reader
 
@@ -58,10 +59,7 @@ def load_processor(
         sources.append((config.base_model_name_or_path, config.base_model_revision))
     for source, revision in sources:
         options = {"revision": revision} if revision and not os.path.isdir(source) else {}
-        if any(
-            cached_file_or_none(source, file, **options)
-            for file in ("processor_config.json", "preprocessor_config.json")
-        ):
+        if any(cached_file_or_none(source, file, **options) for file in PROCESSOR_FILES):
             return with_video_reader(AutoProcessor.from_pretrained(source, trust_remote_code=False, **options))
     raise ValueError(
         f"{' and '.join(os.fspath(source) for source, _ in sources)} have no processor: save one there with processor.save_pretrained."

@@ -22,7 +22,6 @@ from .backbones import backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
 from .backbones.loaded import base_model, embedding_device
 from .checkpoints import loading, saving
-from .checkpoints.source import HUB_ARGUMENTS, Source, cached_commit, load_weights
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
 from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments
@@ -32,11 +31,12 @@ from .generation.session import VideoSession
 from .generation.stock import WAY_ROUND
 from .generation.turns import forget, is_recorded, note_down, record, text_step
 from .hub.card import CardFacts
-from .hub.push import PUSH_ARGUMENTS, check_pushable, modified, processor_of, push, upload
+from .hub.push import PUSH_ARGUMENTS, check_pushable, modified, push, upload
+from .hub.source import HUB_ARGUMENTS, Source, cached_commit, load_weights
 from .policies.base import Policy
 from .policies.factory import check_policy_size, make_policy, untrained_policy
 from .policies.settings import check_policy
-from .processing import with_video_reader
+from .processing import processor_of, with_video_reader
 from .prompt import EncodedVideos
 from .ratio import Ratio, retention_ratios
 from .utils.names import check_names
@@ -311,7 +311,7 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             self,
             repo_id,
             include_backbone=include_backbone,
-            processor=processor,
+            processor=processor_of(self.config, token) if processor is None or processor is True else processor,
             card=card,
             commit_message=commit_message,
             commit_description=commit_description,

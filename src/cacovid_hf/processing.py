@@ -10,11 +10,17 @@ import os
 import time
 from typing import Any
 
-from transformers import ProcessorMixin
+from transformers import AutoProcessor, ProcessorMixin
+from transformers.utils import logging
 
-from .checkpoints.auto_file import AUTO_MODULE
+from ._compat import commit_of
+from .configuration import CaCoVidConfig
+from .hub.auto_file import AUTO_MODULE
+from .hub.source import PROCESSOR_FILES, Source
 from .video.files import SampledVideo
 from .video_processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
+
+logger = logging.get_logger(__name__)
 
 # By the name of the stock video processor that it extends.
 _READERS: dict[str, Any] = {
@@ -60,6 +66,30 @@ def with_video_reader(processor: ProcessorMixin) -> ProcessorMixin:
     if isinstance(template, str) and not template.startswith(_GUARD):
         result.chat_template = _GUARD + template
     return result
+
+
+def processor_of(config: CaCoVidConfig, token: str | bool | None = None) -> ProcessorMixin | None:
+    """The processor of the checkpoint that a model was loaded from, or of its backbone, each at its own revision, reading video files.
+
+    None if neither has one.
+    """
+    places = [
+        (config.name_or_path, commit_of(config)),
+        (config.base_model_name_or_path, config.base_model_revision),
+    ]
+    for name, revision in places:
+        if not name:
+            continue
+        hub = {} if os.path.isdir(name) else {"revision": revision, "token": token}
+        source = Source(str(name), {key: value for key, value in hub.items() if value is not None})
+        try:
+            if any(source.file(file) for file in PROCESSOR_FILES):
+                return with_video_reader(
+                    AutoProcessor.from_pretrained(source.name, trust_remote_code=False, **source.hub)
+                )
+        except (OSError, ValueError) as error:
+            logger.warning(f"The processor of {name} cannot be loaded ({' '.join(str(error).split())}).")
+    return None
 
 
 def sample_video(processor: ProcessorMixin, video: str | os.PathLike, num_frames: int | None = None) -> SampledVideo:

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .utils.tensors import send
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

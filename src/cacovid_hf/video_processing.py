@@ -18,7 +18,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_videos
 
-from .checkpoints.auto_file import AUTO_MODULE, AUTO_SOURCE
+from .hub.auto_file import AUTO_MODULE, AUTO_SOURCE
 from .video.files import iter_chosen_frames, read_chosen_frames, uniform_indices
 
 _DOWNLOAD_TIMEOUT = 60  # seconds without a byte

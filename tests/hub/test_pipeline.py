@@ -8,7 +8,7 @@ from helpers.processors import tiny_processor
 from transformers import AutoProcessor, AutoVideoProcessor, GenerationConfig, pipeline
 
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
-from cacovid_hf.checkpoints.auto_file import AUTO_SOURCE
+from cacovid_hf.hub.auto_file import AUTO_SOURCE
 from cacovid_hf.tiny import clips, model_path
 
 

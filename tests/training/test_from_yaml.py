@@ -120,7 +120,7 @@ def test_what_a_config_refuses(tmp_path, sections, message, capsys):
     assert ended.value.code == 2
     assert pytest.approx(1) == len(capsys.readouterr().err.strip().splitlines())
     with pytest.raises((ValueError, OSError), match=message):
-        make_trainer(read_config(file))
+        make_trainer(read_config(file, model_path()))
 
 
 @pytest.mark.parametrize(
@@ -135,23 +135,23 @@ def test_what_is_no_config(tmp_path, text, message):
     file = tmp_path / "config.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_config(file)
+        read_config(file, model_path())
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        read_config(tmp_path / "other.yaml")
+        read_config(tmp_path / "other.yaml", model_path())
 
 
 def test_presets_are_under_what_is_written_out(tmp_path):
-    args = training_arguments(read_config(write(tmp_path)))
+    args = training_arguments(read_config(write(tmp_path), model_path()))
     assert (args.sampler, args.num_iterations, args.num_token_rollouts) == ("multinomial", 2, 4)
     file = write(tmp_path, training={"preset": "published", "num_iterations": 4})
-    args = training_arguments(read_config(file))
+    args = training_arguments(read_config(file, model_path()))
     assert (args.sampler, args.clip_high, args.learning_rate) == ("ocss", 0.28, 1e-6)
 
 
 def test_numbers_are_numbers(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("data: {train: a.json}\ntraining: {learning_rate: 1e-6, weight_decay: 2E+1, output_dir: 5e}\n")
-    config = read_config(file)
+    config = read_config(file, model_path())
     assert config.training == {"learning_rate": 1e-6, "weight_decay": 20.0, "output_dir": "5e"}
 
 
@@ -205,7 +205,7 @@ def written(folder, line):
     lines = [f"output_dir: {folder}", line] + ["use_cpu: true"] * (not line.startswith("use_cpu"))
     file = folder / "config.yaml"
     file.write_text("data: {train: a.json}\ntraining:\n" + "".join(f"  {line}\n" for line in lines))
-    return read_config(file)
+    return read_config(file, model_path())
 
 
 @pytest.mark.parametrize(("line", "value"), READ, ids=[line for line, _ in READ])
@@ -236,12 +236,12 @@ def test_values_that_are_refused(tmp_path, line, message):
 )
 def test_settings_of_a_policy_that_are_refused(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        make_trainer(read_config(write(tmp_path, policy=settings)))
+        make_trainer(read_config(write(tmp_path, policy=settings), model_path()))
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.name)
 def test_the_examples_are_configs(file, tmp_path):
-    config = read_config(file)
+    config = read_config(file, model_path())
     config.training |= {"output_dir": str(tmp_path), "use_cpu": True}
     config.training.pop("bf16", None)
     assert training_arguments(config).output_dir == str(tmp_path)
@@ -249,7 +249,7 @@ def test_the_examples_are_configs(file, tmp_path):
 
 def test_sources_of_samples(tmp_path):
     datasets = pytest.importorskip("datasets")
-    file = read_config(write(tmp_path)).data.train
+    file = read_config(write(tmp_path), model_path()).data.train
     assert len(load_samples(file, {}, "x")) == len(load_samples({"file": file}, {}, "x")) == 10
     assert len(load_samples(TINY, {}, "x")) == 8
     table = load_samples({"path": "json", "data_files": file}, {"problem": "question"}, "x")
@@ -360,7 +360,7 @@ class stream(torch.utils.data.IterableDataset):
 @pytest.mark.parametrize(("training", "data", "message"), BAD_STREAMS, ids=[message for *_, message in BAD_STREAMS])
 def test_streams_that_are_refused(tmp_path, training, data, message):
     with pytest.raises((ValueError, OSError), match=message):
-        make_trainer(read_config(write(tmp_path, training=training, data={"train": STREAM, **data})))
+        make_trainer(read_config(write(tmp_path, training=training, data={"train": STREAM, **data}), model_path()))
 
 
 interrupted_by = []
@@ -414,7 +414,7 @@ def test_the_finished_policy_is_pushed_once(tmp_path, monkeypatch):
     file = write(tmp_path, training=settings, data={"eval": None})
     with LoopbackHub().running() as hub:
         use(hub, tmp_path / "cache", monkeypatch)
-        run_training(file)
+        run_training(file, default_model=model_path())
         repository = hub.repositories["owner/trained"]
         files = repository.commits[repository.sha("main")]
         pushed = CaCoVidForConditionalGeneration.from_pretrained("owner/trained")
@@ -460,7 +460,7 @@ def test_a_short_training_learns(tmp_path):
     As `examples/configs/tiny.yaml` says, with half of its questions a step and a learning rate that does not fall: two seeds reached 76 and 78 %, random is
     at 28 %. Where it fell to 0 in 50 steps, two seeds ended at 36 and 49 %.
     """
-    config = read_config(EXAMPLES / "tiny.yaml")
+    config = read_config(EXAMPLES / "tiny.yaml", model_path())
     config.training |= {"output_dir": str(tmp_path), "max_steps": 60, "per_device_train_batch_size": 16}
     config.training |= {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}
     config.training |= {"save_strategy": "no", "eval_strategy": "no"}
@@ -523,7 +523,7 @@ def test_an_error_gives_the_terminal_back(tmp_path, monkeypatch):
     console = Console(force_terminal=True, width=100, file=io.StringIO())
     monkeypatch.setattr("cacovid_hf.training.display.Console", lambda **_: console)
     with pytest.raises(ValueError, match="The reward of 'free-form' gave"):
-        run_training(file)
+        run_training(file, default_model=model_path())
     shown = console.file.getvalue()
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
 

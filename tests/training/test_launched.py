@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from test_from_yaml import write
 
 from cacovid_cli.main import main as cli
+from cacovid_hf.tiny import model_path
 from cacovid_hf.training.from_yaml import make_trainer, read_config, run_training
 
 STEPS = {"learning_rate": 1e-3, "max_steps": 8, "save_steps": 4, "eval_steps": 4, "max_grad_norm": 5.0}
@@ -44,9 +45,9 @@ def test_two_processes_train_as_one_that_accumulates(tmp_path):
     assert "destroy_process_group" not in done.stderr
 
     file = configured(tmp_path / "one", gradient_accumulation_steps=2)
-    run_training(file)
+    run_training(file, default_model=model_path())
     one, two = policy(tmp_path / "one"), policy(tmp_path / "two")
-    start = make_trainer(read_config(file)).full_model.policy.state_dict()
+    start = make_trainer(read_config(file, model_path())).full_model.policy.state_dict()
     assert any((weight - start[name.removeprefix("policy.")]).abs().max() > 1e-3 for name, weight in one.items())
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)

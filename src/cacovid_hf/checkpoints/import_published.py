@@ -19,10 +19,10 @@ from transformers.utils.hub import extract_commit_hash
 from ..backbones import BACKBONES, backbone_family
 from ..configuration import CaCoVidConfig
 from ..hub.card import CARD, CardFacts
+from ..hub.source import Source, StoredTensor, check_weights
 from ..policies.factory import make_policy
 from ..utils.files import replaced
 from .saving import write
-from .source import Source, StoredTensor, check_weights
 
 PREFIX = "compression_policy."
 # Published name to ours; what is read and dropped has no name here.

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from .._compat import PRIVATE_LOADING_ARGUMENTS, attention_implementation
 from ..backbones import backbone_family
 from ..configuration import CaCoVidConfig
+from ..hub.source import Source
 from ..policies.factory import check_policy_size
-from .source import Source
 
 BACKBONE_FOLDER = "backbone"
 

@@ -5,7 +5,7 @@ Only safetensors are read, only by name and shape; everything is written under a
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -13,17 +13,14 @@ from transformers.utils import logging
 
 from .._compat import forget_name
 from ..configuration import CaCoVidConfig
+from ..hub.auto_file import AUTO_MODULE, AUTO_SOURCE
 from ..hub.card import CardFacts, check_card, write_card
 from ..hub.custom_generate import FOLDER as CODE_FOLDER
 from ..hub.custom_generate import generated_files
+from ..hub.source import WEIGHTS
 from ..policies.settings import check_made_for
 from ..utils.files import replaced, write_files
-from .auto_file import AUTO_MODULE, AUTO_SOURCE
 from .loading import BACKBONE_FOLDER
-from .source import WEIGHTS
-
-if TYPE_CHECKING:
-    from ..modeling import CaCoVidForConditionalGeneration
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +43,7 @@ SAVING_ARGUMENTS = (
 
 
 def save(
-    model: "CaCoVidForConditionalGeneration",
+    model: Any,
     folder: str | os.PathLike,
     *,
     include_backbone: bool,

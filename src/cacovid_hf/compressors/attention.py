@@ -3,19 +3,16 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..prompt import Prompt, PromptLayout, VideoSpan
 from ..ratio import token_budget
-from .base import Compressor, Scores
+from .base import CompressibleModel, Compressor, Scores
 from .tools.inside import attention_rows
 from .tools.selection import top_tokens
-
-if TYPE_CHECKING:
-    from ..generation.mixin import Compressing
 
 QUERIES = ("last", "question")
 
@@ -43,7 +40,7 @@ class Attention(Compressor):
         if self.query not in QUERIES:
             raise ValueError(f"query={self.query!r} is unknown: choose one of {', '.join(map(repr, QUERIES))}.")
 
-    def score(self, prompt: Prompt, model: "Compressing") -> list[Scores | None]:
+    def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
         """The attention that each token receives; of a frame the sum over its tokens."""
         received = video_attention(model, prompt, [self.layer], self.query)[self.layer]
         return [Scores(tokens, tokens.sum(dim=1)) for tokens in received]
@@ -61,7 +58,9 @@ class _Done(Exception):
 
 
 @torch.no_grad()
-def video_attention(model: "Compressing", prompt: Prompt, layers: Sequence[int], query: str) -> dict[int, list[Tensor]]:
+def video_attention(
+    model: CompressibleModel, prompt: Prompt, layers: Sequence[int], query: str
+) -> dict[int, list[Tensor]]:
     """How much attention every video token receives, in some layers of the uncompressed language model, in one pass that ends at the deepest of them.
 
     Args:

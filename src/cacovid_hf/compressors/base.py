@@ -8,19 +8,38 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..backbones import Backbone
+from ..policies.base import Policy
 from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
 from ..ratio import AutoBudget, token_budget
 from ..utils.tensors import full_precision, send
-
-if TYPE_CHECKING:
-    from ..generation.mixin import Compressing
+from .tools.inside import LayerRecord
 
 _NO_SCORES = "compressor {!r} has no scores to decide a budget by, so retention_ratio='auto' does not work with it: give a number."
+
+
+class CompressibleModel(Protocol):
+    """What a method may ask of the model whose prompts it compresses.
+
+    Attributes:
+        backbone: a stock model of a supported family.
+        policy: made for it.
+        config: the settings of the selection, see `PolicySettings`.
+    """
+
+    backbone: Any
+    policy: Policy
+    config: Any
+
+    @property
+    def family(self) -> Backbone:
+        """How prompts of the backbone are laid out."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,19 +60,6 @@ class Merged(NamedTuple):
 
     keep: Tensor
     features: Tensor
-
-
-@dataclass
-class LayerRecord:
-    """What a method left to each layer of the language model, filled during the prefill.
-
-    Attributes:
-        layer_tokens: for each layer, how many tokens of each video it saw.
-        kept_indices: `(B, K)`, the places in the caller's prompt of what the last layer saw, -1 at padding.
-    """
-
-    layer_tokens: list[list[int]]
-    kept_indices: Tensor
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Compressor(ABC):
     reads_tower: bool = False
     count_rule: str = "max(1, floor(retention_ratio * N)) of each video, before the language model"
 
-    def score(self, prompt: Prompt, model: "Compressing") -> list[Scores | None]:
+    def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
         """Scores of every video of the prompt, in order; None for methods without scores.
 
         `model` holds the backbone and its policy: `model.backbone`, `model.policy`, `model.family`.
@@ -100,7 +106,7 @@ class Compressor(ABC):
         """How many tokens of a video `select` must keep; None: as many as it does (a published rule that depends on the content)."""
         return token_budget(span.num_tokens, retention_ratio)
 
-    def check(self, model: "Compressing", retention_ratios: Sequence[float | AutoBudget]) -> None:
+    def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
         """Refuse ratios that the method cannot serve, before anything is computed.
 
         Raises:
@@ -124,7 +130,7 @@ class Compressor(ABC):
         """
 
     def inside(
-        self, model: "Compressing", prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
+        self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> AbstractContextManager[LayerRecord | None]:
         """What the method does to the language model while it runs; by default nothing.
 
@@ -140,7 +146,7 @@ class Compressor(ABC):
         return nullcontext()
 
     def compress(
-        self, prompt: Prompt, model: "Compressing", retention_ratios: Sequence[float | AutoBudget]
+        self, prompt: Prompt, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]
     ) -> Compression:
         """Select in every video of the prompt; whoever cuts the prompt by the masks makes a `Check` of the result too.
 

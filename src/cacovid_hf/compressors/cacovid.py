@@ -1,18 +1,14 @@
 """CaCoVID: contribution scores of the learned policy, and a budget spent by them (arXiv 2602.01649)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..policies.settings import check_made_for, check_selection_settings
 from ..prompt import Prompt, VideoSpan
-from .base import Compressor, Scores
+from .base import CompressibleModel, Compressor, Scores
 from .tools.selection import select_tokens
-
-if TYPE_CHECKING:
-    from ..generation.mixin import Compressing
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class CaCoVid(Compressor):
         check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
 
     @torch.no_grad()
-    def score(self, prompt: Prompt, model: "Compressing") -> list[Scores | None]:
+    def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
         """The policy's scores; without gradients, which a hard selection could not use."""
         check_made_for(model.config, model.policy)
         outputs = model.policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)

@@ -3,19 +3,16 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..prompt import CompressedPrompt, Prompt, VideoSpan
 from ..ratio import AutoBudget, token_budget
-from .base import Compressor, LayerRecord, Scores
+from .base import CompressibleModel, Compressor, LayerRecord, Scores
 from .tools.inside import Cut, CutRule, cut_inside, plain_ratios
 from .tools.selection import top_tokens
-
-if TYPE_CHECKING:
-    from ..generation.mixin import Compressing
 
 RATIO_MEANINGS = ("layers", "kept")
 
@@ -71,7 +68,7 @@ class FastV(Compressor):
             )
         return min(kept, 1.0)
 
-    def check(self, model: "Compressing", retention_ratios: Sequence[float | AutoBudget]) -> None:
+    def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
         """Numbers that the layers behind the cut can make up for."""
         for ratio in plain_ratios(self.name, retention_ratios):
             self.kept_ratio(ratio, len(model.backbone.get_decoder().layers))
@@ -86,7 +83,7 @@ class FastV(Compressor):
         return torch.ones(span.num_frames, span.tokens_per_frame, dtype=torch.bool, device=device)
 
     def inside(
-        self, model: "Compressing", prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
+        self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> AbstractContextManager[LayerRecord]:
         """The cut before layer `layer`."""
         decoder: Any = model.backbone.get_decoder()

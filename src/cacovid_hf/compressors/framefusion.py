@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +11,9 @@ from torch.nn import functional as F
 
 from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
 from ..ratio import AutoBudget
-from .base import Compressor, LayerRecord, Merged, Scores
+from .base import CompressibleModel, Compressor, LayerRecord, Merged, Scores
 from .tools.inside import Cut, CutRule, cut_inside, plain_ratios
 from .tools.selection import top_tokens
-
-if TYPE_CHECKING:
-    from ..generation.mixin import Compressing
 
 _NO_PREDECESSOR = -2.0
 
@@ -69,11 +66,11 @@ class FrameFusion(Compressor):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1.0 <= value <= 1.0:
                 raise ValueError(f"{name}={value!r} is outside [-1, 1]: give a number such as the published default.")
 
-    def check(self, model: "Compressing", retention_ratios: Sequence[float | AutoBudget]) -> None:
+    def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
         """Numbers alone."""
         plain_ratios(self.name, retention_ratios)
 
-    def score(self, prompt: Prompt, model: "Compressing") -> list[Scores | None]:
+    def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
         """How unlike each token is to the one at its place in the frame before: minus their cosine, in [-1, 1], and 2 in the first frame."""
         decoder: Any = model.backbone.get_decoder()
         scores: list[Scores | None] = []
@@ -100,7 +97,7 @@ class FrameFusion(Compressor):
         return Merged(step.keep.view(shape), merged.view(*shape, -1))
 
     def inside(
-        self, model: "Compressing", prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
+        self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> AbstractContextManager[LayerRecord]:
         """The steps behind the attention of each layer."""
         decoder: Any = model.backbone.get_decoder()

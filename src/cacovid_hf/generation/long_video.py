@@ -6,15 +6,13 @@ import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..compressors.base import CompressibleModel
 from ..prompt import EncodedVideos
-
-if TYPE_CHECKING:
-    from .mixin import Compressing
 
 Item = TypeVar("Item")
 
@@ -44,7 +42,7 @@ def collect(chunks: Iterable[Tensor], sizes: list[int], device: torch.device | s
 
 @torch.no_grad()
 def encode_file(
-    model: "Compressing",
+    model: CompressibleModel,
     reader: Any,
     video: str | os.PathLike,
     *,

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transformers.generation.streamers import BaseStreamer
 
 from ..compressors import Compression, Compressor, LayerRecord, Merged, Scores
-from ..modeling import CaCoVidForConditionalGeneration
+from ..compressors.base import CompressibleModel
 from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
 from ..ratio import AutoBudget, Ratio
 from .mixin import Compressing
 
 
 def timed_generate(
-    model: CaCoVidForConditionalGeneration,
+    model: Compressing,
     inputs: Any,
     method: Compressor,
     stages: "Stages",
@@ -56,7 +56,7 @@ def timed_generate(
     return ids, stages.selections or _everything(model, inputs)
 
 
-def _everything(model: CaCoVidForConditionalGeneration, inputs: Any) -> tuple[VideoSelection, ...]:
+def _everything(model: Compressing, inputs: Any) -> tuple[VideoSelection, ...]:
     """The selections that drop nothing."""
     layout = model.family.layout(model.backbone.config, inputs["input_ids"], inputs["attention_mask"], dict(inputs))
     return tuple(
@@ -138,12 +138,12 @@ class _Watched(Compressor):
         """As the method does."""
         return self.method.reads_tower
 
-    def check(self, model: Compressing, retention_ratios: Sequence[float | AutoBudget]) -> None:
+    def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
         """As the method does."""
         self.method.check(model, retention_ratios)
 
     def compress(
-        self, prompt: Prompt, model: Compressing, retention_ratios: Sequence[float | AutoBudget]
+        self, prompt: Prompt, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]
     ) -> Compression:
         """As the method does."""
         self.stages.enter("policy")
@@ -155,7 +155,7 @@ class _Watched(Compressor):
 
     @contextmanager
     def inside(
-        self, model: Compressing, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
+        self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> Iterator[LayerRecord | None]:
         """As the method does."""
         with self.method.inside(model, prompt, retention_ratios) as record:

@@ -8,23 +8,20 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import ProcessorMixin
 from transformers.utils import logging
 
-from .._compat import TransportError, commit_of
-from ..checkpoints.source import WEIGHTS, Source
+from .._compat import TransportError
 from ..configuration import CaCoVidConfig
-from ..processing import with_video_reader
+from ..utils.files import replaced
 from .card import CARD, PLOT, CardFacts, write_card
 from .custom_generate import FOLDER, generated_files, stamp_of
-
-if TYPE_CHECKING:
-    from ..modeling import CaCoVidForConditionalGeneration
+from .source import PROCESSOR_FILES, WEIGHTS
 
 Operations = Callable[[str], list[CommitOperationAdd | CommitOperationDelete]]
 logger = logging.get_logger(__name__)
@@ -42,7 +39,6 @@ PUSH_ARGUMENTS = (
 )
 ATTEMPTS = 4
 OURS = ("backbone", FOLDER)  # folders whose files belong to one save, and leave with it
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def on_hub(name: str | None) -> bool:
@@ -64,32 +60,8 @@ def check_pushable(config: CaCoVidConfig, include_backbone: bool) -> None:
         )
 
 
-def processor_of(config: CaCoVidConfig, token: str | bool | None = None) -> ProcessorMixin | None:
-    """The processor of the checkpoint that a model was loaded from, or of its backbone, each at its own revision, reading video files.
-
-    None if neither has one.
-    """
-    places = [
-        (config.name_or_path, commit_of(config)),
-        (config.base_model_name_or_path, config.base_model_revision),
-    ]
-    for name, revision in places:
-        if not name:
-            continue
-        hub = {} if os.path.isdir(name) else {"revision": revision, "token": token}
-        source = Source(str(name), {key: value for key, value in hub.items() if value is not None})
-        try:
-            if any(source.file(file) for file in PROCESSOR_FILES):
-                return with_video_reader(
-                    AutoProcessor.from_pretrained(source.name, trust_remote_code=False, **source.hub)
-                )
-        except (OSError, ValueError) as error:
-            logger.warning(f"The processor of {name} cannot be loaded ({' '.join(str(error).split())}).")
-    return None
-
-
 def push(
-    model: "CaCoVidForConditionalGeneration",
+    model: Any,
     repo_id: str,
     *,
     include_backbone: bool = False,
@@ -112,7 +84,7 @@ def push(
         return upload(
             folder,
             repo_id,
-            processor=processor_of(model.config, token) if processor is None or processor is True else processor,
+            processor=processor,
             card=card,
             commit_message=commit_message,
             commit_description=commit_description,
@@ -144,8 +116,6 @@ def upload(
     What else lies in the folder stays here: of the files in `before` (see `modified`), only those that were written since are pushed. So does the
     name of a backbone that is a folder of this machine.
     """
-    from ..utils.files import replaced
-
     config = CaCoVidConfig.from_pretrained(folder)
     if config.base_model_name_or_path is not None and not on_hub(config.base_model_name_or_path):
         config.base_model_name_or_path = config.base_model_revision = None

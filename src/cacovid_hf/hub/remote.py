@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from ..backbones import backbone_family
 from ..backbones.loaded import embedding_device
-from ..checkpoints.source import HUB_ARGUMENTS, Source, load_weights
 from ..generation.mixin import Compressing
 from ..policies.base import Policy
 from ..policies.factory import make_policy
 from ..policies.settings import PolicySettings, check_format_version
+from .source import HUB_ARGUMENTS, Source, load_weights
 
 # transformers tells this code nothing of where it came from, so a push writes it here: repository and commit of the policy.
 REPOSITORY: str | None = None

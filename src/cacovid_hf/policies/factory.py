@@ -1,13 +1,19 @@
 """Make the policy that a config describes."""
 
 import copy
-from typing import Any
+from typing import Any, Protocol
 
 from ..backbones.loaded import embedding_device
-from ..configuration import CaCoVidConfig
 from .base import Policy
 from .full import ContributionPolicy
 from .light import LightPolicy
+
+
+class PolicyChoice(Protocol):
+    """What a config says of its policy: `CaCoVidConfig`, or `PolicySettings` where there is no config class."""
+
+    policy_type: str
+    policy_attention: str
 
 
 def check_policy_size(policy_config, backbone_config) -> None:
@@ -21,7 +27,7 @@ def check_policy_size(policy_config, backbone_config) -> None:
             )
 
 
-def untrained_policy(backbone: Any, config: "CaCoVidConfig") -> Policy:
+def untrained_policy(backbone: Any, config: PolicyChoice) -> Policy:
     """The policy that `config` describes, on the device and in the dtype of a stock model: its layer from the LLM's layer 0, random heads."""
     policy = make_policy(config, backbone.config)
     policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
@@ -32,7 +38,7 @@ def untrained_policy(backbone: Any, config: "CaCoVidConfig") -> Policy:
 POLICIES: dict[str, type[Policy]] = {kind.policy_type: kind for kind in (ContributionPolicy, LightPolicy)}
 
 
-def make_policy(config: "CaCoVidConfig", backbone_config) -> Policy:
+def make_policy(config: PolicyChoice, backbone_config) -> Policy:
     """The policy that a config asks for, with random weights, for the language model of `backbone_config`."""
     # A copy, because `Trainer` writes settings into the config of what it trains.
     text_config = copy.deepcopy(backbone_config.get_text_config())

@@ -21,7 +21,6 @@ from transformers import AutoConfig, ProcessorMixin, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
-from .. import tiny
 from ..auto import load_config, load_model, load_processor
 from ..checkpoints.loading import CONFIG_OVERRIDES, load_stock_model
 from ..configuration import CaCoVidConfig
@@ -50,8 +49,7 @@ class ModelSection:
     """Which model.
 
     Attributes:
-        name: of a stock backbone, or of a CaCoVID checkpoint whose policy is trained on: a folder or a Hub id; None: the embedded tiny
-            model.
+        name: of a stock backbone, or of a CaCoVID checkpoint whose policy is trained on: a folder or a Hub id.
         dtype: of the backbone; the policy is trained in float32.
         attn_implementation: of the backbone; None: its own.
         revision: on the Hub.
@@ -106,12 +104,16 @@ class TrainingConfig:
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def read_config(file: str | os.PathLike) -> TrainingConfig:
+def read_config(file: str | os.PathLike, default_model: str | os.PathLike | None = None) -> TrainingConfig:
     """Read a config from a YAML file.
+
+    Args:
+        file: the config.
+        default_model: folder or Hub id of the model where the config names none.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no YAML, an unknown name, or no training data.
+        ValueError: no YAML, an unknown name, no model or no training data.
     """
     path = Path(file)
     if not path.is_file():
@@ -128,6 +130,10 @@ def read_config(file: str | os.PathLike) -> TrainingConfig:
     for name, value in config.policy.items():
         check_type(value, hints.get(name, str | None), f"policy.{name}")
     _check_names(config.training, ["preset", *_names(ContributionTrainingArguments)], "training")
+    if config.model.name is None:
+        if default_model is None:
+            raise ValueError(f"{path} names no model: give model.name, a folder or a Hub id.")
+        config.model.name = os.fspath(default_model)
     if config.data.train is None:
         raise ValueError(f"{path} has no training data: give data.train.")
     if config.data.eval is not None and config.data.eval == config.data.train:
@@ -207,13 +213,16 @@ def make_trainer(config: TrainingConfig) -> ContributionTrainer:
     return trainer
 
 
-def run_training(file: str | os.PathLike, resume: bool = False) -> str | None:
+def run_training(
+    file: str | os.PathLike, resume: bool = False, default_model: str | os.PathLike | None = None
+) -> str | None:
     """Train as a config says, and save the policy in its `output_dir`; of several processes, each calls this.
 
     Args:
         file: the config.
         resume: go on from the last complete checkpoint in `output_dir`; from the beginning, with a warning, if there is none yet, so that a run
             that may be ended at any time can be started by one command.
+        default_model: see `read_config`.
 
     Returns:
         One line for the user: where the policy is; None in all processes but the first.
@@ -223,7 +232,7 @@ def run_training(file: str | os.PathLike, resume: bool = False) -> str | None:
         ValueError: see `read_config`, `make_trainer` and `ContributionTrainer.train`; or, without `resume`, a folder that has checkpoints.
         KeyboardInterrupt: stopped by the user; it says how to go on.
     """
-    config = read_config(file)
+    config = read_config(file, default_model)
     folder = str(training_arguments(config).output_dir)
     # The first process's answer: the others may be on machines without its folder, or look when it has written one.
     (found,) = broadcast_object_list([last_complete_checkpoint(folder)])
@@ -270,7 +279,7 @@ def _how_to_go_on(file: str | os.PathLike, folder: str) -> str:
 def run_blind_filter(
     samples: str,
     out: str | os.PathLike,
-    model: str | None = None,
+    model: str | os.PathLike,
     *,
     threshold: float = 0.5,
     batch_size: int = 16,
@@ -282,11 +291,10 @@ def run_blind_filter(
         Lines for the user.
     """
     dataset = load_samples(samples, {}, "SAMPLES")
-    name: Any = tiny.model_path() if model is None else model
-    described = load_config(name)
+    described = load_config(model)
     summary = blind_filter(
-        load_model(name, described),
-        load_processor(name, described),
+        load_model(model, described),
+        load_processor(model, described),
         dataset,
         out,
         threshold=threshold,
@@ -383,7 +391,7 @@ def check_videos(
 def _load(
     config: TrainingConfig, args: ContributionTrainingArguments
 ) -> tuple[CaCoVidForConditionalGeneration, ProcessorMixin]:
-    name: Any = tiny.model_path() if config.model.name is None else config.model.name
+    name: Any = config.model.name
     dtype = config.model.dtype
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"model.dtype={dtype!r} is unknown: give auto, or a dtype of torch such as bfloat16.")

@@ -24,8 +24,8 @@ from transformers import ProcessorMixin, Trainer, set_seed
 from transformers.utils import logging
 
 from .._compat import CheckpointHooks
-from ..checkpoints.source import Source, load_weights
 from ..compressors.attention import video_attention
+from ..hub.source import Source, load_weights
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policies.base import PolicyOutput
 from ..prompt import Prompt, PromptLayout, stack_prompts

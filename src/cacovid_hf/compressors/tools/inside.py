@@ -9,6 +9,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +19,19 @@ from ..._compat import CACHE, causal_mask
 from ...prompt import CompressedPrompt, VideoSelection, ordered_places
 from ...ratio import AutoBudget
 from ...utils.tensors import rotate
-from ..base import LayerRecord
+
+
+@dataclass
+class LayerRecord:
+    """What a method left to each layer of the language model, filled during the prefill.
+
+    Attributes:
+        layer_tokens: for each layer, how many tokens of each video it saw.
+        kept_indices: `(B, K)`, the places in the caller's prompt of what the last layer saw, -1 at padding.
+    """
+
+    layer_tokens: list[list[int]]
+    kept_indices: Tensor
 
 
 class Cut(NamedTuple):

@@ -14,6 +14,7 @@ from transformers.utils.hub import extract_commit_hash
 from .._compat import ATTENTION_KEYS, cached_file_or_none, is_known_missing
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
 LARGEST_JSON = 64 << 20  # bytes; the index of a model of a million tensors
