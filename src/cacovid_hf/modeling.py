@@ -381,8 +381,9 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
                     "A video file needs a processor to be read: give processor=AutoProcessor.from_pretrained(...)."
                 )
             options: dict[str, Any] = dict(num_frames=num_frames, frames_per_chunk=frames_per_chunk, device=device)
-            reader = with_video_reader(processor).video_processor
-            encoded = EncodedVideos.joined([encode_file(self, reader, file, **options) for file in files])
+            encoded = EncodedVideos.joined(
+                [encode_file(self, with_video_reader(processor).video_processor, file, **options) for file in files]
+            )
         return VideoSession(
             self,
             encoded,

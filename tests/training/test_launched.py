@@ -11,7 +11,7 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from test_from_yaml import write
 
-from cacovid_cli.main import main as cli
+from cacovid_cli import main as cli
 from cacovid_hf.tiny import model_path
 from cacovid_hf.training.from_yaml import make_trainer, read_config, run_training
 

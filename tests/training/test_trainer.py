@@ -280,7 +280,7 @@ def test_the_layer_learns_at_its_own_rate(tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["bfloat16 backbone", "mixed precision"])
 def test_the_policy_is_trained_in_float32(tmp_path, monkeypatch, settings):
     if not settings:
-        monkeypatch.setattr("small_training.stock_model", lambda family: stock_model(family).bfloat16())
+        monkeypatch.setattr("helpers.small_training.stock_model", lambda family: stock_model(family).bfloat16())
     model, _, engine = trainer(tmp_path, steps=4, eval_dataset=[100, 101], eval_ratios=[0.5], **settings)
     backbone = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     logits = set()

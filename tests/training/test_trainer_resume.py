@@ -101,7 +101,7 @@ def test_checkpoints_are_taken_between_samples(uninterrupted):
 def processes():
     """Each a fork of one clean process that has imported all there is; forks of this one, which has threads, can hang."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["small_training"])
+    context.set_forkserver_preload(["helpers.small_training"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         yield context

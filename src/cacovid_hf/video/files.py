@@ -12,6 +12,7 @@ import numbers
 import os
 from array import array
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
