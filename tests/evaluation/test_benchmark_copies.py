@@ -6,8 +6,8 @@ import random
 import shutil
 from pathlib import Path
 
-from helpers import benchmark_copies as copies
 import pytest
+from helpers import benchmark_copies as copies
 
 from cacovid_hf.evaluation.datasets import load_benchmark
 from cacovid_hf.evaluation.datasets.local_copy import LocalCopy

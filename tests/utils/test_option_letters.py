@@ -2,9 +2,9 @@
 
 import pytest
 
-from cacovid_hf.utils.option_letters import extract_choice
 from cacovid_hf.training.rewards import multiple_choice_reward
 from cacovid_hf.utils.answer_tags import final_answer
+from cacovid_hf.utils.option_letters import extract_choice
 from cacovid_hf.utils.options import index_letter, read_options, right_letter
 
 OPTIONS = ["a blue car", "a red car", "a dog", "a cat"]

@@ -26,15 +26,13 @@ from .. import auto
 from .._compat import attention_implementation
 from ..compressors import Compressor
 from ..modeling import CaCoVidForConditionalGeneration
-from ..utils.provenance import environment
 from ..ratio import check_retention_ratio
+from ..utils.provenance import environment
 from ..utils.values import one_line
-from .respond import Response, clock, prepare, question, respond, with_encoded_videos
+from ..video.files import SampledVideo
 from .clips import read_clip
 from .datasets import Benchmark, Sample, load_benchmark
 from .logs import CellLog, Row, check_row, is_answered
-from .peak_memory import PeakMemory
-from ..video.files import SampledVideo
 from .methods import ALL_TOKENS, describe, expand_methods, make_method, ratio_definition, uses_policy
 from .paper_figures import BEFORE_LLM
 from .peak_memory import PeakMemory

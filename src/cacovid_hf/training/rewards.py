@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..utils.option_letters import labelled_letter, named_letter
-from ..utils.extras import pip_install
 from ..utils.answer_tags import final_answer
+from ..utils.extras import pip_install
+from ..utils.option_letters import labelled_letter, named_letter
 from ..utils.options import comparable, split_label
 
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 from transformers.utils import logging
 
+from ...utils.option_letters import extract_choice
 from ...utils.options import have_letters, letters, read_options, right_letter
 from ...utils.values import one_line
-from ...utils.option_letters import extract_choice
 from .local_copy import LocalCopy
 from .tables import Row, read_rows
 
