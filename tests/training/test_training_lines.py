@@ -11,6 +11,7 @@ from cacovid_hf import with_video_reader
 from cacovid_hf.tiny import clips, model_path
 from cacovid_hf.training.data import AnswerCollator, VideoQuestions, question_text
 from cacovid_hf.training.from_yaml import check_videos
+from cacovid_hf.training.rewards import multiple_choice_reward
 from cacovid_hf.training.video_paths import video_path
 
 CLIP = clips()[0]
@@ -45,6 +46,10 @@ def test_options_are_asked_with_letters_and_answered_by_one(options, solution, p
     (question,) = AnswerCollator(processor, blind=True)([sample])["questions"]
     assert question.solution == "B"
     assert question.answer.tolist() == processor.tokenizer("B", add_special_tokens=False)["input_ids"]
+    # An answer that is written may be the text.
+    (question,) = AnswerCollator(processor, blind=True, scored_types=())([sample])["questions"]
+    assert question.answer is None
+    assert multiple_choice_reward(["B", "Blue.", "A", "red"], [question.solution] * 4) == [1.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,11 @@ def test_a_sample_whose_answer_is_not_an_option_is_skipped_with_the_reason(chang
     assert len(batch["skipped"]) == 1
     assert batch["skipped"][0].startswith("clip0.mp4: ")
     assert reason in batch["skipped"][0]
+
+
+def test_a_file_in_base64_is_not_repeated(processor):
+    batch = AnswerCollator(processor)([{**GOOD, "path": None, "video": f"data:video/mp4;base64,{'A' * 50_000}"}])
+    assert len(batch["skipped"][0]) < 700
 
 
 # ---------------------------------------------------------------- lines

@@ -71,6 +71,10 @@ CHOOSE_B = [
     "B a red car",
     "Option B",
     "It is B.",
+    "b is the answer",
+    "(C) is wrong. (B) is right.",
+    "(A) is wrong. The answer is (B). (C) is wrong too.",
+    "A is not right; B is the best",
 ]
 TEXTS_OF_B = ["a red car", "A red car.", "A RED CAR", '"a red car"', "a  red\ncar", "<answer>a red car</answer>"]
 CHOOSE_NOTHING = [

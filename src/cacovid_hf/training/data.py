@@ -24,7 +24,7 @@ from ..processing import with_video_reader
 from ..utils.answer_tags import final_answer
 from ..utils.options import have_letters, read_options, right_letter
 from ..utils.text_files import WIDE_MARKS, read_text
-from ..utils.values import check_depth, is_missing, one_line, shown, text_of
+from ..utils.values import check_depth, is_missing, one_line, shortened, shown, text_of
 from ..video.files import read_chosen_frames
 from .judge import Question
 from .rewards import REWARDS
@@ -300,7 +300,10 @@ class AnswerCollator:
             raise ValueError(f"data_type={sample['data_type']!r} {_NOT_A_VIDEO}")
         solution = right_answer(sample)
         answer = None
-        if problem_type in self.scored_types:
+        if problem_type not in self.scored_types:
+            if (choices := _choices(sample)) and solution in choices:
+                solution = f"{solution}. {choices[solution]}"  # a written answer may be either
+        else:
             ids = self.processor.tokenizer(solution, add_special_tokens=False)["input_ids"]
             if not ids:
                 raise ValueError(f"solution={sample['solution']!r} has no tokens")
@@ -372,4 +375,5 @@ def _name(sample: Mapping[str, Any], place: int) -> str:
     video = sample.get("path")
     video = sample.get("video") if video is None else video
     video = video.get("path") if isinstance(video, Mapping) else video
-    return str(video if isinstance(video, (str, os.PathLike)) else sample.get("problem_id", f"sample {place}"))
+    name = str(video if isinstance(video, (str, os.PathLike)) else sample.get("problem_id", f"sample {place}"))
+    return shortened(name)

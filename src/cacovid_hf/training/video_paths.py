@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
+from ..utils.values import shortened
+
 _ADDRESSES = ("http://", "https://", "data:")
 
 
@@ -29,7 +31,7 @@ def video_path(
     roots = [Path(folder).expanduser() for folder in ((root,) if os.fspath(root) else ()) + tuple(allowed_roots)]
     if roots and not any(_is_within(path, folder) for folder in roots):
         raise ValueError(
-            f"{text} leads out of {roots[0]}: move the video there, or name its folder in allowed_roots (data.allowed_roots of a config)."
+            f"{shortened(text)} leads out of {roots[0]}: move the video there, or name its folder in allowed_roots (data.allowed_roots of a config)."
         )
     return str(path)
 

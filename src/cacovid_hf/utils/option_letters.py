@@ -24,6 +24,10 @@ _STATED = re.compile(
     rf"{_CLOSE}[:=]?{_OPEN}(?:(?:option|choice|letter)\s+{_OPEN})?{_LETTER}",
     re.IGNORECASE,
 )
+_CONFIRMED = re.compile(
+    r"(?<![\w'\u2019])([A-Za-z])[)\]}*\"'`]*\s+(?:is|must\s+be)\s+(?:the\s+)?(?:correct|right|answer|best)\b",
+    re.IGNORECASE,
+)
 _MENTIONED = re.compile(
     rf"\b(?:option|choice|choose|chose|pick|select|go\s+(?:with|for))\s+{_OPEN}{_LETTER}", re.IGNORECASE
 )
@@ -40,7 +44,7 @@ def extract_choice(response: str, options: Sequence[str] | Mapping[str, str]) ->
 
     Thinking is left out, then the last `<answer>` tag and in it the last `\\boxed{}` say where the answer stands. Tried in order, the first that
     finds a valid letter wins: an option's whole text and nothing else; a label at the beginning (`B`, `(B)`, `B.`, `b) ...`, `Option B`); the last
-    "answer is B", "option is B" or the like; the last letter in brackets; the only option whose whole text occurs in the response; the last "option
+    "answer is B", "option is B", "B is right" or the like; the last letter in brackets; the only option whose whole text occurs in the response; the last "option
     B" or "I choose B"; the last capital letter that stands alone; the last small one in brackets. "A" before a word is the article, not a choice, and
     so is a small letter; "option A is wrong" chooses nothing. Full-width characters count as the ordinary ones.
 
@@ -92,11 +96,16 @@ def labelled_letter(text: str) -> str:
 
 def _labelled(text: str, valid: str) -> str:
     """The letter of a label at the beginning, of a statement or in brackets."""
-    if (match := _ALONE.fullmatch(text) or _LABEL.match(text)) and match[1].upper() in valid:
+    if (
+        (match := _ALONE.fullmatch(text) or _LABEL.match(text))
+        and match[1].upper() in valid
+        and not _is_rejected(match)
+    ):
         return match[1].upper()
     return (
         _last(filter(None, [_OPTION_FIRST.match(text)]), valid)
         or _last(_STATED.finditer(text), valid)
+        or _last(_CONFIRMED.finditer(text), valid)
         or _last(_BRACKETED.finditer(text), valid)
     )
 

@@ -38,6 +38,11 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
+def shortened(text: str, length: int = 300) -> str:
+    """A text for a message, its middle left out if it is longer than `length` characters, such as a file in base64."""
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-(length // 2 - 3) :]}"
+
+
 def check_depth(value: Any) -> None:
     """Refuse what is nested so deep that walking it could end the program.
 
