@@ -7,19 +7,21 @@ Memory is the sampled frames and some 40 bytes per frame of the clip.
 
 import contextlib
 import io
+import itertools
 import math
 import numbers
 import os
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, BinaryIO
 
 import numpy as np
 from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
-from .timeline import HIDDEN, KEYFRAME, UNKNOWN, Packets, Timeline, build_timeline, clip_metadata
+from .timeline import BROKEN, HIDDEN, KEYFRAME, UNKNOWN, Packets, Timeline, build_timeline, clip_metadata
 
 logger = logging.get_logger(__name__)
 
@@ -35,18 +37,19 @@ _BROADCAST = ("mpegts", "mpeg", "ogg")
 _PICTURES = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
 # Codecs whose keyframes are drawn upon the frame before.
 _DRAWN_UPON = ("gif", "apng")
+_PALETTES = ("pal8",)  # containers give palettes with the packets where they change
 # Past this, the timestamps are a damaged file's (FFmpeg turns missing durations into one tick a frame).
 _MAX_FPS = 1000.0
 _MAX_PACKETS = 10_500_000  # 24 hours at 120 frames per second
 _MAX_DAMAGED = 0.5
-_BT601, _FULL_RANGE = 5, 2  # FFmpeg's numbers
+_TICK = Fraction(1, 1000)  # of the filter, which needs one
 _THREADED_PIXELS = 4096 * 2304  # each thread of larger frames would hold some of them
 
 
 class _Unexpected(Exception):
     """Decoding shows other frames than the packets announce.
 
-    Noticed where: a packet does not decode; the first frame after a start is not that of the packet marked as a keyframe, or is not one for the
+    Noticed where: a packet does not begin as its codec says, or does not decode; the first frame after a start is not that of the packet marked as a keyframe, or is not one for the
     decoder; frames come in another order, or one is missing; a packet after seeking is not the one of that place.
     """
 
@@ -225,6 +228,7 @@ def _chunks(
     """Convert decoded frames, the ones from number `done` of a sample on, to RGB chunks of one size."""
     size = len(indices) if frames_per_chunk is None else min(frames_per_chunk, len(indices))
     check_held_pixels(size, *source.size, source.name, max_sampled_pixels)
+    rgb = _RGB()
     chunk: np.ndarray | None = None
     stored: tuple[int, int] | None = None
     for place, frame in enumerate(frames):
@@ -232,7 +236,7 @@ def _chunks(
             stored = frame.width, frame.height
             _check_frame(*stored, max_pixels, source.name)
             check_held_pixels(size, *stored, source.name, max_sampled_pixels)
-        image = _upright(frame, *stored)
+        image = rgb(frame, *stored)
         if metadata.frames_indices is None:
             metadata.frames_indices = indices
             metadata.height, metadata.width = image.shape[:2]
@@ -279,6 +283,11 @@ class _Source:
         width, height = self.size
         self.stream.thread_type = "AUTO" if width * height <= _THREADED_PIXELS else "SLICE"
         self.position = 0
+
+    def use_one_thread(self) -> None:
+        """For damaged files: with threads, an error takes other frames with it or is not told, and what is put in place of lost parts varies."""
+        self.stream.thread_type = "NONE"
+        self.stream.codec_context.thread_count = 1
 
     def close(self) -> None:
         """Close the container; a file object stays open."""
@@ -328,7 +337,7 @@ class _Source:
             _check_duration(self.container.duration / 1e6, max_duration, self.name)
 
     def timeline(self, packets: Packets, shown: np.ndarray | None = None) -> Timeline:
-        rate = self.stream.average_rate or self.stream.guessed_rate
+        rate = self.stream.guessed_rate or self.stream.average_rate
         return build_timeline(packets, rate, closes_gaps=self.format in _BROADCAST, shown=shown)
 
     def packets(self) -> Iterator[tuple[int, Any]]:
@@ -437,18 +446,23 @@ def _check_duration(duration: float, max_duration: float, name: str) -> None:
 def _index(source: _Source) -> Packets:
     """Read what the packets say, without decoding any."""
     pts, dts, durations, flags = array("q"), array("q"), array("f"), array("B")
+    is_broken = _syntax(source.stream.codec_context)
     is_vp8 = source.stream.codec_context.name == "vp8"
-    is_cut = False
+    is_cut = is_damaged = False
     for number, packet in source.packets():
         if number >= _MAX_PACKETS:
             raise ValueError(f"{source.name} has over {_MAX_PACKETS} frames: cut it.")
         pts.append(UNKNOWN if packet.pts is None else packet.pts)
         dts.append(UNKNOWN if packet.dts is None else packet.dts)
         durations.append(packet.duration or 0)
+        data = memoryview(packet)
         # A VP8 frame says in its first byte whether it is shown (RFC 6386, 9.1).
-        is_hidden = packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 0x10)
-        flags.append(KEYFRAME * bool(packet.is_keyframe) | HIDDEN * bool(is_hidden))
+        is_hidden = packet.is_discard or (is_vp8 and not data[0] & 0x10)
+        flags.append(KEYFRAME * bool(packet.is_keyframe) | HIDDEN * bool(is_hidden) | BROKEN * is_broken(data))
         is_cut = packet.is_corrupt
+        is_damaged |= is_cut
+    if is_damaged:
+        source.use_one_thread()
     if is_cut:
         source.ended_by = "it ends within a frame"
     return Packets(
@@ -458,6 +472,35 @@ def _index(source: _Source) -> Packets:
         np.frombuffer(flags, np.uint8),
         source.stream.time_base,
     )
+
+
+def _syntax(codec) -> Callable[[memoryview], bool]:
+    """A cheap test of whether a packet's first bytes are none of its codec, so that it will not decode. A wrong guess costs time alone."""
+    name, extra = codec.name, codec.extradata or b""
+    starts_by_code = lambda data: not bytes(data[:8]).lstrip(b"\0").startswith(b"\1") or data[0] != 0  # noqa: E731
+    if name in ("h264", "hevc"):
+        place = 4 if name == "h264" else 21
+        if len(extra) <= place or extra[0] != 1:
+            return starts_by_code
+        size = (extra[place] & 3) + 1
+
+        def units_do_not_add_up(data: memoryview) -> bool:
+            start, end = 0, len(data)
+            while start + size < end:
+                length = int.from_bytes(data[start : start + size], "big")
+                if not length or data[start + size] & 0x80:
+                    return True
+                start += size + length
+            return start != end
+
+        return units_do_not_add_up
+    if name in ("mpeg4", "mpeg2video", "mpeg1video"):
+        return lambda data: len(data) > 8 and starts_by_code(data)
+    if name == "mjpeg":
+        return lambda data: data[:2] != b"\xff\xd8"
+    if name == "vp9":
+        return lambda data: data[0] >> 6 != 2
+    return lambda data: False
 
 
 def _warn_if_truncated(source: _Source, packets: Packets, timeline: Timeline) -> None:
@@ -561,8 +604,7 @@ def _count(source: _Source, packets: Packets) -> np.ndarray:
 
 def _frames_from_beginning(source: _Source, damaged: list[int]) -> Iterator[Any]:
     source.open()
-    # With a thread per frame, an error takes frames of other packets with it, or is not told.
-    source.stream.thread_type = "SLICE"
+    source.use_one_thread()
     return _decoded(source.packets(), source.stream, damaged)
 
 
@@ -611,12 +653,14 @@ class _Groups:
             first = np.where(first < 0, behind[keys], first)
         ascending = first > np.maximum.accumulate(np.concatenate([[-1], first[:-1]]))
         self.keys, self.first_frames = keys[ascending], first[ascending]
-        if source.stream.codec_context.name in _DRAWN_UPON:
+        codec = source.stream.codec_context
+        is_stateful = codec.name in _DRAWN_UPON or codec.pix_fmt in _PALETTES
+        if is_stateful:
             self.keys, self.first_frames = self.keys[:1], self.first_frames[:1]
         by_time = np.argsort(packets.pts)
         is_unique = bool((np.diff(packets.pts[by_time]) > 0).all())
         self.by_time = by_time
-        self.can_seek = timeline.has_one_clock and is_unique
+        self.can_seek = timeline.has_one_clock and is_unique and not is_stateful
 
     def of(self, index: int) -> int:
         """The group that holds a frame."""
@@ -651,7 +695,7 @@ class _Groups:
                     continue  # a picture before the keyframe refers to the group before
                 if place != expected:
                     raise _Unexpected(f"frame {expected} does not follow the one before it")
-                if group and place == first and not is_hidden and not frame.key_frame:
+                if group and place == first and not is_hidden and (frame.is_corrupt or not frame.key_frame):
                     raise _Unexpected(f"frame {expected} is marked as a keyframe and is none")
                 yield place, frame
                 expected += 1
@@ -710,33 +754,48 @@ class _Groups:
         return int(self.by_time[place])
 
 
-def _upright(frame, width: int, height: int) -> np.ndarray:
-    """Return a frame as `(H, W, 3)` RGB of a stored size, turned and mirrored as its display matrix says (by the nearest right angle)."""
-    from av.sidedata.sidedata import Type
+class _RGB:
+    """Converts frames to upright RGB as FFmpeg's own `scale` filter does, with the matrix, range and chroma places that each frame names.
 
-    image = _rgb(frame, width, height)
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-    if matrix is None:
-        return image
-    # A pixel at column x, row y is shown at (a x + c y, b x + d y).
-    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        image, a, d = image.transpose(1, 0, 2), c, b
-    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    The filter gives the same pixels in every version of the library. PyAV's `to_ndarray` does not: before 17, it takes all for BT.601.
+    """
 
+    def __init__(self):
+        self.key: tuple | None = None
+        self.graph: Any = None
 
-def _rgb(frame, width: int, height: int) -> np.ndarray:
-    """Convert to RGB by the matrix and range that the frame names; PyAV before 17 takes all for limited BT.601 unless told."""
-    settings: dict[str, Any] = {}
-    if not (frame.format.is_rgb or frame.format.has_palette):
-        is_full = int(frame.color_range) == _FULL_RANGE or frame.format.name.startswith("yuvj")
-        settings = dict(
-            src_colorspace=int(frame.colorspace),
-            dst_colorspace=_BT601,
-            src_color_range="JPEG" if is_full else "MPEG",
-            dst_color_range="MPEG",
-        )
-    return frame.reformat(width, height, "rgb24", interpolation="BICUBIC", **settings).to_ndarray()
+    def __call__(self, frame, width: int, height: int) -> np.ndarray:
+        """A frame as `(H, W, 3)` uint8, scaled to a stored size, then turned as its display matrix says (by the nearest right angle)."""
+        from av.sidedata.sidedata import Type
+
+        image = self._scaled(frame, width, height)
+        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+        if matrix is None:
+            return image
+        # A pixel at column x, row y is shown at (a x + c y, b x + d y).
+        a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
+        if abs(b) > abs(a):
+            image, a, d = image.transpose(1, 0, 2), c, b
+        return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+    def _scaled(self, frame, width: int, height: int) -> np.ndarray:
+        import av.filter
+
+        looks = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if self.key != (*looks, width, height):
+            graph = av.filter.Graph()
+            steps = [
+                graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=_TICK),
+                graph.add("scale", f"{width}:{height}:flags=bicubic"),
+                graph.add("format", "rgb24"),
+                graph.add("buffersink"),
+            ]
+            for one, next_one in itertools.pairwise(steps):
+                one.link_to(next_one)
+            graph.configure()
+            self.key, self.graph = (*looks, width, height), graph
+        self.graph.push(frame)
+        return self.graph.pull().to_ndarray()
 
 
 @dataclass(frozen=True)

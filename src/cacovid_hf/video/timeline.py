@@ -8,7 +8,7 @@ import numpy as np
 from transformers.video_utils import VideoMetadata
 
 UNKNOWN = -(1 << 63)  # a timestamp that the container does not give
-KEYFRAME, HIDDEN = 1, 2  # bits of `Packets.flags`
+KEYFRAME, HIDDEN, BROKEN = 1, 2, 4  # bits of `Packets.flags`
 
 # FFmpeg's own thresholds, in seconds: its tool closes larger gaps of a clock.
 _LARGEST_GAP = 10.0
@@ -27,7 +27,7 @@ class Packets:
         pts: presentation times int64 `(n,)` in ticks, `UNKNOWN` where not given.
         dts: decoding times, likewise.
         durations: float32 `(n,)` in ticks, 0 where not given.
-        flags: uint8 `(n,)`, `KEYFRAME` and `HIDDEN` (decoded for the sake of others, never shown).
+        flags: uint8 `(n,)`, `KEYFRAME`, `HIDDEN` (decoded for the sake of others, never shown) and `BROKEN` (will probably not decode).
         time_base: seconds of one tick.
     """
 
@@ -141,10 +141,13 @@ def build_timeline(
         shown: int `(n,)`, the packets of the frames in the order in which a decoder shows them; None to infer it from the presentation times.
     """
     keys = np.flatnonzero(packets.flags & KEYFRAME).astype(np.int32)
-    ticks, has_one_clock = _presentation_ticks(packets, closes_gaps)
+    visible = packets.flags & HIDDEN == 0
+    if shown is not None:
+        visible = np.zeros_like(visible)
+        visible[shown] = True
+    ticks, has_one_clock = _presentation_ticks(packets, visible, closes_gaps)
     order = shown
     if order is None:
-        visible = packets.flags & HIDDEN == 0
         if keys.size and ticks is not None:
             # Pictures before the first keyframe refer to what is not in the file, so that decoders do not show them.
             visible &= (np.arange(len(visible)) >= keys[0]) & (ticks >= ticks[keys[0]])
@@ -162,7 +165,12 @@ def build_timeline(
         times = shown_ticks * numerator / denominator
         last = _last_duration(packets, ticks, order, shown_ticks, rate)
         duration = (float(shown_ticks[-1]) + last) * numerator / denominator if len(order) else 0.0
-    is_exact = keys.size > 0 and bool((packets.pts != UNKNOWN).all()) and bool((np.diff(times) > 0).all())
+    is_exact = (
+        keys.size > 0
+        and not (packets.flags & BROKEN).any()
+        and bool((packets.pts != UNKNOWN).all())
+        and bool((np.diff(times) > 0).all())
+    )
     return Timeline(times, duration, order if is_exact or shown is not None else None, keys, has_one_clock)
 
 
@@ -180,34 +188,41 @@ def _last_duration(
     return 1 / float(rate * packets.time_base) if rate else 0.0
 
 
-def _presentation_ticks(packets: Packets, closes_gaps: bool) -> tuple[np.ndarray | None, bool]:
+def _presentation_ticks(packets: Packets, visible: np.ndarray, closes_gaps: bool) -> tuple[np.ndarray | None, bool]:
     """Presentation times of all packets on one clock, int64 `(n,)`, and whether nothing had to be mended; None if no packet has a time."""
     pts, dts = packets.pts, packets.dts
     has_pts, has_dts = pts != UNKNOWN, dts != UNKNOWN
     if not (has_pts | has_dts).any():
         return None, False
     second = 1 / float(packets.time_base)
-    is_by_pts = bool(has_pts.all() and not has_dts.all())
-    clock = pts if is_by_pts else _filled(np.where(has_dts, dts, pts))
-    step = _usual_step(clock)
-    # Times of presentation go to and fro within the decoder's delay, those of decoding do not.
+    # Times of decoding go forward in file order. Those of presentation go to and fro within the decoder's delay.
+    is_by_pts = bool(has_pts.all() and not has_dts.all()) or not has_dts.any()
+    clock, step = _filled(pts if is_by_pts else dts)
     slack = max(_DECODER_DELAY * step, second) if is_by_pts else step / 2
     gap = max((_LARGEST_GAP if closes_gaps else _LARGEST_GAP_OF_FILES) * second, 2 * step)
     steps = np.diff(clock)
     jumps = np.flatnonzero((steps < -slack) | (steps > gap)) + 1
-    delays = np.where(has_pts, pts - np.where(has_dts, dts, pts), 0) if not is_by_pts else np.zeros_like(clock)
+    delays = np.where(has_pts, pts - clock, 0)
     for place in np.flatnonzero(np.abs(delays) > _LARGEST_GAP * second):
         delays[place] -= _wrap_in(int(delays[place]), second, _LARGEST_GAP)
     ticks = clock + delays
-    offset, highest = 0, int(ticks[: jumps[0]].max()) if len(jumps) else 0
+    offset, highest = 0, int(_extremes(ticks, visible, 0, jumps[0])[1]) if len(jumps) else 0
     for start, end in itertools.pairwise([*jumps, len(clock)]):
-        part = ticks[start:end]
         wrap = _wrap_in(int(clock[start]) - int(clock[start - 1]), second, _WRAP_TOLERANCE)
+        lowest, last = _extremes(ticks, visible, start, end)
         # The same clock goes on; or that of another recording, which goes on behind the last picture.
-        offset = offset - wrap if wrap else highest + max(1, round(step)) - int(part.min())
-        part += offset
-        highest = max(highest, int(part.max()))
+        offset = offset - wrap if wrap else highest + max(1, round(step)) - lowest
+        ticks[start:end] += offset
+        highest = max(highest, last + offset)
     return ticks, not len(jumps) and not (ticks != np.where(has_pts, pts, ticks)).any()
+
+
+def _extremes(ticks: np.ndarray, visible: np.ndarray, start: int, end: int) -> tuple[int, int]:
+    """The lowest and the highest time of a part's visible frames."""
+    part = ticks[start:end]
+    shown = part[visible[start:end]]
+    part = shown if shown.size else part
+    return int(part.min()), int(part.max())
 
 
 def _wrap_in(jump: int, second: float, tolerance: float) -> int:
@@ -221,14 +236,19 @@ def _wrap_in(jump: int, second: float, tolerance: float) -> int:
     return 0
 
 
-def _filled(clock: np.ndarray) -> np.ndarray:
-    """Fill unknown times with the last known one, those at the beginning with the first."""
+def _filled(clock: np.ndarray) -> tuple[np.ndarray, float]:
+    """Count on from known times to unknown ones by the usual step; the times and that step."""
     known = np.flatnonzero(clock != UNKNOWN)
-    places = np.searchsorted(known, np.arange(len(clock)), side="right") - 1
-    return clock[known[np.maximum(places, 0)]]
-
-
-def _usual_step(clock: np.ndarray) -> float:
-    steps = np.abs(np.diff(clock))
+    steps = np.abs(np.diff(clock[known]))
     steps = steps[steps > 0]
-    return float(np.median(steps)) if steps.size else 1.0
+    step = float(np.median(steps)) if steps.size else 1.0
+    if len(known) == len(clock):
+        return clock, step
+    numbers = np.arange(len(clock))
+    behind = np.searchsorted(known, numbers, side="right")
+    before = known[np.maximum(behind - 1, 0)]
+    filled = clock[before] + np.round((numbers - before) * step).astype(np.int64)
+    # Not past the next known time, so that no jump appears.
+    following = np.where(behind < len(known), clock[known[np.minimum(behind, len(known) - 1)]], filled)
+    ahead = (following > clock[before]) & (filled > following)
+    return np.where(ahead, following, filled), step
