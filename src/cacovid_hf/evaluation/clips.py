@@ -10,7 +10,8 @@ from transformers import ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from ..processing import with_video_reader
-from ..video.files import SampledVideo, check_held_pixels
+from ..video.files import SampledVideo
+from ..video.source import check_held_pixels
 from ..video.timeline import ClipMetadata, frames_between
 from .datasets import Clip
 

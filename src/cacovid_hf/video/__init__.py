@@ -1,1 +1,5 @@
 """Video files: frames, times and metadata."""
+
+from .files import read_video
+
+__all__ = ["read_video"]

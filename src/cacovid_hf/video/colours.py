@@ -1,0 +1,53 @@
+"""Decoded frames to upright RGB, with the same colours in every version of the decoder library."""
+
+import itertools
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+_TICK = Fraction(1, 1000)  # the filter needs one
+
+
+class RGBConverter:
+    """Converts frames to upright RGB as FFmpeg's own `scale` filter does, with the matrix, range and chroma places that each frame names.
+
+    The filter gives the same pixels in every version of the library. PyAV's `to_ndarray` does not: before 17, it takes all for BT.601.
+    """
+
+    def __init__(self):
+        self.key: tuple | None = None
+        self.graph: Any = None
+
+    def __call__(self, frame, width: int, height: int) -> np.ndarray:
+        """A frame as `(H, W, 3)` uint8, scaled to a stored size, then turned as its display matrix says (by the nearest right angle)."""
+        from av.sidedata.sidedata import Type
+
+        image = self._scaled(frame, width, height)
+        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+        if matrix is None:
+            return image
+        # A pixel at column x, row y is shown at (a x + c y, b x + d y).
+        a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
+        if abs(b) > abs(a):
+            image, a, d = image.transpose(1, 0, 2), c, b
+        return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+    def _scaled(self, frame, width: int, height: int) -> np.ndarray:
+        import av.filter
+
+        looks = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if self.key != (*looks, width, height):
+            graph = av.filter.Graph()
+            steps = [
+                graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=_TICK),
+                graph.add("scale", f"{width}:{height}:flags=bicubic"),
+                graph.add("format", "rgb24"),
+                graph.add("buffersink"),
+            ]
+            for one, next_one in itertools.pairwise(steps):
+                one.link_to(next_one)
+            graph.configure()
+            self.key, self.graph = (*looks, width, height), graph
+        self.graph.push(frame)
+        return self.graph.pull().to_ndarray()
