@@ -177,6 +177,13 @@ def test_subtitles_in_another_encoding_and_folder(tmp_path):
         load("videomme_w_subtitle", root)
 
 
+def test_subtitles_with_half_a_character(tmp_path):
+    root = copies.longvideobench(tmp_path)
+    copies.write_json(root / "subtitles" / "x_0_en.json", [{"line": "\ud800"}])
+    with pytest.raises(ValueError, match=r"row 1 of .*lvb_val\.json: the prompt .* lone surrogate"):
+        load("longvideobench_w_subtitle", root)
+
+
 @pytest.mark.parametrize("form", ["blank lines", "one line each in .json", "array in .jsonl", "JSONL"])
 def test_forms_of_json(form, tmp_path):
     """Of VideoMME, which is read from JSON too."""

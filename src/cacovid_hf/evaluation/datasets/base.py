@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ...utils.option_letters import extract_choice
 from ...utils.options import have_letters, letters, read_options, right_letter
-from ...utils.values import one_line
+from ...utils.values import one_line, text_of
 from .local_copy import LocalCopy
 from .tables import Row, read_rows
 
@@ -227,6 +227,7 @@ class FileBenchmark(Benchmark):
             try:
                 if (sample := self.sample(row)) is None:
                     continue
+                text_of(sample.prompt, "the prompt")
             except (ValueError, TypeError, LookupError, AttributeError) as error:
                 reason = one_line(error)
                 raise ValueError(

@@ -35,7 +35,7 @@ class EgoSchema(FileBenchmark):
                 return None
         else:
             video = row.text("video_idx")
-            id = str(row.get("question_idx") or row.number - 1)
+            id = str(row.number - 1) if row.get("question_idx") is None else row.text("question_idx")
             options, lines = choices_of(row.field("option"))
         prompt = "\n".join([row.text("question"), *lines]) + _INSTRUCTION
         return Sample(id, Clip(self.copy.video(video, ["videos", "."])), prompt, None, options, {}, video)

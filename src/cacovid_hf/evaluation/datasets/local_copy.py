@@ -217,12 +217,13 @@ def _complete(files: list[Path]) -> list[Path]:
     Raises:
         ValueError: a part is missing.
     """
+    names = {file.name.lower() for file in files}
     for file in files:
-        if match := _SHARD.fullmatch(file.name):
-            count = int(match[3])
-            names = {one.name.lower() for one in files}
-            for number in range(count):
-                name = f"{match[1]}-{number:0{len(match[2])}}-of-{match[3]}{match[4] or ''}"
-                if name.lower() not in names:
-                    raise ValueError(f"{file.with_name(name)} is missing, one of {count} parts: copy or download it.")
+        if not (match := _SHARD.fullmatch(file.name)):
+            continue
+        beginning, number, count, end = match[1], match[2], int(match[3]), match[4] or ""
+        for part in range(count):
+            name = f"{beginning}-{part:0{len(number)}}-of-{match[3]}{end}"
+            if name.lower() not in names:
+                raise ValueError(f"{file.with_name(name)} is missing, one of {count} parts: copy or download it.")
     return files

@@ -45,7 +45,7 @@ class MLVUDev(FileBenchmark):
             question = "\n".join([question, *lines])
         folders = [f"{folder}video/{row.path.stem}" for folder in ("", "MLVU/")] if published else []
         return Sample(
-            str(row.get("question_id") or f"{row.path.stem}-{row.number - 1}"),
+            row.text("question_id") if row.get("question_id") else f"{row.path.stem}-{row.number - 1}",
             Clip(self.copy.video(video, [*folders, "video", "MLVU/video", "test_video", "."])),
             question + self.instruction,
             None,
