@@ -53,5 +53,7 @@ def write_result(directory: Path, name: str, record: dict[str, Any]) -> Path:
 
 
 def command() -> str:
-    """The command line of this run."""
-    return " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
+    """The command line of this run, from the repository."""
+    module = sys.modules["__main__"].__spec__
+    program = ["-m", module.name] if module else [os.path.relpath(sys.argv[0], ROOT)]
+    return " ".join(["python", *program, *sys.argv[1:]])

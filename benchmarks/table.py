@@ -5,6 +5,7 @@ python benchmarks/table.py benchmarks/results/*.json
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,57 +83,6 @@ def methods_table(record: dict[str, Any]) -> list[str]:
         "",
         *lines,
     ]
-
-
-def budget_table(record: dict[str, Any]) -> list[str]:
-    """Rows: rules; columns: accuracy by ratio, then the paired difference to the baseline, in percent with standard errors."""
-    results, ratios = record["results"], record["config"]["ratios"]
-    cells = {(row["rule"], row["retention_ratio"]): row for row in results}
-
-    def percent(rule: str, name: str, error: str, sign: str) -> str:
-        rows = [cells[rule, ratio] for ratio in ratios]
-        return " | ".join(f"{100 * row[name]:{sign}.1f} ± {100 * row[error]:.1f}" for row in rows)
-
-    heads = [f"{100 * ratio:g} %" for ratio in ratios]
-    lines = [f"| rule | {' | '.join(heads + heads)} |", "|---" * (2 * len(ratios) + 1) + "|"]
-    for rule in dict.fromkeys(row["rule"] for row in results):
-        accuracy = percent(rule, "accuracy", "standard_error", "")
-        lines.append(f"| {rule} | {accuracy} | {percent(rule, 'difference', 'standard_error_of_difference', '+')} |")
-    questions = record["config"]["num_questions"]
-    return [f"{questions} fresh questions; accuracy, then its difference to the rule `tokens`, in %:", "", *lines]
-
-
-def rollouts_table(record: dict[str, Any]) -> list[str]:
-    """Rows: ways to run rollouts, one step from the next."""
-    lines = ["| rollouts | samples an hour | against the published way |", "|---|---|---|"]
-    lines += [
-        f"| {row['way']} | {row['samples_per_hour']:.0f} | {row['times_the_published']:.2f}x |"
-        for row in record["results"]
-    ]
-    config = record["config"]
-    rollouts = f"{config['iterations']} iterations of {config['token_rollouts']} token and {config['frame_rollouts']} frame rollouts a sample"
-    return [f"{rollouts}, {device(record)}, seconds of the processor.", "", *lines]
-
-
-def search_table(record: dict[str, Any]) -> list[str]:
-    """Rows: samplers under an untrained and a trained policy; the best reward of so many draws, and what a search finds."""
-    draws = sorted({row["best_of"] for row in record["results"] if "best_of" in row})
-    cells = {
-        (row["policy"], row["method"], row["best_of"]): f"{row['mean']:.3f} ± {row['standard_error']:.3f}"
-        for row in record["results"]
-        if "best_of" in row
-    }
-    lines = [
-        "| policy | sampler | " + " | ".join(f"best of {n}" for n in draws) + " |",
-        "|---" * (len(draws) + 2) + "|",
-    ]
-    for policy, method in dict.fromkeys(key[:2] for key in cells):
-        lines.append(f"| {policy} | {method} | " + " | ".join(cells[policy, method, n] for n in draws) + " |")
-    searched = [row for row in record["results"] if row["method"] == "beam search"]
-    found = ", ".join(
-        f"{row['mean']:.3f} ± {row['standard_error']:.3f} with {row['tokens_at_most']}" for row in searched
-    )
-    return [f"{record['config']['num_questions']} questions; beam search finds {found} tokens at most.", "", *lines]
 
 
 def limits_table(record: dict[str, Any]) -> list[str]:
@@ -226,24 +176,21 @@ def device(record: dict[str, Any]) -> str:
 
 
 TABLES = {
-    "budget_study": budget_table,
     "long_video": long_video_table,
     "methods": methods_table,
     "optimisations": optimisations_table,
     "prefill": prefill_table,
-    "rollouts": rollouts_table,
-    "search_study": search_table,
     "selection": selection_table,
     "throughput": throughput_table,
     "training_cost": training_cost_table,
 }
 
 
-def main(paths: list[str]) -> None:
+def main(paths: list[str], tables: dict[str, Callable[[dict[str, Any]], list[str]]] = TABLES) -> None:
     """Print the tables of the given files."""
     for path in map(Path, paths):
         record = json.loads(path.read_text())
-        print("\n".join([f"[`{path.name}`](results/{path.name}):", *TABLES[record["benchmark"]](record), ""]))
+        print("\n".join([f"[`{path.name}`](results/{path.name}):", *tables[record["benchmark"]](record), ""]))
 
 
 if __name__ == "__main__":

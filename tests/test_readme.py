@@ -27,6 +27,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "studies" / "LOG.md",
     *sorted(ROOT.glob("docs/*.md")),
 ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoProcessor
+from helpers.provenance import check_provenance
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 
@@ -42,17 +42,6 @@ def run_prefill(tmp_path, *arguments):
 
     path = main(["--device", "cpu", "--dtype", "float32", "--threads", "1", "--output", str(tmp_path), *arguments])
     return path, json.loads(path.read_text())
-
-
-def check_provenance(record):
-    assert record["config"]
-    assert record["commit"]
-    assert {"python", "torch", "transformers"} <= set(record["versions"])
-    hardware = record["hardware"]
-    assert hardware["cpu"]
-    assert hardware["cores"] >= 1
-    assert hardware["threads"] >= 1
-    assert record["date"].endswith("+00:00")
 
 
 @pytest.mark.parametrize(
@@ -277,44 +266,6 @@ def test_methods(tmp_path):
     assert "| *published: DivPrune* | | *134.3* |" in "\n".join(methods_table(record))
 
 
-def test_budget_study_goes_on_where_it_was_stopped(tmp_path, threads, monkeypatch):
-    import budget_study
-    from table import budget_table
-
-    from cacovid_hf.compressors import CaCoVid
-    from cacovid_hf.tiny import model_path
-    from cacovid_hf.tiny.accuracy import answer_accuracy
-
-    monkeypatch.setattr(budget_study, "BATCH", 3)
-    kept = ("tokens", "frame budgets", "tokens, merged", "tokens 0.5, max-min 0.5", "tokens, unlike kept ones 1")
-    monkeypatch.setattr(budget_study, "RULES", {name: budget_study.RULES[name] for name in kept})
-    arguments = ["--num-questions", "6", "--ratios", "0.05", "--commit", "abc"]
-    whole = json.loads(budget_study.main([*arguments, "--attention", "--output", str(tmp_path / "whole")]).read_text())
-    answered, answer_batch = [], budget_study.answer_batch
-
-    def interrupted(model, processor, batch, *rest):
-        answered.append(len(batch))
-        if len(answered) == 2:
-            raise KeyboardInterrupt
-        return answer_batch(model, processor, batch, *rest)
-
-    monkeypatch.setattr(budget_study, "answer_batch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        budget_study.main([*arguments, "--output", str(tmp_path / "parts")])
-    record = json.loads(budget_study.main([*arguments, "--output", str(tmp_path / "parts")]).read_text())
-    assert answered == [3, 3, 3]
-    check_provenance(record)
-    assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".json"]
-    assert record["results"] == whole["results"][: len(kept)]
-    # The shortcut of one embedding for all rules answers what `generate` answers.
-    model = CaCoVidForConditionalGeneration.from_pretrained(model_path())
-    processor = AutoProcessor.from_pretrained(model_path())
-    for scope, row in (("tokens", 0), ("frame", 1)):
-        options = dict(num_questions=6, seed=11, retention_ratio=0.05, compressor=CaCoVid(1.0, scope=scope))
-        assert answer_accuracy(model, processor, **options).accuracy == record["results"][row]["accuracy"]
-    assert sum(line.startswith("| ") for line in budget_table(whole)) == 1 + len(kept) + 6
-
-
 def test_gpu_command(tmp_path, capfd):
     """The one command for a GPU machine, on the CPU: it runs each benchmark and tells what came of it."""
     from gpu import main
@@ -406,17 +357,6 @@ def test_results_are_added_never_replaced(tmp_path):
         write_result(tmp_path, "name", {**record, "value": 2})
     assert json.loads(path.read_text())["value"] == 1
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_rollouts(tmp_path, threads):
-    """Every way gives the same rewards, or it raises."""
-    from rollouts import WAYS, main
-
-    options = ["--iterations", "2", "--token-rollouts", "3", "--frame-rollouts", "1", "--repeats", "1"]
-    record = json.loads(main([*options, "--output", str(tmp_path)]).read_text())
-    check_provenance(record)
-    assert [row["way"] for row in record["results"]] == list(WAYS)
-    assert all(row["samples_per_hour"] > 0 for row in record["results"])
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)

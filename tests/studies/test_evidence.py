@@ -1,8 +1,8 @@
 """The evidence of training: its cells, its report, and the training behind it in small."""
 
 import json
+import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,21 +10,11 @@ import torch
 
 from cacovid_hf.ratio import token_budget
 from cacovid_hf.tiny import model_path
-from cacovid_hf.tiny.questions import answered_right, embed_questions
+from studies import evidence, evidence_report
+from studies.cells import RESULTS
+from studies.questions import answered_right, embed_questions
 
-ROOT = Path(__file__).resolve().parents[2]
-CELLS = sorted((ROOT / "benchmarks" / "results").glob("evidence*/*.json"))
-
-
-@pytest.fixture
-def evidence(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import evidence
-    import evidence_report
-
-    yield evidence, evidence_report
-    for name in ("evidence", "evidence_report"):
-        sys.modules.pop(name, None)
+CELLS = sorted(RESULTS.glob("evidence*/*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +34,18 @@ def test_committed_cells_say_where_they_come_from(path):
     assert cell["commit"]
     assert cell["dirty"] is False
     assert cell["versions"]["torch"]
-    assert "/" not in cell["command"].split("--only")[0].replace("benchmarks/evidence.py", "")
+    assert re.match(r"python (benchmarks/evidence\.py|-m studies\.evidence) [^/]*(--only|$)", cell["command"])
     for entry in cell.get("ratios", {}).values():
         assert len(entry["right"]) == cell["questions"]
         assert entry["accuracy"] == pytest.approx(entry["right"].count("1") / cell["questions"])
 
 
-def test_known_evidence_keeps_the_evidence_within_the_budget(evidence, laboratory_model):
-    script, _ = evidence
+def test_known_evidence_keeps_the_evidence_within_the_budget(laboratory_model):
     model, processor = laboratory_model
     (batch,) = embed_questions(model, processor, 6, seed=7)
     for ratio in (0.02, 0.1):
         kept = model.compress_prompt(
-            batch.prompt, retention_ratio=ratio, compressor=script.KnownEvidence(batch.evidence)
+            batch.prompt, retention_ratio=ratio, compressor=evidence.KnownEvidence(batch.evidence)
         )
         for row, video in enumerate(kept.videos):
             budget, known = token_budget(288, ratio), int(batch.evidence[row].sum())
@@ -73,49 +62,29 @@ def test_questions_embedded_once_are_answered_as_by_generate(laboratory_model):
     assert right.sum() == whole.correct
 
 
-def test_errors_and_differences_by_hand(evidence):
-    _, report = evidence
+def test_errors_and_differences_by_hand():
     right = np.array([[1, 1, 0, 1], [1, 0, 0, 1]])
-    mean, error = report.mean_and_error(right)
+    mean, error = evidence_report.mean_and_error(right)
     assert mean == 62.5
     by_question, by_policy = np.var([1, 0.5, 0, 1], ddof=1) / 4, np.var([0.75, 0.5], ddof=1) / 2
     assert error == pytest.approx(100 * (by_question + by_policy) ** 0.5)
-    points, error = report.difference(right[:1], right[1:])
+    points, error = evidence_report.difference(right[:1], right[1:])
     assert points == 25
     assert error == pytest.approx(100 * (np.var([0, 1, 0, 0], ddof=1) / 4) ** 0.5)
 
 
-def test_cells_wait_for_their_policy_and_for_other_processes(evidence, tmp_path, monkeypatch):
-    from filelock import FileLock
-
-    script, _ = evidence
-    assert script.trained_by("table/published, our selection/1") == "train/published/1"
-    assert script.trained_by("close/light/2") == "train/light/2"
-    assert [script.trained_by(name) for name in ("train/ours/0", "table/uniform", "ablation/ours/0")] == [None] * 3
-
-    ran = []
-    names = ["table/ours/0", "table/evs", "train/ours/0"]
-    targets = {name: tmp_path / f"{name.replace('/', '__')}.json" for name in names}
-    elsewhere = FileLock(tmp_path / f".{targets['table/evs'].stem}.lock")
-    elsewhere.acquire()
-
-    def finish_elsewhere(seconds):
-        assert ran == ["train/ours/0", "table/ours/0"], "what another process is at is left alone"
-        targets["table/evs"].write_text("{}")
-        elsewhere.release()
-
-    monkeypatch.setattr(script.time, "sleep", finish_elsewhere)
-    script.run_cells({name: lambda name=name: ran.append(name) or {} for name in names}, targets, tmp_path)
-    assert ran == ["train/ours/0", "table/ours/0"]
-    assert {json.loads(targets[name].read_text())["cell"] for name in ran} == set(ran)
+def test_a_cell_waits_for_its_policy():
+    assert evidence.trained_by("table/published, our selection/1") == "train/published/1"
+    assert evidence.trained_by("close/light/2") == "train/light/2"
+    assert [evidence.trained_by(name) for name in ("train/ours/0", "table/uniform", "ablation/ours/0")] == [None] * 3
 
 
-def test_a_cell_is_run_once_and_reported(evidence, tmp_path, monkeypatch, capsys):
-    script, report = evidence
-    monkeypatch.setitem(script.STEPS, "ours", 2)
-    monkeypatch.setattr(script, "BATCH", 4)
-    monkeypatch.setattr(script, "CURVE_EVERY", 1)
-    monkeypatch.setattr(script, "VALIDATION_QUESTIONS", 6)
+@pytest.mark.slow
+def test_a_cell_is_run_once_and_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(evidence.STEPS, "ours", 2)
+    monkeypatch.setattr(evidence, "BATCH", 4)
+    monkeypatch.setattr(evidence, "CURVE_EVERY", 1)
+    monkeypatch.setattr(evidence, "VALIDATION_QUESTIONS", 6)
     common = [
         "evidence.py",
         "--results",
@@ -138,10 +107,10 @@ def test_a_cell_is_run_once_and_reported(evidence, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", [*common, *wanted])
     threads = torch.get_num_threads()
     try:
-        script.main()
+        evidence.main()
         assert capsys.readouterr().out.count("done in") == 4
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-        script.main()
+        evidence.main()
     finally:
         torch.set_num_threads(threads)
     assert capsys.readouterr().out.count("there") == 4
@@ -151,9 +120,9 @@ def test_a_cell_is_run_once_and_reported(evidence, tmp_path, monkeypatch, capsys
 
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(
-        sys, "argv", ["evidence_report.py", "--results", str(tmp_path / "cells"), "--out", str(tmp_path)]
+        sys, "argv", ["evidence_evidence_report.py", "--results", str(tmp_path / "cells"), "--out", str(tmp_path)]
     )
-    report.main()
+    evidence_report.main()
     tables = (tmp_path / "evidence_tables.md").read_text(encoding="utf-8")
     assert "| uniform | 1 |" in tables
     assert (tmp_path / "evidence_accuracy.png").stat().st_size > 1000

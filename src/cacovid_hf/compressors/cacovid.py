@@ -15,7 +15,7 @@ from .tools.selection import select_tokens
 class CaCoVid(Compressor):
     """Keep what the policy says contributes to the answer; settings as in `select_tokens`.
 
-    The defaults are ours, the best of those compared on the embedded model (`benchmarks/budget_study.py`); the published selection, a budget a frame
+    The defaults are ours, the best of those compared on the embedded model (`studies/budget_study.py`); the published selection, a budget a frame
     and half of it spread evenly, is `CaCoVid(0.5, scope="frame")`. Neither merging dropped tokens into kept ones nor a max-min term gained there.
     """
 

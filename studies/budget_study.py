@@ -1,26 +1,26 @@
 """How to spend a video's budget, given the policy's scores: accuracy of the embedded tiny model by rule and ratio, paired over the same questions.
 
-python benchmarks/budget_study.py --num-questions 1000
+python -m studies.budget_study --num-questions 1000
 
-Every clip is embedded and scored once; each rule then cuts the same prompts. Progress is kept beside the results, so that a run that was stopped goes
-on where it was; the result is one JSON, written at the end.
+Every clip is embedded and scored once; each rule then cuts the same prompts. A run that was stopped goes on where it was. The result is one JSON,
+written at the end.
 """
 
 import argparse
 import hashlib
 import json
 import math
-import time
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import RESULTS, command, environment, write_result
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoProcessor
 
+from benchmarks.record import command, write_result
 from cacovid_hf import CaCoVidForConditionalGeneration, select_tokens
 from cacovid_hf.compressors.attention import QUERIES, video_attention
 from cacovid_hf.compressors.tools.selection import contribution_budget, spread_tokens, top_tokens
@@ -29,6 +29,7 @@ from cacovid_hf.prompt import VideoSelection, gather, kept_indices
 from cacovid_hf.ratio import token_budget
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.synthetic import sample_questions
+from studies.cells import RESULTS, Cells, Job, environment
 
 BASELINE = "tokens"
 BATCH = 50
@@ -255,10 +256,11 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--commit", help="of the code, where git does not know it")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--work", type=Path, default=Cells.work, help="folder of lock files")
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(options.threads)
-    record = environment(options.commit, torch.device("cpu"))
+    record = environment(options.commit)
     model = CaCoVidForConditionalGeneration.from_pretrained(options.model)
     processor = AutoProcessor.from_pretrained(options.model)
     weights = hashlib.sha256((Path(options.model) / "model.safetensors").read_bytes()).hexdigest()[:16]
@@ -274,25 +276,22 @@ def main(arguments: list[str] | None = None) -> Path:
         "batch": BATCH,
     }
     key = hashlib.sha256(json.dumps([config, record["commit"], list(RULES)]).encode()).hexdigest()[:12]
-    progress = options.output / f"budget_study_{key}.partial.json"
-    right: dict[str, list[int]] = json.loads(progress.read_text()) if progress.exists() else {}
-    done = len(next(iter(right.values()))) if right else 0
-    options.output.mkdir(parents=True, exist_ok=True)
-    pairs, start = sample_questions(options.num_questions, options.seed), time.perf_counter()
-    for first in range(0, options.num_questions, BATCH):
-        batch = [next(pairs) for _ in range(min(BATCH, options.num_questions - first))]
-        if first < done:
-            continue
+    progress = Cells("budget_study_part", options.output / f".budget_study_{key}", options.work, options.commit)
+    pairs = list(sample_questions(options.num_questions, options.seed))
+
+    def answered(batch: list) -> dict[str, Any]:
         with torch.inference_mode():
-            for cell, values in answer_batch(model, processor, batch, options.ratios, options.attention).items():
-                right.setdefault(cell, []).extend(values)
-        temporary = progress.with_suffix(".tmp")
-        temporary.write_text(json.dumps(right))
-        temporary.replace(progress)
-        print(
-            f"{first + len(batch)} of {options.num_questions} questions, {time.perf_counter() - start:.0f} s",
-            flush=True,
-        )
+            return {"right": answer_batch(model, processor, batch, options.ratios, options.attention)}
+
+    starts = {f"questions from {first}": first for first in range(0, len(pairs), BATCH)}
+    jobs: dict[str, Job] = {
+        name: lambda first=first: answered(pairs[first : first + BATCH]) for name, first in starts.items()
+    }
+    progress.run(jobs)
+    right: dict[str, list[int]] = {}
+    for name in jobs:
+        for cell, values in progress.read(name)["right"].items():
+            right.setdefault(cell, []).extend(values)
     results = summary(right, options.ratios)
     for result in results:
         print(
@@ -302,7 +301,7 @@ def main(arguments: list[str] | None = None) -> Path:
         )
     record |= {"benchmark": "budget_study", "command": command(), "config": config, "notes": NOTES, "results": results}
     path = write_result(options.output, "budget_study_tiny", record)
-    progress.unlink()
+    shutil.rmtree(progress.folder)
     return path
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from cacovid_hf.training.search import beam_search
+from studies.search import beam_search
 
 
 class Rewards:

@@ -1,12 +1,7 @@
 """What the studies of training share: the tiny model, one training run of its policy, and questions to measure it by."""
 
 import functools
-import json
-import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -16,34 +11,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, get_cosine_
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.policies.base import PolicyOutput
-from cacovid_hf.prompt import Prompt
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
-from cacovid_hf.tiny.synthetic import sample_questions
-from cacovid_hf.training.data import AnswerCollator
-from cacovid_hf.training.judge import Question
 from cacovid_hf.training.objective import advantages, cpo_loss, priced
 from cacovid_hf.training.rollouts import AnswerScores, cut, score_answers
+from studies.questions import EmbeddedQuestions, embed_questions, embed_samples
 
 TOKENS_PER_FRAME = 36
 ITERATIONS = 2
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Questions about a clip each, embedded once.
-
-    Attributes:
-        prompt: `B` prompts as the language model receives them.
-        questions: one a prompt.
-        evidence: bool `(B, N)`, the tokens that show the answer; of test questions.
-        kinds: of the questions; of test questions.
-    """
-
-    prompt: Prompt
-    questions: list[Question]
-    evidence: Tensor
-    kinds: list[str]
 
 
 @functools.cache
@@ -62,56 +37,31 @@ def untrained(seed: int, **config: Any) -> CaCoVidForConditionalGeneration:
     ).eval()
 
 
-def ask(model: CaCoVidForConditionalGeneration, count: int, seed: int, batch_size: int = 50) -> list[Asked]:
+def ask(model: CaCoVidForConditionalGeneration, count: int, seed: int, batch_size: int = 50) -> list[EmbeddedQuestions]:
     """Embed `count` questions of a seed, balanced by kind, that no training draws."""
-    samples = [
-        {
-            "video": clip.frames,
-            "problem": asked.text,
-            "solution": asked.answer,
-            "kind": asked.kind,
-            "evidence": asked.evidence,
-        }
-        for clip, asked in sample_questions(count, seed)
-    ]
-    return [_embedded(model, samples[start : start + batch_size]) for start in range(0, count, batch_size)]
+    return embed_questions(model, processor(), count, seed, batch_size=batch_size)
 
 
-@torch.no_grad()
-def _embedded(model: CaCoVidForConditionalGeneration, samples: list[dict[str, Any]]) -> Asked:
-    batch = AnswerCollator(processor())(samples)
-    (inputs,) = batch["inputs"]
-    evidence = [torch.from_numpy(sample["evidence"]).flatten() for sample in samples if "evidence" in sample]
-    return Asked(
-        model.embed(**inputs),
-        batch["questions"],
-        torch.stack(evidence) if evidence else torch.zeros(0),
-        [sample.get("kind", "") for sample in samples],
-    )
-
-
-def answered(model: CaCoVidForConditionalGeneration, asked: Asked, keeps: list[Tensor]) -> AnswerScores:
+def answered(model: CaCoVidForConditionalGeneration, asked: EmbeddedQuestions, keeps: list[Tensor]) -> AnswerScores:
     """How the backbone answers from subsets, bool `(G, N)` a question; `B * G` scores, question by question."""
     prompts, rows = cut(asked.prompt, keeps)
-    answers: list[Any] = [asked.questions[row].answer for row in rows.tolist()]
-    return score_answers(model.backbone, prompts, answers)
+    return score_answers(model.backbone, prompts, [asked.answers[row] for row in rows.tolist()])
 
 
 @torch.no_grad()
-def token_scores(model: CaCoVidForConditionalGeneration, asked: Asked) -> list[Tensor]:
+def token_scores(model: CaCoVidForConditionalGeneration, asked: EmbeddedQuestions) -> list[Tensor]:
     """The policy's scores `(T, P)` of every question's video."""
     outputs = model.policy(asked.prompt.inputs_embeds, asked.prompt.position_ids, asked.prompt.layout)
     return [output.token_scores for output in outputs]
 
 
 @torch.no_grad()
-def at_ratio(model: CaCoVidForConditionalGeneration, batches: list[Asked], ratio: Any) -> dict[str, Tensor]:
+def at_ratio(model: CaCoVidForConditionalGeneration, batches: list[EmbeddedQuestions], ratio: Any) -> dict[str, Tensor]:
     """Per question, float32: `exact` (1 or 0), `probability` of the right answer, and how many tokens were `kept`."""
     found: dict[str, list[Tensor]] = {"exact": [], "probability": [], "kept": []}
     for asked in batches:
         prompts = model.compress_prompt(asked.prompt, retention_ratio=ratio)
-        answers: list[Any] = [question.answer for question in asked.questions]
-        scores = score_answers(model.backbone, prompts, answers)
+        scores = score_answers(model.backbone, prompts, asked.answers)
         found["exact"].append(scores.exact.float())
         found["probability"].append(scores.probability)
         found["kept"].append(torch.tensor([float(video.keep.sum()) for video in prompts.videos]))
@@ -120,7 +70,7 @@ def at_ratio(model: CaCoVidForConditionalGeneration, batches: list[Asked], ratio
 
 def learn(
     model: CaCoVidForConditionalGeneration,
-    batches: list[Asked],
+    batches: list[EmbeddedQuestions],
     draw: Callable[[Tensor, torch.Generator], Tensor],
     *,
     seed: int,
@@ -208,36 +158,9 @@ def learn(
     return log
 
 
-def training_questions(model: CaCoVidForConditionalGeneration, count: int, batch_size: int, seed: int) -> list[Asked]:
+def training_questions(
+    model: CaCoVidForConditionalGeneration, count: int, batch_size: int, seed: int
+) -> list[EmbeddedQuestions]:
     """Questions to train on, from the stream that no test draws from."""
     samples = QuestionDataset(count, seed=seed)
-    return [
-        _embedded(model, [samples[i] for i in range(start, start + batch_size)])
-        for start in range(0, count, batch_size)
-    ]
-
-
-class Cells:
-    """One JSON a cell in a folder: what is there is not run again.
-
-    Args:
-        folder: of the JSON files.
-        record: what all cells share, see `record.environment`.
-    """
-
-    def __init__(self, folder: Path, record: dict[str, Any]):
-        self.folder, self.record = folder, record
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def run(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The cell, made now if it is not there."""
-        path = self.folder / f"{name}.json"
-        if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
-        start = time.perf_counter()
-        cell = {"cell": name, **make(), "seconds": round(time.perf_counter() - start, 1), **self.record}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-        print(f"{name}: {cell['seconds']} s", flush=True)
-        return cell
+    return embed_samples(model, processor(), [samples[i] for i in range(count)], batch_size)

@@ -1,6 +1,6 @@
 """How near samplers come to the best subset: beam search over the tokens of one frame against the best of so many draws.
 
-python benchmarks/search_study.py
+python -m studies.search_study
 
 Of every question, the frame that shows its evidence (36 tokens); all other frames are dropped, and 1 to 3 tokens of this one are kept.
 """
@@ -10,15 +10,17 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import miniature
 import torch
-from record import RESULTS, command, environment, write_result
 from torch import Tensor
 
+from benchmarks.record import command, write_result
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.tiny import model_path
 from cacovid_hf.training.sampling import SAMPLERS
-from cacovid_hf.training.search import beam_search
+from studies import miniature
+from studies.cells import RESULTS, environment
+from studies.questions import EmbeddedQuestions
+from studies.search import beam_search
 
 COUNT, WIDTH = 3, 36  # so wide that pairs are tried exhaustively
 DRAWS = (1, 12, 24, 115)
@@ -35,7 +37,7 @@ NOTES = [
 ]
 
 
-def frame_rewards(model: CaCoVidForConditionalGeneration, asked: miniature.Asked, row: int, frame: int):
+def frame_rewards(model: CaCoVidForConditionalGeneration, asked: EmbeddedQuestions, row: int, frame: int):
     """The reward of subsets `(M, 36)` of one frame of one question."""
     rest = torch.zeros(asked.evidence.shape[1], dtype=torch.bool)
     tokens = miniature.TOKENS_PER_FRAME
@@ -59,7 +61,7 @@ def main() -> Path:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    record = environment(None, torch.device("cpu"))
+    record = environment()
     trained: Any = CaCoVidForConditionalGeneration.from_pretrained(model_path())
     policies = {"untrained": miniature.untrained(0), "trained": trained}
     (asked,) = miniature.ask(trained, options.num_questions, options.seed, batch_size=options.num_questions)

@@ -1,6 +1,6 @@
 """Samples an hour of training rollouts: ours against the published way, on the tiny model, with the same subsets and the same rewards.
 
-python benchmarks/rollouts.py
+python -m studies.rollouts
 
 The published way encodes the video again in every iteration, generates the answer of every rollout on its own, and runs the answer through the
 model a second time. The ways between the two take one step each.
@@ -13,16 +13,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import miniature
 import torch
-from record import RESULTS, command, environment, summarise, write_result
 from torch import Tensor
 
+from benchmarks.record import command, summarise, write_result
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.training.data import AnswerCollator
 from cacovid_hf.training.rollouts import cut, generate_answers, score_answers
 from cacovid_hf.training.sampling import sample_frames, sample_ocss
+from studies import miniature
+from studies.cells import RESULTS, environment
 
 NOTES = [
     "A sample is 5 iterations of 23 token and 8 frame rollouts at 2 %, from reading its frames to its rewards; the optimiser's step, alike for all, is left out.",
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    record = environment(None, torch.device("cpu"))
+    record = environment()
     model = miniature.untrained(0)
     questions = QuestionDataset(max(way.samples for way in WAYS.values()), seed=7)
     samples = [questions[number] for number in range(len(questions))]

@@ -1,21 +1,18 @@
 """The evidence of training in miniature: accuracy by method and ratio, and learning curves of the ablations, cell by cell.
 
-python benchmarks/evidence.py --jobs 2                 # everything that is not there yet, on the embedded backbone
-python benchmarks/evidence.py --from-nothing SEED      # the same on a backbone that is trained first
-python benchmarks/evidence.py --only 'train/ours/*'    # some cells
-python benchmarks/evidence.py --list
+python -m studies.evidence --jobs 2                 # everything that is not there yet, on the embedded backbone
+python -m studies.evidence --from-nothing SEED      # the same on a backbone that is trained first
+python -m studies.evidence --only 'train/ours/*'    # some cells
+python -m studies.evidence --list
 
-A cell is one JSON under benchmarks/results/evidence; a cell that is there is not run again. Trained policies are kept under `--work`.
+A cell is one JSON under studies/results/evidence; a cell that is there is not run again. Trained policies are kept under `--work`.
 Any number of processes may work on the same folders (`--jobs` starts them): none takes a cell that another is at.
-`python benchmarks/evidence_report.py` makes the table and the plots.
+`python -m studies.evidence_report` makes the table and the plots.
 """
 
 import argparse
-import fnmatch
 import functools
-import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -25,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
-from record import RESULTS, ROOT, command, environment
+from filelock import FileLock
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from benchmarks.record import ROOT
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import COMPRESSORS, CaCoVid, Compressor, Random
 from cacovid_hf.compressors.tools.selection import spread_tokens, top_tokens
@@ -38,9 +35,10 @@ from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.tiny.policy_training import train_policy
 from cacovid_hf.tiny.pretrain import pretrain
-from cacovid_hf.tiny.questions import EmbeddedQuestions, answered_right, embed_questions
 from cacovid_hf.training.data import AnswerCollator
 from cacovid_hf.training.trainer import ContributionTrainer
+from studies.cells import RESULTS, Cells, Job, chosen
+from studies.questions import EmbeddedQuestions, answered_right, embed_questions
 
 RATIOS = (0.25, 0.15, 0.1, 0.05, 0.02)
 # The reported questions are asked once all is chosen; curves and choices are on the others.
@@ -337,9 +335,9 @@ def trained_by(name: str) -> str | None:
     )
 
 
-def cells(lab: Laboratory) -> dict[str, Callable[[], dict]]:
+def jobs_of(lab: Laboratory) -> dict[str, Job]:
     """Every cell by name, in the order in which they are run."""
-    table: dict[str, Callable[[], dict]] = {}
+    table: dict[str, Job] = {}
 
     def accuracy(name: str, model: Callable[[], Any], method: Callable[[EmbeddedQuestions], Any]) -> None:
         for kind, through_mp4 in (("table", False), ("mp4", True)):
@@ -390,47 +388,9 @@ def cells(lab: Laboratory) -> dict[str, Callable[[], dict]]:
     return table
 
 
-def run_cell(name: str, run: Callable[[], dict], target: Path) -> None:
-    """Run one cell and write its JSON."""
-    begun = time.perf_counter()
-    record = {"benchmark": "evidence", "cell": name, "command": command(), **environment(None, torch.device("cpu"))}
-    record |= run()
-    record["seconds"] = round(time.perf_counter() - begun, 1)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(target)
-    print(f"done in {record['seconds']:.0f} s  {name}", flush=True)
-
-
-def run_cells(table: dict[str, Callable[[], dict]], targets: dict[str, Path], work: Path) -> None:
-    """Run what is missing, leaving alone what another process is at, until all is there."""
-    waiting = list(table)
-    while waiting:
-        left = []
-        for name in waiting:
-            target, before = targets[name], trained_by(name)
-            if target.exists():
-                print(f"there  {name}", flush=True)
-            elif before in waiting and not targets[before].exists():
-                left.append(name)
-            else:
-                try:
-                    with FileLock(work / f".{target.stem}.lock", blocking=False):
-                        if not target.exists():
-                            run_cell(name, table[name], target)
-                except Timeout:
-                    left.append(name)
-        if left == waiting:
-            time.sleep(2)
-        waiting = left
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--results", type=Path, help="instead of benchmarks/results/evidence (or evidence_backbone_SEED)"
-    )
+    parser.add_argument("--results", type=Path, help="instead of studies/results/evidence (or evidence_backbone_SEED)")
     parser.add_argument(
         "--work", type=Path, default=ROOT / "build" / "evidence", help="trained policies, not committed"
     )
@@ -450,17 +410,10 @@ def main() -> None:
         work = work / f"on_backbone_{options.from_nothing}"
     results = options.results or results
     lab = Laboratory(backbone_dir, work, options.questions)
-    table = {
-        name: run
-        for name, run in cells(lab).items()
-        if not options.only or any(fnmatch.fnmatch(name, pattern) for pattern in options.only)
-    }
-    targets = {
-        name: results / f"{name.replace('/', '__').replace(' ', '_').replace(',', '')}.json" for name in cells(lab)
-    }
+    jobs, cells = chosen(jobs_of(lab), options.only), Cells("evidence", results, work)
     if options.list:
-        for name in table:
-            print(f"{'there' if targets[name].exists() else 'missing'}  {name}", flush=True)
+        for name in jobs:
+            print(f"{'there' if cells.is_there(name) else 'missing'}  {name}", flush=True)
         return
     work.mkdir(parents=True, exist_ok=True)
     if options.from_nothing is not None:
@@ -468,10 +421,11 @@ def main() -> None:
             if not backbone_dir.is_dir():
                 torch.set_num_threads(options.threads * options.jobs)  # nothing else can be done meanwhile
                 train = functools.partial(backbone_cell, options.from_nothing, backbone_dir)
-                run_cell("train/backbone", train, results / "train__backbone.json")
+                cells.run_one("train/backbone", train)
                 torch.set_num_threads(options.threads)
-    others = [subprocess.Popen([sys.executable, *sys.argv, "--jobs", "1"]) for _ in range(options.jobs - 1)]
-    run_cells(table, targets, work)
+    again = [sys.executable, "-m", "studies.evidence", *sys.argv[1:], "--jobs", "1"]
+    others = [subprocess.Popen(again) for _ in range(options.jobs - 1)]
+    cells.run(jobs, trained_by)
     if any(other.wait() for other in others):
         raise SystemExit(1)
 

@@ -1,14 +1,13 @@
 """OCSS against multinomial and random sampling: the rollouts that a policy needs to reach a given greedy reward, and why.
 
-python benchmarks/sampler_study.py            # every cell that is not there yet, then the summary and the plot
-python benchmarks/sampler_study.py --only 'video/*'
+python -m studies.sampler_study            # every cell that is not there yet, then the summary and the plot
+python -m studies.sampler_study --only 'video_*'
 
 A cell is one training run of the tiny model's policy, or (`draws`) what the samplers draw from the same scores; one JSON each under
-benchmarks/results/sampler_study.
+studies/results/sampler_study.
 """
 
 import argparse
-import fnmatch
 import functools
 import json
 from collections.abc import Callable
@@ -17,14 +16,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import miniature
 import torch
-from record import RESULTS, command, environment
 from torch import Tensor
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.tiny import model_path
 from cacovid_hf.training.sampling import SAMPLERS
+from cacovid_hf.utils.files import replaced
+from studies import miniature
+from studies.cells import RESULTS, Cells, Job, chosen
+from studies.questions import EmbeddedQuestions
 
 FOLDER = RESULTS / "sampler_study"
 # One token a frame is the least that drawing by frames can do: so many in every cell, and no schedule to confuse it.
@@ -61,7 +62,7 @@ def sampling(scope: str, settings: dict[str, Any], num_rollouts: int) -> Callabl
 
 
 def train_cell(
-    scope: str, settings: dict[str, Any], seed: int, train: list[miniature.Asked], asked: list[miniature.Asked]
+    scope: str, settings: dict[str, Any], seed: int, train: list[EmbeddedQuestions], asked: list[EmbeddedQuestions]
 ) -> dict[str, Any]:
     """One run: the greedy reward by rollouts so far, and what happened at each step."""
     model = miniature.untrained(seed)
@@ -84,7 +85,7 @@ def train_cell(
 
 
 @torch.no_grad()
-def draws_cell(model: CaCoVidForConditionalGeneration, asked: list[miniature.Asked]) -> dict[str, Any]:
+def draws_cell(model: CaCoVidForConditionalGeneration, asked: list[EmbeddedQuestions]) -> dict[str, Any]:
     """What every sampler draws from one policy's scores, 48 rollouts a question.
 
     Of each: mean reward, its standard deviation over a question's rollouts (what advantages are made of), the probability that a rollout holds a token of
@@ -127,7 +128,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     rows = []
     for scope in SCOPES:
         for arm in ARMS:
-            cells = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{_file(scope, arm)}_*.json"))]
+            cells = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{_stem(scope, arm)}_*.json"))]
             if not cells:
                 continue
             reached: dict[str, float | None] = {}
@@ -157,7 +158,7 @@ def draw(folder: Path) -> None:
     figure, axes = plt.subplots(1, len(SCOPES), figsize=(11, 4), sharey=True, constrained_layout=True)
     for axis, scope in zip(axes, SCOPES, strict=True):
         for arm in ARMS:
-            cells = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{_file(scope, arm)}_*.json"))]
+            cells = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{_stem(scope, arm)}_*.json"))]
             if cells:
                 points = zip(*(cell["curve"] for cell in cells), strict=True)
                 values = [(step[0]["rollouts"] / 1000, mean(p["greedy_reward"] for p in step)) for step in points]
@@ -171,45 +172,38 @@ def draw(folder: Path) -> None:
     figure.savefig(folder / "plot.png", dpi=120)
 
 
-def _file(scope: str, arm: str) -> str:
+def _stem(scope: str, arm: str) -> str:
     return f"{scope}_{arm.replace(' ', '-')}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="cells like this: SCOPE/ARM/SEED, draws/untrained, draws/trained")
+    parser.add_argument(
+        "--only", action="append", default=[], help="cells like this: SCOPE_ARM_SEED, draws_untrained, draws_trained"
+    )
     parser.add_argument("--output", type=Path, default=FOLDER)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    record = environment(None, torch.device("cpu")) | {"command": command()}
-    cells = miniature.Cells(options.output, record)
     asked = miniature.ask(miniature.untrained(0), QUESTIONS, QUESTION_SEED)
 
     @functools.cache
-    def train(seed: int) -> list[miniature.Asked]:
+    def train(seed: int) -> list[EmbeddedQuestions]:
         return miniature.training_questions(miniature.untrained(0), STEPS // miniature.ITERATIONS * BATCH, BATCH, seed)
 
-    jobs: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
-        "draws/untrained": ("draws_untrained", lambda: draws_cell(miniature.untrained(0), asked[:1])),
-        "draws/trained": (
-            "draws_trained",
-            lambda: draws_cell(CaCoVidForConditionalGeneration.from_pretrained(model_path()), asked[:1]),
-        ),
+    jobs: dict[str, Job] = {
+        "draws_untrained": lambda: draws_cell(miniature.untrained(0), asked[:1]),
+        "draws_trained": lambda: draws_cell(CaCoVidForConditionalGeneration.from_pretrained(model_path()), asked[:1]),
     }
     for seed in SEEDS:
         for arm, settings in ARMS.items():
             for scope in SCOPES:
-                jobs[f"{scope}/{arm}/{seed}"] = (
-                    f"{_file(scope, arm)}_{seed}",
-                    lambda scope=scope, settings=settings, seed=seed: train_cell(
-                        scope, settings, seed, train(seed), asked
-                    ),
+                jobs[f"{_stem(scope, arm)}_{seed}"] = lambda scope=scope, settings=settings, seed=seed: train_cell(
+                    scope, settings, seed, train(seed), asked
                 )
-    for name, (file, make) in jobs.items():
-        if fnmatch.fnmatch(name, options.only):
-            cells.run(file, make)
+    Cells("sampler_study", options.output).run(chosen(jobs, options.only))
     summary = summarise(options.output)
-    (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    with replaced(options.output / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n")
     draw(options.output)
     for row in summary["arms"]:
         print(row["scope"], row["arm"], row["rollouts_to_greedy_reward"], row["final_accuracy"])

@@ -1,4 +1,4 @@
-"""Table and plots of the evidence: `python benchmarks/evidence_report.py` reads benchmarks/results/evidence and writes docs/evidence_*.
+"""Table and plots of the evidence: `python -m studies.evidence_report` reads studies/results/evidence and writes docs/evidence_*.
 
 A row is the mean over its policies (seeds of a policy, draws of a random method). Its standard error has two independent parts, added in
 squares: over the questions (of the mean over policies, question by question) and, where there are several policies, over them. Differences
@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import RESULTS, ROOT
+
+from benchmarks.record import ROOT
+from cacovid_hf.utils.files import replaced
+from studies.cells import RESULTS
 
 OURS = "ours"
 
@@ -213,7 +216,7 @@ def main() -> None:
     options = parser.parse_args()
     cells = load(options.results)
     if not cells:
-        raise SystemExit(f"{options.results} has no cells: run benchmarks/evidence.py first.")
+        raise SystemExit(f"{options.results} has no cells: run python -m studies.evidence first.")
     parts: list[str] = []
     by_kind = {kind: rows(cells, kind) for kind in ("table", "mp4", "close")}
     for kind, title in (
@@ -232,12 +235,9 @@ def main() -> None:
     lines, curves = ablations(cells)
     if curves:
         parts += ["### Ablations", "", *lines, ""]
-    target = options.out / "evidence_tables.md"
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(
-        "# Tables of the evidence\n\nMade by `benchmarks/evidence_report.py`.\n\n" + "\n".join(parts), encoding="utf-8"
-    )
-    temporary.replace(target)
+    heading = "# Tables of the evidence\n\nMade by `studies/evidence_report.py`.\n\n"
+    with replaced(options.out / "evidence_tables.md") as temporary:
+        temporary.write_text(heading + "\n".join(parts), encoding="utf-8")
     if by_kind["table"]:
         plots(by_kind["table"], cells, curves, options.out)
 

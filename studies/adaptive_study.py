@@ -1,28 +1,28 @@
 """Accuracy against mean tokens: fixed ratios, budgets by a calibrated threshold, and policies trained with a price per token.
 
-python benchmarks/adaptive_study.py           # every cell that is not there yet, then the summary and the plot
+python -m studies.adaptive_study           # every cell that is not there yet, then the summary and the plot
 
-All start from the policy of the embedded model. One JSON a cell under benchmarks/results/adaptive_study.
+All start from the policy of the embedded model. One JSON a cell under studies/results/adaptive_study.
 """
 
 import argparse
-import fnmatch
 import functools
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import miniature
 import torch
-from record import RESULTS, command, environment
 from torch import Tensor
 
 from cacovid_hf import AutoBudget, CaCoVidForConditionalGeneration
 from cacovid_hf.ratio import calibrated_threshold
 from cacovid_hf.tiny import model_path
 from cacovid_hf.training.sampling import sample_bernoulli
+from cacovid_hf.utils.files import replaced
+from studies import miniature
+from studies.cells import RESULTS, Cells, Job, chosen
+from studies.questions import EmbeddedQuestions
 
 FOLDER = RESULTS / "adaptive_study"
 FIXED = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1)
@@ -43,7 +43,7 @@ NOTES = [
 ]
 
 
-def measured(model: CaCoVidForConditionalGeneration, asked: list[miniature.Asked], ratio: Any) -> dict[str, Any]:
+def measured(model: CaCoVidForConditionalGeneration, asked: list[EmbeddedQuestions], ratio: Any) -> dict[str, Any]:
     """Accuracy and tokens, in all and by kind of question."""
     found = miniature.at_ratio(model, asked, ratio)
     kinds = [kind for batch in asked for kind in batch.kinds]
@@ -72,7 +72,7 @@ def embedded_policy() -> CaCoVidForConditionalGeneration:
 
 
 def priced_cell(
-    price: float, seed: int, start: float, train: list[miniature.Asked], asked: list[miniature.Asked]
+    price: float, seed: int, start: float, train: list[EmbeddedQuestions], asked: list[EmbeddedQuestions]
 ) -> dict[str, Any]:
     """Train on with a price per token, all scores less `start` at first, then let the policy decide."""
     model = embedded_policy()
@@ -138,11 +138,10 @@ def draw_plot(cells: dict[str, Any], target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="cells like this: fixed_*, calibrated_*, priced_*")
+    parser.add_argument("--only", action="append", default=[], help="cells like this: fixed_*, calibrated_*, priced_*")
     parser.add_argument("--output", type=Path, default=FOLDER)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cells = miniature.Cells(options.output, environment(None, torch.device("cpu")) | {"command": command()})
     base = embedded_policy()
     asked = miniature.ask(base, QUESTIONS, QUESTION_SEED)
 
@@ -152,7 +151,7 @@ def main() -> None:
         return [scores for batch in batches for scores in miniature.token_scores(base, batch)]
 
     @functools.cache
-    def train(seed: int) -> list[miniature.Asked]:
+    def train(seed: int) -> list[EmbeddedQuestions]:
         # Another stream than the embedded policy was trained on.
         return miniature.training_questions(base, STEPS // miniature.ITERATIONS * BATCH, BATCH, 100 + seed)
 
@@ -163,7 +162,7 @@ def main() -> None:
         found = measured(base, asked, AutoBudget(FLOOR, CAP, threshold(mean_ratio)))
         return {"target_mean_ratio": mean_ratio, "threshold": threshold(mean_ratio), **found}
 
-    jobs: dict[str, Callable[[], dict[str, Any]]] = {}
+    jobs: dict[str, Job] = {}
     for ratio in FIXED:
         jobs[f"fixed_{ratio}"] = lambda ratio=ratio: {"ratio": ratio, **measured(base, asked, ratio)}
     for ratio in MEANS:
@@ -173,11 +172,10 @@ def main() -> None:
             jobs[f"priced_{price}_{seed}"] = lambda price=price, seed=seed: priced_cell(
                 price, seed, threshold(START), train(seed), asked
             )
-    for name, make in jobs.items():
-        if fnmatch.fnmatch(name, options.only):
-            cells.run(name, make)
+    Cells("adaptive_study", options.output).run(chosen(jobs, options.only))
     summary = summarise(options.output)
-    (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    with replaced(options.output / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n")
     draw_plot(summary["cells"], options.output / "plot.png")
     for name, cell in summary["cells"].items():
         print(f"{name:18} {cell['accuracy']:6.1%} ± {cell['standard_error']:.1%}  {cell['mean_tokens']:6.2f} tokens")
