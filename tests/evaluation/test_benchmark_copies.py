@@ -225,6 +225,10 @@ DAMAGED = [
     ('[{"id": ' + "9" * 5_000 + "}]", "lvb_val.json cannot be read"),
     (b"\xff\xfe\xff", "lvb_val.json cannot be read"),
     (b'[{"id": "\xe4"}]', "lvb_val.json cannot be read"),
+    (
+        '{"id": 1}\n\n{"id": 2, 3}\n{"id": 4}',
+        r"lvb_val.json cannot be read \(line 3: Expecting property name .*, character 10\)",
+    ),
     ('{"id": 1}\n{"id": 2\n', "lvb_val.json cannot be read"),
     ("[1]", r"is not a list of objects \(row 1 is 1\)"),
     ("5", "is not a list of objects"),

@@ -86,7 +86,10 @@ def test_a_file_in_base64_is_not_repeated(processor):
 # ---------------------------------------------------------------- lines
 
 BAD_LINES = [
-    (json.dumps(GOOD)[:-9].encode(), "the line is not JSON ("),
+    (
+        b'{"problem": "What?", 5}',
+        "the line is not JSON (Expecting property name enclosed in double quotes, character 22): correct it, or leave it out",
+    ),
     (b"{}", "the sample has no problem"),
     (b"5", "the line is 5: give a JSON object"),
     (b'"text"', "the line is 'text': give a JSON object"),

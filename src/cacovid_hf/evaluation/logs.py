@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..utils.values import one_line, shown
+from ..utils.values import fault_of_line, shown
 
 logger = logging.get_logger(__name__)
 
@@ -101,7 +101,7 @@ class CellLog:
                 if place not in self._told:
                     self._told.add(place)
                     logger.warning(
-                        f"{place} is damaged ({one_line(error) or 'nested too deep'}): it is dropped, and its question is asked again."
+                        f"{place} is damaged ({fault_of_line(error)}): it is dropped, and its question is asked again."
                     )
         return rows
 

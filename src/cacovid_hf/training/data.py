@@ -24,7 +24,7 @@ from ..processing import with_video_reader
 from ..utils.answer_tags import final_answer
 from ..utils.options import have_letters, read_options, right_letter
 from ..utils.text_files import WIDE_MARKS, read_text
-from ..utils.values import check_depth, is_missing, one_line, shortened, shown, text_of
+from ..utils.values import check_depth, fault_of_line, is_missing, one_line, shortened, shown, text_of
 from ..video.files import read_chosen_frames
 from .judge import Question
 from .rewards import REWARDS
@@ -134,8 +134,7 @@ def _sample(line: bytes | str, name: str) -> dict[str, Any]:
     try:
         sample = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else one_line(error)
-        return _damaged(name, f"the line is not JSON ({reason}): correct it, or leave it out")
+        return _damaged(name, f"the line is not JSON ({fault_of_line(error)}): correct it, or leave it out")
     if not isinstance(sample, dict):
         return _damaged(name, f"the line is {shown(sample)}: give a JSON object")
     return _checked(sample, name)

@@ -1,5 +1,6 @@
 """Values that come out of files of others: what counts as text, and how a value is shown in a message."""
 
+import json
 import reprlib
 from collections.abc import Mapping
 from numbers import Real
@@ -56,6 +57,15 @@ def check_depth(value: Any) -> None:
         parts = [part for part in level if isinstance(part, (Mapping, list, tuple))]
         level = [inner for part in parts for inner in (part.values() if isinstance(part, Mapping) else part)]
         depth += 1
+
+
+def fault_of_line(error: Exception) -> str:
+    """What is wrong with one line of JSON, without the number that the parser gives it."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, character {error.colno}"
+    return one_line(error)
 
 
 def one_line(error: Exception | str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...utils.extras import pip_install
 from ...utils.text_files import read_text
-from ...utils.values import is_missing, one_line, shown, text_of
+from ...utils.values import fault_of_line, is_missing, one_line, shown, text_of
 
 _OTHER_VERSION = "it is of another version, or of another set"
 
@@ -127,15 +127,15 @@ def _read_json(text: str, path: Path) -> Any:
             try:
                 rows.append((number, json.loads(line)))
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"line {number}: {error}") from error
+                raise ValueError(f"line {number}: {fault_of_line(error)}") from error
     return rows
 
 
 def _is_lines(text: str) -> bool:
-    """Whether the first two lines that are not blank are a JSON object each."""
+    """Whether the first line that is not blank is a whole JSON object, and another follows."""
     lines = [line for line in text.split("\n", 20) if line.strip()][:2]
     try:
-        return len(lines) == 2 and all(isinstance(json.loads(line), dict) for line in lines)
+        return len(lines) == 2 and isinstance(json.loads(lines[0]), dict)
     except (ValueError, RecursionError):
         return False
 
