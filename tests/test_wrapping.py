@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model
 from torch.nn import functional as F
-from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoModelForImageTextToText, GenerationConfig, LlavaOnevisionModel
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 
@@ -541,3 +541,23 @@ def test_the_wrapper_dispatched_by_accelerate():
     accelerate.cpu_offload(plain, execution_device="cpu")
     with pytest.raises(ValueError, match="offload the backbone alone"):
         generated(plain, inputs, retention_ratio=0.25)
+
+
+class WithDeepStack(LlavaOnevisionModel):
+    """A stand-in for families whose vision tower also reaches the layers of the language model."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs, deepstack_visual_embeds=[torch.ones(1)])
+
+
+def test_what_a_compressed_prompt_cannot_carry_is_refused():
+    """The seam would lose it without a sign."""
+    stock = stock_model("llava_onevision")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    model.compress(**inputs, retention_ratio=0.25)
+    stock.model.__class__ = WithDeepStack
+    for call in (model.compress, model, model.generate):
+        with pytest.raises(ValueError, match="also gives its language model deepstack_visual_embeds"):
+            call(**inputs, retention_ratio=0.25)
+    assert number_of_hooks(stock.get_decoder()) == 0

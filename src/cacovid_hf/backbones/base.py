@@ -5,7 +5,6 @@ for one call, takes the arguments and stops the forward, so the stock code itsel
 placeholders are video tokens, each video's grid, and what is never dropped.
 """
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,10 +15,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..prompt import EncodedVideos, Prompt, PromptLayout, TowerAttention, VideoSpan
+from ..utils.hooks import Hook, attached
 from .loaded import embedding_device
 
 # Enough to keep a device busy, while the vision tower's memory stays that of a short video.
 FRAMES_PER_CHUNK = 64
+
+
+# What a call of the language model may hold: what a prompt carries, and what does not change its embeddings.
+CARRIED = ("inputs_embeds", "attention_mask", "position_ids")
+WITHOUT_EFFECT = ("use_cache", "logits_to_keep")
 
 
 class _Captured(Exception):
@@ -227,9 +232,20 @@ class Backbone(ABC):
         return self._embedded(model, {**pixels, **arguments})[0]
 
     def _embedded(self, model: PreTrainedModel, arguments: dict[str, Any]) -> Tensor:
-        """What reaches the language model as `inputs_embeds`."""
+        """What reaches the language model as `inputs_embeds`.
+
+        Raises:
+            ValueError: the language model gets something else too, which the compressed prompt would be without.
+        """
         arguments = {**arguments, "use_cache": False}
-        return capture_language_model_inputs(model, self.language_model(model), arguments)["inputs_embeds"]
+        found = capture_language_model_inputs(model, self.language_model(model), arguments)
+        known = (*CARRIED, *WITHOUT_EFFECT)
+        if unknown := sorted(name for name, value in found.items() if value is not None and name not in known):
+            raise ValueError(
+                f"{type(model).__name__} also gives its language model {', '.join(unknown)}, which a compressed prompt does not carry. Use "
+                "a backbone whose language model reads embeddings, mask and positions alone."
+            )
+        return found["inputs_embeds"]
 
 
 def filled(embeds: Tensor, places: Tensor, features: Iterable[Tensor]) -> Tensor:
@@ -251,24 +267,16 @@ def filled(embeds: Tensor, places: Tensor, features: Iterable[Tensor]) -> Tensor
 def capture_language_model_inputs(
     model: nn.Module, language_model: nn.Module, inputs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Call `model(**inputs)` and return the keyword arguments that reach `language_model`, which is not run.
+    """Call `model(**inputs)` and return the keyword arguments that reach `language_model`, which is not run."""
 
-    The hook acts in the calling thread alone and is gone when this returns or raises, so that threads may share a model.
-    """
-    caller = threading.get_ident()
+    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        raise _Captured(kwargs)
 
-    # Another thread may have picked the hook up just before its removal; it then comes without keyword arguments.
-    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
-        if threading.get_ident() == caller and kwargs is not None:
-            raise _Captured(kwargs)
-
-    handle = language_model.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     try:
-        model(**inputs)
+        with attached(Hook(language_model, pre=stop, first=True)):
+            model(**inputs)
     except _Captured as captured:
         return captured.arguments
-    finally:
-        handle.remove()
     raise RuntimeError(
         f"{type(model).__name__} did not call its language model: this version of transformers is not supported."
     )

@@ -1,8 +1,9 @@
 """Keep the video tokens that the question attends to in a layer of the language model, read before anything is dropped."""
 
-import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..prompt import Prompt, PromptLayout, VideoSpan
 from ..ratio import token_budget
+from ..utils.hooks import Hook, attached
 from .base import CompressibleModel, Compressor, Scores
 from .tools.inside import attention_rows
 from .tools.selection import top_tokens
@@ -83,7 +85,6 @@ def video_attention(
             )
     queries = [_queries(prompt.layout, span, query) for span in prompt.layout.videos]
     received: dict[int, list[Tensor]] = {}
-    caller = threading.get_ident()
 
     def read(layer: int, module: nn.Module, states: Tensor, cos: Tensor, sin: Tensor) -> None:
         device = states.device
@@ -104,28 +105,18 @@ def video_attention(
         if len(received) == len(set(layers)):
             raise _Done
 
-    handles = []
-    try:
-        for layer in set(layers):
+    def enter(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        read(layer, module, states, *kwargs["position_embeddings"])
 
-            def enter(module, args, kwargs=None, layer=layer):
-                # Another thread's forward, or one that picked the hook up just before its removal.
-                if threading.get_ident() == caller and kwargs is not None:
-                    states = args[0] if args else kwargs["hidden_states"]
-                    read(layer, module, states, *kwargs["position_embeddings"])
-
-            handles.append(decoder.layers[layer].self_attn.register_forward_pre_hook(enter, with_kwargs=True))
+    hooks = [Hook(decoder.layers[layer].self_attn, pre=partial(enter, layer)) for layer in set(layers)]
+    with suppress(_Done), attached(*hooks):
         decoder(
             inputs_embeds=prompt.inputs_embeds,
             attention_mask=prompt.layout.valid.long().to(prompt.inputs_embeds.device),
             position_ids=prompt.position_ids,
             use_cache=False,
         )
-    except _Done:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return received
 
 

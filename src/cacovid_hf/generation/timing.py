@@ -1,6 +1,5 @@
 """Where the time of one `model.generate` goes: vision, policy, prefill, generation."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from ..compressors import Compression, Compressor, LayerRecord, Merged, Scores
 from ..compressors.base import CompressibleModel
 from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
 from ..ratio import AutoBudget, Ratio
+from ..utils.hooks import Hook, attached
 from .mixin import Compressing
 
 
@@ -103,17 +103,13 @@ class Stages(BaseStreamer):
     @contextmanager
     def prefill_at(self, language_model: nn.Module) -> Iterator[None]:
         """Within the block, prefill begins where this thread calls the language model."""
-        caller = threading.get_ident()
 
-        def begin(module: nn.Module, args: tuple) -> None:
-            if threading.get_ident() == caller and not self.compressing and self._stage in ("vision", "policy"):
+        def begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            if not self.compressing and self._stage in ("vision", "policy"):
                 self.enter("prefill")
 
-        handle = language_model.register_forward_pre_hook(begin)
-        try:
+        with attached(Hook(language_model, pre=begin)):
             yield
-        finally:
-            handle.remove()
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ Layers before it keep all, so that the cache's first layer has the length that s
 the calling thread and on the call's own cache alone, and are gone when the call returns or raises.
 """
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..._compat import CACHE, causal_mask
 from ...prompt import CompressedPrompt, VideoSelection, ordered_places
 from ...ratio import AutoBudget
+from ...utils.hooks import Hook, attached
 from ...utils.tensors import rotate
 
 
@@ -103,7 +104,6 @@ class _Cutter:
 
     def __init__(self, decoder: Any, prompt: CompressedPrompt, rule: CutRule):
         self.decoder, self.rule = decoder, rule
-        self.thread = threading.get_ident()
         self.rows = [video.row for video in prompt.videos]
         self.prompt_places = prompt.kept_indices
         self.record = LayerRecord([], prompt.kept_indices)
@@ -123,11 +123,21 @@ class _Cutter:
 
     # ------------------------------------------------------------ hooks
 
+    def hooks(self) -> list[Hook]:
+        layers = self.decoder.layers
+        hooks = []
+        for index, layer in enumerate(layers):
+            hooks.append(Hook(layer, pre=partial(self.enter_layer, index)))
+            hooks.append(Hook(layer.self_attn, pre=partial(self.enter_attention, index)))
+            # What the last layer's MLP drops, no layer is spared.
+            if self.rule.point == "mlp" and index + 1 < len(layers):
+                hooks.append(Hook(layer.post_attention_layernorm, pre=partial(self.enter_mlp_norm, index)))
+                hooks.append(Hook(layer.mlp, post=partial(self.leave_mlp, index)))
+        return hooks
+
     def enter_layer(
-        self, index: int, args: tuple, kwargs: dict[str, Any] | None
+        self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
-        if threading.get_ident() != self.thread or kwargs is None:
-            return None
         if index == 0:
             self._enter_model(args[0], kwargs.get(CACHE))
         if not self.ours:
@@ -148,10 +158,8 @@ class _Cutter:
             self.arguments = self._layer_arguments(index, states, kwargs)
         return (states, *args[1:]), {**kwargs, **self.arguments}
 
-    def enter_attention(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any] | None) -> None:
-        if threading.get_ident() != self.thread or kwargs is None or not (self.ours and self.prefilling):
-            return
-        if not self.rule.reads_attention(index):
+    def enter_attention(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not (self.ours and self.prefilling and self.rule.reads_attention(index)):
             return
         states = args[0] if args else kwargs["hidden_states"]
         repeats = states.shape[0] // self.columns.shape[0]
@@ -165,9 +173,11 @@ class _Cutter:
             attended[row, first:] = found.to(attended.device)
         self.attention = attended
 
-    def enter_mlp_norm(self, index: int, args: tuple) -> tuple | None:
+    def enter_mlp_norm(
+        self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
         """Cut before the MLP: it computes what is left; the rest is dropped behind the residual connection."""
-        if threading.get_ident() != self.thread or not (self.ours and self.prefilling):
+        if not (self.ours and self.prefilling):
             return None
         states, local = self._cut(index, args[0])
         if local is None:
@@ -175,10 +185,12 @@ class _Cutter:
         reduced = _gather(states, local)
         # The residual connection adds the states of before: what merging changed is put into the MLP's output.
         self.pending = local, reduced - _gather(args[0], local)
-        return (reduced, *args[1:])
+        return (reduced, *args[1:]), kwargs
 
-    def leave_mlp(self, index: int, output: Tensor) -> Tensor | None:
-        if threading.get_ident() != self.thread or not (self.ours and self.prefilling) or self.pending is None:
+    def leave_mlp(
+        self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        if not (self.ours and self.prefilling) or self.pending is None:
             return None
         local, change = self.pending
         local = local.repeat_interleave(output.shape[0] // local.shape[0], dim=0).to(output.device)
@@ -283,34 +295,7 @@ def cut_inside(decoder: Any, prompt: CompressedPrompt, rule: CutRule) -> Iterato
             "drops them before the language model."
         )
     cutter = _Cutter(decoder, prompt, rule)
-
-    with ExitStack() as attached:
-
-        def attach(handle: Any) -> None:
-            attached.callback(handle.remove)
-
-        # A thread that picked a hook up just before its removal calls it without keyword arguments.
-        for index, layer in enumerate(decoder.layers):
-
-            def enter_layer(module, args, kwargs=None, index=index):
-                return cutter.enter_layer(index, args, kwargs)
-
-            def enter_attention(module, args, kwargs=None, index=index):
-                cutter.enter_attention(index, module, args, kwargs)
-
-            attach(layer.register_forward_pre_hook(enter_layer, with_kwargs=True))
-            attach(layer.self_attn.register_forward_pre_hook(enter_attention, with_kwargs=True))
-            # What the last layer's MLP drops, no layer is spared.
-            if rule.point == "mlp" and index + 1 < len(decoder.layers):
-
-                def enter_mlp_norm(module, args, index=index):
-                    return cutter.enter_mlp_norm(index, args)
-
-                def leave_mlp(module, args, output, index=index):
-                    return cutter.leave_mlp(index, output)
-
-                attach(layer.post_attention_layernorm.register_forward_pre_hook(enter_mlp_norm))
-                attach(layer.mlp.register_forward_hook(leave_mlp))
+    with attached(*cutter.hooks()):
         yield cutter.record
 
 
