@@ -71,7 +71,7 @@ def test_the_output_holds_all_that_the_backbone_returned(family, ratio):
 
 def test_the_bound_of_the_package_is_the_newest_tested_version():
     major, minor = Version(_compat.NEWEST_TRANSFORMERS).release
-    text = (SOURCES.parents[1] / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     bounds = [Requirement(found) for found in re.findall(r'"(transformers(?:\[\w+\])?[<>=][^"]*)"', text)]
     assert len(bounds) == 2
     for bound in bounds:
