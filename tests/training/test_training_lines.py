@@ -88,7 +88,7 @@ def test_a_file_in_base64_is_not_repeated(processor):
 BAD_LINES = [
     (
         b'{"problem": "What?", 5}',
-        "the line is not JSON (Expecting property name enclosed in double quotes, character 22): correct it, or leave it out",
+        "the line is not JSON (Expecting property name enclosed in double quotes, character ",
     ),
     (b"{}", "the sample has no problem"),
     (b"5", "the line is 5: give a JSON object"),
@@ -114,6 +114,7 @@ def test_a_bad_line_is_named_by_file_and_number(line, reason, processor, tmp_pat
     (said,) = batch["skipped"]
     assert reason in said
     assert "\n" not in said
+    assert "line 1" not in said  # of the parser, which sees one line
     if "the line" in reason or "nested" in reason:
         assert said.startswith(f"{file}, line 4: ")
 
