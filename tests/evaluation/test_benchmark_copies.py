@@ -502,6 +502,18 @@ def test_options_without_letters_are_asked_with_them(tmp_path):
     assert [(s.prompt, s.options) for s in load("videomme", root).samples] == before
 
 
+def test_texts_that_look_like_labels_keep_their_places(tmp_path):
+    root = copies.mvbench(tmp_path)
+    table = root / "json" / "moving_count.json"
+    rows = read_table(table)
+    rows[0] |= {"candidates": ["A. B. Jones", "B. A. Smith"], "answer": "B. A. Smith"}
+    copies.write_json(table, rows)
+    benchmark = load("mvbench", root)
+    (sample,) = [sample for sample in benchmark.samples if sample.id == "moving_count-0"]
+    assert (sample.options, sample.answer) == (("B. Jones", "A. Smith"), "B")
+    assert [benchmark.extract(response, sample) for response in ("A. Smith", "(B)", "B. Jones")] == ["B", "B", "A"]
+
+
 def test_nothing_is_said_of_a_good_copy(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load("mvbench", copies.mvbench(tmp_path))

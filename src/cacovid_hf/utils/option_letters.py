@@ -42,15 +42,22 @@ _REJECTED = re.compile(r"[)\]}*\"'`]*\s+(?:(?:is|was)\s+(?:not|wrong|incorrect|f
 def extract_choice(response: str, options: Sequence[str] | Mapping[str, str]) -> str:
     """The letter of the option that a response names, or `""` if it names none.
 
-    Thinking is left out, then the last `<answer>` tag and in it the last `\\boxed{}` say where the answer stands. Tried in order, the first that
-    finds a valid letter wins: an option's whole text and nothing else; a label at the beginning (`B`, `(B)`, `B.`, `b) ...`, `Option B`); the last
-    "answer is B", "option is B", "B is right" or the like; the last letter in brackets; the only option whose whole text occurs in the response; the last "option
-    B" or "I choose B"; the last capital letter that stands alone; the last small one in brackets. "A" before a word is the article, not a choice, and
-    so is a small letter; "option A is wrong" chooses nothing. Full-width characters count as the ordinary ones.
+    Thinking is left out. Then the last `<answer>` tag, and in it the last `\\boxed{}`, say where the answer stands. Full-width characters count as the
+    ordinary ones. These forms are tried in order, and the first that finds a valid letter wins:
 
-    The formats are those that lmms-eval 0.7.3 looks for, and tags. Departures: where it draws a letter at random (LongVideoBench, EgoSchema) there is none
-    here, so that the same response has the same score each time; letters past the last option never count; an option's text counts
-    everywhere; of options with equal texts the first counts for all.
+    1. an option's whole text and nothing else;
+    2. a label at the beginning: `B`, `(B)`, `B.`, `b) ...`, `Option B`;
+    3. the last "answer is B", "option is B", "B is right" or the like;
+    4. the last capital letter in brackets;
+    5. the only option whose whole text occurs in the response;
+    6. the last "option B" or "I choose B";
+    7. the last capital letter that stands alone, then the last small one in brackets.
+
+    "A" before a word is the article, not a choice, and so is a small letter. "Option A is wrong" chooses nothing. Of options with equal texts the
+    first counts for all.
+
+    The formats are those that lmms-eval 0.7.3 looks for, and tags. Departures: where it draws a letter at random (LongVideoBench, EgoSchema), there is
+    none here, so that a response always has the same score. Letters past the last option never count. An option's text counts everywhere.
 
     Args:
         response: what the model wrote.

@@ -43,7 +43,7 @@ def read_options(options: Any) -> dict[str, str]:
 
     Args:
         options: texts, with or without letters (`"A. red"`); texts by letter or by number; dicts of a label and a text; lists of both
-            (`{"label": [...], "text": [...]}`); or any of these as JSON, or one a line. Empty places of a table (None) are left out.
+            (`{"label": [...], "text": [...]}`); or any of these as JSON, or one per line. Empty places of a table (None) are left out.
 
     Returns:
         Texts without letters. Letters come from the options if all of them have one, else from their order.
@@ -161,7 +161,7 @@ def comparable(text: str) -> str:
 
 
 def _from_text(options: str) -> Any:
-    """The options in a string: JSON, or one a line."""
+    """The options in a string: JSON, or one per line."""
     text = options.strip()
     if text[:1] in ("[", "{"):
         try:

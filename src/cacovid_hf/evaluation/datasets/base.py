@@ -107,7 +107,7 @@ class Benchmark(ABC):
 
     def extract(self, response: str, sample: Sample) -> str:
         """The answer that a response gives, `""` if none."""
-        return extract_choice(response, sample.options)
+        return extract_choice(response, dict(zip(letters(len(sample.options)), sample.options, strict=True)))
 
     def submission(self, answers: dict[str, str]) -> Any:
         """What the benchmark's server takes, from sample ids to extracted answers."""
@@ -154,7 +154,7 @@ def clustered_mean(rows: Sequence[dict[str, Any]], macro_group: str | None = Non
 class FileBenchmark(Benchmark):
     """A benchmark read from a folder. A subclass names its tables and says how a row becomes a sample and which option is right.
 
-    All parts of a table are read, in every order of capitals and with every byte order mark. The answer of each row must be one of its options
+    All parts of a table are read, whatever their byte order mark and the capitals of their names. The answer of each row must be one of its options
     (see `utils.options.right_letter`): single rows that fail this are reported with their reason and count neither right nor wrong.
 
     Args:
