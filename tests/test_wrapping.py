@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model
+from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model, tower
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, GenerationConfig, LlavaOnevisionModel
 
@@ -104,10 +104,6 @@ def failure_in(part):
                 call(**inputs, retention_ratio=0.25)
 
     return use
-
-
-def tower(model):
-    return model.model.vision_tower if model.config.model_type == "llava_onevision" else model.model.visual
 
 
 USES = {

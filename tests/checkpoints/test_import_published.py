@@ -1,10 +1,10 @@
 """The published checkpoint's format, filled with the golden policy: numbers, sharding, everything that can be wrong with it, and the question."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.golden import golden, policy_cases, policy_layout
 from helpers.hub_server import LoopbackHub, use
 from helpers.models import stock_model
 from safetensors import safe_open
@@ -15,11 +15,8 @@ from cacovid_cli.main import app
 from cacovid_hf import CaCoVidForConditionalGeneration, select_tokens
 from cacovid_hf.checkpoints.import_published import PREFIX, find, import_published
 from cacovid_hf.compressors.tools.selection import contribution_budget
-from cacovid_hf.prompt import PromptLayout, VideoSpan
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-INDEX = json.loads((GOLDEN / "index.json").read_text())["policy"]
-TENSORS = load_file(GOLDEN / "policy.safetensors")
+INDEX, TENSORS = golden("policy")
 ATTENTIONS = {"causal": "causal", "noncausal": "bidirectional"}
 ROPE = dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6})
 
@@ -64,13 +61,6 @@ def shard(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def golden_cases():
-    for key in TENSORS:
-        if key.endswith(".token_compress_logits"):
-            name, attention = key.removesuffix(".token_compress_logits").rsplit(".", 1)
-            yield name, attention
-
-
 @pytest.mark.parametrize("sharded", [False, True])
 def test_golden_policy(source, base, tmp_path, sharded):
     """Logits within 1e-5 under both attentions and for every case, and the golden selections."""
@@ -82,14 +72,11 @@ def test_golden_policy(source, base, tmp_path, sharded):
         assert len(file.keys()) == sum(not name.startswith(f"{PREFIX}mode_") for name in published_tensors())
     cases = {case["name"]: case for case in INDEX["cases"]}
     compared = 0
-    for name, attention in golden_cases():
+    for name, attention, grid in policy_cases(TENSORS):
         model = CaCoVidForConditionalGeneration.from_pretrained(
             tmp_path / "ours", policy_attention=ATTENTIONS[attention]
         )
-        grid = tuple(int(n) for n in name.split(".")[1].split("x"))
-        valid, is_video = (TENSORS[f"{name}.{kind}_mask"].bool() for kind in ("attention", "video"))
-        span = VideoSpan(0, grid, is_video[0].nonzero()[:, 0])
-        layout = PromptLayout(valid=valid, text=valid & ~is_video, videos=(span,))
+        layout = policy_layout(TENSORS, name, grid)
         with torch.no_grad():
             (output,) = model.policy(TENSORS[f"{name}.inputs_embeds"], TENSORS[f"{name}.position_ids"], layout)
         for ours, kind in ((output.token_logits.flatten(0, 1), "token"), (output.frame_logits, "frame")):
@@ -98,7 +85,7 @@ def test_golden_policy(source, base, tmp_path, sharded):
             continue
         rows = next(entry["rows"] for entry in cases[name]["selection"] if entry["attention"] == attention)
         for number, row in enumerate(rows):
-            if contribution_budget(span.num_tokens, row["topk"], row["imp_ratio"]) < grid[0]:
+            if contribution_budget(layout.videos[0].num_tokens, row["topk"], row["imp_ratio"]) < grid[0]:
                 continue
             keep = select_tokens(
                 output.token_scores,

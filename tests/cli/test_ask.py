@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.media import numbers_of, write_video
-from helpers.models import FAMILIES, stock_model
+from helpers.models import FAMILIES, stock_model, tower
 from helpers.processors import tiny_processor
 
 from cacovid_cli.ask import UNTRAINED, Answer, ask
@@ -111,10 +111,8 @@ def slowed(module, seconds, calls=None):
 def test_each_stage_is_charged_for_its_own_time(wrapped, video, ratio):
     """A stage that is made half a second slower is the one that shows it."""
     model, processor = wrapped
-    inner = model.backbone.model
-    tower = inner.vision_tower if model.family.model_type == "llava_onevision" else inner.visual
     head = model.backbone.lm_head
-    modules = {"vision": (tower, None), "policy": (model.policy, None), "prefill": (head, [])}
+    modules = {"vision": (tower(model.backbone), None), "policy": (model.policy, None), "prefill": (head, [])}
     for stage, (module, calls) in modules.items():
         for attempt in range(3):  # another process may hold up another stage as long, but hardly three times
             if calls is not None:

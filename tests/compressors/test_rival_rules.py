@@ -1,13 +1,11 @@
 """Each method of others by itself: the numbers that its published code gave, and its rule as plain loops over single tokens."""
 
 import itertools
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers.golden import golden
 
 from cacovid_hf.compressors import fastvid, flashvid, prunevid, visionzip
 from cacovid_hf.compressors.divprune import farthest_points
@@ -19,9 +17,7 @@ from cacovid_hf.compressors.tools.selection import top_tokens
 from cacovid_hf.compressors.vidcom2 import frame_ratios, quiet_channels, rounded_counts, typicality
 from cacovid_hf.ratio import token_budget
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-PEERS = json.loads((GOLDEN / "index.json").read_text())["peers"]
-TENSORS = load_file(GOLDEN / "peers.safetensors")
+PEERS, TENSORS = golden("peers")
 
 # ------------------------------------------------------------------ published numbers
 

@@ -1,13 +1,11 @@
 """`select_tokens` against the published code's masks, a token-by-token reference of our own, and the promises about counts and ties."""
 
 import itertools
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers.golden import golden
 
 from cacovid_hf import select_tokens
 from cacovid_hf.compressors.tools.selection import (
@@ -20,9 +18,7 @@ from cacovid_hf.compressors.tools.selection import (
 from cacovid_hf.policies.settings import SCOPES
 from cacovid_hf.ratio import token_budget
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-INDEX = json.loads((GOLDEN / "index.json").read_text())["select"]
-TENSORS = load_file(GOLDEN / "select.safetensors")
+INDEX, TENSORS = golden("select")
 
 
 def difference(logits):

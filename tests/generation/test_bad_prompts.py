@@ -12,6 +12,7 @@ from helpers.models import (
     masked_inputs,
     prompt_inputs,
     stock_model,
+    tower,
 )
 from transformers import AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
 
@@ -111,7 +112,7 @@ def test_bad_call(family, case):
     def heavy(*args):
         pytest.fail("the vision tower ran before the input was checked")
 
-    (stock.model.vision_tower if family == "llava_onevision" else stock.model.visual).register_forward_pre_hook(heavy)
+    tower(stock).register_forward_pre_hook(heavy)
     calls = [lambda: model.generate(**inputs, **arguments, max_new_tokens=2), lambda: model(**inputs, **arguments)]
     if "input_ids" in inputs:
         calls.append(lambda: model.compress(**inputs, **arguments))

@@ -5,7 +5,17 @@ import threading
 import pytest
 import torch
 from helpers.media import write_video
-from helpers.models import FAMILIES, PROMPTS, RAGGED, TWO_VIDEOS, Video, masked_inputs, prompt_inputs, stock_model
+from helpers.models import (
+    FAMILIES,
+    PROMPTS,
+    RAGGED,
+    TWO_VIDEOS,
+    Video,
+    masked_inputs,
+    prompt_inputs,
+    stock_model,
+    tower,
+)
 from helpers.processors import tiny_processor
 
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
@@ -77,12 +87,11 @@ def test_prompts_of_many_frames_are_encoded_in_chunks(family, monkeypatch):
     """No forward of the vision tower sees more frames than a chunk; at the default of 64 a short video goes the stock way."""
     stock, model = wrapped(family)
     seen = []
-    tower = stock.model.vision_tower if family == "llava_onevision" else stock.model.visual
 
     def count(module, args, kwargs):
         seen.append(len(args[0]) if family == "llava_onevision" else int(kwargs["grid_thw"][:, 0].sum()))
 
-    handle = tower.register_forward_pre_hook(count, with_kwargs=True)
+    handle = tower(stock).register_forward_pre_hook(count, with_kwargs=True)
     inputs = prompt_inputs(stock, TWO_VIDEOS)
     whole = model.compress(**inputs, retention_ratio=0.25)
     assert seen == [8]

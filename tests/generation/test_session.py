@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.media import write_video
-from helpers.models import FAMILIES, Video, masked_inputs, prompt_inputs, stock_model
+from helpers.models import FAMILIES, Video, masked_inputs, prompt_inputs, stock_model, tower
 from helpers.processors import tiny_processor
 from transformers import AutoProcessor, DynamicCache, GenerationConfig
 
@@ -39,10 +39,6 @@ def question(inputs, words, keep=6):
 
 
 QUESTIONS = ([20, 30, 40], [50, 60], [20, 30, 41, 42, 43])
-
-
-def tower(stock):
-    return stock.model.vision_tower if stock.config.model_type == "llava_onevision" else stock.model.visual
 
 
 class Calls:

@@ -1,8 +1,14 @@
-"""Tiny random models of every family, and prompts for them: the rows that the tables of cases share."""
+"""Tiny random models of every family, and prompts for them: the rows that the tables of cases share.
 
-from dataclasses import dataclass
+A further family is a further subclass of `Family` and its row in `BY_NAME`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -10,7 +16,6 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-FAMILIES = ("llava_onevision", "qwen2_5_vl")
 PAD, BOS, EOS, VISION_START, VISION_END, IMAGE, VIDEO = 0, 1, 2, 3, 4, 110, 111
 TEXT = dict(
     hidden_size=64,
@@ -26,68 +31,6 @@ TEXT = dict(
 )
 
 
-def stock_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0, **text):
-    """A random stock model whose answers depend on its whole prompt (weights larger than the usual initialisation)."""
-    torch.manual_seed(seed)
-    if family == "llava_onevision":
-        config = LlavaOnevisionConfig(
-            vision_config=dict(
-                model_type="siglip_vision_model",
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                image_size=56,
-                patch_size=14,
-                vision_use_head=False,
-            ),
-            text_config=dict(model_type="qwen2", **{**TEXT, **text}),
-            image_token_index=IMAGE,
-            video_token_index=VIDEO,
-            image_grid_pinpoints=[[56, 56], [56, 112]],
-        )
-        kind = LlavaOnevisionForConditionalGeneration
-    else:
-        config = Qwen2_5_VLConfig(
-            vision_config=dict(
-                hidden_size=32,
-                intermediate_size=64,
-                depth=2,
-                num_heads=2,
-                patch_size=14,
-                spatial_merge_size=2,
-                temporal_patch_size=2,
-                window_size=56,
-                out_hidden_size={**TEXT, **text}["hidden_size"],
-                fullatt_block_indexes=[1],
-                tokens_per_second=2,
-            ),
-            text_config=dict(
-                rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
-                **{**TEXT, **text},
-            ),
-            image_token_id=IMAGE,
-            video_token_id=VIDEO,
-            vision_start_token_id=VISION_START,
-            vision_end_token_id=VISION_END,
-        )
-        kind = Qwen2_5_VLForConditionalGeneration
-    config._attn_implementation = attention
-    model = kind(config).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2 and "language_model.layers" in name:
-                weight.normal_(std=0.2)
-        model.lm_head.weight.normal_(std=0.5)
-        model.get_input_embeddings().weight.normal_(std=1.0)
-    model.to(dtype)
-    # No end of text, so that every case decodes its full length.
-    model.generation_config.pad_token_id, model.generation_config.eos_token_id = PAD, None
-    # Placeholders that stand for no pixels are an error of the stock model without a cache.
-    model.generation_config.suppress_tokens = [IMAGE, VIDEO]
-    return model
-
-
 @dataclass(frozen=True)
 class Video:
     """`frames` temporal grid steps; Qwen2.5-VL also varies the size of the grid."""
@@ -101,6 +44,244 @@ class Video:
 @dataclass(frozen=True)
 class Image:
     """One image."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where the random content of a prompt comes from."""
+
+    generator: torch.Generator
+    scale: float
+
+    def noise(self, *shape: int) -> Tensor:
+        """Pixels."""
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float32) * self.scale
+
+    def words(self, count: int) -> list[int]:
+        """Ids of text."""
+        return torch.randint(5, 100, (count,), generator=self.generator).tolist()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a prompt.
+
+    Attributes:
+        ids: its tokens.
+        types: 0 of text, 1 of an image's tokens, 2 of a video's; one per token.
+        fields: what the processor returns for it beside the tokens, each with a first dimension to be joined along.
+    """
+
+    ids: list[int]
+    types: list[int]
+    fields: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Family(ABC):
+    """What the tests need to know of a family of models.
+
+    Attributes:
+        name: its `model_type`.
+        model_class: the stock model's.
+        has_token_types: whether its processor returns `mm_token_type_ids`.
+    """
+
+    name: ClassVar[str]
+    model_class: ClassVar[type]
+    has_token_types: ClassVar[bool]
+
+    @abstractmethod
+    def config(self, text: dict[str, Any]) -> Any:
+        """The tiny config around these settings of the language model."""
+
+    @abstractmethod
+    def video(self, video: Video, draw: Draw) -> Part:
+        """A video in a prompt, with its pixels."""
+
+    @abstractmethod
+    def image(self, draw: Draw) -> Part:
+        """An image in a prompt, with its pixels."""
+
+    @abstractmethod
+    def tower(self, stock: Any) -> nn.Module:
+        """The vision tower of a stock model."""
+
+    @abstractmethod
+    def processor(self, tokenizer: Any) -> Any:
+        """The stock processor around a tokenizer that has the placeholders of this module."""
+
+    def joined(self, parts: list[Part]) -> dict[str, Tensor]:
+        """The fields of all parts of all rows, as the processor returns them."""
+        names = dict.fromkeys(name for part in parts for name in part.fields)
+        return {name: torch.cat([part.fields[name] for part in parts if name in part.fields]) for name in names}
+
+    def positions(self, stock: Any, inputs: dict[str, Tensor], places: Tensor) -> Tensor:
+        """Explicit `position_ids` of an uncompressed prompt, from the places `(B, L)` of its tokens."""
+        return places
+
+
+class LlavaOnevision(Family):
+    """4 tokens per frame and a newline per video."""
+
+    name = "llava_onevision"
+    model_class = LlavaOnevisionForConditionalGeneration
+    has_token_types = False
+
+    def config(self, text):
+        return LlavaOnevisionConfig(
+            vision_config=dict(
+                model_type="siglip_vision_model",
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=56,
+                patch_size=14,
+                vision_use_head=False,
+            ),
+            text_config=dict(model_type="qwen2", **text),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_grid_pinpoints=[[56, 56], [56, 112]],
+        )
+
+    def video(self, video, draw):
+        count = video.frames * 4 + 1
+        return Part([VIDEO] * count, [2] * count, {"pixel_values_videos": draw.noise(1, video.frames, 3, 56, 56)})
+
+    def image(self, draw):
+        count = 16 + 16 + 4
+        fields = {"pixel_values": draw.noise(1, 2, 3, 56, 56), "image_sizes": torch.tensor([[56, 56]])}
+        return Part([IMAGE] * count, [1] * count, fields)
+
+    def tower(self, stock):
+        return stock.model.vision_tower
+
+    def processor(self, tokenizer):
+        from transformers import LlavaOnevisionImageProcessor, LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
+
+        size = {"height": 56, "width": 56}
+        return LlavaOnevisionProcessor(
+            image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=[[56, 56], [56, 112]]),
+            video_processor=LlavaOnevisionVideoProcessor(size=size),
+            tokenizer=tokenizer,
+            num_image_tokens=16,
+            vision_feature_select_strategy="full",
+            chat_template=chat_template("<video>", "<image>"),
+        )
+
+
+class Qwen25VL(Family):
+    """A token per 2 x 2 patches, between two marks; three rows of positions beside the places."""
+
+    name = "qwen2_5_vl"
+    model_class = Qwen2_5_VLForConditionalGeneration
+    has_token_types = True
+
+    def config(self, text):
+        return Qwen2_5_VLConfig(
+            vision_config=dict(
+                hidden_size=32,
+                intermediate_size=64,
+                depth=2,
+                num_heads=2,
+                patch_size=14,
+                spatial_merge_size=2,
+                temporal_patch_size=2,
+                window_size=56,
+                out_hidden_size=text["hidden_size"],
+                fullatt_block_indexes=[1],
+                tokens_per_second=2,
+            ),
+            text_config=dict(
+                rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}, **text
+            ),
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            vision_start_token_id=VISION_START,
+            vision_end_token_id=VISION_END,
+        )
+
+    def video(self, video, draw):
+        count = video.height * video.width * video.frames
+        fields = {
+            "pixel_values_videos": draw.noise(count * 4, 3 * 2 * 14 * 14),
+            "video_grid_thw": torch.tensor([[video.frames, video.height * 2, video.width * 2]]),
+            "second_per_grid_ts": torch.tensor([video.seconds_per_step]),
+        }
+        return Part([VISION_START, *[VIDEO] * count, VISION_END], [0, *[2] * count, 0], fields)
+
+    def image(self, draw):
+        fields = {"pixel_values": draw.noise(16, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+        return Part([VISION_START, *[IMAGE] * 4, VISION_END], [0, 1, 1, 1, 1, 0], fields)
+
+    def tower(self, stock):
+        return stock.model.visual
+
+    def processor(self, tokenizer):
+        from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+        size = {"shortest_edge": 56 * 56, "longest_edge": 84 * 84 * 16}
+        marked = "<|vision_start|>{}<|vision_end|>"
+        return Qwen2_5_VLProcessor(
+            image_processor=Qwen2VLImageProcessor(size=size),
+            video_processor=Qwen2VLVideoProcessor(size=size),
+            tokenizer=tokenizer,
+            chat_template=chat_template(marked.format("<video>"), marked.format("<image>")),
+        )
+
+    def positions(self, stock, inputs, places):
+        grids = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")}
+        mrope, _ = stock.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            attention_mask=inputs["attention_mask"],
+            **grids,
+        )
+        return torch.cat([places[None], mrope])
+
+
+def chat_template(video: str, image: str) -> str:
+    """Messages as their texts and these words for videos and images."""
+    return (
+        "{% for m in messages %}{% for c in m['content'] %}"
+        f"{{{{ '{video} ' if c['type'] == 'video' else '{image} ' if c['type'] == 'image' else c['text'] + ' ' }}}}"
+        "{% endfor %}{% endfor %}{% if add_generation_prompt %}answer{% endif %}"
+    )
+
+
+BY_NAME: dict[str, Family] = {family.name: family for family in (LlavaOnevision(), Qwen25VL())}
+FAMILIES = tuple(BY_NAME)
+
+
+def family_of(stock) -> Family:
+    """The family of a stock model."""
+    return BY_NAME[stock.config.model_type]
+
+
+def tower(stock) -> nn.Module:
+    """The vision tower of a stock model."""
+    return family_of(stock).tower(stock)
+
+
+def stock_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0, **text):
+    """A random stock model whose answers depend on its whole prompt (weights larger than the usual initialisation)."""
+    torch.manual_seed(seed)
+    config = BY_NAME[family].config({**TEXT, **text})
+    config._attn_implementation = attention
+    model = BY_NAME[family].model_class(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "language_model.layers" in name:
+                weight.normal_(std=0.2)
+        model.lm_head.weight.normal_(std=0.5)
+        model.get_input_embeddings().weight.normal_(std=1.0)
+    model.to(dtype)
+    # No end of text, so that every case decodes its full length.
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = PAD, None
+    # Placeholders that stand for no pixels are an error of the stock model without a cache.
+    model.generation_config.suppress_tokens = [IMAGE, VIDEO]
+    return model
 
 
 ONE_VIDEO = [[3, Video(), 6]]
@@ -122,91 +303,41 @@ PROMPTS = {
 
 def prompt_inputs(
     model, rows, *, seed: int = 1, padding_side: str = "left", pixel_scale: float = 1.0
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """What a processor would return for `rows`, each a list of text lengths, videos and images."""
-    generator = torch.Generator().manual_seed(seed)
-    llava = model.config.model_type == "llava_onevision"
+    family, draw = family_of(model), Draw(torch.Generator().manual_seed(seed), pixel_scale)
 
-    def noise(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float32) * pixel_scale
+    def part_of(asked) -> Part:
+        if isinstance(asked, Video):
+            return family.video(asked, draw)
+        if isinstance(asked, Image):
+            return family.image(draw)
+        return Part(draw.words(asked), [0] * asked)
 
-    ids, types = [], []
-    videos, images, video_grids, image_grids, seconds = [], [], [], [], []
-    for row in rows:
-        row_ids, row_types = [], []
-
-        def add(tokens, kind=0, row_ids=row_ids, row_types=row_types):
-            row_ids += tokens
-            row_types += [kind] * len(tokens)
-
-        for part in row:
-            if isinstance(part, int):
-                add(torch.randint(5, 100, (part,), generator=generator).tolist())
-            elif llava and isinstance(part, Video):
-                add([VIDEO] * (part.frames * 4 + 1), 2)
-                videos.append(noise(part.frames, 3, 56, 56))
-            elif llava:
-                add([IMAGE] * (16 + 16 + 4), 1)
-                images.append(noise(2, 3, 56, 56))
-            elif isinstance(part, Video):
-                size = part.height * part.width * part.frames
-                add([VISION_START])
-                add([VIDEO] * size, 2)
-                add([VISION_END])
-                videos.append(noise(size * 4, 3 * 2 * 14 * 14))
-                video_grids.append([part.frames, part.height * 2, part.width * 2])
-                seconds.append(part.seconds_per_step)
-            else:
-                add([VISION_START])
-                add([IMAGE] * 4, 1)
-                add([VISION_END])
-                images.append(noise(16, 3 * 2 * 14 * 14))
-                image_grids.append([1, 4, 4])
-        ids.append(row_ids)
-        types.append(row_types)
-
+    prompts = [[part_of(asked) for asked in row] for row in rows]
+    ids = [[token for part in parts for token in part.ids] for parts in prompts]
+    types = [[kind for part in parts for kind in part.types] for parts in prompts]
     longest = max(map(len, ids))
 
-    def padded(lists, value):
-        filled = [
-            [value] * (longest - len(x)) + x if padding_side == "left" else x + [value] * (longest - len(x))
-            for x in lists
-        ]
-        return torch.tensor(filled)
+    def padded(lists: list[list[int]], value: int) -> Tensor:
+        gaps = [[value] * (longest - len(found)) for found in lists]
+        return torch.tensor([g + x if padding_side == "left" else x + g for g, x in zip(gaps, lists, strict=True)])
 
     inputs = {"input_ids": padded(ids, PAD), "attention_mask": padded([[1] * len(x) for x in ids], 0)}
-    if llava:
-        if videos:
-            inputs["pixel_values_videos"] = torch.stack(videos)
-        if images:
-            inputs["pixel_values"] = torch.stack(images)
-            inputs["image_sizes"] = torch.tensor([[56, 56]] * len(images))
-    else:
+    if family.has_token_types:
         inputs["mm_token_type_ids"] = padded(types, 0)
-        if videos:
-            inputs["pixel_values_videos"] = torch.cat(videos)
-            inputs["video_grid_thw"] = torch.tensor(video_grids)
-            inputs["second_per_grid_ts"] = torch.tensor(seconds)
-        if images:
-            inputs["pixel_values"] = torch.cat(images)
-            inputs["image_grid_thw"] = torch.tensor(image_grids)
+    inputs |= family.joined([part for parts in prompts for part in parts])
     for name in ("pixel_values", "pixel_values_videos"):
         if name in inputs:
             inputs[name] = inputs[name].to(model.dtype)
     return inputs
 
 
-def masked_inputs(model, inputs, kept_indices) -> dict[str, torch.Tensor]:
+def masked_inputs(model, inputs, kept_indices) -> dict[str, Tensor]:
     """The oracle's inputs: the uncompressed prompt, dropped tokens masked out as keys, explicit original positions."""
     mask = inputs["attention_mask"]
     kept = torch.zeros_like(mask)
     for row, places in enumerate(kept_indices):
         kept[row, places[places >= 0]] = 1
-    positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    if model.config.model_type == "qwen2_5_vl":
-        grids = {k: inputs.get(k) for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")}
-        mrope, _ = model.model.get_rope_index(
-            inputs["input_ids"], mm_token_type_ids=inputs["mm_token_type_ids"], attention_mask=mask, **grids
-        )
-        positions = torch.cat([positions[None], mrope])
-    return {**inputs, "attention_mask": kept, "position_ids": positions}
+    places = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    return {**inputs, "attention_mask": kept, "position_ids": family_of(model).positions(model, inputs, places)}

@@ -1,25 +1,9 @@
 """Stock processors with a tiny tokenizer, for the random models of `models.py`."""
 
-from helpers.models import BOS, EOS, IMAGE, PAD, TEXT, VIDEO, VISION_END, VISION_START
+from helpers.models import BOS, BY_NAME, EOS, IMAGE, PAD, TEXT, VIDEO, VISION_END, VISION_START
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    LlavaOnevisionImageProcessor,
-    LlavaOnevisionProcessor,
-    LlavaOnevisionVideoProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import PreTrainedTokenizerFast
 
-TEMPLATES = {
-    "llava_onevision": "{% for m in messages %}{% for c in m['content'] %}"
-    "{{ '<video> ' if c['type'] == 'video' else '<image> ' if c['type'] == 'image' else c['text'] + ' ' }}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %}answer{% endif %}",
-    "qwen2_5_vl": "{% for m in messages %}{% for c in m['content'] %}"
-    "{{ '<|vision_start|><video><|vision_end|> ' if c['type'] == 'video' else '<|vision_start|><image><|vision_end|> ' "
-    "if c['type'] == 'image' else c['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}answer{% endif %}",
-}
 WORDS = ["answer", "what", "color", "is", "the", "circle", "square", "red", "green", "blue"]
 
 
@@ -54,20 +38,4 @@ def tiny_processor(family: str):
             "vision_eos_token": "<|vision_end|>",
         },
     )
-    if family == "llava_onevision":
-        size = {"height": 56, "width": 56}
-        return LlavaOnevisionProcessor(
-            image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=[[56, 56], [56, 112]]),
-            video_processor=LlavaOnevisionVideoProcessor(size=size),
-            tokenizer=fast,
-            num_image_tokens=16,
-            vision_feature_select_strategy="full",
-            chat_template=TEMPLATES[family],
-        )
-    size = {"shortest_edge": 56 * 56, "longest_edge": 84 * 84 * 16}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
-        video_processor=Qwen2VLVideoProcessor(size=size),
-        tokenizer=fast,
-        chat_template=TEMPLATES[family],
-    )
+    return BY_NAME[family].processor(fast)

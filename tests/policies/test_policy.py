@@ -1,22 +1,16 @@
 """The policy against the published code's logits, against the language model's own layer 0, and under padding and batching."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from helpers.golden import golden, policy_cases, policy_layout, with_prefix
 from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model
-from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import Qwen2Config
 
 from cacovid_hf import CaCoVidForConditionalGeneration, ContributionPolicy, select_tokens
 from cacovid_hf.compressors.tools.selection import contribution_budget
-from cacovid_hf.prompt import PromptLayout, VideoSpan
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-INDEX = json.loads((GOLDEN / "index.json").read_text())["policy"]
-TENSORS = load_file(GOLDEN / "policy.safetensors")
+INDEX, TENSORS = golden("policy")
 GOLDEN_CONFIG = Qwen2Config(
     hidden_size=64,
     num_attention_heads=4,
@@ -41,8 +35,7 @@ KINDS = {
 def golden_policy(attention):
     policy = ContributionPolicy(GOLDEN_CONFIG, attention)
     weights = {}
-    for name, tensor in TENSORS.items():
-        name = name.removeprefix("polA.sd.") if name.startswith("polA.sd.") else ""
+    for name, tensor in with_prefix(TENSORS, "polA.sd.").items():
         for old, new in RENAMED.items():
             if name.startswith(old):
                 weights[new + name.removeprefix(old)] = tensor
@@ -50,34 +43,21 @@ def golden_policy(attention):
     return policy
 
 
-def golden_cases():
-    grids = {case["name"]: tuple(case["thw"]) for case in INDEX["cases"]}
-    for key in TENSORS:
-        if key.endswith(".token_compress_logits"):
-            name, attention = key.removesuffix(".token_compress_logits").rsplit(".", 1)
-            grid = tuple(int(n) for n in name.split(".")[1].split("x"))
-            assert grids.get(name, grid) == grid
-            yield name, attention, grid
-
-
-@pytest.mark.parametrize(("name", "attention", "grid"), golden_cases())
+@pytest.mark.parametrize(("name", "attention", "grid"), policy_cases(TENSORS))
 def test_golden_logits(name, attention, grid):
-    valid = TENSORS[f"{name}.attention_mask"].bool()
-    is_video = TENSORS[f"{name}.video_mask"].bool()
-    span = VideoSpan(0, grid, is_video[0].nonzero()[:, 0])
-    layout = PromptLayout(valid=valid, text=valid & ~is_video, videos=(span,))
+    layout = policy_layout(TENSORS, name, grid)
     with torch.no_grad():
         policy = golden_policy(ATTENTIONS[attention])
         (output,) = policy(TENSORS[f"{name}.inputs_embeds"], TENSORS[f"{name}.position_ids"], layout)
-    for ours, golden in ((output.token_logits.flatten(0, 1), "token"), (output.frame_logits, "frame")):
-        torch.testing.assert_close(ours, TENSORS[f"{name}.{attention}.{golden}_compress_logits"], atol=1e-5, rtol=0)
+    for ours, kind in ((output.token_logits.flatten(0, 1), "token"), (output.frame_logits, "frame")):
+        torch.testing.assert_close(ours, TENSORS[f"{name}.{attention}.{kind}_compress_logits"], atol=1e-5, rtol=0)
 
     case = next((case for case in INDEX["cases"] if case["name"] == name), None)
     if case is None:
         return
     rows = next(entry["rows"] for entry in case["selection"] if entry["attention"] == attention)
     for number, row in enumerate(rows):
-        tokens, ratio = span.num_tokens, row["topk"]
+        tokens, ratio = layout.videos[0].num_tokens, row["topk"]
         if contribution_budget(tokens, ratio, row["imp_ratio"]) < grid[0]:
             continue
         keep = select_tokens(

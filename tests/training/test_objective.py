@@ -1,13 +1,11 @@
 """The loss and its gradients against the published code's, and what the published code gets wrong."""
 
-import json
 import math
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers.golden import golden, with_prefix
 
 from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.training.objective import (
@@ -20,15 +18,8 @@ from cacovid_hf.training.objective import (
     priced,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-INDEX = json.loads((GOLDEN / "index.json").read_text())["train"]
-TENSORS = load_file(GOLDEN / "train.safetensors")
+INDEX, TENSORS = golden("train")
 CASES = {case["name"]: case for case in INDEX["cpo"]}
-
-
-def golden(name):
-    prefix = f"cpo.{name}."
-    return {key.removeprefix(prefix): value for key, value in TENSORS.items() if key.startswith(prefix)}
 
 
 def outputs(data, frames, kind=""):
@@ -59,7 +50,7 @@ def random_case(seed=0, frames=3, tokens=5, rollouts=6, frame_rollouts=4):
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden_loss_and_gradients(name):
-    case, data = CASES[name], golden(name)
+    case, data = CASES[name], with_prefix(TENSORS, f"cpo.{name}.")
     new, old = outputs(data, case["t"]), outputs(data, case["t"], "old_")
     new.token_logits.requires_grad_()
     new.frame_logits.requires_grad_()
@@ -95,7 +86,7 @@ def test_golden_loss_and_gradients(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden_token_weights(name):
-    data = golden(name)
+    data = with_prefix(TENSORS, f"cpo.{name}.")
     published = data["token_mask_weight"]
     expected = published / published.sum(1, keepdim=True)
     torch.testing.assert_close(balanced_weights(data["token_mask"].bool()), expected)

@@ -1,13 +1,11 @@
 """Samplers against the published code's probabilities, and what is drawn against the probabilities it is drawn by."""
 
 import itertools
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers.golden import golden
 
 from cacovid_hf.compressors.tools.selection import top_tokens
 from cacovid_hf.training.sampling import (
@@ -24,9 +22,7 @@ from cacovid_hf.training.sampling import (
     sample_random,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-INDEX = json.loads((GOLDEN / "index.json").read_text())["train"]
-TENSORS = load_file(GOLDEN / "train.safetensors")
+INDEX, TENSORS = golden("train")
 
 
 def seeded(seed=0):
