@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from .policies.settings import FORMAT_VERSION, PolicySettings, check_format_version
+from .utils.staging import KEY
 
 
 class CaCoVidConfig(PreTrainedConfig):
@@ -56,6 +57,7 @@ class CaCoVidConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
+        kwargs.pop(KEY, None)  # of the folder, not of the model
         check_format_version(self.format_version)
         self.backbone_config = backbone_config(self.backbone_config)
         self.retention_ratio = PolicySettings.of(vars(self)).retention_ratio

@@ -220,7 +220,7 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
 
         The folder holds `config.json`, `model.safetensors` (keys under `policy.`), the card `README.md` and `cacovid_auto.py` (by which the Auto
         classes find this package if `trust_remote_code=True`); a self-contained one also a folder `backbone`, which is a stock checkpoint.
-        Files are written under temporary names and renamed, so that no half-written checkpoint is left.
+        Whatever kills a save over an older checkpoint, the folder holds the old one or the new one. Other files in it stay.
 
         Args:
             save_directory: made if missing.

@@ -15,9 +15,14 @@ import pytest
 import torch
 from helpers.small_training import trainer
 from transformers import TrainerCallback
-from transformers.trainer_callback import TrainerState
 
-from cacovid_hf.training.resuming import data_digest, is_complete, last_complete_checkpoint
+from cacovid_hf.training.resuming import (
+    check_position,
+    checkpoint_to_resume,
+    data_digest,
+    is_complete,
+    last_complete_checkpoint,
+)
 from cacovid_hf.training.trainer import ContributionTrainer
 
 SETTINGS = dict(steps=12, samples=7, save_strategy="steps", save_steps=3, gradient_accumulation_steps=2)
@@ -299,16 +304,87 @@ def test_weights_that_are_not_finite_end_training_and_are_not_saved(step, saved,
     assert not (tmp_path / "end" / "model.safetensors").exists()
 
 
-def test_a_half_written_state_is_no_checkpoint(tmp_path):
-    folder = tmp_path / "checkpoint-2"
-    folder.mkdir()
-    (folder / "model.safetensors").touch()
-    assert not is_complete(folder)
-    text = json.dumps({"global_step": 2})
-    (folder / "trainer_state.json").write_text(text[:-1])
-    assert not is_complete(folder)
-    (folder / "trainer_state.json").write_text(text)
+def cut(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip(file):
+    """One bit in the middle: the file opens as before."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "cut": cut,
+    "emptied": lambda file: file.write_bytes(b""),
+    "missing": lambda file: file.unlink(),
+    "garbage": lambda file: file.write_bytes(random.Random(0).randbytes(file.stat().st_size)),
+    "flipped": flip,
+}
+BINARY = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+JSON = ("config.json", "trainer_state.json", "checksums.json")
+# Without checksums, in a checkpoint of a former version, one bit cannot be told, nor a file that may never have been there.
+CASES = [
+    (file, damage, summed)
+    for file in (*BINARY, *JSON)
+    for damage in DAMAGES
+    for summed in (True, False)
+    if not (file in JSON and damage == "flipped")
+    and not (file == "checksums.json" and (damage == "missing" or not summed))
+    and (summed or damage != "flipped")
+    and (summed or damage != "missing" or file not in BINARY[1:])
+]
+
+
+@pytest.fixture
+def two_checkpoints(uninterrupted, tmp_path):
+    for step in (6, 10):
+        name = f"checkpoint-{step}"
+        shutil.copytree(f"{uninterrupted[0].args.output_dir}/{name}", tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("file", "damage", "summed"), CASES)
+def test_a_damaged_file_leads_to_the_checkpoint_before(file, damage, summed, two_checkpoints, caplog):
+    last = two_checkpoints / "checkpoint-10"
+    if not summed:
+        (last / "checksums.json").unlink()
+    assert checkpoint_to_resume(two_checkpoints) == str(last)
+    DAMAGES[damage](last / file)
+    assert checkpoint_to_resume(two_checkpoints) == str(two_checkpoints / "checkpoint-6")
+    (line,) = caplog.messages
+    assert line.startswith(f"{last} is passed over, because {file} is ")
+    with pytest.raises(ValueError, match=f"checkpoint-10 cannot be resumed, because {file} is .*give another one"):
+        check_position(last, {})
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_where_no_checkpoint_is_left(file, two_checkpoints):
+    shutil.rmtree(two_checkpoints / "checkpoint-6")
+    DAMAGES["cut"](two_checkpoints / "checkpoint-10" / file)
+    with pytest.raises(ValueError, match=f"checkpoint-10 cannot be resumed, because {file} .*or move the folder away"):
+        checkpoint_to_resume(two_checkpoints)
+
+
+def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_weights(two_checkpoints, uninterrupted):
+    (two_checkpoints / "checkpoint-10" / "model.safetensors").unlink()
+    flip(two_checkpoints / "checkpoint-10" / "optimizer.pt")
+    model, _, engine = trainer(two_checkpoints, **SETTINGS)
+    engine.train(resume_from_checkpoint=True)
+    assert engine.state.global_step == 12
+    for name, tensor in model.policy.state_dict().items():
+        assert torch.equal(tensor, uninterrupted[1][name]), name
+    assert is_complete(two_checkpoints / "checkpoint-10")
+
+
+def test_a_half_written_state_is_no_checkpoint(two_checkpoints):
+    """The first checkpoint of a run that was killed while it was written: training may begin anew."""
+    shutil.rmtree(two_checkpoints / "checkpoint-6")
+    folder = two_checkpoints / "checkpoint-10"
+    (folder / "checksums.json").unlink()
     assert is_complete(folder)
-    assert TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step == 2
-    (tmp_path / "checkpoint-final").mkdir()
-    assert last_complete_checkpoint(tmp_path) == str(folder)
+    DAMAGES["cut"](folder / "trainer_state.json")
+    assert not is_complete(folder)
+    (two_checkpoints / "checkpoint-final").mkdir()
+    assert checkpoint_to_resume(two_checkpoints) is None

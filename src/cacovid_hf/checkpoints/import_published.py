@@ -152,7 +152,7 @@ def convert(found: Published, to: str | os.PathLike) -> Iterator[str]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replaced(folder) as temporary:
         temporary.mkdir()
-        write(temporary, found.config, tensors, CardFacts(notes=notes), name=folder.name)
+        write(temporary, found.config, tensors, CardFacts(notes=notes), place=folder)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     base, base_revision = found.config.base_model_name_or_path, found.config.base_model_revision
     yield f"policy    {len(tensors)} tensors, {parameters:,} parameters, {next(iter(tensors.values())).dtype}".replace(

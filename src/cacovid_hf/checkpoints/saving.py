@@ -1,12 +1,13 @@
 """Checkpoints on disk and on the Hub: `config.json`, the policy's `model.safetensors`, and for a self-contained one a folder `backbone`.
 
-Only safetensors are read, only by name and shape; everything is written under a temporary name first.
+Only safetensors are read, only by name and shape. A save replaces all files together: see `utils.staging`.
 """
 
 import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -14,12 +15,13 @@ from transformers.utils import logging
 from .._compat import forget_name
 from ..configuration import CaCoVidConfig
 from ..hub.auto_file import AUTO_MODULE, AUTO_SOURCE
-from ..hub.card import CardFacts, check_card, write_card
+from ..hub.card import CARD, CardFacts, check_card, write_card
 from ..hub.custom_generate import FOLDER as CODE_FOLDER
 from ..hub.custom_generate import generated_files
 from ..hub.source import WEIGHTS
 from ..policies.settings import check_made_for
-from ..utils.files import replaced, write_files
+from ..utils.files import write_files
+from ..utils.staging import replaced_together
 from .loading import BACKBONE_FOLDER
 
 logger = logging.get_logger(__name__)
@@ -83,15 +85,14 @@ def save(
     if card is not False:
         check_card(folder, card if isinstance(card, CardFacts) else CardFacts())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if include_backbone:
-            inner = None if state_dict is None else part_of(state_dict, "backbone.", "state_dict")
-            with replaced(folder / BACKBONE_FOLDER) as temporary:
-                model.backbone.save_pretrained(temporary, state_dict=inner, **backbone_kwargs)
-        write(folder, config, tensors, card, custom_generate)
-    except OSError as error:
+        with replaced_together(folder) as staged:
+            if include_backbone:
+                inner = None if state_dict is None else part_of(state_dict, "backbone.", "state_dict")
+                model.backbone.save_pretrained(staged / BACKBONE_FOLDER, state_dict=inner, **backbone_kwargs)
+            write(staged, config, tensors, card, custom_generate, place=folder)
+    except (OSError, SafetensorError) as error:
         raise OSError(
-            f"The checkpoint cannot be written to {folder} ({error}): choose a folder that can be written."
+            f"The checkpoint cannot be written to {folder} ({error}): free disk space, or choose a folder that can be written."
         ) from error
 
 
@@ -108,26 +109,34 @@ def write(
     policy: dict[str, Tensor],
     card: CardFacts | bool,
     custom_generate: bool = False,
-    name: str | None = None,
+    *,
+    place: Path,
 ) -> None:
-    """Write everything of a checkpoint but a backbone into an existing folder; `policy` without its prefix, `config` is completed."""
+    """Write everything of a checkpoint but a backbone into an empty folder.
+
+    Args:
+        folder: to write into.
+        config: is completed.
+        policy: its tensors by their names without prefix.
+        card: see `save_pretrained`.
+        custom_generate: see `save_pretrained`.
+        place: where the files will stand; a card that is there is brought up to date.
+    """
     config.architectures = [AUTO_CLASSES["AutoModelForImageTextToText"]]
     config.dtype = next(iter(policy.values())).dtype
     config.auto_map = {name: f"{AUTO_MODULE}.{kind}" for name, kind in AUTO_CLASSES.items()}
     forget_name(config.backbone_config)  # base_model_name_or_path says it, and only where it is meant to be said
-    with replaced(folder / WEIGHTS) as temporary:
-        save_file({f"policy.{name}": tensor for name, tensor in policy.items()}, temporary, metadata={"format": "pt"})
-    with replaced(folder / "config.json") as temporary:
-        config.to_json_file(temporary)
-    with replaced(folder / f"{AUTO_MODULE}.py") as temporary:
-        temporary.write_text(AUTO_SOURCE, encoding="utf-8")
+    tensors = {f"policy.{name}": tensor for name, tensor in policy.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config.to_json_file(folder / "config.json")
+    (folder / f"{AUTO_MODULE}.py").write_text(AUTO_SOURCE, encoding="utf-8")
     if custom_generate:
-        with replaced(folder / CODE_FOLDER) as temporary:
-            write_files(temporary, generated_files(str(folder.resolve())))
+        write_files(folder / CODE_FOLDER, generated_files(str(place.resolve())))
     if card is not False:
         facts = card if isinstance(card, CardFacts) else None
-        processor_inside = (folder / "processor_config.json").is_file()
-        write_card(folder, config, name or folder.resolve().name, facts, processor_inside=processor_inside)
+        there = (place / CARD).read_text(encoding="utf-8") if (place / CARD).is_file() else None
+        processor_inside = (place / "processor_config.json").is_file()
+        write_card(folder, config, place.resolve().name, facts, there, processor_inside)
 
 
 def part_of(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.utils.hub import extract_commit_hash
 
 from .._compat import ATTENTION_KEYS, cached_file_or_none, is_known_missing
+from ..utils.staging import staging_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -51,10 +52,15 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint is: a folder or a Hub id, and the arguments to reach it."""
+    """Where a checkpoint is: a folder or a Hub id, and the arguments to reach it.
+
+    Attributes:
+        staged: folder of it whose files count before the others, left by a save that was killed (see `utils.staging`).
+    """
 
     name: str
     hub: dict[str, Any]
+    staged: str | None = None
 
     @classmethod
     def of(cls, name: str | os.PathLike, kwargs: dict[str, Any]) -> "Source":
@@ -63,13 +69,29 @@ class Source:
 
     def inside(self, folder: str) -> "Source":
         """A folder of this one."""
+        if self.staged and (staged := self.inside_staged().inside(folder)).file("config.json"):
+            return staged
         return Source(self.name, {**self.hub, "subfolder": "/".join(filter(None, (self.hub.get("subfolder"), folder)))})
 
+    def inside_staged(self) -> "Source":
+        """The files that count before the others; only where there are any."""
+        return Source(self.name, self.hub).inside(str(self.staged))
+
     def pinned(self) -> "Source":
-        """At the one commit that its `config.json` is now of, so that a push in the middle of loading mixes no two states."""
+        """As it is now: at the one commit that its `config.json` is of, and with the files of a save that was killed after its decision.
+
+        Raises:
+            ValueError: those files are not there.
+        """
         path = self.file("config.json")
-        commit = extract_commit_hash(path, None) if path else None
-        return self if commit is None else Source(self.name, {**self.hub, "revision": commit})
+        if path is None:
+            return self
+        commit = extract_commit_hash(path, None)
+        staged = staging_folder(self.json("config.json") or {})
+        pinned = Source(self.name, self.hub if commit is None else {**self.hub, "revision": commit}, staged)
+        if staged is not None and pinned.inside_staged().file("config.json") is None:
+            raise ValueError(f"{self.name} lacks its hidden folder {staged}, which has newer weights: copy that too.")
+        return pinned
 
     def file(self, filename: str) -> str | None:
         """Local path of one of the checkpoint's files, fetched if need be; None if there is none.
@@ -80,6 +102,8 @@ class Source:
         plain = isinstance(filename, str) and filename not in ("", ".", "..") and not set(filename) & set("/\\:\0")
         if not plain:
             raise ValueError(f"{self.name} names a file outside its folder, {filename!r}: do not use this checkpoint.")
+        if self.staged and (path := self.inside_staged().file(filename)):
+            return path
         path = cached_file_or_none(self.name, filename, **self.hub)
         if path is None and not os.path.isdir(self.name):
             self._check_missing(filename)

@@ -33,7 +33,7 @@ from .batches import is_stream
 from .data import AnswerCollator, VideoQuestions, video_of
 from .display import TrainingDisplay
 from .filter import blind_filter
-from .resuming import last_complete_checkpoint
+from .resuming import checkpoint_to_resume, last_complete_checkpoint
 from .trainer import ContributionTrainer
 from .video_paths import video_path
 
@@ -235,7 +235,7 @@ def run_training(
     config = read_config(file, default_model)
     folder = str(training_arguments(config).output_dir)
     # The first process's answer: the others may be on machines without its folder, or look when it has written one.
-    (found,) = broadcast_object_list([last_complete_checkpoint(folder)])
+    (found,) = broadcast_object_list([checkpoint_to_resume(folder) if resume else last_complete_checkpoint(folder)])
     if found is not None and not resume:
         raise ValueError(
             f"{folder} has checkpoints of an earlier run ({found}): resume it (--resume), or choose another output_dir."

@@ -8,20 +8,30 @@ On one CPU process with the same number of threads the weights are then the same
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
-from ..checkpoints.saving import WEIGHTS
+from ..hub.source import WEIGHTS, Source
+from ..utils.files import replaced
+from ..utils.staging import KEY
+
+logger = logging.get_logger(__name__)
 
 STATE = "trainer_state.json"
+CHECKSUMS = "checksums.json"
 _OPTIMISATION = ("optimizer.pt", "scheduler.pt")
+# Every process writes a random state of its own, when it likes; that of a single process is there when the checkpoint is.
+_SUMMED = (WEIGHTS, *_OPTIMISATION, "scaler.pt", "rng_state.pth")
 _TOLD_APART_BY = ("problem", "options", "solution", "path", "video")
 _SAMPLES_READ = 8
 
@@ -65,24 +75,109 @@ class SampleBoundaries(TrainerCallback, ExportableState):
             check_finite(model, args.output_dir)
         return control
 
+    def on_save(self, args, state, control, **kwargs):
+        """Say how the files of the checkpoint can be told from damaged ones."""
+        folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        if state.is_world_process_zero and folder.is_dir():
+            write_checksums(folder)
+
+
+def damage(checkpoint: str | os.PathLike) -> str | None:
+    """Why training cannot go on from a checkpoint, as a clause that names the file; None if it can.
+
+    Files with a checksum (see `write_checksums`) are compared with it, the others are opened.
+    """
+    folder = Path(checkpoint)
+    if _state(folder) is None:
+        return f"{STATE} is missing or damaged"
+    try:
+        sums = folder / CHECKSUMS
+        expected = json.loads(sums.read_text(encoding="utf-8")) if sums.is_file() else {}  # former versions wrote none
+    except (OSError, ValueError):
+        expected = None
+    if not isinstance(expected, dict):
+        return f"{CHECKSUMS} is damaged"
+    present = [WEIGHTS, *sorted(path.name for path in folder.glob("*.pt*") if path.is_file())]
+    for name in dict.fromkeys([*expected, *present]):
+        file = folder / Path(name).name
+        if not file.is_file():
+            return f"{name} is missing"
+        if _digest(file) != expected[name] if name in expected else not _opens(file):
+            return f"{name} is damaged"
+    try:
+        if KEY in Source(str(folder), {}).config():
+            return "its last save was not finished"
+    except (OSError, ValueError):
+        return "config.json is missing or damaged"
+    return None
+
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Whether a checkpoint was written to its end: its state, which is written last, can be read."""
+    """Whether a checkpoint was written to its end and is as it was written."""
+    return damage(checkpoint) is None
+
+
+def write_checksums(checkpoint: str | os.PathLike) -> None:
+    """Write the SHA-256 of the weights and of the optimiser's state beside them, as the last file of a checkpoint."""
     folder = Path(checkpoint)
-    return _state(folder) is not None and (folder / WEIGHTS).is_file()
+    sums = {name: _digest(folder / name) for name in _SUMMED if (folder / name).is_file()}
+    with replaced(folder / CHECKSUMS) as temporary:
+        temporary.write_text(json.dumps(sums, indent=2), encoding="utf-8")
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _opens(file: Path) -> bool:
+    """Whether a safetensors file has all its bytes, or every part of a file of `torch.save` its check sum."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt"):
+                return True
+        with zipfile.ZipFile(file) as parts:
+            return parts.testzip() is None
+    except (OSError, SafetensorError, zipfile.BadZipFile):
+        return False
+
+
+def _was_complete(folder: Path) -> bool:
+    return (folder / CHECKSUMS).is_file() or _state(folder) is not None
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The complete checkpoint of the most steps in a training's folder; None if there is none."""
-    found = [
-        (int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")), folder)
-        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdigit()
-    ]
-    for _, folder in sorted(found, reverse=True):
-        if is_complete(folder):
+    """The complete checkpoint of the most steps in a training's folder, with a warning for each that it passes over; None if there is none."""
+    for folder in _checkpoints(output_dir):
+        if (reason := damage(folder)) is None:
             return str(folder)
+        logger.warning(f"{folder} is passed over, because {reason}.")
     return None
+
+
+def checkpoint_to_resume(output_dir: str | os.PathLike) -> str | None:
+    """As `last_complete_checkpoint`; None only if no checkpoint was ever complete, so that training may begin at its first step.
+
+    Raises:
+        ValueError: there were complete ones, and all are damaged.
+    """
+    found = last_complete_checkpoint(output_dir)
+    if found is None and (lost := [folder for folder in _checkpoints(output_dir) if _was_complete(folder)]):
+        raise ValueError(
+            f"{lost[0]} cannot be resumed, because {damage(lost[0])}, and no checkpoint before it can: restore that file, or move the folder "
+            "away to begin anew."
+        )
+    return found
+
+
+def _checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """Folders of checkpoints, of the most steps first."""
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    found = [path for path in Path(output_dir).glob(f"{prefix}*") if path.name.removeprefix(prefix).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(prefix)), reverse=True)
 
 
 def check_finite(policy: nn.Module, output_dir: str | os.PathLike) -> None:
@@ -109,14 +204,16 @@ def check_position(checkpoint: str | os.PathLike, position: dict[str, Any]) -> N
         ValueError: the checkpoint is incomplete, or what its position in the data depends on has changed.
     """
     folder = Path(checkpoint)
-    state = _state(folder)
-    if state is None or not is_complete(folder):
-        raise ValueError(f"{folder} is no complete checkpoint: give another one, or True for the last complete one.")
+    if (reason := damage(folder)) is not None:
+        raise ValueError(
+            f"{folder} cannot be resumed, because {reason}: give another one, or True for the last complete one."
+        )
     if lacking := [name for name in _OPTIMISATION if not (folder / name).is_file()]:
         raise ValueError(
             f"{folder} lacks {', '.join(lacking)} (saved with save_only_model=True?): start anew from its policy instead of resuming."
         )
-    saved = state["stateful_callbacks"].get(SampleBoundaries.__name__, {}).get("args", {}).get("position", {})
+    state: Any = _state(folder)
+    saved = state.stateful_callbacks.get(SampleBoundaries.__name__, {}).get("args", {}).get("position", {})
     for name, value in position.items():
         if saved.get(name, value) != value:
             raise ValueError(
@@ -154,8 +251,10 @@ def _words(value: Any, name: str = "") -> Any:
     return value if value is None or isinstance(value, (str, int, float)) else None
 
 
-def _state(folder: Path) -> dict[str, Any] | None:
+def _state(folder: Path) -> TrainerState | None:
     try:
-        return json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = TrainerState.load_from_json(str(folder / STATE))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    sound = isinstance(state.global_step, int) and isinstance(state.stateful_callbacks, dict)
+    return state if sound else None
