@@ -14,7 +14,7 @@ from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.training.objective import advantages, cpo_loss, priced
-from cacovid_hf.training.rollouts import AnswerScores, cut, score_answers
+from cacovid_hf.training.rollouts import AnswerScores, score_answers, select_subsets
 from studies.questions import EmbeddedQuestions, embed_questions, embed_samples
 
 TOKENS_PER_FRAME = 36
@@ -44,7 +44,7 @@ def ask(model: CaCoVidForConditionalGeneration, count: int, seed: int, batch_siz
 
 def answered(model: CaCoVidForConditionalGeneration, asked: EmbeddedQuestions, keeps: list[Tensor]) -> AnswerScores:
     """How the backbone answers from subsets, bool `(G, N)` a question; `B * G` scores, question by question."""
-    prompts, rows = cut(asked.prompt, keeps)
+    prompts, rows = select_subsets(asked.prompt, keeps)
     return score_answers(model.backbone, prompts, [asked.answers[row] for row in rows.tolist()])
 
 
@@ -110,7 +110,6 @@ def learn(
         watch(0)
     for batch in batches:
         prompt = batch.prompt
-        no_frames = torch.zeros(0, prompt.layout.videos[0].num_frames, dtype=torch.bool), torch.zeros(0)
         old: list[PolicyOutput] = []
         masks: list[Tensor] = []
         rewards: list[Tensor] = []
@@ -130,7 +129,6 @@ def learn(
                     before,
                     mask,
                     advantages(reward),
-                    *no_frames,
                     dual_clip=3.0,
                     kl_weight=kl_weight,
                     balanced=balanced,

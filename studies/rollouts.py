@@ -20,7 +20,7 @@ from benchmarks.record import command, summarise, write_result
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.training.data import AnswerCollator
-from cacovid_hf.training.rollouts import cut, generate_answers, score_answers
+from cacovid_hf.training.rollouts import generate_answers, score_answers, select_subsets
 from cacovid_hf.training.sampling import sample_frames, sample_ocss
 from studies import miniature
 from studies.cells import RESULTS, environment
@@ -89,7 +89,7 @@ def roll_out(
             assert len(keeps) == 1, "one rollout at a time is of one sample"
             parts = [[keep[None]] for keep in keeps[0]]
         for part in parts:
-            prompts, rows = cut(prompt, part)
+            prompts, rows = select_subsets(prompt, part)
             given = [answers[row] for row in rows.tolist()]
             longest = max(map(len, given))
             if way.generate:

@@ -13,7 +13,7 @@ from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.prompt import stack_prompts
 from cacovid_hf.tiny import clips, model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
-from cacovid_hf.training.batches import SampleBatches, SampleLoader, SampleReader, TurnCollator, is_stream
+from cacovid_hf.training.batches import HeaderCollator, SampleBatches, SampleLoader, SampleReader, is_stream
 from cacovid_hf.training.data import AnswerCollator, VideoQuestions, question_text
 from cacovid_hf.training.filter import blind_filter
 from cacovid_hf.training.judge import Judge, Question
@@ -339,7 +339,7 @@ def test_a_worker_reads_the_same(processor, tmp_path):
         loader = SampleLoader(
             SampleReader(samples),
             batch_sampler=SampleBatches(samples, batch_size=2, repeats=2),
-            collate_fn=TurnCollator(AnswerCollator(processor)),
+            collate_fn=HeaderCollator(AnswerCollator(processor)),
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
         )

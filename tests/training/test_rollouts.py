@@ -5,7 +5,7 @@ import torch
 from helpers.models import FAMILIES, RAGGED, TWO_VIDEOS, masked_inputs, prompt_inputs, stock_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.training.rollouts import cut, generate_answers, score_answers
+from cacovid_hf.training.rollouts import generate_answers, score_answers, select_subsets
 
 
 def embedded(family, rows=RAGGED):
@@ -32,7 +32,7 @@ def subsets(prompt, counts):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_rollout_equals_the_oracle(family):
     stock, inputs, prompt = embedded(family)
-    prompts, rows = cut(prompt, subsets(prompt, (3, 2, 4)))
+    prompts, rows = select_subsets(prompt, subsets(prompt, (3, 2, 4)))
     assert rows.tolist() == [0] * 3 + [1] * 2 + [2] * 4
     answers = [torch.randint(5, 100, (1 + number % 3,)) for number in range(9)]
     # The likeliest answers of some, so that exact answers occur.
@@ -68,4 +68,4 @@ def test_every_rollout_equals_the_oracle(family):
 def test_a_sample_has_one_video():
     _, _, prompt = embedded("llava_onevision", TWO_VIDEOS)
     with pytest.raises(ValueError, match=r"2 video\(s\) in 1 prompt\(s\): a training sample has exactly one video"):
-        cut(prompt, subsets(prompt, (1, 1)))
+        select_subsets(prompt, subsets(prompt, (1, 1)))

@@ -10,7 +10,7 @@ from helpers.small_training import Collator, Gradients, prompt_inputs, trainer
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.training.arguments import OURS, ContributionTrainingArguments
-from cacovid_hf.training.batches import SampleBatches, Turn
+from cacovid_hf.training.batches import BatchHeader, SampleBatches
 from cacovid_hf.training.judge import Question
 
 
@@ -99,11 +99,9 @@ def test_target_ratios_are_drawn_by_sample_and_kept(tmp_path):
     seen = []
     roll_out = engine._roll_out
 
-    def spy(memory, answers):
-        roll_out(memory, answers)
-        seen.append(
-            [(ratio, masks.flatten(1).sum(1)) for ratio, masks in zip(memory.ratios, memory.token_masks, strict=True)]
-        )
+    def spy(memory, header):
+        roll_out(memory, header)
+        seen.append([(video.ratio, video.tokens.masks.flatten(1).sum(1)) for video in memory.videos])
 
     engine._roll_out = spy
     engine.train()
@@ -155,15 +153,23 @@ def test_replay_is_what_advantages_are_over(tmp_path, replay):
     sizes = []
     roll_out = engine._roll_out
 
-    def spy(memory, answers):
-        roll_out(memory, answers)
-        sizes.append({len(x) for x in (*memory.token_masks, *memory.token_rewards)})
-        sizes.append({len(x) for x in (*memory.frame_masks, *memory.frame_rewards)})
+    def spy(memory, header):
+        roll_out(memory, header)
+        for rollouts in ([video.tokens for video in memory.videos], [video.frames for video in memory.videos]):
+            sizes.append({len(part) for some in rollouts for part in (some.masks, some.rewards)})
 
     engine._roll_out = spy
     engine.train()
     factors = [1, 2, 3] if replay else [1, 1, 1]
     assert sizes == [{size * factor} for factor in factors for size in (6, 3)]
+
+
+def test_without_frame_rollouts_there_are_no_frames_in_the_memory(tmp_path):
+    _, _, engine = trainer(tmp_path, num_frame_rollouts=0, num_iterations=3, steps=3)
+    engine.train()
+    (memory,) = engine._memories.values()
+    assert [video.frames for video in memory.videos] == [None, None]
+    assert [len(video.tokens.masks) for video in memory.videos] == [3 * 6, 3 * 6]
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
@@ -237,7 +243,7 @@ def test_a_run_that_has_read_nothing_is_no_success(tmp_path):
 
 @pytest.mark.parametrize("steps", [10, 8], ids=["in the middle", "at the end"])
 def test_broken_samples_after_a_resumption_are_not_all_there_is(steps, tmp_path, monkeypatch):
-    monkeypatch.setattr("cacovid_hf.training.trainer._HOPELESS", 4)
+    monkeypatch.setattr("cacovid_hf.training.engine._HOPELESS", 4)
     settings = dict(samples=16, steps=steps, save_strategy="steps", save_steps=6)
     _, _, engine = trainer(tmp_path, **settings)
     engine.train()
@@ -346,12 +352,12 @@ def test_batches_repeat_step_by_step():
     batches = SampleBatches(list(range(5)), batch_size=1, batches_per_step=2, repeats=3)
     seen = list(batches)
     assert seen[:4] == [
-        [Turn(0, 0, 0, (0,)), 0],
-        [Turn(0, 1, 0, (1,)), 1],
-        [Turn(1, 0, 0, (0,))],
-        [Turn(1, 1, 0, (1,))],
+        [BatchHeader(0, 0, 0, (0,)), 0],
+        [BatchHeader(0, 1, 0, (1,)), 1],
+        [BatchHeader(1, 0, 0, (0,))],
+        [BatchHeader(1, 1, 0, (1,))],
     ]
-    assert seen[-2:] == [[Turn(2, 0, 0, (4,))], [Turn(2, 1, 0, ())]]
+    assert seen[-2:] == [[BatchHeader(2, 0, 0, (4,))], [BatchHeader(2, 1, 0, ())]]
     assert len(seen) == len(batches) == 3 * 2 * 3
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 
 @dataclass(frozen=True)
-class Turn:
+class BatchHeader:
     """Heads a batch: what is to be done with its samples.
 
     Attributes:
@@ -38,7 +38,7 @@ def is_stream(dataset: Any) -> bool:
 class SampleBatches(Sampler):
     """Batch sampler: the samples of one optimiser step after those of another, each step's `repeats` times.
 
-    A batch is a list: its `Turn`, then in the first iteration the samples (indices of a map-style dataset, the samples themselves of a stream),
+    A batch is a list: its `BatchHeader`, then in the first iteration the samples (indices of a map-style dataset, the samples themselves of a stream),
     later nothing, because they are remembered. Every process gets the same number of batches, `batches_per_step` a step;
     at the end of a pass some are empty.
 
@@ -119,12 +119,12 @@ class SampleBatches(Sampler):
                     start = (slot * self.num_processes + self.process_index) * self.batch_size
                     part = group[start : start + self.batch_size]
                     numbers = tuple(range(first + start, first + start + len(part)))
-                    yield [Turn(iteration, slot, epoch, numbers), *(part if iteration == 0 else ())]
+                    yield [BatchHeader(iteration, slot, epoch, numbers), *(part if iteration == 0 else ())]
             first += len(group)
 
 
 class SampleReader(Dataset):
-    """Map from what `SampleBatches` yields to samples; turns, and the samples of streams, are their own."""
+    """Map from what `SampleBatches` yields to samples; headers, and the samples of streams, are their own."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
@@ -133,7 +133,7 @@ class SampleReader(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, item: Any) -> Any:
-        return item if isinstance(item, Turn) or is_stream(self.dataset) else self.dataset[item]
+        return item if isinstance(item, BatchHeader) or is_stream(self.dataset) else self.dataset[item]
 
 
 class SampleLoader(DataLoader):
@@ -144,16 +144,16 @@ class SampleLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-class TurnCollator:
-    """Collates the samples behind a `Turn` by another collator, and puts the turn beside the result."""
+class HeaderCollator:
+    """Collates the samples behind a `BatchHeader` by another collator, and puts the header beside the result."""
 
     def __init__(self, collate: Callable[[Sequence[Any]], dict[str, Any]]):
         self.collate = collate
 
     def __call__(self, batch: Sequence[Any]) -> dict[str, Any]:
-        """The collator's batch, or none of it where there are no samples, and `turn`."""
-        turn, *samples = batch
-        return {**(self.collate(samples) if samples else {}), "turn": turn}
+        """The collator's batch, or none of it where there are no samples, and `header`."""
+        header, *samples = batch
+        return {**(self.collate(samples) if samples else {}), "header": header}
 
 
 def _generator(seed: int) -> torch.Generator:

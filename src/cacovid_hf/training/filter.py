@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ..modeling import CaCoVidForConditionalGeneration
 from ..utils.files import replaced
-from .batches import SampleBatches, SampleReader, TurnCollator, is_stream
+from .batches import HeaderCollator, SampleBatches, SampleReader, is_stream
 from .data import AnswerCollator
 from .judge import Judge
 from .rewards import REWARDS
@@ -94,7 +94,7 @@ def blind_filter(
     loader = DataLoader(
         SampleReader(dataset),
         batch_sampler=SampleBatches(dataset, batch_size=batch_size),
-        collate_fn=TurnCollator(collator),
+        collate_fn=HeaderCollator(collator),
     )
     summary = FilterSummary(threshold=threshold)
     out.parent.mkdir(parents=True, exist_ok=True)

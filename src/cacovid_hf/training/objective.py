@@ -79,8 +79,8 @@ def cpo_loss(
     old: PolicyOutput,
     token_masks: Tensor,
     token_advantages: Tensor,
-    frame_masks: Tensor,
-    frame_advantages: Tensor,
+    frame_masks: Tensor | None = None,
+    frame_advantages: Tensor | None = None,
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
@@ -100,8 +100,8 @@ def cpo_loss(
         old: of the policy that the subsets were drawn by; takes no gradient.
         token_masks: bool `(R, T, P)`, the tokens kept in each token rollout; `R` may be 0.
         token_advantages: `(R,)`, see `advantages`.
-        frame_masks: bool `(F, T)`, the frames chosen in each frame rollout; `F` may be 0: then nothing depends on the frame head.
-        frame_advantages: `(F,)`.
+        frame_masks: bool `(F, T)`, the frames chosen in each frame rollout; None without any: nothing depends on the frame head.
+        frame_advantages: `(F,)`; None without frame rollouts.
         clip_low: how far a ratio under 1 may go before its gradient stops.
         clip_high: how far a ratio above 1 may go.
         dual_clip: where the gradient stops of choices that did worse than the mean but have become likelier, as a ratio above `1 + clip_high`
@@ -112,28 +112,28 @@ def cpo_loss(
             pull of kept tokens on a common shift of all scores is the same for every subset. Off (ours), every token has the same say.
 
     Returns:
-        The loss, 0-dimensional with a graph to both heads, and what to log.
+        The loss, 0-dimensional with a graph to the token head and, with frame rollouts, to the frame head; and what to log.
 
     Raises:
         ValueError: shapes that do not fit together.
     """
+    if (frame_masks is None) is not (frame_advantages is None):
+        raise ValueError("One of frame_masks and frame_advantages is None. Give both, or neither.")
     _check_shapes("token", output.token_logits, old.token_logits, token_masks, token_advantages)
-    _check_shapes("frame", output.frame_logits, old.frame_logits, frame_masks, frame_advantages)
-    tokens, frames = _log_probs(output.token_logits), _log_probs(output.frame_logits)  # (N, 2), (T, 2)
-    old_tokens, old_frames = _log_probs(old.token_logits).detach(), _log_probs(old.frame_logits).detach()
     token_masks = token_masks.flatten(1)  # (R, N)
-
+    tokens, old_tokens = _log_probs(output.token_logits), _log_probs(old.token_logits).detach()  # (N, 2)
     token_ratios = _ratios(tokens, old_tokens, token_masks)  # (R, N)
-    frame_ratios = _ratios(frames, old_frames, frame_masks)  # (F, T)
     token_losses, stopped = _clipped(token_ratios, token_advantages, clip_low, clip_high, dual_clip)
-    frame_losses, _ = _clipped(frame_ratios, frame_advantages, clip_low, clip_high, dual_clip)
-
     weights = balanced_weights(token_masks) if balanced else token_losses.new_full((), 1 / token_masks.shape[1])
     token_loss = _mean((token_losses * weights).sum(1))
-    frame_loss = _mean(frame_losses.mean(1))
-    kl = _divergence(tokens).mean()
-    if len(frame_masks):
-        kl = kl + _divergence(frames).mean()
+    frame_loss, kl = torch.zeros_like(token_loss), _divergence(tokens).mean()
+
+    if frame_masks is not None and frame_advantages is not None:
+        _check_shapes("frame", output.frame_logits, old.frame_logits, frame_masks, frame_advantages)
+        frames, old_frames = _log_probs(output.frame_logits), _log_probs(old.frame_logits).detach()  # (T, 2)
+        frame_ratios = _ratios(frames, old_frames, frame_masks)  # (F, T)
+        frame_losses, _ = _clipped(frame_ratios, frame_advantages, clip_low, clip_high, dual_clip)
+        frame_loss, kl = _mean(frame_losses.mean(1)), kl + _divergence(frames).mean()
     loss = token_loss + frame_loss + kl_weight * kl
 
     with torch.no_grad():

@@ -1,43 +1,97 @@
-"""What is remembered of a batch of samples over the iterations on it."""
+"""What is remembered of a batch of samples over the iterations on it: one object per video, and the prompts of all."""
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..policies.base import PolicyOutput
-from ..prompt import Prompt
+from ..prompt import Prompt, PromptLayout
 from .judge import Question
 
 
-@dataclass
-class Memory:
-    """What is remembered of a batch over its iterations.
+@dataclass(frozen=True)
+class Subsets:
+    """What is tried on a video of `N = T * P` tokens in one iteration: `G` token rollouts, and `F` frame rollouts if there are any.
 
     Attributes:
-        prompt: the embedded prompts.
-        questions: what the answers are judged by, by video.
-        numbers: the samples' places in the pass, by video.
-        old: the policy's output at the first iteration, by video.
-        ratios: the current sampling ratio, by video.
-        attention: the teacher's `(T, P)`, by video; empty without a teacher.
-        token_masks: bool `(G, T, P)` so far, by video.
-        token_rewards: `(G,)` so far, by video.
-        frame_masks: bool `(G', T)` so far, by video.
-        frame_rewards: `(G',)` so far, by video.
+        tokens: bool `(G, T, P)`, the tokens kept in each token rollout.
+        frames: bool `(F, T)`, the frames chosen in each frame rollout; None without frame rollouts.
+        frame_tokens: bool `(F, T, P)`, the tokens kept inside those frames; None without frame rollouts.
+    """
+
+    tokens: Tensor
+    frames: Tensor | None = None
+    frame_tokens: Tensor | None = None
+
+    @property
+    def keeps(self) -> Tensor:
+        """Bool `(G + F, N)`, the tokens of every rollout."""
+        parts = [self.tokens] if self.frame_tokens is None else [self.tokens, self.frame_tokens]
+        return torch.cat(parts).flatten(1)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Choices of one kind that were tried on a video, and what they earned.
+
+    Attributes:
+        masks: bool, of token rollouts `(R, T, P)`, of frame rollouts `(R, T)`.
+        rewards: float32 `(R,)`, larger = better.
+    """
+
+    masks: Tensor
+    rewards: Tensor
+
+
+@dataclass
+class VideoMemory:
+    """What is remembered of one video and its question.
+
+    Attributes:
+        question: what the answers are judged by.
+        number: the sample's place in the pass.
+        ratio: the current sampling ratio.
+        old: the policy's output at the first iteration.
+        tokens: the replay memory of the token rollouts, those of earlier iterations first.
+        frames: likewise of the frame rollouts; None without them.
+        attention: the teacher's `(T, P)`; with a teacher alone.
+    """
+
+    question: Question
+    number: int
+    ratio: float
+    old: PolicyOutput = field(init=False, repr=False)
+    tokens: Rollouts = field(init=False, repr=False)
+    frames: Rollouts | None = field(init=False, repr=False)
+    attention: Tensor = field(init=False, repr=False)
+
+    def remember(self, tokens: Rollouts, frames: Rollouts | None, *, behind_former: bool) -> None:
+        """Put new rollouts behind the former ones, or in their place."""
+        if behind_former:
+            tokens = _joined(self.tokens, tokens)
+            frames = None if self.frames is None or frames is None else _joined(self.frames, frames)
+        self.tokens, self.frames = tokens, frames
+
+
+@dataclass(frozen=True)
+class BatchMemory:
+    """What is remembered of a batch.
+
+    Attributes:
+        prompt: the embedded prompts, one video each.
+        videos: one per prompt.
     """
 
     prompt: Prompt
-    questions: list[Question]
-    numbers: list[int]
-    old: list[PolicyOutput]
-    ratios: list[float]
-    attention: list[Tensor] = field(default_factory=list)
-    token_masks: list[Tensor] = field(default_factory=list)
-    token_rewards: list[Tensor] = field(default_factory=list)
-    frame_masks: list[Tensor] = field(default_factory=list)
-    frame_rewards: list[Tensor] = field(default_factory=list)
+    videos: list[VideoMemory]
 
-    def forget(self) -> None:
-        """Drop all rollouts so far."""
-        for rollouts in (self.token_masks, self.token_rewards, self.frame_masks, self.frame_rewards):
-            rollouts.clear()
+
+def empty_prompt(width: int, device: torch.device) -> Prompt:
+    """No prompts, of embeddings `width` wide: where a process has no samples left in a step."""
+    none = torch.zeros(0, 0, dtype=torch.long, device=device)
+    return Prompt(PromptLayout(none.bool(), none.bool(), ()), none, torch.zeros(0, 0, width, device=device), none)
+
+
+def _joined(former: Rollouts, new: Rollouts) -> Rollouts:
+    return Rollouts(torch.cat([former.masks, new.masks]), torch.cat([former.rewards, new.rewards]))

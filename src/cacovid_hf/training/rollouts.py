@@ -1,6 +1,6 @@
 """Rollouts: the frozen language model answers from many subsets of a video's tokens at once, and each answer gets its reward.
 
-A sample is encoded once; all its subsets are cuts of the same embedded prompt, run as one batch. For closed answers one prefill scores the
+A sample is encoded once; all its subsets are taken from the same embedded prompt and run as one batch. For closed answers one prefill scores the
 answer: the answer's tokens stand behind the prompt, and greedy generation would have produced them exactly if each is the likeliest at its place.
 """
 
@@ -26,7 +26,7 @@ class AnswerScores:
     exact: Tensor
 
 
-def cut(prompt: Prompt, keeps: list[Tensor]) -> tuple[CompressedPrompt, Tensor]:
+def select_subsets(prompt: Prompt, keeps: list[Tensor]) -> tuple[CompressedPrompt, Tensor]:
     """All subsets of all samples as one batch of compressed prompts.
 
     Args:
@@ -34,7 +34,7 @@ def cut(prompt: Prompt, keeps: list[Tensor]) -> tuple[CompressedPrompt, Tensor]:
         keeps: one bool `(G, N)` a prompt, its `G` subsets of the video's `N` tokens.
 
     Returns:
-        `R = B * G` compressed prompts, sample by sample, and int64 `(R,)`, the prompt that each is cut from.
+        `R = B * G` compressed prompts, sample by sample, and int64 `(R,)`, the prompt that each is taken from.
     """
     layout = prompt.layout
     spans = {span.row: span for span in layout.videos}
