@@ -274,6 +274,15 @@ def test_folders_may_be_allowed(folders, processor):
     check_videos([{"path": "/etc/passwd"}, {"path": "in.mp4"}], root, "data.train")
 
 
+def test_roots_below_the_home_folder(folders, monkeypatch):
+    root, outside = folders
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert video_path("in.mp4", "~/root") == str(root / "in.mp4")
+    assert video_path("out.mp4", "~/root", ["~/outside"]) == str(root / "out.mp4")
+    with pytest.raises(ValueError, match="leads out of"):
+        video_path("out.mp4", "~/root")
+
+
 def test_snapshots_in_the_cache_of_the_hub_link_to_their_blobs(tmp_path):
     repo = tmp_path / "datasets--me--clips"
     snapshot, blobs = repo / "snapshots" / "0123abcd", repo / "blobs"

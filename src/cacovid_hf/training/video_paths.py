@@ -27,8 +27,9 @@ def video_path(
     text = os.fspath(address)
     if text.lower().startswith(_ADDRESSES):
         return text
-    path = Path(root, _without_scheme(text))
-    roots = [Path(folder).expanduser() for folder in ((root,) if os.fspath(root) else ()) + tuple(allowed_roots)]
+    given = (root, *allowed_roots) if os.fspath(root) else allowed_roots
+    roots = [Path(folder).expanduser() for folder in given]
+    path = Path(Path(root).expanduser(), _without_scheme(text))
     if roots and not any(_is_within(path, folder) for folder in roots):
         raise ValueError(
             f"{shortened(text)} leads out of {roots[0]}: move the video there, or name its folder in allowed_roots (data.allowed_roots of a config)."
