@@ -275,7 +275,7 @@ def test_folders_may_be_allowed(folders, processor):
 
 
 def test_roots_below_the_home_folder(folders, monkeypatch):
-    root, outside = folders
+    root, _ = folders
     monkeypatch.setenv("HOME", str(root.parent))
     assert video_path("in.mp4", "~/root") == str(root / "in.mp4")
     assert video_path("out.mp4", "~/root", ["~/outside"]) == str(root / "out.mp4")
