@@ -1,12 +1,15 @@
 """What the README shows is what happens: its snippet prints what stands below it; and the links of all pages lead somewhere."""
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.models import PROMPTS, prompt_inputs, stock_model
+from helpers.small_training import trainer
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 
@@ -78,3 +81,22 @@ def test_the_method_of_contributing_works():
     inputs = prompt_inputs(stock, PROMPTS["ragged batch"])
     for video in model.compress(**inputs, retention_ratio=0.25, compressor=names["Loudest"](power=1.0)).videos:
         assert video.keep.sum() == 4
+
+
+def test_the_reward_of_contributing_trains(tmp_path, monkeypatch):
+    """The reward that CONTRIBUTING shows, for answers that a prefill scores, as it stands and named as it says."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text[text.index("## Add a reward") :]
+    block = section.split("```python\n")[1].split("```")[0]
+    (tmp_path / "my_rewards.py").write_text(block, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    (name,) = re.findall(r"^`reward: (\S+)`", section, re.M)
+    greedy = {}
+    for reward in ("probability", name):
+        torch.manual_seed(0)
+        engine = trainer(tmp_path, reward=reward, steps=2, samples=[0, 2, 4], per_device_train_batch_size=1)[2]
+        engine.train()
+        # The same subsets of the same sample, as the policy has not moved yet.
+        greedy[reward] = engine.state.log_history[0]["greedy_reward"]
+    assert 1e-4 < greedy["probability"] < 1
+    assert greedy[name] == pytest.approx(1 + math.log10(greedy["probability"]) / 4, rel=1e-5)

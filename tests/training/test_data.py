@@ -16,8 +16,8 @@ from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.training.batches import HeaderCollator, SampleBatches, SampleLoader, SampleReader, is_stream
 from cacovid_hf.training.data import AnswerCollator, VideoQuestions, question_text
 from cacovid_hf.training.filter import blind_filter
-from cacovid_hf.training.judge import Judge, Question
-from cacovid_hf.training.rewards import REWARDS
+from cacovid_hf.training.judge import Question, answer_questions, judge
+from cacovid_hf.training.rewards import REWARDS, SCORED_REWARDS
 
 CLIP = clips()[0]
 SAMPLES = [
@@ -184,9 +184,9 @@ def test_a_reward_that_gives_no_numbers_is_told(judged, processor, model):
     samples = [{**QuestionDataset(2)[n], "problem_type": "OCR"} for n in range(2)]
     batch = AnswerCollator(processor, instructions={})(samples)
     prompt = model.compress_prompt(model.embed(**batch["inputs"][0]), retention_ratio=0.1)
-    judge = Judge(model.backbone, processor, {**REWARDS, "OCR": lambda texts, _: judged}, max_new_tokens=1)
-    with pytest.raises(ValueError, match=r"The reward of 'OCR' gave .* for 2 answers: give one finite number each"):
-        judge(prompt, batch["questions"])
+    completions = answer_questions(model.backbone, processor, prompt, batch["questions"], max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"The reward of 'OCR' gave .* for 2 answers. Return a list of one finite"):
+        judge(completions, batch["questions"], {**REWARDS, "OCR": lambda texts, _: judged})
 
 
 def test_a_shape_that_the_processor_refuses(processor):
@@ -229,6 +229,10 @@ def test_videos_of_several_lengths_share_a_batch(processor, model):
         assert torch.equal(together.position_ids[row][valid], alone.position_ids[0])
 
 
+def length(completions, solutions):
+    return [float(len(completion)) for completion in completions]
+
+
 def test_open_and_closed_answers_of_one_batch(processor, model):
     samples = [
         {**QuestionDataset(6)[n], "problem_type": kind}
@@ -238,16 +242,19 @@ def test_open_and_closed_answers_of_one_batch(processor, model):
     collate = AnswerCollator(processor, instructions={})  # whose words the tiny model does not know
     batch = collate(samples)
     prompt = model.compress_prompt(model.embed(**batch["inputs"][0]), retention_ratio=1.0)
-    judge = Judge(model.backbone, processor, REWARDS, max_new_tokens=4)
-    rewards = judge(prompt, batch["questions"]).tolist()
+    completions = answer_questions(model.backbone, processor, prompt, batch["questions"], max_new_tokens=4)
+    assert completions == [*(question.solution for question in batch["questions"][:3]), batch["questions"][0].solution]
+    assert [completion.probability is None for completion in completions] == [False, True, True, False]
+    rewards = judge(completions, batch["questions"], REWARDS).tolist()
     # Right in all three ways; ROUGE of a single right word is 2/3.
     assert rewards == pytest.approx([1.0, 1.0, 2 / 3, 0.0])
-    dense = judge(prompt, batch["questions"], dense=True).tolist()
+    dense = judge(completions, batch["questions"], REWARDS, SCORED_REWARDS["probability"]).tolist()
     assert 0.5 < dense[0] < 1.0
     assert dense[1:3] == pytest.approx(rewards[1:3])
     assert 0.0 < dense[3] < 0.1
-    mine = Judge(model.backbone, processor, {**REWARDS, "OCR": lambda texts, _: [float(len(text)) for text in texts]})
-    assert mine(prompt, batch["questions"])[1] == len(batch["questions"][1].solution)
+    lengths = judge(completions, batch["questions"], {**REWARDS, "OCR": length}, length).tolist()
+    # One function for generated and for scored answers; the last is what the model said, not the solution.
+    assert lengths == [len(completions[0]), len(completions[1]), pytest.approx(2 / 3), len(completions[3])]
 
 
 def test_datasets_of_both_kinds(processor, tmp_path):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cacovid_hf.training.rewards import REWARDS, extract_answer, resolve_reward
+from cacovid_hf.training.rewards import REWARDS, SCORED_REWARDS, Completion, extract_answer, resolve_reward
 
 
 def reward(kind, completion, solution):
@@ -183,6 +183,29 @@ def test_free_form(completion, solution, expected):
     assert reward("free-form", completion, solution) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("completion", "solution", "accuracy", "probability"),
+    [
+        (Completion("B", 0.75), "B", 1, 0.75),
+        (Completion("C", 0.25), "B", 0, 0.25),
+        (Completion("b", 0.25), "B", 0, 0.25),  # another token
+        (Completion("B)", 0.0), "B", 0, 0),
+        (Completion("", 0.0), "B", 0, 0),
+        (Completion("two dogs", 1.0), "two dogs", 1, 1),
+        (Completion("two cats", 0.125), "two dogs", 0, 0.125),
+    ],
+)
+def test_scored_answers(completion, solution, accuracy, probability):
+    assert SCORED_REWARDS["accuracy"]([completion], [solution]) == [accuracy]
+    assert SCORED_REWARDS["probability"]([completion], [solution]) == [probability]
+
+
+def test_a_generated_answer_has_no_probability():
+    assert Completion("B").probability is None
+    with pytest.raises(ValueError, match=r"has no probability\. Add its problem type to scored_types"):
+        SCORED_REWARDS["probability"]([Completion("B", 1.0), Completion("B")], ["B", "B"])
+
+
 def test_problem_types_are_those_of_the_data():
     assert list(REWARDS) == ["multiple choice", "numerical", "OCR", "free-form", "regression"]
 
@@ -196,7 +219,7 @@ def test_lists_in_order_and_of_one_length(kind):
     )
     assert REWARDS[kind]([right, wrong, right], [right] * 3) == [1.0, 0.0, 1.0]
     assert REWARDS[kind]([], []) == []
-    with pytest.raises(ValueError, match="2 completions came with 1 solutions: give one solution a completion"):
+    with pytest.raises(ValueError, match=r"2 completions came with 1 solutions\. Give one solution per completion"):
         REWARDS[kind]([right, right], [right])
 
 
@@ -211,18 +234,19 @@ def test_a_missing_package_is_named_with_its_remedy(kind, module, monkeypatch):
 
 def test_resolve_reward(tmp_path, monkeypatch):
     assert resolve_reward("numerical") is REWARDS["numerical"]
-    (tmp_path / "my_rewards.py").write_text(
+    assert resolve_reward("accuracy", SCORED_REWARDS) is SCORED_REWARDS["accuracy"]
+    (tmp_path / "some_rewards.py").write_text(
         "def length(completions, solutions):\n    return [float(len(c)) for c in completions]\n\nnumber = 3\n"
     )
     (tmp_path / "my_broken_rewards.py").write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert resolve_reward("my_rewards:length")(["ab", ""], ["x", "y"]) == [2.0, 0.0]
+    assert resolve_reward("some_rewards:length")(["ab", ""], ["x", "y"]) == [2.0, 0.0]
     for name, message in [
-        ("numeric", "Reward 'numeric' is unknown: give one of 'multiple choice', 'numerical'"),
-        ("my_rewards:", "Reward 'my_rewards:' is unknown"),
+        ("numeric", "Reward 'numeric' is unknown. Give one of 'multiple choice', 'numerical'"),
+        ("some_rewards:", "Reward 'some_rewards:' is unknown"),
         (":length", "Reward ':length' is unknown"),
-        ("my_rewards:width", "my_rewards has no function 'width'"),
-        ("my_rewards:number", "my_rewards has no function 'number'"),
+        ("some_rewards:width", "some_rewards has no function 'width'"),
+        ("some_rewards:number", "some_rewards has no function 'number'"),
         ("no_such_module:f", "the module 'no_such_module' cannot be imported"),
         ("my_broken_rewards:f", "'my_broken_rewards' cannot be imported .*no_such_package"),
     ]:

@@ -57,6 +57,10 @@ def test_every_rollout_equals_the_oracle(family):
                 output_logits=True,
             )
             assert greedy[number, : len(answer)].tolist() == tokens.sequences[row, -len(answer) :].tolist()
+            begun = [token for token in scores.likeliest[number].tolist() if token >= 0]
+            assert begun == greedy[number, : len(begun)].tolist()
+            assert len(begun) == len(answer) or begun[-1] != answer[len(begun) - 1]
+            assert begun[:-1] == answer[: len(begun) - 1].tolist()
             assert bool(scores.exact[number]) == (tokens.sequences[row, -len(answer) :].tolist() == answer.tolist())
             if number in (0, 4, 8):
                 steps = [logits[row].softmax(-1)[token] for logits, token in zip(tokens.logits, answer, strict=True)]

@@ -6,12 +6,11 @@ from itertools import islice
 import pytest
 import torch
 from helpers.models import Video, stock_model
-from helpers.small_training import Collator, Gradients, prompt_inputs, trainer
+from helpers.small_training import Collator, Gradients, prompt_inputs, scored_question, trainer
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.training.arguments import OURS, ContributionTrainingArguments
 from cacovid_hf.training.batches import BatchHeader, SampleBatches
-from cacovid_hf.training.judge import Question
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ class Answered:
         questions = []
         for number in samples:
             answer = self.answers[number - 100][: 1 + number % 3 % 2]
-            questions.append(Question("", answer=answer if number % 2 == 0 else (answer + 1) % 100))
+            questions.append(scored_question(answer if number % 2 == 0 else (answer + 1) % 100))
         return {**batch, "questions": questions}
 
 
@@ -423,7 +422,8 @@ def test_gradient_accumulation_trains(tmp_path):
 BAD = [
     (dict(sampler="beam"), "sampler='beam' is unknown: choose one of 'ocss'"),
     (dict(sampling_scope="clip"), "sampling_scope='clip' is unknown"),
-    (dict(reward="luck"), "reward='luck' is unknown"),
+    (dict(reward="luck"), "Reward 'luck' is unknown. Give one of 'accuracy', 'probability', or a function"),
+    (dict(reward="no_such:thing"), "the module 'no_such' cannot be imported"),
     (dict(num_iterations=0), "num_iterations=0 is too small"),
     (dict(max_steps=7, num_iterations=2), "max_steps=7 ends within the 2 iterations .* such as 8"),
     (dict(scored_types=["riddle"]), "scored_types has 'riddle', which is no problem type"),

@@ -10,11 +10,9 @@ from transformers import SchedulerType, TrainingArguments
 
 from ..policies.settings import check_policy
 from ..ratio import check_retention_ratio
-from .rewards import REWARDS as REWARD_FUNCTIONS
-from .rewards import Reward, resolve_reward
+from .rewards import REWARDS, SCORED_REWARDS, Reward, resolve_reward
 from .sampling import SAMPLERS, SAMPLING_SCOPES
 
-REWARDS = ("accuracy", "probability")
 TEACHERS = ("attention",)
 
 # Settings of `TrainingArguments` that would be without effect, or break something.
@@ -116,7 +114,8 @@ class ContributionTrainingArguments(TrainingArguments):
         clip_high: how far it may rise.
         dual_clip: bound of the loss of choices that did worse and have become likelier (ours; None: unbounded, as published).
         kl_weight: of the divergence from a coin flip, against scores that grow without bound.
-        reward: of answers that a prefill scores, `"accuracy"` (the whole answer, 1 or 0) or `"probability"` (of the answer; dense).
+        reward: of answers that a prefill scores: `"accuracy"` (the whole answer, 1 or 0), `"probability"` (of the answer; dense), or any
+            function by name (`package.module:function`). Evaluation counts accuracy in every case.
         scored_types: problem types that have one right answer, which a prefill scores; the answers of the others are generated.
         reward_functions: a problem type's reward of generated answers, by name (`package.module:function`), instead of the default one
             of `rewards.REWARDS`; answers of the types named here are always generated.
@@ -175,7 +174,7 @@ class ContributionTrainingArguments(TrainingArguments):
             check_type(getattr(self, name), hints[name], name)
         super().__post_init__()
         samplers = (*SAMPLERS, "bernoulli")
-        for name, choices in (("sampler", samplers), ("sampling_scope", SAMPLING_SCOPES), ("reward", REWARDS)):
+        for name, choices in (("sampler", samplers), ("sampling_scope", SAMPLING_SCOPES)):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(map(repr, choices))}."
@@ -235,21 +234,26 @@ class ContributionTrainingArguments(TrainingArguments):
         if self.max_steps > 0 and self.max_steps % self.num_iterations:
             raise ValueError(f"max_steps={self.max_steps} {ends_within(self.max_steps, self.num_iterations)}")
         for name, types in (("scored_types", self.scored_types), ("reward_functions", self.reward_functions)):
-            if unknown := sorted(set(types) - set(REWARD_FUNCTIONS)):
+            if unknown := sorted(set(types) - set(REWARDS)):
                 raise ValueError(
-                    f"{name} has {unknown[0]!r}, which is no problem type: choose among {', '.join(map(repr, REWARD_FUNCTIONS))}."
+                    f"{name} has {unknown[0]!r}, which is no problem type: choose among {', '.join(map(repr, REWARDS))}."
                 )
         if not self.eval_ratios:
             raise ValueError("eval_ratios is empty: give the retention ratios that the accuracy is measured at.")
         self.eval_ratios = [check_retention_ratio(ratio, "eval_ratios") for ratio in self.eval_ratios]
         self.resolved_rewards()
+        self.scored_reward()
         for name, reason in _UNSERVED.items():
             if getattr(self, name, False):
                 raise ValueError(f"{name}={getattr(self, name)} is not served here ({reason}): leave it out.")
 
     def resolved_rewards(self) -> dict[str, Reward]:
         """The reward of generated answers, by problem type."""
-        return REWARD_FUNCTIONS | {kind: resolve_reward(name) for kind, name in self.reward_functions.items()}
+        return REWARDS | {kind: resolve_reward(name) for kind, name in self.reward_functions.items()}
+
+    def scored_reward(self) -> Reward:
+        """The reward of scored answers in training."""
+        return resolve_reward(self.reward, SCORED_REWARDS)
 
     @property
     def prefilled_types(self) -> list[str]:

@@ -19,7 +19,7 @@ from ..modeling import CaCoVidForConditionalGeneration
 from ..utils.files import replaced
 from .batches import HeaderCollator, SampleBatches, SampleReader, is_stream
 from .data import AnswerCollator
-from .judge import Judge
+from .judge import answer_questions, judge
 from .rewards import REWARDS
 
 
@@ -89,7 +89,6 @@ def blind_filter(
     if limit is not None:
         dataset = islice(dataset, limit) if is_stream(dataset) else Subset(dataset, range(min(limit, len(dataset))))
     model.eval()
-    judge = Judge(model.backbone, processor, REWARDS, max_new_tokens=max_new_tokens, batch_size=batch_size)
     collator = _KeepingCollator(AnswerCollator(processor, blind=True))
     loader = DataLoader(
         SampleReader(dataset),
@@ -109,7 +108,10 @@ def blind_filter(
                 inputs = {name: value.to(model.device) for name, value in inputs.items()}
                 prompt = model.compress_prompt(model.embed(**inputs), retention_ratio=1.0)
                 asked = batch["questions"][len(rewards) : len(rewards) + len(prompt.input_ids)]
-                rewards += judge(prompt, asked).tolist()
+                completions = answer_questions(
+                    model.backbone, processor, prompt, asked, max_new_tokens=max_new_tokens, batch_size=batch_size
+                )
+                rewards += judge(completions, asked, REWARDS).tolist()
             for place, question, reward in zip(batch["places"], batch["questions"], rewards, strict=True):
                 if reward >= threshold:
                     summary.answered[question.problem_type] += 1

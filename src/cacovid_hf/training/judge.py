@@ -1,4 +1,4 @@
-"""How the backbone's answers from compressed prompts are judged: the same in training and in evaluation."""
+"""From compressed prompts to rewards: what the backbone answers, and what the answers earn; the same in training and in evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..prompt import CompressedPrompt
-from .rewards import Reward
+from .rewards import Completion, Reward, accuracy_reward
 from .rollouts import generate_answers, score_answers
+
+_SCORED = "scored answers"
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,8 @@ class Question:
 
     Attributes:
         solution: the right answer.
-        problem_type: a key of the rewards.
-        answer: int64 `(A,)`, the tokens of the one right answer, which a prefill scores; None: an answer is generated, and the reward of the
-            problem type judges it.
+        problem_type: a key of the rewards, by which a generated answer is judged.
+        answer: int64 `(A,)`, the tokens of the one right answer, which a prefill scores; None: an answer is generated.
     """
 
     solution: str
@@ -29,68 +30,80 @@ class Question:
     answer: Tensor | None = None
 
 
-class Judge:
-    """Gives every compressed prompt a reward in [0, 1].
+def answer_questions(
+    backbone: PreTrainedModel,
+    processor: ProcessorMixin,
+    prompts: CompressedPrompt,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 512,
+) -> list[Completion]:
+    """What the backbone answers to `R` prompts, one question each.
+
+    A scored answer's text is the solution if greedy generation would begin with it. Otherwise it is what greedy generation writes up to the
+    first token that differs.
 
     Args:
         backbone: the frozen stock model, in evaluation mode.
-        processor: turns generated tokens into text.
-        rewards: by problem type, for generated answers.
+        processor: turns tokens into text.
+        prompts: to be answered.
+        questions: with the tokens of the right answer where a prefill scores it.
         max_new_tokens: of a generated answer.
         batch_size: prompts in one forward of the backbone.
+
+    Returns:
+        `R` completions in the order of the prompts.
     """
-
-    def __init__(
-        self,
-        backbone: PreTrainedModel,
-        processor: ProcessorMixin,
-        rewards: Mapping[str, Reward],
-        *,
-        max_new_tokens: int = 64,
-        batch_size: int = 512,
-    ):
-        self.backbone, self.processor, self.rewards = backbone, processor, rewards
-        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
-
-    def __call__(self, prompts: CompressedPrompt, questions: Sequence[Question], *, dense: bool = False) -> Tensor:
-        """Judge `R` prompts, one question each.
-
-        Args:
-            prompts: to be answered.
-            questions: what each is judged by.
-            dense: whether a scored answer earns its probability instead of 1 or 0; generated ones earn their reward in both cases.
-
-        Returns:
-            float32 `(R,)` on the prompts' device, larger = better.
-        """
-        device = prompts.inputs_embeds.device
-        rewards = torch.zeros(len(questions), device=device)
-        scored = [row for row, question in enumerate(questions) if question.answer is not None]
-        if scored:
-            answers: list[Any] = [questions[row].answer for row in scored]
-            scores = score_answers(self.backbone, _rows(prompts, scored), answers, batch_size=self.batch_size)
-            rewards[scored] = (scores.probability if dense else scores.exact.float()).to(device)
-        if generated := [row for row, question in enumerate(questions) if question.answer is None]:
-            rewards[generated] = self._generated(_rows(prompts, generated), [questions[row] for row in generated]).to(
-                device
-            )
-        return rewards
-
-    def _generated(self, prompts: CompressedPrompt, questions: list[Question]) -> Tensor:
+    found: dict[int, Completion] = {}
+    scored = [row for row, question in enumerate(questions) if question.answer is not None]
+    if scored:
+        answers: list[Any] = [questions[row].answer for row in scored]
+        scores = score_answers(backbone, _rows(prompts, scored), answers, batch_size=batch_size)
+        texts = _texts(processor, [[token for token in tokens if token >= 0] for tokens in scores.likeliest.tolist()])
+        for row, text, exact, probability in zip(
+            scored, texts, scores.exact.tolist(), scores.probability.tolist(), strict=True
+        ):
+            found[row] = Completion(questions[row].solution if exact else text, probability)
+    if generated := [row for row, question in enumerate(questions) if question.answer is None]:
         tokens = generate_answers(
-            self.backbone, prompts, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
+            backbone, _rows(prompts, generated), max_new_tokens=max_new_tokens, batch_size=batch_size
         )
-        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        rewards = torch.zeros(len(questions))
-        for problem_type in {question.problem_type for question in questions}:
-            rows = [row for row, question in enumerate(questions) if question.problem_type == problem_type]
-            reward = self.rewards[problem_type]
-            judged = reward([texts[row] for row in rows], [questions[row].solution for row in rows])
-            rewards[rows] = _checked(judged, len(rows), problem_type)
-        return rewards
+        found |= zip(generated, map(Completion, _texts(processor, tokens.tolist())), strict=True)
+    return [found[row] for row in range(len(questions))]
 
 
-def _checked(judged: Any, count: int, problem_type: str) -> Tensor:
+def judge(
+    completions: Sequence[Completion],
+    questions: Sequence[Question],
+    rewards: Mapping[str, Reward],
+    scored: Reward = accuracy_reward,
+) -> Tensor:
+    """What `R` completions earn: each is judged by a plain function, whether it was scored or generated.
+
+    Args:
+        completions: answers.
+        questions: one per completion.
+        rewards: of generated answers, by problem type.
+        scored: of scored answers.
+
+    Returns:
+        float32 `(R,)` on the CPU, larger = better.
+
+    Raises:
+        ValueError: a reward that does not give one finite number per completion.
+    """
+    kinds = [question.problem_type if question.answer is None else _SCORED for question in questions]
+    earned = torch.zeros(len(kinds))
+    for kind in set(kinds):
+        rows = [row for row, other in enumerate(kinds) if other == kind]
+        reward = scored if kind == _SCORED else rewards[kind]
+        judged = reward([completions[row] for row in rows], [questions[row].solution for row in rows])
+        earned[rows] = _checked(judged, len(rows), kind)
+    return earned
+
+
+def _checked(judged: Any, count: int, kind: str) -> Tensor:
     """A reward function's answer, float32 `(count,)`; a single NaN would make every weight of the policy one."""
     try:
         rewards = torch.tensor(judged, dtype=torch.float32)
@@ -99,9 +112,14 @@ def _checked(judged: Any, count: int, problem_type: str) -> Tensor:
     if rewards.shape != (count,) or not bool(rewards.isfinite().all()):
         shown = repr(judged)
         raise ValueError(
-            f"The reward of {problem_type!r} gave {shown if len(shown) <= 80 else f'{shown[:77]}...'} for {count} answers: give one finite number each."
+            f"The reward of {kind!r} gave {shown if len(shown) <= 80 else f'{shown[:77]}...'} for {count} answers. "
+            "Return a list of one finite number per answer."
         )
     return rewards
+
+
+def _texts(processor: Any, tokens: list[list[int]]) -> list[str]:
+    return processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
 def _rows(prompts: CompressedPrompt, rows: list[int]) -> CompressedPrompt:

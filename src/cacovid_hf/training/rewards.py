@@ -1,14 +1,16 @@
-"""Rewards: completions and solutions in, one number in [0, 1] a completion out, larger = better.
+"""Rewards: plain functions of completions and solutions, which give one number in [0, 1] per completion; larger = better.
 
-One plain function a problem type of Video-R1's data, which the published training uses; any `package.module:function` of the same signature is
-as good. Completions and solutions may hold their answer in `<answer>...</answer>`. What cannot be read as an answer, NaN and infinity included,
+`REWARDS` has one for each problem type of Video-R1's data, which the published training uses. `SCORED_REWARDS` has those of answers that a
+prefill scores. Any `package.module:function` of the same signature is as good as either.
+
+Completions and solutions may hold their answer in `<answer>...</answer>`. What cannot be read as an answer, NaN and infinity included,
 earns 0.
 """
 
 import importlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..utils.answer_tags import final_answer
@@ -16,7 +18,24 @@ from ..utils.extras import pip_install
 from ..utils.option_letters import labelled_letter, named_letter
 from ..utils.options import comparable, split_label
 
-Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
+
+class Completion(str):
+    """An answer of the backbone: a text, and for a scored answer how likely the solution is.
+
+    Attributes:
+        probability: that the backbone gives the whole solution, in [0, 1]; None if the answer was generated.
+    """
+
+    probability: float | None
+
+    def __new__(cls, text: str, probability: float | None = None):
+        """A text with a probability."""
+        completion = super().__new__(cls, text)
+        completion.probability = probability
+        return completion
+
+
+Reward = Callable[[Sequence[Completion], Sequence[str]], list[float]]
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -107,29 +126,48 @@ REWARDS: dict[str, Reward] = {
 }
 
 
-def resolve_reward(name: str) -> Reward:
-    """Find a reward by its problem type (a key of `REWARDS`) or as `package.module:function`.
+def accuracy_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
+    """1 for the solution itself, else 0."""
+    return [float(completion == solution) for completion, solution in zip(completions, solutions, strict=True)]
+
+
+def probability_reward(completions: Sequence[Completion], solutions: Sequence[str]) -> list[float]:
+    """How likely the solution is: dense, so that wrong answers differ too (ours).
 
     Raises:
-        ValueError: no such problem type, module or function.
+        ValueError: an answer that was generated, and so has no probability.
     """
-    if name in REWARDS:
-        return REWARDS[name]
+    if any(completion.probability is None for completion in completions):
+        raise ValueError("A generated answer has no probability. Add its problem type to scored_types.")
+    return [completion.probability for completion in completions]  # type: ignore[misc]
+
+
+SCORED_REWARDS: dict[str, Reward] = {"accuracy": accuracy_reward, "probability": probability_reward}
+
+
+def resolve_reward(name: str, known: Mapping[str, Reward] = REWARDS) -> Reward:
+    """Find a reward by its name among those `known`, or as `package.module:function`.
+
+    Raises:
+        ValueError: no such name, module or function.
+    """
+    if name in known:
+        return known[name]
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise ValueError(
-            f"Reward {name!r} is unknown: give one of {', '.join(map(repr, REWARDS))}, or a function as 'package.module:function'."
+            f"Reward {name!r} is unknown. Give one of {', '.join(map(repr, known))}, or a function as 'package.module:function'."
         )
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
-            f"Reward {name!r}: the module {module_name!r} cannot be imported ({error}): install it, or put its folder on PYTHONPATH."
+            f"Reward {name!r}: the module {module_name!r} cannot be imported ({error}). Install it, or put its folder on PYTHONPATH."
         ) from error
     function = vars(module).get(attribute)
     if not callable(function):
         raise ValueError(
-            f"Reward {name!r}: {module_name} has no function {attribute!r}: define it there at the top level."
+            f"Reward {name!r}: {module_name} has no function {attribute!r}. Define it there at the top level."
         )
     return function
 
@@ -139,7 +177,7 @@ def _judge_each(
 ) -> list[float]:
     if len(completions) != len(solutions):
         raise ValueError(
-            f"{len(completions)} completions came with {len(solutions)} solutions: give one solution a completion."
+            f"{len(completions)} completions came with {len(solutions)} solutions. Give one solution per completion."
         )
     return [judge(extract_answer(c), extract_answer(s)) for c, s in zip(completions, solutions, strict=True)]
 

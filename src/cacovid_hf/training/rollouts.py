@@ -20,10 +20,13 @@ class AnswerScores:
     Attributes:
         probability: float32 `(R,)`, of the whole answer.
         exact: bool `(R,)`, whether greedy generation would begin with the whole answer.
+        likeliest: int64 `(R, A)`, the tokens that greedy generation begins with, up to the first that is not the answer's; -1 behind it
+            and behind the answer.
     """
 
     probability: Tensor
     exact: Tensor
+    likeliest: Tensor
 
 
 def select_subsets(prompt: Prompt, keeps: list[Tensor]) -> tuple[CompressedPrompt, Tensor]:
@@ -65,7 +68,7 @@ def score_answers(
         answers: one int64 `(A_i,)` a rollout, at least one token each.
         batch_size: rollouts in one forward.
     """
-    probabilities, exact = [], []
+    probabilities, exact, begun = [], [], []
     for start in range(0, len(answers), batch_size):
         part = slice(start, start + batch_size)
         lengths = torch.tensor([len(answer) for answer in answers[part]])
@@ -88,8 +91,12 @@ def score_answers(
         ).logits.float()  # (R, A, vocabulary)
         log_probabilities = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
         probabilities.append((log_probabilities * given).sum(1).exp())
-        exact.append(((logits.argmax(-1) == ids) | ~given).all(1))
-    return AnswerScores(torch.cat(probabilities), torch.cat(exact))
+        likeliest = logits.argmax(-1)
+        differs = (likeliest != ids) & given
+        exact.append(~differs.any(1))
+        is_behind = differs.cumsum(1) - differs.long() > 0
+        begun.append(likeliest.masked_fill(is_behind | ~given, -1))
+    return AnswerScores(torch.cat(probabilities), torch.cat(exact), _stacked(begun, -1))
 
 
 @torch.no_grad()
@@ -110,5 +117,10 @@ def generate_answers(
             max_new_tokens=max_new_tokens,
         )
         parts.append(sequences[:, prompts.input_ids.shape[1] :])
+    return _stacked(parts, pad)
+
+
+def _stacked(parts: list[Tensor], pad: int) -> Tensor:
+    """Tokens `(R_i, A_i)` as one `(R, A)`, padded on the right."""
     longest = max(part.shape[1] for part in parts)
     return torch.cat([torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=pad) for part in parts])

@@ -30,13 +30,14 @@ from transformers import ProcessorMixin, set_seed
 from ..compressors.attention import video_attention
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policies.base import PolicyOutput
-from ..prompt import Prompt, VideoSpan, stack_prompts
+from ..prompt import CompressedPrompt, Prompt, VideoSpan, stack_prompts
 from .arguments import ContributionTrainingArguments
 from .batches import BatchHeader
 from .engine import SampleEngine
-from .judge import Judge
+from .judge import Question, answer_questions, judge
 from .objective import advantages, cpo_loss, distillation_loss, next_ratio, priced
 from .replay import BatchMemory, Rollouts, Subsets, VideoMemory, empty_prompt
+from .rewards import Completion
 from .rollouts import select_subsets
 from .sampling import SAMPLERS, sample_bernoulli, sample_frames
 
@@ -78,13 +79,7 @@ class ContributionTrainer(SampleEngine):
         model.policy.frame_head.requires_grad_(args.num_frame_rollouts > 0)
         model.policy.float()
         super().__init__(model, args, processor, train_dataset, eval_dataset, eval_collator, **kwargs)
-        self.judge = Judge(
-            self.backbone,
-            processor,
-            args.resolved_rewards(),
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.rollout_batch_size,
-        )
+        self.rewards, self.scored_reward = args.resolved_rewards(), args.scored_reward()
         self._memories: dict[int, BatchMemory] = {}  # one per batch of a step
 
     # ---------------------------------------------------------------- one iteration
@@ -192,7 +187,8 @@ class ContributionTrainer(SampleEngine):
         keeps = [subsets.keeps for subsets in drawn]  # B times (G + F, N)
         prompts, rows = select_subsets(prompt, keeps)  # R = B * (G + F)
         questions = [memory.videos[row].question for row in rows.tolist()]
-        rewards = self.judge(prompts, questions, dense=self.args.reward == "probability")  # (R,)
+        completions = self._answer(prompts, questions)  # R texts
+        rewards = judge(completions, questions, self.rewards, self.scored_reward)  # (R,)
         for video, subsets, earned in zip(
             memory.videos, drawn, rewards.split([len(keep) for keep in keeps]), strict=True
         ):
@@ -207,6 +203,16 @@ class ContributionTrainer(SampleEngine):
             self.metrics["greedy_reward"].append(answered[0].item())
             self.metrics["kept_ratio"].append(mask.float().mean().item())
             self.metrics["sampling_ratio"].append(video.ratio)
+
+    def _answer(self, prompts: CompressedPrompt, questions: list[Question]) -> list[Completion]:
+        return answer_questions(
+            self.backbone,
+            self.processor,
+            prompts,
+            questions,
+            max_new_tokens=self.args.max_new_tokens,
+            batch_size=self.args.rollout_batch_size,
+        )
 
     # ---------------------------------------------------------------- advantages, clipped loss
 
@@ -276,5 +282,7 @@ class ContributionTrainer(SampleEngine):
         sums = []
         for ratio in self.args.eval_ratios:
             compressed = self.full_model.compress_prompt(prompt, retention_ratio=ratio)
-            sums.append(self.judge(compressed, batch["questions"]).sum().item())
+            completions = self._answer(compressed, batch["questions"])
+            # Scored answers count 1 or 0 here, whatever they earn in training.
+            sums.append(judge(completions, batch["questions"], self.rewards).sum().item())
         return sums
