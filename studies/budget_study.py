@@ -29,6 +29,7 @@ from cacovid_hf.prompt import VideoSelection, gather, kept_indices
 from cacovid_hf.ratio import token_budget
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.synthetic import sample_questions
+from cacovid_hf.utils.chat import chat_inputs, user_message
 from studies.cells import RESULTS, Cells, Job, environment
 
 BASELINE = "tokens"
@@ -168,18 +169,7 @@ RULES: dict[str, Rule] = {
 
 def answer_batch(model: Any, processor: Any, batch: list, ratios: list[float], attention: bool) -> dict[str, list[int]]:
     """For each `rule @ ratio`, which of the batch's questions are answered rightly (1 or 0)."""
-    conversations = [
-        [
-            {
-                "role": "user",
-                "content": [{"type": "video", "video": clip.frames}, {"type": "text", "text": question.text}],
-            }
-        ]
-        for clip, question in batch
-    ]
-    inputs = processor.apply_chat_template(
-        conversations, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-    )
+    inputs = chat_inputs(processor, [[user_message(question.text, clip.frames)] for clip, question in batch])
     answers = processor.tokenizer.convert_tokens_to_ids([question.answer for _, question in batch])
     inputs = dict(inputs)
     input_ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")

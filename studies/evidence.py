@@ -37,6 +37,7 @@ from cacovid_hf.tiny.policy_training import train_policy
 from cacovid_hf.tiny.pretrain import pretrain
 from cacovid_hf.training.data import AnswerCollator
 from cacovid_hf.training.trainer import ContributionTrainer
+from cacovid_hf.utils.files import replaced
 from studies.cells import RESULTS, Cells, Job, chosen
 from studies.questions import EmbeddedQuestions, answered_right, embed_questions
 
@@ -246,10 +247,9 @@ class Laboratory:
 def backbone_cell(seed: int, folder: Path) -> dict:
     """Train a backbone from nothing into a folder, and return what it took."""
     model, processor, record = pretrain(seed)
-    partial = folder.with_name(f".{folder.name}")
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    partial.rename(folder)
+    with replaced(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
     return asdict(record) | {"threads": torch.get_num_threads()}
 
 

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import ProcessorMixin
 
@@ -12,6 +11,7 @@ from cacovid_hf.modeling import CaCoVidForConditionalGeneration
 from cacovid_hf.processing import sample_video
 from cacovid_hf.prompt import VideoSelection
 from cacovid_hf.ratio import AutoBudget, Ratio, check_ratio, with_auto
+from cacovid_hf.utils.chat import chat_inputs, user_message
 from cacovid_hf.video.files import SampledVideo
 
 UNTRAINED = "the policy is untrained: expect answers of a random subset's quality"
@@ -81,16 +81,8 @@ def ask(
 
     stages = Stages(model.device)
     stages.enter("prepare")
-    content = [{"type": "video", "video": video.frames}, {"type": "text", "text": question}]
-    messages: list[Any] = [{"role": "user", "content": content}]
-    inputs: Any = processor.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"video_metadata": [video.metadata], "do_sample_frames": False},
-    )
+    settings = {"video_metadata": [video.metadata], "do_sample_frames": False}
+    inputs = chat_inputs(processor, [user_message(question, video.frames)], settings)
     inputs = inputs.to(model.device, model.dtype)
     ids, selections = timed_generate(
         model, inputs, method, stages, retention_ratio=retention_ratio, max_new_tokens=max_new_tokens

@@ -3,7 +3,6 @@
 import math
 import os
 import tempfile
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from PIL import Image
 
 from cacovid_hf.prompt import VideoSelection
 from cacovid_hf.utils.extras import pip_install
+from cacovid_hf.utils.files import replaced
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,12 +65,8 @@ def save_map(
     check_map_target(path)
     path = Path(path)
     figure = draw_map(frames, selection, seconds=seconds, caption=caption)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.png")
-    try:
+    with replaced(path) as temporary:
         figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def draw_map(

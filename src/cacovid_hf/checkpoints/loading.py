@@ -1,6 +1,5 @@
 """Load a checkpoint: its config, and its backbone from safetensors alone."""
 
-import difflib
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ from ..backbones import backbone_family
 from ..configuration import CaCoVidConfig
 from ..hub.source import Source
 from ..policies.factory import check_policy_size
+from ..utils.names import nearest
 
 BACKBONE_FOLDER = "backbone"
 
@@ -66,10 +66,9 @@ def load_config(source: Source, config: CaCoVidConfig | None, overrides: dict[st
 def check_nothing_to_load(kwargs: dict[str, Any]) -> None:
     """Raise a `ValueError` if there are settings for a backbone that is loaded already."""
     if useless := sorted(name for name, value in kwargs.items() if name not in NEVER_FORWARDED and value is not None):
-        near = difflib.get_close_matches(useless[0], CONFIG_OVERRIDES, n=1)
+        remedy = nearest(useless[0], CONFIG_OVERRIDES, "load it so, or give its id or folder.")
         raise ValueError(
-            f"{', '.join(useless)} would do nothing, because backbone is a model that is loaded already: "
-            + (f"did you mean {near[0]}?" if near else "load it so, or give its id or folder.")
+            f"{', '.join(useless)} would do nothing, because backbone is a model that is loaded already: {remedy}"
         )
 
 

@@ -6,13 +6,13 @@ line is dropped too, and said: its question is asked again.
 
 import json
 import math
-import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
+from ..utils.files import replaced
 from ..utils.values import fault_of_line, shown
 
 logger = logging.get_logger(__name__)
@@ -76,10 +76,9 @@ class CellLog:
     def merge(self) -> None:
         """Write all rows in the order of the samples to the merged log, and remove the parts."""
         rows = self.read()
-        temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         text = "".join(json.dumps(rows[index], ensure_ascii=False) + "\n" for index in sorted(rows))
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(self.path)
+        with replaced(self.path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         for path in self.parts():
             path.unlink()
 

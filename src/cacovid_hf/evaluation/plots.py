@@ -1,11 +1,11 @@
 """Two pictures of a run: accuracy against the ratio, and against what compression and prefill took."""
 
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..utils.extras import pip_install
+from ..utils.files import replaced
 from .report import compares, group_by
 
 _STYLES = ("-", "--", ":", "-.")
@@ -39,12 +39,8 @@ def save_plots(cells: Sequence[dict[str, Any]], folder: Path, stem: str) -> list
             draw(axes, chosen)
             axes.legend(fontsize=8, frameon=False)
         target = folder / f"{stem}_{name}.png"
-        temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex}.png")
-        try:
+        with replaced(target) as temporary:
             figure.savefig(temporary, format="png")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
         written.append(target)
     return written
 

@@ -12,7 +12,7 @@ from transformers import ProcessorMixin
 from ..compressors import Compressor
 from ..generation.timing import Stages, timed_generate
 from ..modeling import CaCoVidForConditionalGeneration
-from ..video.files import SampledVideo
+from ..utils.chat import chat_inputs
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,6 @@ class Response:
     kept: float
     total: int
     times_ms: dict[str, float]
-
-
-def question(video: SampledVideo, prompt: str) -> list[dict[str, Any]]:
-    """A conversation that shows one video and asks about it."""
-    return [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": prompt}]}]
 
 
 def prepare(
@@ -56,15 +51,7 @@ def prepare(
     options: dict[str, Any] = {"video_metadata": metadata, "do_sample_frames": False} if metadata else {}
     if len(conversations) > 1:
         options |= {"padding": True, "padding_side": "left"}
-    inputs: Any = processor.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs=options,
-    )
-    return inputs.to(model.device, model.dtype)
+    return chat_inputs(processor, messages, options).to(model.device, model.dtype)
 
 
 def clock(device: torch.device) -> Callable[[], float]:

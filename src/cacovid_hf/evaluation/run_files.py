@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..utils.files import replaced
 from ..utils.values import one_line
 
 FORMAT = 1
@@ -68,12 +68,8 @@ def _damage(run: dict[str, Any]) -> str:
 
 def write_run(path: Path, run: dict[str, Any]) -> None:
     """Write under a temporary name, then rename: a reader sees the old run or the new one."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with replaced(path) as temporary:
         temporary.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from .._compat import attention_implementation
 from ..compressors import Compressor
 from ..modeling import CaCoVidForConditionalGeneration
 from ..ratio import check_retention_ratio
+from ..utils.chat import user_message
 from ..utils.provenance import environment
 from ..utils.values import one_line
 from ..video.files import SampledVideo
@@ -37,7 +38,7 @@ from .methods import ALL_TOKENS, describe, expand_methods, make_method, ratio_de
 from .paper_figures import BEFORE_LLM
 from .peak_memory import PeakMemory
 from .processes import Processes
-from .respond import Response, clock, prepare, question, respond, with_encoded_videos
+from .respond import Response, clock, prepare, respond, with_encoded_videos
 from .run_files import FORMAT, file_name, identity, only_writer, read_run, write_run
 
 STAGES = ("decode", "vision", "compression", "prefill", "generation")
@@ -390,7 +391,7 @@ class _Worker:
         """The samples that the processor takes, and their inputs; the others go to `rows`."""
         try:
             return indices, prepare(
-                self.model, self.processor, [question(videos[index], samples[index].prompt) for index in indices]
+                self.model, self.processor, [[user_message(samples[index].prompt, videos[index])] for index in indices]
             )
         except (ValueError, OSError) as error:
             if len(indices) == 1:

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..utils.chat import chat_inputs, user_message
 from ..video.files import read_video
 from .mp4 import write_mp4
 from .synthetic import NUM_FRAMES, sample_questions
@@ -90,17 +91,8 @@ def first_words(
 
     `options` go to `model.generate`.
     """
-    conversations: list[Any] = [
-        [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": question}]}]
-        for video, question in zip(videos, questions, strict=True)
-    ]
-    inputs: Any = processor.apply_chat_template(
-        conversations,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-    )
+    chats = [[user_message(question, video)] for video, question in zip(videos, questions, strict=True)]
+    inputs = chat_inputs(processor, chats)
     generate: Any = model.generate
     sequences = generate(**inputs.to(model.device), max_new_tokens=1, do_sample=False, **options)  # (B, L + 1)
     return processor.tokenizer.convert_ids_to_tokens(sequences[:, -1])

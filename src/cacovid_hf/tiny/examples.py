@@ -6,7 +6,6 @@ what it answers from compressed videos plays no part.
 
 import argparse
 import json
-import shutil
 from itertools import count
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from ..utils.files import replaced
 from ..video.files import read_video
 from . import model_path
 from .accuracy import first_words
@@ -25,28 +25,26 @@ _EXAMPLE_STREAM = 4
 
 def write_examples(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, num_clips: int = 5) -> None:
     """Make `folder` with `num_clips` mp4 files and `clips.json`, their questions, one of each kind a clip."""
-    unfinished = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     listed: list[dict[str, object]] = []
-    for index in count():
-        if len(listed) == num_clips:
-            break
-        clip = make_clip((_EXAMPLE_STREAM, index))
-        questions = _one_of_each_kind(clip, index)
-        path = unfinished / f"clip{len(listed)}.mp4"
-        write_mp4(path, clip.frames)
-        frames, _ = read_video(path, num_frames=NUM_FRAMES)
-        if first_words(model, processor, [frames], [questions[0].text]) != [questions[0].answer]:
-            continue  # the next clip takes its name
-        listed.append(
-            {
-                "file": path.name,
-                "questions": [{"text": q.text, "answer": q.answer} for q in questions],
-            }
-        )
-    (unfinished / "clips.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
-    unfinished.rename(folder)
+    with replaced(folder) as unfinished:
+        unfinished.mkdir(parents=True)
+        for index in count():
+            if len(listed) == num_clips:
+                break
+            clip = make_clip((_EXAMPLE_STREAM, index))
+            questions = _one_of_each_kind(clip, index)
+            path = unfinished / f"clip{len(listed)}.mp4"
+            write_mp4(path, clip.frames)
+            frames, _ = read_video(path, num_frames=NUM_FRAMES)
+            if first_words(model, processor, [frames], [questions[0].text]) != [questions[0].answer]:
+                continue  # the next clip takes its name
+            listed.append(
+                {
+                    "file": path.name,
+                    "questions": [{"text": q.text, "answer": q.answer} for q in questions],
+                }
+            )
+        (unfinished / "clips.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
 
 
 def _one_of_each_kind(clip: Clip, index: int) -> list[Question]:

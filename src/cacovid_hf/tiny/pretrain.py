@@ -31,6 +31,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
 
+from ..utils.files import replaced
 from .accuracy import answer_accuracy
 from .backbone import ANSWER_TOKEN, build_model, build_processor
 from .synthetic import COLORS, GRID, NUM_FRAMES, OBJECTS, QUESTION_KINDS, TINTS, dense_frames, make_clip
@@ -385,15 +386,13 @@ def main() -> None:
 
     commit = _commit()
     model, processor, record = pretrain(arguments.seed, arguments.max_tries)
-    unfinished = arguments.out.with_name(f".{arguments.out.name}.part")
-    model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    unfinished.rename(arguments.out)
+    with replaced(arguments.out) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
     if arguments.report is not None:
         text = json.dumps(_report(model, processor, record, commit), indent=2) + "\n"
-        unfinished = arguments.report.with_name(f".{arguments.report.name}.part")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.rename(arguments.report)
+        with replaced(arguments.report) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from transformers.video_utils import VideoMetadata
 
 from ..processing import with_video_reader
 from ..utils.answer_tags import final_answer
+from ..utils.chat import chat_inputs, user_message
 from ..utils.options import have_letters, read_options, right_letter
 from ..utils.text_files import WIDE_MARKS, read_text
 from ..utils.values import check_depth, fault_of_line, is_missing, one_line, shortened, shown, text_of
@@ -340,22 +341,14 @@ class AnswerCollator:
     def _prompts(
         self, frames: Sequence[Any], metadata: Sequence[VideoMetadata | None], texts: Sequence[str]
     ) -> dict[str, Any]:
-        messages: Any = []
-        for video, text in zip(frames, texts, strict=True):
-            content = [] if video is None else [{"type": "video", "video": video}]
-            messages.append([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
+        chats = [
+            [user_message(text) if video is None else user_message(text, video)]
+            for video, text in zip(frames, texts, strict=True)
+        ]
         settings: dict[str, Any] = {"padding": True}
         if metadata[0] is not None:
             settings |= {"video_metadata": [[one] for one in metadata], "do_sample_frames": False}
-        inputs: Any = self.processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            processor_kwargs=settings,
-        )
-        return dict(inputs)
+        return dict(chat_inputs(self.processor, chats, settings))
 
 
 def _problem_type(sample: Mapping[str, Any]) -> Any:

@@ -3,7 +3,6 @@
 A config has the sections `model`, `policy`, `data` and `training`; every name in them is known, and an unknown one is refused with the nearest that is.
 """
 
-import difflib
 import importlib
 import os
 import re
@@ -28,6 +27,7 @@ from ..modeling import CaCoVidForConditionalGeneration
 from ..policies.settings import PolicySettings
 from ..utils.extras import pip_install
 from ..utils.files import replaced
+from ..utils.names import nearest
 from .arguments import OURS, PUBLISHED, ContributionTrainingArguments, check_type
 from .batches import is_stream
 from .data import AnswerCollator, VideoQuestions, video_of
@@ -447,8 +447,7 @@ def _check_names(content: Any, known: Iterable[str], place: str) -> None:
     known = list(known)
     for name in content:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}."
+            remedy = nearest(name, known, f"known are {', '.join(known) or 'none'}.")
             raise ValueError(f"{place} has no setting {name!r}: {remedy}")
 
 

@@ -4,10 +4,15 @@ import difflib
 from collections.abc import Iterable
 
 
+def nearest(name: object, known: Iterable[str], otherwise: str) -> str:
+    """The remedy of an error about an unknown name: the known name that may be meant, or `otherwise` if none is close."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
 def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
     """Raise a `ValueError` if a name is unknown, with the one that may be meant."""
     known = sorted(known)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(f"{name} is no {what}: " + (f"did you mean {near[0]}?" if near else "leave it out."))
+            raise ValueError(f"{name} is no {what}: {nearest(name, known, 'leave it out.')}")

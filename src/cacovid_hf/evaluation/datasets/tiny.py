@@ -1,12 +1,9 @@
 """The embedded model's own benchmark: fresh synthetic questions, balanced by kind, each about a clip of its own."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from ...tiny.mp4 import write_mp4
-from ...tiny.synthetic import NUM_FRAMES, sample_question
-from ...video.files import read_video
+from ...tiny.accuracy import round_trip
+from ...tiny.synthetic import sample_question
 from .base import Benchmark, Sample
 
 
@@ -37,12 +34,7 @@ class Tiny(Benchmark):
         if not 0 <= index < self.num_questions:
             raise IndexError(index)
         clip, question = sample_question(index, self.seed)
-        frames = clip.frames
-        if self.through_mp4:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "clip.mp4")
-                write_mp4(path, frames)
-                frames = read_video(path, num_frames=NUM_FRAMES)[0]
+        frames = round_trip(clip.frames) if self.through_mp4 else clip.frames
         return Sample(f"{self.seed}-{index}", frames, question.text, question.answer, (), {"kind": question.kind})
 
     @property

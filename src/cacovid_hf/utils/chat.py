@@ -1,0 +1,38 @@
+"""Chat messages as the processors of transformers take them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def user_message(text: str, *videos: Any) -> dict[str, Any]:
+    """One message of a user: the videos in order, then the text.
+
+    Args:
+        text: what is asked.
+        videos: decoded frames, or whatever the caller puts in their place before the template reads them.
+    """
+    return {
+        "role": "user",
+        "content": [*({"type": "video", "video": v} for v in videos), {"type": "text", "text": text}],
+    }
+
+
+def chat_inputs(processor: Any, conversations: Sequence[Any], processor_kwargs: Mapping[str, Any] | None = None) -> Any:
+    """The inputs of conversations, each to be answered next, as PyTorch tensors.
+
+    Args:
+        processor: of a video language model.
+        conversations: a list of messages each; or the messages of one.
+        processor_kwargs: settings of the processor beside the template's, such as `video_metadata`.
+
+    Returns:
+        What the processor returns: `input_ids` `(B, L)` and the rest.
+    """
+    return processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=dict(processor_kwargs or {}),
+    )
