@@ -8,7 +8,8 @@ random weights. The tests that guard each result are named with it.
 
 import argparse
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from unittest import mock
 import torch
 from architectures import ARCHITECTURES, build_backbone, build_inputs
 from prefill import CLOCKS, Stopwatch
-from record import RESULTS, command, environment, summarise, write_result
+from record import RESULTS, GrowingResult, command, environment, summarise
 from torch.nn import functional as F
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -176,6 +177,17 @@ def cases(options: argparse.Namespace) -> list[Case]:
     ]
 
 
+@contextmanager
+def short_collections() -> Iterator[None]:
+    """What is there already is not looked at again by garbage collections inside."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def main(arguments: list[str] | None = None, report: Callable[[str], None] = print) -> Path:
     """Run the benchmark and return the path of its JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -198,6 +210,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     record |= environment(options.commit, device)
     record["notes"] = [" ".join(__doc__.split("\n\n")[2].split())]
     record["cases"] = []
+    result = GrowingResult(options.output, f"optimisations_{options.arch}_{options.dtype}_{device.type}", record)
 
     def timed(way: Callable[[], Any]) -> float:
         watch = Stopwatch(device, options.clock)
@@ -205,7 +218,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
         watch.lap("way")
         return watch.milliseconds["way"]
 
-    with torch.no_grad():
+    with torch.no_grad(), short_collections():
         for case in cases(options):
             if options.only and not any(word in case.name for word in options.only):
                 continue
@@ -224,10 +237,11 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
             summaries = {name: summarise(values) for name, values in times.items()}
             factor = summaries["before"]["median"] / summaries["after"]["median"]
             record["cases"].append({"name": case.name, "guard": case.guard, "times_ms": summaries, "speedup": factor})
+            result.save()
             medians = [summaries[name]["median"] for name in ("before", "after")]
             alone = f", {summaries['ours_alone']['median']:.3f} ms of it ours" if case.stock is not None else ""
             report(f"{case.name}: {medians[0]:.2f} -> {medians[1]:.2f} ms{alone}, {factor:.2f}x")
-    path = write_result(options.output, f"optimisations_{options.arch}_{options.dtype}_{device.type}", record)
+    path = result.save()
     report(str(path))
     return path
 

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from architectures import ARCHITECTURES, build_backbone, build_inputs
 from clips import media_stages
-from record import RESULTS, command, environment, summarise, write_result
-from roofline import Shape, Work, measured_peaks
+from record import RESULTS, GrowingResult, command, environment, summarise
+from roofline import Peaks, Shape, Work, measured_peaks
 from roofline import vision as vision_work
 from torch import Tensor
 from transformers import StaticCache
 
 from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf._compat import CACHE, cache_of
 from cacovid_hf.compressors import COMPRESSORS, Compressor, Scores
 from cacovid_hf.policies.settings import POLICY_TYPES
 from cacovid_hf.prompt import CompressedPrompt, Prompt, PromptLayout, VideoSpan, gather, kept_indices
@@ -158,11 +159,11 @@ class Benchmark:
             position_ids=positions,
             use_cache=True,
             logits_to_keep=1,
-            past_key_values=cache,
+            **{CACHE: cache},
         )
         tokens = outputs.logits[:, -1:].argmax(dim=-1)
         tokens.tolist()
-        return tokens, outputs.past_key_values
+        return tokens, cache_of(outputs)
 
     def decode(self, watch: "Stopwatch", tokens: Tensor, cache: Any, mask: Tensor) -> None:
         """A few more tokens, greedily, from the uncompressed length on; the stage is one of them."""
@@ -174,9 +175,9 @@ class Benchmark:
                 input_ids=tokens,
                 attention_mask=mask,
                 position_ids=position if self.rows is None else position.expand(self.rows, -1, -1),
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{CACHE: cache},
             )
             tokens, position = outputs.logits[:, -1:].argmax(dim=-1), position + 1
             tokens.tolist()
@@ -238,29 +239,21 @@ class Benchmark:
 
 
 @torch.no_grad()
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure and return the record."""
+def run(options: argparse.Namespace) -> GrowingResult:
+    """Measure, and write the record after every repeat."""
+    started = time.monotonic()
     methods = [COMPRESSORS[name]() for name in options.compressors]
     kinds = {method: options.policies if method.name == "cacovid" else options.policies[:1] for method in methods}
     variants = [Variant()]
     variants += [Variant(m, ratio, policy) for m in methods for policy in kinds[m] for ratio in options.ratios]
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
-    config = {name: value for name, value in vars(options).items() if name not in ("output", "commit")}
-    record: dict[str, Any] = {
-        "benchmark": "prefill",
-        "command": command(),
-        "config": config,
-        **environment(options.commit, device),
-    }
+    record = described(options, device)
+    result = GrowingResult(options.output, result_name(options), record)
     memory: dict[str, dict[str, Any] | None] = {}
     if options.peak_memory and not on_gpu:
         memory = {variant.name: peak_rss(options, variant) for variant in variants}
 
-    architecture = ARCHITECTURES[options.arch]
-    record["media"] = media_stages(
-        architecture, options.frames, options.clip_side, options.vision_repeats, CLOCKS[options.clock]
-    )
     bench = Benchmark(options)
     prompt = bench.embed()
     # Warm-up and check. On a CPU, where one vision pass may take a minute, one variant is checked, and `generate` is warmed up on text alone.
@@ -270,6 +263,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     bench.backbone.generate(input_ids=bench.ids[:, : options.text_before], max_new_tokens=1)
     for variant in variants if on_gpu else []:
         bench.first_token(variant)
+    peaks = measured_peaks(device, getattr(torch, options.dtype))
+    record |= limits_of_the_model(options, bench, prompt, peaks)
+
+    def time_is_up() -> bool:
+        return options.budget_seconds is not None and time.monotonic() - started > options.budget_seconds
 
     times: dict[str, dict[str, list[float]]] = {variant.name: defaultdict(list) for variant in variants}
     vision: list[float] = []
@@ -297,67 +295,115 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             bench.embed()
             watch.lap("vision")
             vision.append(watch.milliseconds["vision"])
+        record["vision_ms"] = summarise(vision)
+        record["variants"] = [
+            measured(options, bench, prompt, variant, shorter[variant.name], times, peaks, memory)
+            for variant in variants
+        ]
+        result.save()
+        if time_is_up():
+            record["stopped"] = f"after {repeat + 1} repeats: the budget of {options.budget_seconds:.0f} s was spent"
+            break
+    if not time_is_up():
+        record["media"] = media_stages(
+            ARCHITECTURES[options.arch],
+            options.frames,
+            options.clip_side,
+            options.vision_repeats,
+            CLOCKS[options.clock],
+        )
+    result.save()
+    return result
 
-    backbone = bench.backbone
-    tokens, video_tokens = prompt.inputs_embeds.shape[1], prompt.layout.videos[0].num_tokens
-    summaries = {name: {stage: summarise(values) for stage, values in stages.items()} for name, stages in times.items()}
-    record["config"] |= {
+
+def described(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What a record says before anything is measured."""
+    architecture = ARCHITECTURES[options.arch]
+    published = architecture.text["num_hidden_layers"]
+    config = {name: value for name, value in vars(options).items() if name not in ("output", "commit")}
+    config |= {
         "checkpoint_shape": architecture.checkpoint,
-        "layers": backbone.config.get_text_config().num_hidden_layers,
-        "all_layers": architecture.text["num_hidden_layers"],
+        "layers": options.layers or published,
+        "all_layers": published,
         "frame_side_pixels": architecture.side,
     }
-    record["notes"] = NOTES
-    if options.layers is not None:
-        record["notes"] = [f"{options.layers} of {architecture.text['num_hidden_layers']} {FEWER_LAYERS}", *NOTES]
-    peaks = measured_peaks(device, getattr(torch, options.dtype))
-    record["peaks"] = {"flops_per_second": peaks.flops, "bytes_per_second": peaks.bytes}
-    shape = Shape(backbone.config.get_text_config(), backbone.dtype.itemsize)
-    limits = vision_work(backbone.config, options.frames, architecture.side, backbone.dtype.itemsize)
-    record["vision_limit_ms"] = options.batch * peaks.milliseconds(limits)
-    record["model"] = {
-        "backbone_parameters": sum(p.numel() for p in backbone.parameters()),
-        "language_model_parameters": sum(p.numel() for p in backbone.get_decoder().parameters()),
-        "policy_parameters": {
-            name: sum(p.numel() for p in model.policy.parameters()) for name, model in bench.models.items()
+    fewer = [] if options.layers is None else [f"{options.layers} of {published} {FEWER_LAYERS}"]
+    start = {"benchmark": "prefill", "command": command(), "config": config}
+    return {**start, **environment(options.commit, device), "notes": [*fewer, *NOTES]}
+
+
+def result_name(options: argparse.Namespace) -> str:
+    """The first part of the name of a run's file."""
+    layers = "" if options.layers is None else f"_{options.layers}layers"
+    extras = f"_batch{options.batch}" * (options.batch > 1) + "_static" * options.static_cache
+    extras += "_compiled" * options.compile
+    device = options.device.replace(":", "")
+    return f"prefill_{options.arch}{layers}_{options.frames}frames{extras}_{options.dtype}_{device}"
+
+
+def limits_of_the_model(options: argparse.Namespace, bench: Benchmark, prompt: Prompt, peaks: Peaks) -> dict[str, Any]:
+    """Sizes of the model and the prompt, and what the hardware could do at most."""
+    backbone = bench.backbone
+    side = ARCHITECTURES[options.arch].side
+    work = vision_work(backbone.config, options.frames, side, backbone.dtype.itemsize)
+    video = prompt.layout.videos[0]
+    return {
+        "peaks": {"flops_per_second": peaks.flops, "bytes_per_second": peaks.bytes},
+        "vision_limit_ms": options.batch * peaks.milliseconds(work),
+        "model": {
+            "backbone_parameters": sum(p.numel() for p in backbone.parameters()),
+            "language_model_parameters": sum(p.numel() for p in backbone.get_decoder().parameters()),
+            "policy_parameters": {
+                name: sum(p.numel() for p in model.policy.parameters()) for name, model in bench.models.items()
+            },
+        },
+        "prompt": {
+            "tokens": prompt.inputs_embeds.shape[1],
+            "rows": len(prompt.inputs_embeds),
+            "video_tokens": video.num_tokens,
+            "video_grid": list(video.grid),
         },
     }
-    record["prompt"] = {
-        "tokens": tokens,
-        "rows": len(prompt.inputs_embeds),
-        "video_tokens": video_tokens,
-        "video_grid": list(prompt.layout.videos[0].grid),
-    }
-    record["vision_ms"] = summarise(vision)
-    record["variants"] = []
-    for variant in variants:
-        short = shorter[variant.name]
-        kept = tokens if short is None else short.inputs_embeds.shape[1]
-        works = stage_works(shape, options, tokens, video_tokens, kept, variant)
-        record["variants"].append(
-            {
-                "name": variant.name,
-                "compressor": variant.method.name if variant.method else None,
-                "policy": variant.policy if variant.method and variant.method.name == "cacovid" else None,
-                "kv_cache_bytes": bench.cache_bytes[variant.name],
-                "limits": {
-                    stage: {
-                        "flops": work.flops,
-                        "bytes": work.bytes,
-                        "limit_ms": peaks.milliseconds(work),
-                        "of_limit": summaries[variant.name][stage]["median"] / peaks.milliseconds(work),
-                    }
-                    for stage, work in works.items()
-                },
-                "retention_ratio": variant.ratio,
-                "prompt_tokens": kept,
-                "video_tokens": video_tokens - (tokens - kept),
-                "times_ms": summaries[variant.name],
-                "speedup": speedup(summaries["stock"], summaries[variant.name]) if variant.method else None,
-                "peak_memory": memory.get(variant.name),
+
+
+def measured(
+    options: argparse.Namespace,
+    bench: Benchmark,
+    prompt: Prompt,
+    variant: Variant,
+    short: CompressedPrompt | None,
+    times: dict[str, dict[str, list[float]]],
+    peaks: Peaks,
+    memory: dict[str, dict[str, Any] | None],
+) -> dict[str, Any]:
+    """What a record says of one variant, from the samples so far."""
+    tokens, video_tokens = prompt.inputs_embeds.shape[1], prompt.layout.videos[0].num_tokens
+    kept = tokens if short is None else short.inputs_embeds.shape[1]
+    shape = Shape(bench.backbone.config.get_text_config(), bench.backbone.dtype.itemsize)
+    works = stage_works(shape, options, tokens, video_tokens, kept, variant)
+    summary = {stage: summarise(values) for stage, values in times[variant.name].items()}
+    stock = {stage: summarise(values) for stage, values in times["stock"].items()}
+    return {
+        "name": variant.name,
+        "compressor": variant.method.name if variant.method else None,
+        "policy": variant.policy if variant.method and variant.method.name == "cacovid" else None,
+        "kv_cache_bytes": bench.cache_bytes[variant.name],
+        "limits": {
+            stage: {
+                "flops": work.flops,
+                "bytes": work.bytes,
+                "limit_ms": peaks.milliseconds(work),
+                "of_limit": summary[stage]["median"] / peaks.milliseconds(work),
             }
-        )
-    return record
+            for stage, work in works.items()
+        },
+        "retention_ratio": variant.ratio,
+        "prompt_tokens": kept,
+        "video_tokens": video_tokens - (tokens - kept),
+        "times_ms": summary,
+        "speedup": speedup(stock, summary) if variant.method else None,
+        "peak_memory": memory.get(variant.name),
+    }
 
 
 def stage_works(
@@ -448,6 +494,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5, help="of what follows vision")
     parser.add_argument("--vision-repeats", type=int, help="of what runs the vision tower (default: --repeats)")
+    parser.add_argument("--budget-seconds", type=float, help="start no repeat after them (default: no limit)")
     parser.add_argument("--clip-side", type=int, default=720, help="pixels, of the clip that is decoded and prepared")
     parser.add_argument("--text-before", type=int, default=14, help="text tokens before the video")
     parser.add_argument("--question-tokens", type=int, default=32, help="text tokens after the video")
@@ -493,15 +540,14 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     """Run the benchmark and return the path of its JSON."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    record = run(options)
-    layers = "" if options.layers is None else f"_{options.layers}layers"
-    extras = f"_batch{options.batch}" * (options.batch > 1) + "_static" * options.static_cache
-    extras += "_compiled" * options.compile
-    name = f"prefill_{options.arch}{layers}_{options.frames}frames{extras}_{options.dtype}_{record['config']['device'].replace(':', '')}"
-    path = write_result(options.output, name, record)
-    media = record["media"]
-    decode = media["decode_skipped"] or f"{media['decode_ms']['median']:.1f} ms"
-    report(f"decode {decode}, preprocess {media['preprocess_ms']['median']:.1f} ms")
+    result = run(options)
+    path, record = result.save(), result.record
+    if "stopped" in record:
+        report(f"stopped {record['stopped']}")
+    if "media" in record:
+        media = record["media"]
+        decode = media["decode_skipped"] or f"{media['decode_ms']['median']:.1f} ms"
+        report(f"decode {decode}, preprocess {media['preprocess_ms']['median']:.1f} ms")
     report(f"vision {record['vision_ms']['median']:.1f} ms, prompt {record['prompt']['tokens']} tokens")
     for variant in record["variants"]:
         parts = [f"{stage} {sample['median']:.2f}" for stage, sample in variant["times_ms"].items()]

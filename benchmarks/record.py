@@ -6,11 +6,10 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cacovid_hf.utils import provenance
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -28,13 +27,15 @@ def summarise(samples: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def environment(commit: str | None, device: torch.device) -> dict[str, Any]:
+def environment(commit: str | None, device: "torch.device") -> dict[str, Any]:
     """Date, commit, versions and hardware of this run.
 
     Args:
         commit: what git is asked for if None; needed where the code was copied without its history.
         device: the one measured.
     """
+    from cacovid_hf.utils import provenance  # here, so that gpu.py starts at once
+
     return provenance.environment(device, commit, MEASURED_CODE)
 
 
@@ -50,6 +51,31 @@ def write_result(directory: Path, name: str, record: dict[str, Any]) -> Path:
     finally:
         temporary.unlink()
     return target
+
+
+class GrowingResult:
+    """A result file that is written again with every figure, so that a run that is stopped leaves what it had measured.
+
+    Args:
+        directory: folder of the file.
+        name: its first part, as in `write_result`.
+        record: what is written; whoever measures adds to it.
+    """
+
+    def __init__(self, directory: Path, name: str, record: dict[str, Any]):
+        self.record = record
+        self.path: Path | None = None
+        self._place = directory, name
+
+    def save(self) -> Path:
+        """Write the record as it is now, all of it or nothing; the first time to a file that was not there."""
+        if self.path is None:
+            self.path = write_result(*self._place, self.record)
+        else:
+            temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(self.record, indent=1) + "\n")
+            temporary.replace(self.path)
+        return self.path
 
 
 def command() -> str:

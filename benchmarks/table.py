@@ -167,6 +167,18 @@ def long_video_table(record: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Decoding beside encoding: {overlap['speedup']:.2f} times the speed of one after the other."]
 
 
+def gpu_table(record: dict[str, Any]) -> list[str]:
+    """Rows: the runs of one command for a GPU machine; then what was not measured."""
+    lines = [
+        f"{record['config']['part']} part, {record['seconds']:.0f} s.",
+        "",
+        "| run | outcome | seconds |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {run['name']} | {run['outcome']} | {run['seconds']:.0f} |" for run in record["runs"]]
+    return [*lines, "", f"Not measured: {', '.join(record['not_measured']) or 'nothing'}."]
+
+
 def device(record: dict[str, Any]) -> str:
     """What a run ran on, in words."""
     hardware = record["hardware"]
@@ -176,6 +188,7 @@ def device(record: dict[str, Any]) -> str:
 
 
 TABLES = {
+    "gpu": gpu_table,
     "long_video": long_video_table,
     "methods": methods_table,
     "optimisations": optimisations_table,

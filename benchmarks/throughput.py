@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from architectures import ARCHITECTURES, build_backbone, build_inputs
 from prefill import CLOCKS, Stopwatch
-from record import RESULTS, command, environment, summarise, write_result
+from record import RESULTS, GrowingResult, command, environment, summarise
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.policies.settings import POLICY_TYPES
@@ -139,11 +139,14 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     backbone = build_backbone(architecture, options.layers, getattr(torch, options.dtype), device, options.attn)
     with device:
         model = CaCoVidForConditionalGeneration.from_backbone(backbone, policy_type=options.policy)
-    record["batches"] = [measure(options, model, architecture, batch) for batch in options.batches]
     layers = "" if options.layers is None else f"_{options.layers}layers"
     name = f"throughput_{options.arch}{layers}_{options.frames}frames_{options.dtype}_{device.type}"
-    path = write_result(options.output, name, record)
-    for row in record["batches"]:
+    result = GrowingResult(options.output, name, record)
+    record["batches"] = []
+    for batch in options.batches:
+        record["batches"].append(measure(options, model, architecture, batch))
+        path = result.save()
+        row = record["batches"][-1]
         rates = row["answers_per_second"]
         report(
             f"batch {row['batch']}: {rates['batch']:.2f} answers/s against {rates['one_by_one']:.2f} one by one ({row['speedup']:.2f}x), "

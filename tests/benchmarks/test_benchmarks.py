@@ -266,33 +266,6 @@ def test_methods(tmp_path):
     assert "| *published: DivPrune* | | *134.3* |" in "\n".join(methods_table(record))
 
 
-def test_gpu_command(tmp_path, capfd):
-    """The one command for a GPU machine, on the CPU: it runs each benchmark and tells what came of it."""
-    from gpu import main
-
-    arguments = ["--no-tests", "--device", "cpu", "--archs", "tiny-llava-onevision", "--frames", "2", "--repeats", "1"]
-    assert main([*arguments, "--output", str(tmp_path)]) == 0
-    assert "tiny-llava-onevision, 2 frames: done in" in capfd.readouterr().out
-    (path,) = tmp_path.iterdir()
-    assert json.loads(path.read_text())["config"]["dtype"] == "bfloat16"
-
-    assert main([*arguments, "--output", str(tmp_path), "--deadline", "-1"]) == 1
-    assert "left out" in capfd.readouterr().out
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.slow
-def test_gpu_command_in_full(tmp_path, capfd):
-    from gpu import main
-
-    arguments = ["--no-tests", "--device", "cpu", "--archs", "tiny-llava-onevision", "--long", "tiny-llava-onevision"]
-    arguments += ["--frames", "2", "4", "--batches", "2", "--repeats", "1", "--output", str(tmp_path)]
-    main(arguments)  # compiling may fail where there is no compiler
-    out = capfd.readouterr().out
-    for name in ("2 frames", "4 frames", "batches", "static cache"):
-        assert any(name in line and ": done in" in line for line in out.splitlines()), (name, out)
-
-
 def test_throughput(tmp_path, threads):
     from throughput import main
 
