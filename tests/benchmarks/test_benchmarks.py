@@ -30,6 +30,21 @@ def benchmarks_on_path(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
 
 
+@pytest.fixture(scope="module")
+def peaks():
+    """What this machine can do, measured once for all runs here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        from roofline import measured_peaks
+
+        return measured_peaks(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def measured_once(monkeypatch, benchmarks_on_path, peaks):
+    monkeypatch.setattr("prefill.measured_peaks", lambda device, dtype: peaks)
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()
