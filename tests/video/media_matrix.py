@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import logging
 import math
 import os
 import re
@@ -221,6 +222,16 @@ def trim_by_edit_list(first: int, count: int) -> Callable[[Path], None]:
         path.write_bytes(data)
 
     return apply
+
+
+def clear_extended_clock(path: Path) -> None:
+    """Take the upper byte of the 32-bit clock out of all tags of an flv, as writers did before there was one."""
+    data = bytearray(path.read_bytes())
+    place = 13
+    while place + 11 < len(data):
+        data[place + 7] = 0
+        place += 15 + int.from_bytes(data[place + 1 : place + 4], "big")
+    path.write_bytes(data)
 
 
 def wrap_fragments(width: int) -> Callable[[Path], None]:
@@ -441,7 +452,6 @@ def _cases() -> list[Case]:
     squares = "N*N*0.004/TB"
     for suffix in ("mp4", "mov", "mkv", "ts", "flv", "nut"):
         add("clock", f"variable_rate.{suffix}", f"{X264} {vfr(squares)}")
-    add("clock", "variable_rate.wmv", f"-c:v wmv2 -g 12 {vfr('N*N*0.01/TB+N*0.02/TB')}")
     add("clock", "variable_rate.webm", f"{VP8} {vfr(squares)}")
     add("clock", "variable_rate_vp9.webm", f"{VP9} {vfr(squares)}")
     add("clock", "variable_rate.gif", f"{vfr('N*N*0.01/TB+N*0.03/TB', '1/100')}")
@@ -460,6 +470,20 @@ def _cases() -> list[Case]:
         if ahead < SECONDS:
             add("clock", f"wraps_after_{ahead}.ts", f"{X264} -output_ts_offset {end - ahead} -muxdelay 0")
             add("clock", f"wraps_after_{ahead}.m2ts", f"{X264} -output_ts_offset {end - ahead} -muxdelay 0")
+    for suffix, codec in {"mpg": MPEG2, "vob": MPEG2}.items():
+        add("clock", f"wraps_after_1.0.{suffix}", f"{codec} -output_ts_offset {end - 1} -muxdelay 0 -muxpreload 0")
+    add(
+        "clock",
+        "wraps_with_sound.ts",
+        f"-f lavfi -i sine=duration=2 {X264} -c:a aac -output_ts_offset {end - 1} -muxdelay 0",
+    )
+    add(
+        "clock",
+        "wraps_24_bits.flv",
+        f"{X264} -output_ts_offset {2**24 / 1000 - 1}",
+        clear_extended_clock,
+        times=lambda i: i / RATE,
+    )
     add("clock", "wraps_hevc.ts", f"{X265} -output_ts_offset {end - 1} -muxdelay 0")
     add("clock", "wraps_mpeg2.ts", f"{MPEG2} -output_ts_offset {end - 1} -muxdelay 0")
     add("clock", "wraps_variable.ts", f"{X264} {vfr(squares)} -output_ts_offset {end - 2} -muxdelay 0")
@@ -495,6 +519,9 @@ def _cases() -> list[Case]:
         ("same_clock.mpg", MPEG2, MPEG2),
         ("same_clock.m2ts", X264, X264),
         ("wrap_then_other.ts", f"{X264} -output_ts_offset {end - 1} -muxdelay 0", f"{X264} -output_ts_offset 400"),
+        ("same_clock.mkv", X264, X264),
+        ("same_clock.webm", VP8, VP8),
+        ("same_clock.flv", X264, X264),
         ("same_clock.ogv", "-c:v libtheora -g 12 -q:v 7", "-c:v libtheora -g 12 -q:v 7"),
         ("joined.h264", X264, X264),
         ("joined.mjpeg", "-c:v mjpeg -pix_fmt yuvj420p", "-c:v mjpeg -pix_fmt yuvj420p"),
@@ -608,6 +635,12 @@ SPREAD = [
     "cut/cut.ts",
     "tracks/sound_with_cover.m4a",
 ]
+
+
+# What is known not to agree, and why.
+KNOWN_FAILURES = {
+    "cut/cut.nut": "what stands in for the lost part of the last frame depends on the number of threads",
+}
 
 
 # --- making and comparing --------------------------------------------------------------------------------------------------------
@@ -735,26 +768,68 @@ def verdict(case: Case) -> str:
     return f"FAILED: {', '.join(wrong)}" if wrong else ("exact" if case.is_exact else "mended")
 
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-    import logging
+GROUPS = {
+    "container": "containers and codecs",
+    "elementary": "without a container",
+    "structure": "order and references of frames",
+    "picture": "formats, colours, sizes, turns",
+    "clock": "clocks and variable rates",
+    "joined": "joined recordings",
+    "damaged": "damaged packets",
+    "flags": "wrong keyframe flags",
+    "cut": "cut files",
+    "tracks": "sound, covers, unknown codecs",
+}
 
-    logging.disable(logging.WARNING)
-    av.logging.set_level(None)
-    assert shutil.which("ffmpeg"), "FFmpeg is needed"
-    chosen = [key for key in CASES if all(word in key for word in sys.argv[1:])]
-    results = {}
+
+def table(ends: dict[str, str]) -> str:
+    """The tables of docs/video_files.md."""
+    lines = ["| kind | files | exact | mended | refused | not so |", "|---|---|---|---|---|---|"]
+    for group, words in GROUPS.items():
+        own = {key: end for key, end in ends.items() if CASES[key].group == group}
+        counts = [sum(end == word for end in own.values()) for word in ("exact", "mended", "refused")]
+        failed = [
+            f"`{CASES[key].name}`: {end.removeprefix('FAILED: ')}"
+            for key, end in own.items()
+            if end.startswith("FAILED")
+        ]
+        lines.append(
+            f"| {words} | {len(own)} | {counts[0]} | {counts[1]} | {counts[2]} | {'; '.join(failed) or 'none'} |"
+        )
+    lines += ["", "| container | read exactly with |", "|---|---|"]
+    codecs: dict[str, list[str]] = {}
+    for key, end in ends.items():
+        codec, _, suffix = CASES[key].name.rpartition(".")
+        if CASES[key].group == "container" and end == "exact":
+            codecs.setdefault(suffix, []).append(codec)
+    lines += [f"| {suffix} | {', '.join(sorted(names))} |" for suffix, names in sorted(codecs.items())]
+    return "\n".join(lines)
+
+
+def main(words: list[str]) -> None:
+    writes = "--write" in words
+    chosen = [key for key in CASES if writes or all(word in key for word in words)]
+    ends = {}
     for key in chosen:
         try:
-            results[key] = verdict(CASES[key])
-        except Exception as error:  # a file that this FFmpeg cannot make
-            results[key] = f"not made: {type(error).__name__}: {' '.join(str(error).split())[-200:]}"
-        if results[key] not in ("exact", "mended", "refused"):
-            print(key, results[key], flush=True)
-    print(
-        len(results),
-        {
-            word: sum(r.startswith(word) for r in results.values())
-            for word in ("exact", "mended", "refused", "FAILED", "not made")
-        },
-    )
+            ends[key] = verdict(CASES[key])
+        except RuntimeError as error:  # this FFmpeg cannot make it
+            ends[key] = f"not made: {' '.join(str(error).split())[-200:]}"
+        if ends[key] not in ("exact", "mended", "refused"):
+            print(key, ends[key], flush=True)
+    print(len(ends), "files")
+    print(table(ends))
+    if writes:
+        page = Path(__file__).parents[2] / "docs" / "video_files.md"
+        head, _, tail = page.read_text(encoding="utf-8").partition("<!-- table -->\n")
+        tail = tail[tail.index("<!-- end of table -->") :]
+        made = {key: end for key, end in ends.items() if not end.startswith("not made")}
+        page.write_text(f"{head}<!-- table -->\n\n{table(made)}\n\n{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+    assert shutil.which("ffmpeg"), "FFmpeg is needed"
+    logging.disable(logging.WARNING)
+    av.logging.set_level(None)
+    main(sys.argv[1:])

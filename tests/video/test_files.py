@@ -1,8 +1,10 @@
 """Video files to frames: which frames, exactly those, from any file that a user may give, and a clear word about those that cannot be read."""
 
+import gc
 import io
 import math
 import re
+import resource
 import struct
 import sys
 from fractions import Fraction
@@ -22,7 +24,7 @@ from helpers.media import (
 )
 
 from cacovid_hf.video import decoding
-from cacovid_hf.video.files import read_chosen_frames, read_video, uniform_indices
+from cacovid_hf.video.files import iter_chosen_frames, read_chosen_frames, read_video, uniform_indices
 
 OPEN_GOP = {"x264-params": "open-gop=1:scenecut=0:b-adapt=0:keyint=12"}
 CLIPS = {
@@ -427,3 +429,125 @@ def test_a_cut_file_gives_what_it_holds_and_one_warning(tmp_path, caplog, suffix
     assert 20 <= metadata.total_num_frames < 97
     assert numbers_of(frames)[:20] == list(range(20))
     assert metadata.duration == pytest.approx(metadata.total_num_frames / 25, abs=0.13)
+
+
+def gif_of(path, pictures, side):
+    """A GIF of a few bytes with a large canvas, drawn upon by one pixel a picture, each for a tenth of a second."""
+    size = struct.pack("<HH", side, side)
+    picture = b"\x21\xf9\x04\x00\x0a\x00\x00\x00\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02\x44\x01\x00"
+    path.write_bytes(b"GIF89a" + size + b"\x80\x00\x00\x00\x00\x00\xff\xff\xff" + picture * pictures + b";")
+    return path
+
+
+def test_held_frames_are_bounded_before_decoding(tmp_path, decoded):
+    path = gif_of(tmp_path / "a.gif", 40, 5760)
+    assert path.stat().st_size == 940
+    with pytest.raises(
+        ValueError, match=r"32 sampled frames of 5760x5760 pixels are over the limit max_sampled_pixels"
+    ):
+        read_video(path, 32, max_fps=math.inf)
+    assert not decoded
+    small = gif_of(tmp_path / "b.gif", 40, 64)
+    with pytest.raises(
+        ValueError, match="8 sampled frames of 64x64 pixels are over the limit max_sampled_pixels=32767"
+    ):
+        read_video(small, 8, max_fps=math.inf, max_sampled_pixels=32767)
+    assert read_video(small, 8, max_fps=math.inf, max_sampled_pixels=32768)[0].shape == (8, 64, 64, 3)
+
+
+def test_chunks_are_bounded_each(tmp_path):
+    path = gif_of(tmp_path / "a.gif", 40, 64)
+    choose = lambda clip: range(8)  # noqa: E731
+    chunks = list(iter_chosen_frames(path, choose, 2, max_sampled_pixels=2 * 64 * 64))
+    assert [len(frames) for frames, _ in chunks] == [2] * 4
+
+
+def test_frames_do_not_stay_in_memory(tmp_path):
+    """Each frame that was converted is free at once: none waits for a search for cycles."""
+    path = gif_of(tmp_path / "a.gif", 40, 2048)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.disable()
+    try:
+        for frames, _ in iter_chosen_frames(path, lambda clip: range(40), 1):
+            assert len(frames) == 1
+    finally:
+        gc.enable()
+    # 40 frames of 16 MiB are decoded, a few of them held at a time.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 * 1024
+
+
+def damage(path, number):
+    """Overwrite a packet of a file."""
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    start, size = packets[number]
+    data[start : start + size] = bytes(size)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_damaged_packet_costs_its_own_frame_and_a_warning(tmp_path, caplog):
+    path = damage(write_video(tmp_path / "a.mp4", 60, gop=1), 20)
+
+    frames, metadata = read_video(path, 59, max_fps=math.inf)
+
+    assert numbers_of(frames) == [i for i in range(60) if i != 20]
+    assert metadata.timestamps == pytest.approx([i / 10 for i in range(60) if i != 20])
+    assert f"{path} is damaged: 1 of its 60 packets do not decode" in caplog.text
+
+
+def test_a_mostly_damaged_file_is_refused(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 9, gop=1)
+    for number in range(4, 9):
+        damage(path, number)
+    with pytest.raises(ValueError, match=r"is damaged: 5 of its 9 packets do not decode"):
+        read_video(path)
+
+
+def test_what_is_noticed_between_chunks(tmp_path, monkeypatch):
+    """Chunks that went out stay as they are, and those behind them show the same times."""
+    path = write_video(tmp_path / "a.mp4", 60, gop=10)
+    start = decoding._Groups.start
+
+    def failing(groups, group):
+        if group == 3:
+            raise decoding.Unexpected("as if a packet were another one")
+        return start(groups, group)
+
+    monkeypatch.setattr(decoding._Groups, "start", failing)
+    chunks = list(iter_chosen_frames(path, lambda clip: [0, 12, 25, 38, 55], 2))
+    assert [numbers_of(frames) for frames, _ in chunks] == [[0, 12], [25, 38], [55]]
+
+
+def test_keyframe_flags_that_lie(tmp_path):
+    """Every sample of an mp4 without a table of keyframes passes for one."""
+    path = write_video(tmp_path / "a.mp4", 100, codec="mpeg4", b_frames=0, gop=20)
+    expected = decode_all(path)
+    path.write_bytes(path.read_bytes().replace(b"stss", b"free"))
+    frames, metadata = read_video(path, 13, max_fps=math.inf)
+    np.testing.assert_array_equal(frames, expected[metadata.frames_indices])
+
+
+def test_a_codec_that_is_not_known(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 10)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(ValueError, match="has a video track of an unknown codec: convert it"):
+        read_video(path)
+
+
+def test_elementary_streams_have_the_rate_that_they_state(tmp_path):
+    path = write_video(tmp_path / "a.h264", 60, fps=30)
+    frames, metadata = read_video(path, 7, max_fps=math.inf)
+    assert numbers_of(frames) == metadata.frames_indices == np.linspace(0, 59, 7, dtype=int).tolist()
+    assert metadata.fps == pytest.approx(30)
+    assert metadata.timestamps == pytest.approx([i / 30 for i in metadata.frames_indices])
+
+
+def test_a_joined_recording_in_a_file_object(tmp_path):
+    """A file object is read again from its beginning where its clock cannot be sought by."""
+    first = write_video(tmp_path / "a.ts", 40).read_bytes()
+    second = write_video(tmp_path / "b.ts", [numbered_picture(i) for i in range(40, 80)]).read_bytes()
+    frames, metadata = read_video(io.BytesIO(first + second), 80, max_fps=math.inf)
+    assert numbers_of(frames) == list(range(80))
+    assert metadata.timestamps == pytest.approx([i / 10 for i in range(80)])

@@ -18,20 +18,33 @@ class RGBConverter:
     def __init__(self):
         self.key: tuple | None = None
         self.graph: Any = None
+        self.turn: tuple[int, ...] | None = None
+        self.is_turn_known = False
 
     def __call__(self, frame, width: int, height: int) -> np.ndarray:
         """A frame as `(H, W, 3)` uint8, scaled to a stored size, then turned as its display matrix says (by the nearest right angle)."""
-        from av.sidedata.sidedata import Type
-
         image = self._scaled(frame, width, height)
-        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+        matrix = self._matrix(frame)
         if matrix is None:
             return image
         # A pixel at column x, row y is shown at (a x + c y, b x + d y).
-        a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
+        a, b, c, d = matrix
         if abs(b) > abs(a):
             image, a, d = image.transpose(1, 0, 2), c, b
         return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+    def _matrix(self, frame) -> tuple[int, ...] | None:
+        """The display matrix of a clip, read from the first frame, as FFmpeg does.
+
+        A frame that is asked for its side data stays in memory until Python looks for cycles, so that one is asked.
+        """
+        from av.sidedata.sidedata import Type
+
+        if not self.is_turn_known:
+            data = frame.side_data.get(Type.DISPLAYMATRIX)
+            self.turn = None if data is None else tuple(np.frombuffer(bytes(data), np.int32)[[0, 1, 3, 4]].tolist())
+            self.is_turn_known = True
+        return self.turn
 
     def _scaled(self, frame, width: int, height: int) -> np.ndarray:
         import av.filter

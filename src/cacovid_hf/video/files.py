@@ -225,11 +225,6 @@ def _chunks(
         if metadata.frames_indices is None:
             metadata.frames_indices = indices
             metadata.height, metadata.width = image.shape[:2]
-        if image.shape[:2] != (metadata.height, metadata.width):
-            raise ValueError(
-                f"{source.name} turns its pictures from {metadata.width}x{metadata.height} to {image.shape[1]}x{image.shape[0]}: "
-                "export it again in one orientation."
-            )
         if chunk is None:
             chunk = np.empty((min(size, len(indices) - done - place), *image.shape), dtype=np.uint8)
         chunk[place % size] = image

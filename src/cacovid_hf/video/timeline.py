@@ -126,7 +126,7 @@ def frames_between(metadata: VideoMetadata, start: float | None, end: float | No
     if first >= last:
         first = max(0, int(np.searchsorted(times, start + _SAME_TIME)) - 1)
         last = first + 1
-    return first, last, max(end - start, duration / len(times))
+    return first, last, end - start if end > start else duration / len(times)
 
 
 def build_timeline(
@@ -197,7 +197,7 @@ def _presentation_ticks(packets: Packets, visible: np.ndarray, closes_gaps: bool
     second = 1 / float(packets.time_base)
     # Times of decoding go forward in file order. Those of presentation go to and fro within the decoder's delay.
     is_by_pts = bool(has_pts.all() and not has_dts.all()) or not has_dts.any()
-    clock, step = _filled(pts if is_by_pts else dts)
+    clock, step = _filled(pts, sorts=True) if is_by_pts else _filled(dts)
     slack = max(_DECODER_DELAY * step, second) if is_by_pts else step / 2
     gap = max((_LARGEST_GAP if closes_gaps else _LARGEST_GAP_OF_FILES) * second, 2 * step)
     steps = np.diff(clock)
@@ -236,12 +236,12 @@ def _wrap_in(jump: int, second: float, tolerance: float) -> int:
     return 0
 
 
-def _filled(clock: np.ndarray) -> tuple[np.ndarray, float]:
-    """Count on from known times to unknown ones by the usual step; the times and that step."""
+def _filled(clock: np.ndarray, sorts: bool = False) -> tuple[np.ndarray, float]:
+    """Count on from known times to unknown ones by the usual step between them (`sorts`: in order); the times and that step."""
     known = np.flatnonzero(clock != UNKNOWN)
-    steps = np.abs(np.diff(clock[known]))
+    steps = np.abs(np.diff(np.sort(clock[known]) if sorts else clock[known]))
     steps = steps[steps > 0]
-    step = float(np.median(steps)) if steps.size else 1.0
+    step = float(np.quantile(steps, 0.5, method="lower")) if steps.size else 1.0
     if len(known) == len(clock):
         return clock, step
     numbers = np.arange(len(clock))
