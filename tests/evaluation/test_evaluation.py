@@ -25,12 +25,13 @@ from cacovid_hf.compressors import CaCoVid, Uniform
 from cacovid_hf.evaluation import sweep
 from cacovid_hf.evaluation.datasets import load_benchmark
 from cacovid_hf.evaluation.logs import CellLog, check_row
-from cacovid_hf.evaluation.methods import ALL_TOKENS, expand_methods, make_method
+from cacovid_hf.evaluation.methods import expand_methods, make_method
 from cacovid_hf.evaluation.paper_figures import check_comparable, published_tables, satisfies
 from cacovid_hf.evaluation.report import markdown, paired_difference
 from cacovid_hf.evaluation.run_files import read_run, write_run
 from cacovid_hf.evaluation.sweep import Settings, evaluate
 from cacovid_hf.tiny.accuracy import answer_accuracy
+from cacovid_hf.utils.figures import ALL_TOKENS
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "evaluation"
 METHODS, RATIOS = ("cacovid", "uniform"), (1.0, 0.25, 0.02)

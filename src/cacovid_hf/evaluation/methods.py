@@ -8,9 +8,6 @@ from ..compressors import COMPRESSORS, CaCoVid, Compressor, FastV, resolve_compr
 from ..modeling import CaCoVidForConditionalGeneration
 from .paper_figures import BEFORE_LLM, BEHIND_CUT, LAYER_AVERAGE
 
-ALL_TOKENS = "all tokens"
-"""The method of the reference at ratio 1.0, which is no method."""
-
 
 def expand_methods(names: list[str]) -> list[str]:
     """Check names, and put every registered method in the place of `all`.

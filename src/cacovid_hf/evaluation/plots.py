@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.extras import pip_install
+from ..utils.figures import ALL_TOKENS, draw_lines, set_ratio_axis
 from ..utils.files import replaced
 from .report import compares, group_by
-
-_STYLES = ("-", "--", ":", "-.")
 
 
 def save_plots(cells: Sequence[dict[str, Any]], folder: Path, stem: str) -> list[Path]:
@@ -47,15 +46,10 @@ def save_plots(cells: Sequence[dict[str, Any]], folder: Path, stem: str) -> list
 
 def _by_ratio(axes: Any, cells: Sequence[dict[str, Any]]) -> None:
     """Ratio on a logarithmic axis, of the methods whose ratios mean the same; bars are standard errors, the dashed line is all tokens."""
-    ratios = sorted({cell["retention_ratio"] for cell in cells if cell["retention_ratio"] < 1})
     _lines(axes, [cell for cell in cells if compares(cell)], lambda cell: 100 * cell["retention_ratio"])
-    axes.set_xscale("log")
-    axes.set_xticks([100 * ratio for ratio in ratios], [f"{100 * ratio:g}" for ratio in ratios])
-    axes.minorticks_off()
-    axes.set_xlabel("video tokens kept, %")
-    reference = next((cell for cell in cells if cell["retention_ratio"] == 1), None)
-    if reference is not None:
-        axes.axhline(100 * reference["score"]["value"], color="black", linestyle="--", linewidth=1, label="all tokens")
+    ratios = [cell["retention_ratio"] for cell in cells]
+    reference = next((cell["score"]["value"] for cell in cells if cell["retention_ratio"] == 1), None)
+    set_ratio_axis(axes, [ratio for ratio in ratios if ratio < 1], reference)
 
 
 def _by_latency(axes: Any, cells: Sequence[dict[str, Any]]) -> None:
@@ -66,23 +60,15 @@ def _by_latency(axes: Any, cells: Sequence[dict[str, Any]]) -> None:
     reference = next((cell for cell in cells if cell["retention_ratio"] == 1), None)
     if reference is not None:
         axes.plot(
-            reference["median_ms"]["prefill"], 100 * reference["score"]["value"], "kx", markersize=8, label="all tokens"
+            reference["median_ms"]["prefill"], 100 * reference["score"]["value"], "kx", markersize=8, label=ALL_TOKENS
         )
 
 
 def _lines(axes: Any, cells: Sequence[dict[str, Any]], x) -> None:
     compressed = [cell for cell in cells if cell["retention_ratio"] < 1]
-    for number, (label, chosen) in enumerate(group_by(compressed, lambda cell: cell["method"]["label"]).items()):
-        chosen = sorted(chosen, key=lambda cell: cell["retention_ratio"])
-        axes.errorbar(
-            [x(cell) for cell in chosen],
-            [100 * cell["score"]["value"] for cell in chosen],
-            yerr=[100 * cell["score"]["standard_error"] for cell in chosen],
-            marker="o",
-            markersize=4,
-            linestyle=_STYLES[number // 10 % len(_STYLES)],
-            linewidth=2.5 if label == "cacovid" else 1.2,
-            color=f"C{number % 10}",
-            capsize=2,
-            label=label,
-        )
+    by_method = group_by(compressed, lambda cell: cell["method"]["label"])
+    lines = {
+        label: [(x(cell), cell["score"]["value"], cell["score"]["standard_error"]) for cell in chosen]
+        for label, chosen in by_method.items()
+    }
+    draw_lines(axes, lines, thick="cacovid")

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.figures import ALL_TOKENS, markdown_table, percent
 from .datasets.base import clustered_mean
-from .methods import ALL_TOKENS
 from .paper_figures import LAYER_AVERAGE, Table, check_comparable, published_tables, satisfies
 from .run_files import identity, read_run
 
@@ -61,17 +61,10 @@ def accuracy_table(cells: Sequence[Cell]) -> str:
     table = {(cell["method"]["label"], cell["retention_ratio"]): cell for cell in cells}
     competing = [cell for cell in cells if cell["retention_ratio"] < 1 and compares(cell)]
     bold = {place for ratio in ratios for place in _leaders([c for c in competing if c["retention_ratio"] == ratio])}
-    lines = [
-        "| method | ratio counted | " + " | ".join(f"{100 * ratio:g} %" for ratio in ratios) + " |",
-        "|---" * (len(ratios) + 2) + "|",
-    ]
+    rows = []
     reference = next((cell for cell in cells if cell["retention_ratio"] == 1), None)
     if reference is not None:
-        lines.append(
-            "| "
-            + " | ".join([ALL_TOKENS, "", *[_percent(reference)] * min(1, len(ratios)), *[""] * (len(ratios) - 1)])
-            + " |"
-        )
+        rows.append([ALL_TOKENS, "", *[_percent(reference)] * min(1, len(ratios)), *[""] * (len(ratios) - 1)])
     for method in methods:
         row = [table.get((method, ratio)) for ratio in ratios]
         counted = next(cell["ratio_definition"] for cell in row if cell)
@@ -79,8 +72,8 @@ def accuracy_table(cells: Sequence[Cell]) -> str:
             "" if cell is None else f"**{_percent(cell)}**" if identity(cell) in bold else _percent(cell)
             for cell in row
         ]
-        lines.append("| " + " | ".join([method, counted, *shown]) + " |")
-    return "\n".join(lines)
+        rows.append([method, counted, *shown])
+    return markdown_table(["method", "ratio counted", *(f"{100 * ratio:g} %" for ratio in ratios)], rows)
 
 
 def cost_table(cells: Sequence[Cell]) -> str:
@@ -88,10 +81,9 @@ def cost_table(cells: Sequence[Cell]) -> str:
     run, and peak memory.
     """
     reference = next((cell for cell in cells if cell["retention_ratio"] == 1), None)
-    lines = [
-        "| method | ratio | tokens kept | compression, ms | prefill, ms | against stock prefill | generation, ms | peak memory, MiB |",
-        "|---" * 8 + "|",
-    ]
+    heads = ["method", "ratio", "tokens kept", "compression, ms", "prefill, ms"]
+    heads += ["against stock prefill", "generation, ms", "peak memory, MiB"]
+    rows = []
     for cell in cells:
         if "median_ms" not in cell:
             continue
@@ -100,12 +92,11 @@ def cost_table(cells: Sequence[Cell]) -> str:
         if reference is not None and cell is not reference and times["compression_and_prefill"] > 0:
             speedup = f"{reference['median_ms']['prefill'] / times['compression_and_prefill']:.2f}x"
         memory = cell["peak_memory_bytes"]
-        lines.append(
-            f"| {cell['method']['label']} | {100 * cell['retention_ratio']:g} % | {cell['kept_tokens']:.1f} of {cell['video_tokens']:.1f} "
-            f"| {times['compression']:.2f} | {times['prefill']:.2f} | {speedup} | {times['generation']:.2f} "
-            f"| {f'{memory / 2**20:.0f}' if memory else 'not measured'} |"
-        )
-    return "\n".join(lines)
+        kept = f"{cell['kept_tokens']:.1f} of {cell['video_tokens']:.1f}"
+        before = [cell["method"]["label"], f"{100 * cell['retention_ratio']:g} %", kept]
+        stages = [f"{times['compression']:.2f}", f"{times['prefill']:.2f}", speedup, f"{times['generation']:.2f}"]
+        rows.append([*before, *stages, f"{memory / 2**20:.0f}" if memory else "not measured"])
+    return markdown_table(heads, rows)
 
 
 def compares(cell: Cell) -> bool:
@@ -166,18 +157,16 @@ def beside_published(cells: Sequence[Cell], table: Table) -> str:
         {f.ratio for f in table.figures} | {c["retention_ratio"] for c in shown if c["retention_ratio"] < 1}
     )
     ratios.reverse()
-    lines += [
-        "| method | whose | " + " | ".join(f"{100 * ratio:g} %" for ratio in ratios) + " |",
-        "|---" * (len(ratios) + 2) + "|",
-    ]
+    rows = []
     for model, of_model in group_by(shown, lambda cell: cell["model"]["name"]).items():
         for label in definitions:
             values = [_relative(of_model, table, label, ratio) for ratio in ratios]
-            lines.append("| " + " | ".join([label, f"this run, {model}", *values]) + " |")
+            rows.append([label, f"this run, {model}", *values])
     published = {(figure.method, figure.ratio): figure.value for figure in table.figures}
     for method in dict.fromkeys(figure.method for figure in table.figures):
         values = [f"{published[method, r]:.1f}" if (method, r) in published else "" for r in ratios]
-        lines.append("| " + " | ".join([method, "published", *values]) + " |")
+        rows.append([method, "published", *values])
+    lines.append(markdown_table(["method", "whose", *(f"{100 * ratio:g} %" for ratio in ratios)], rows))
     return "\n".join(lines)
 
 
@@ -228,7 +217,7 @@ def _percent(cell: Cell) -> str:
     score = cell["score"]
     if score["value"] is None:
         return "withheld"
-    return f"{100 * score['value']:.1f} ± {100 * score['standard_error']:.1f}"
+    return percent(score["value"], score["standard_error"])
 
 
 def _heading(cells: Sequence[Cell]) -> str:
@@ -249,14 +238,12 @@ def _breakdown(cells: Sequence[Cell]) -> str:
     if group is None:
         return ""
     columns = list(groups[group])
-    lines = [f"| method | ratio | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    rows = []
     for cell in cells:
         parts = cell["score"]["parts"].get(group, {})
         values = [f"{100 * parts[name]['value']:.1f}" if name in parts else "" for name in columns]
-        lines.append(
-            "| " + " | ".join([cell["method"]["label"], f"{100 * cell['retention_ratio']:g} %", *values]) + " |"
-        )
-    return "\n".join([f"By {group}, in percent:", "", *lines])
+        rows.append([cell["method"]["label"], f"{100 * cell['retention_ratio']:g} %", *values])
+    return f"By {group}, in percent:\n\n{markdown_table(['method', 'ratio', *columns], rows)}"
 
 
 def _remarks(cells: Sequence[Cell]) -> list[str]:

@@ -28,13 +28,14 @@ from ..compressors import Compressor
 from ..modeling import CaCoVidForConditionalGeneration
 from ..ratio import check_retention_ratio
 from ..utils.chat import user_message
+from ..utils.figures import ALL_TOKENS
 from ..utils.provenance import environment
 from ..utils.values import one_line
 from ..video.files import SampledVideo
 from .clips import read_clip
 from .datasets import Benchmark, Sample, load_benchmark
 from .logs import CellLog, Row, check_row, is_answered
-from .methods import ALL_TOKENS, describe, expand_methods, make_method, ratio_definition, uses_policy
+from .methods import describe, expand_methods, make_method, ratio_definition, uses_policy
 from .paper_figures import BEFORE_LLM
 from .peak_memory import PeakMemory
 from .processes import Processes

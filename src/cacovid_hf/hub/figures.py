@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-POLICY_METHOD, ALL_TOKENS = "cacovid", "all tokens"
+from ..utils.figures import ALL_TOKENS, draw_lines, markdown_table, percent, set_ratio_axis
+
+POLICY_METHOD = "cacovid"
 
 
 @dataclass(frozen=True)
@@ -93,54 +95,51 @@ def _hardware(environment: dict[str, Any]) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Methods by ratio, a Markdown table a dataset."""
+    """Methods by ratio, one Markdown table per dataset."""
     parts = []
-    for dataset in dict.fromkeys(result.dataset for result in results):
-        chosen = [result for result in results if result.dataset == dataset]
+    for dataset, chosen in _by(results, "dataset").items():
         ratios = sorted({result.retention_ratio for result in chosen}, reverse=True)
         asked = sorted({result.questions for result in chosen if result.questions})
-        rows = [
-            f"| {dataset} | " + " | ".join(f"{100 * ratio:g} %" for ratio in ratios) + " |",
-            "|---|" + "---|" * len(ratios),
-        ]
-        for method in dict.fromkeys(result.method for result in chosen):
-            cells = {r.retention_ratio: r for r in chosen if r.method == method}
-            words = [_figure(cells[ratio]) if ratio in cells else "" for ratio in ratios]
-            rows.append(f"| {method} | " + " | ".join(words) + " |")
-        rows.append(
-            f"\nAccuracy in percent ± standard error by the share of video tokens kept; {' or '.join(map(str, asked))} questions."
-        )
-        parts.append("\n".join(rows))
+        rows = []
+        for method, measured in _by(chosen, "method").items():
+            cells = {result.retention_ratio: _figure(result) for result in measured}
+            rows.append([method, *(cells.get(ratio, "") for ratio in ratios)])
+        parts.append(markdown_table([dataset, *(f"{100 * ratio:g} %" for ratio in ratios)], rows))
+        questions = " or ".join(map(str, asked))
+        parts.append(f"Accuracy in percent ± standard error by the share of video tokens kept; {questions} questions.")
     return "\n\n".join(parts)
 
 
 def _figure(result: Result) -> str:
     kept = f" ({result.kept_tokens:.0f} tokens)" if result.kept_tokens is not None else ""
-    return f"{100 * result.accuracy:.1f} ± {100 * result.standard_error:.1f}{kept}"
+    return percent(result.accuracy, result.standard_error) + kept
+
+
+def _by(results: Sequence[Result], attribute: str) -> dict[str, list[Result]]:
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(vars(result)[attribute], []).append(result)
+    return groups
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Accuracy by share of the tokens kept, one panel a dataset (needs matplotlib)."""
+    """Accuracy by share of the tokens kept, one panel per dataset (needs matplotlib)."""
     from matplotlib.figure import Figure
 
-    datasets = list(dict.fromkeys(result.dataset for result in results))
+    datasets = _by(results, "dataset")
     figure = Figure(figsize=(6 * len(datasets), 4), layout="constrained")
-    for axes, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
-        for method in dict.fromkeys(result.method for result in results if result.dataset == dataset):
-            chosen = sorted(
-                (r for r in results if (r.dataset, r.method) == (dataset, method)), key=lambda r: r.retention_ratio
-            )
-            if method == ALL_TOKENS:
-                axes.axhline(100 * chosen[0].accuracy, color="black", linestyle="--", linewidth=1, label=method)
-                continue
-            axes.errorbar(
-                [100 * r.retention_ratio for r in chosen],
-                [100 * r.accuracy for r in chosen],
-                yerr=[100 * r.standard_error for r in chosen],
-                marker="o",
-                capsize=2,
-                label=method,
-            )
-        axes.set(xscale="log", xlabel="video tokens kept, %", ylabel="accuracy, %", title=dataset)
+    for axes, (dataset, chosen) in zip(
+        figure.subplots(1, len(datasets), squeeze=False)[0], datasets.items(), strict=True
+    ):
+        methods = _by(chosen, "method")
+        reference = methods.pop(ALL_TOKENS, None)
+        lines = {
+            method: [(100 * r.retention_ratio, r.accuracy, r.standard_error) for r in measured]
+            for method, measured in methods.items()
+        }
+        draw_lines(axes, lines, thick=POLICY_METHOD)
+        ratios = [result.retention_ratio for result in chosen if result.method != ALL_TOKENS]
+        set_ratio_axis(axes, ratios, reference[0].accuracy if reference else None)
+        axes.set(ylabel="accuracy, %", title=dataset)
         axes.legend()
     figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
