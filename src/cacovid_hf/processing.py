@@ -4,21 +4,31 @@ A stock processor (`LlavaOnevisionProcessor`, `Qwen2_5_VLProcessor`) holds one o
 `AutoProcessor`.
 """
 
-import copy
 import functools
 import os
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from transformers import AutoProcessor, ProcessorMixin
+from PIL import Image
+from transformers import (
+    AutoProcessor,
+    LlavaOnevisionProcessor,
+    ProcessorMixin,
+    Qwen2_5_VLProcessor,
+    Qwen2VLProcessor,
+)
+from transformers.image_utils import load_image
 from transformers.utils import logging
 
 from ._compat import commit_of
 from .configuration import CaCoVidConfig
-from .hub.auto_file import AUTO_MODULE
+from .hub.auto_file import AUTO_MODULE, AUTO_SOURCE
 from .hub.source import PROCESSOR_FILES, Source
+from .video.addresses import opened_address, shown
 from .video.files import SampledVideo
-from .video_processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
+from .video.messages import follow_messages
+from .video_processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor, paths_as_text
 
 logger = logging.get_logger(__name__)
 
@@ -27,6 +37,66 @@ _READERS: dict[str, Any] = {
     "LlavaOnevisionVideoProcessor": CaCoVidLlavaOnevisionVideoProcessor,
     "Qwen2VLVideoProcessor": CaCoVidQwen2VLVideoProcessor,
 }
+
+
+class MessagesMixin(ProcessorMixin):
+    """Follows or refuses every part and key of chat messages (see `cacovid_hf.video.messages.follow_messages`); else the stock processor."""
+
+    def __call__(self, images: Any = None, text: Any = None, videos: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As the stock processor; videos may be `Path` objects."""
+        return super().__call__(images, text, paths_as_text(videos), *args, **kwargs)
+
+    def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As the stock processor.
+
+        Raises:
+            ValueError: a part or key of a message that is not followed, or what the stock processor raises.
+        """
+        followed = follow_messages(
+            conversation,
+            pixel_bounds=self.video_processor.bounds_pixels,
+            read_picture=read_picture if tokenize else None,
+        )
+        kwargs["tokenize"] = tokenize
+        return super().apply_chat_template(followed, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Do nothing: what is saved names `AUTO_MODULE`, and this package's sources are not copied beside it."""
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Write the settings, and beside them the file in which they say that this class is found."""
+        super().to_json_file(json_file_path)
+        Path(json_file_path).with_name(f"{AUTO_MODULE}.py").write_text(AUTO_SOURCE, encoding="utf-8")
+
+
+class CaCoVidLlavaOnevisionProcessor(MessagesMixin, LlavaOnevisionProcessor):
+    """LLaVA-OneVision's processor (see `MessagesMixin`)."""
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs: Any) -> str:
+        """The placeholders of one video, of its own frames alone where clips are padded."""
+        if "video_lengths" in video_inputs:
+            clips = zip(video_inputs["pixel_values_videos"], video_inputs["video_lengths"].tolist(), strict=True)
+            video_inputs = {**video_inputs, "pixel_values_videos": [clip[:length] for clip, length in clips]}
+        return super().replace_video_token(video_inputs, video_idx, **kwargs)
+
+
+class CaCoVidQwen2_5_VLProcessor(MessagesMixin, Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor (see `MessagesMixin`)."""
+
+
+class CaCoVidQwen2VLProcessor(MessagesMixin, Qwen2VLProcessor):
+    """Qwen2-VL's processor (see `MessagesMixin`)."""
+
+
+# By the name of the stock processor that it extends.
+_PROCESSORS: dict[str, type[MessagesMixin]] = {
+    own.__mro__[2].__name__: own
+    for own in (CaCoVidLlavaOnevisionProcessor, CaCoVidQwen2_5_VLProcessor, CaCoVidQwen2VLProcessor)
+}
+# Each is its own key, because a stock config as key would replace the stock class. A saved processor is found by its class's name.
+for _own in _PROCESSORS.values():
+    AutoProcessor.register(_own, _own, exist_ok=True)
 
 
 # A pipeline hands unknown arguments of its call to the chat template, which ignores them: a ratio given there would silently do nothing.
@@ -60,12 +130,46 @@ def with_video_reader(processor: ProcessorMixin) -> ProcessorMixin:
     if "fps" in settings:
         settings["max_fps"] = settings.pop("fps")
     settings["auto_map"] = {"AutoVideoProcessor": f"{AUTO_MODULE}.{reader.__name__}"}
-    result = copy.copy(processor)
+    own = type(processor) if isinstance(processor, MessagesMixin) else _PROCESSORS.get(type(processor).__name__)
+    if own is None:
+        raise ValueError(
+            f"{type(processor).__name__} is not a processor whose messages are known: use that of a LLaVA-OneVision or Qwen2.5-VL checkpoint, or "
+            "decode with cacovid_hf.read_video."
+        )
+    result = own.__new__(own)
+    vars(result).update(vars(processor), auto_map={"AutoProcessor": f"{AUTO_MODULE}.{own.__name__}"})
     result.video_processor = reader.from_dict(settings)
     template = result.chat_template
     if isinstance(template, str) and not template.startswith(_GUARD):
         result.chat_template = _GUARD + template
     return result
+
+
+def read_picture(address: str) -> Image.Image:
+    """Read a picture, upright and RGB.
+
+    Args:
+        address: as for videos (see `cacovid_hf.video.addresses.opened_address`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a readable picture, or an address that cannot be fetched.
+    """
+    with opened_address(address) as file:
+        try:
+            return load_image(_decoded(file))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{shown(address)} does not exist: check the path of the picture.") from None
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{shown(address)} is not a readable picture ({type(error).__name__}): check it, or give a video in a part of type video."
+            ) from None
+
+
+def _decoded(file: str | BinaryIO) -> Image.Image:
+    with Image.open(file) as picture:
+        picture.load()
+        return picture
 
 
 def processor_of(config: CaCoVidConfig, token: str | bool | None = None) -> ProcessorMixin | None:

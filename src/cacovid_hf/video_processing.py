@@ -1,27 +1,27 @@
 """Video processors that read video files themselves: the stock ones with `cacovid_hf.video.files` in place of torchcodec."""
 
-import base64
-import contextlib
-import io
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from http.client import HTTPException
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-from urllib.parse import urlparse
-from urllib.request import Request, url2pathname, urlopen
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from transformers import AutoVideoProcessor, LlavaOnevisionVideoProcessor, Qwen2VLVideoProcessor
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_videos
 
 from .hub.auto_file import AUTO_MODULE, AUTO_SOURCE
+from .video.addresses import opened_address
 from .video.files import iter_chosen_frames, read_chosen_frames, uniform_indices
+from .video.messages import ClipSettings, VideoAddress
+from .video.timeline import ClipMetadata, frames_between
 
-_DOWNLOAD_TIMEOUT = 60  # seconds without a byte
+logger = logging.get_logger(__name__)
+
 _LlavaOnevisionKwargs: Any = LlavaOnevisionVideoProcessor.valid_kwargs
 _Qwen2VLKwargs: Any = Qwen2VLVideoProcessor.valid_kwargs
 
@@ -36,6 +36,9 @@ class VideoFileMixin(BaseVideoProcessor):
 
     num_frames = 32
     max_fps = 1.0
+    # Whether the family's processor bounds the pixels of a frame, and whether it reads the times of frames.
+    bounds_pixels = False
+    reads_times = False
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoVideoProcessor") -> None:
@@ -54,14 +57,52 @@ class VideoFileMixin(BaseVideoProcessor):
             FileNotFoundError: no such file.
             ValueError: an unreadable video, settings out of range, or files mixed with decoded frames.
         """
-        is_file = [isinstance(video, str) for video in make_batched_videos(videos)]
+        videos = paths_as_text(videos)
+        flat = make_batched_videos(videos)
+        is_file = [isinstance(video, str) for video in flat]
         if any(is_file):
             if not all(is_file):
                 raise ValueError(
                     "The call mixes video files with decoded frames: decode them all (cacovid_hf.read_video) or none."
                 )
             kwargs["do_sample_frames"] = True
+            if any(settings_of(video).pixels for video in flat):
+                return _joined(
+                    [super(VideoFileMixin, self).preprocess([video], **self._sized(video, kwargs)) for video in flat]
+                )
+        elif kwargs.get("video_metadata") is None and not kwargs.get("do_sample_frames"):
+            kwargs["video_metadata"] = self._assumed_times(flat, kwargs.get("fps"))
         return super().preprocess(videos, **kwargs)
+
+    def _sized(self, video: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call for one video, with its own bounds of a frame's pixels."""
+        bounds = settings_of(video).pixels
+        if not bounds:
+            return kwargs
+        size: dict[str, Any] = dict(kwargs.get("size") or self.to_dict()["size"])
+        largest = bounds.get("max_pixels", size["longest_edge"])
+        smallest = min(bounds.get("min_pixels", size["shortest_edge"]), largest)
+        return {**kwargs, "size": {"shortest_edge": smallest, "longest_edge": largest}}
+
+    def _assumed_times(self, videos: Sequence[Any], fps: Any) -> list[VideoMetadata] | None:
+        """Metadata of decoded frames that come without: at the rate of the call's `fps`, which such frames say of themselves; else None."""
+        if not self.reads_times or not all(isinstance(video, (np.ndarray, Tensor)) for video in videos):
+            return None
+        if fps is None:
+            logger.warning_once(
+                "Decoded frames came without times, and 24 frames a second are assumed: give video_metadata, as cacovid_hf.read_video returns it."
+            )
+            return None
+        logger.warning_once(
+            f"Decoded frames came without times, and fps={fps} is taken as their rate: give video_metadata for others, or do_sample_frames=True "
+            "to sample them."
+        )
+        return [
+            VideoMetadata(
+                total_num_frames=len(video), fps=fps, duration=len(video) / fps, frames_indices=list(range(len(video)))
+            )
+            for video in videos
+        ]
 
     def sample_frames(  # type: ignore[override]
         self,
@@ -69,9 +110,14 @@ class VideoFileMixin(BaseVideoProcessor):
         num_frames: int | None = None,
         fps: float | None = None,
         max_fps: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
         **kwargs,
     ) -> np.ndarray:
-        """Choose uniformly among the frames of a video (see `cacovid_hf.video.files.uniform_indices`): int64 `(n,)`."""
+        """Choose uniformly among the frames of a video (see `cacovid_hf.video.files.uniform_indices`): int64 `(n,)`.
+
+        With `start` or `end` (seconds), among those of this part, as if it were the whole video.
+        """
         if metadata.frames_indices is not None and len(metadata.frames_indices) != metadata.total_num_frames:
             raise ValueError(
                 f"The video is sampled already ({len(metadata.frames_indices)} of {metadata.total_num_frames} frames): give do_sample_frames=False "
@@ -79,9 +125,14 @@ class VideoFileMixin(BaseVideoProcessor):
             )
         num_frames = self.num_frames if num_frames is None else num_frames
         max_fps = self.max_fps if max_fps is None else max_fps
-        return uniform_indices(
-            metadata.total_num_frames, metadata.duration, num_frames, max_fps if fps is None else fps
-        )
+        rate = max_fps if fps is None else fps
+        if start is None and end is None:
+            return uniform_indices(metadata.total_num_frames, metadata.duration, num_frames, rate)
+        try:
+            first, last, seconds = frames_between(metadata, start, end)
+        except ValueError as error:
+            raise ValueError(f"The video {error}: give a video_start within it.") from None
+        return first + uniform_indices(last - first, seconds, num_frames, rate)
 
     def fetch_videos(  # type: ignore[override]
         self, video_url_or_urls: str | list[str], sample_indices_fn: Callable[..., Any] | None = None
@@ -100,6 +151,7 @@ class VideoFileMixin(BaseVideoProcessor):
             ValueError: not a readable video, or an address that cannot be fetched.
         """
         choose = sample_indices_fn or self.sample_frames
+        video_url_or_urls = paths_as_text(video_url_or_urls)
         if isinstance(video_url_or_urls, list):
             pairs = [self._read(address, choose) for address in video_url_or_urls]
             return [frames for frames, _ in pairs], [metadata for _, metadata in pairs]
@@ -118,18 +170,28 @@ class VideoFileMixin(BaseVideoProcessor):
         Yields:
             Frames uint8 `(n, H, W, 3)`, and the metadata of all of them.
         """
-        with _local(address) as file:
+        with opened_address(address) as file:
             yield from iter_chosen_frames(
                 file, lambda metadata: self.sample_frames(metadata=metadata, num_frames=num_frames), frames_per_chunk
             )
 
     def _read(self, address: str, choose: Callable[..., Any]) -> tuple[np.ndarray, VideoMetadata]:
-        with _local(address) as file:
-            return read_chosen_frames(file, lambda metadata: choose(metadata=metadata))
+        own = settings_of(address).sampling
+        if "max_fps" in own:
+            own["fps"] = None  # of the call, which would go before
+        with opened_address(address) as file:
+            frames, metadata = read_chosen_frames(file, lambda metadata: choose(metadata=metadata, **own))
+        if isinstance(metadata, ClipMetadata) and ("start" in own or "end" in own):
+            metadata.sampled_seconds = frames_between(metadata, own.get("start"), own.get("end"))[2]
+        return frames, metadata
 
 
 class CaCoVidLlavaOnevisionVideoProcessor(VideoFileMixin, LlavaOnevisionVideoProcessor):
-    """LLaVA-OneVision's video processor, which reads video files (see `VideoFileMixin`)."""
+    """LLaVA-OneVision's video processor, which reads video files (see `VideoFileMixin`).
+
+    Clips of different lengths come padded with black frames behind the shorter ones, and `video_lengths` `(videos,)`, the true number of frames
+    of each (int64). The models of this package never encode the padding; a stock model takes clips of one length alone.
+    """
 
     class Kwargs(_LlavaOnevisionKwargs, total=False):  # type: ignore[call-arg]
         """The stock keyword arguments and ours."""
@@ -138,9 +200,25 @@ class CaCoVidLlavaOnevisionVideoProcessor(VideoFileMixin, LlavaOnevisionVideoPro
 
     valid_kwargs = Kwargs
 
+    def _preprocess(self, videos: list[Tensor], return_tensors: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        """As the stock one, with clips of different lengths padded into one tensor."""
+        found = super()._preprocess(videos, return_tensors=None, **kwargs)
+        clips = found["pixel_values_videos"]
+        lengths = [len(clip) for clip in clips]
+        if return_tensors is None or len(set(lengths)) == 1:
+            return BatchFeature(data=dict(found), tensor_type=return_tensors)
+        padded = clips[0].new_zeros(len(clips), max(lengths), *clips[0].shape[1:])
+        for row, clip in zip(padded, clips, strict=True):
+            row[: len(clip)] = clip
+        data = {"pixel_values_videos": padded, "video_lengths": torch.tensor(lengths)}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
 
 class CaCoVidQwen2VLVideoProcessor(VideoFileMixin, Qwen2VLVideoProcessor):  # type: ignore[misc]
     """The video processor of Qwen2-VL and Qwen2.5-VL, which reads video files (see `VideoFileMixin`)."""
+
+    bounds_pixels = True
+    reads_times = True
 
     class Kwargs(_Qwen2VLKwargs, total=False):  # type: ignore[call-arg]
         """The stock keyword arguments and ours."""
@@ -150,41 +228,29 @@ class CaCoVidQwen2VLVideoProcessor(VideoFileMixin, Qwen2VLVideoProcessor):  # ty
     valid_kwargs = Kwargs
 
 
-@contextlib.contextmanager
-def _local(address: str) -> Iterator[str | BinaryIO]:
-    """Give a path as it is, a `file://` address as a path, a download as a temporary file, and what a `data:` address holds as a file."""
-    url = urlparse(address)
-    if url.scheme == "file":
-        yield url2pathname(url.path)
-    elif url.scheme in ("http", "https"):
-        with tempfile.TemporaryFile() as file:
-            _download(address, cast(BinaryIO, file))
-            yield cast(BinaryIO, file)
-    elif url.scheme == "data":
-        header, _, payload = address.partition(",")
-        try:
-            if not header.endswith(";base64"):
-                raise ValueError("it does not say ';base64,'")
-            content = base64.b64decode(payload, validate=True)
-        except ValueError as error:
-            raise ValueError(
-                f"The video given as {address[:40]!r}... cannot be read: {error}. Write data:video/mp4;base64, and then the file in base64."
-            ) from None
-        yield io.BytesIO(content)
-    else:
-        yield address
+def settings_of(video: Any) -> ClipSettings:
+    """What stood beside a video's address in a message."""
+    return video.settings if isinstance(video, VideoAddress) else ClipSettings()
 
 
-def _download(address: str, file: BinaryIO) -> None:
-    try:
-        with urlopen(Request(address, headers={"User-Agent": "cacovid-hf"}), timeout=_DOWNLOAD_TIMEOUT) as response:
-            while block := response.read(1 << 20):
-                file.write(block)
-    except (OSError, HTTPException) as error:
-        raise ValueError(
-            f"{address} cannot be fetched ({error}): check the address, or download it and give its path."
-        ) from error
-    file.flush()
+def paths_as_text(videos: Any) -> Any:
+    """Videos as given, `Path` objects as `str`, in lists too."""
+    if isinstance(videos, os.PathLike):
+        return os.fspath(videos)
+    if isinstance(videos, (list, tuple)) and any(isinstance(one, (os.PathLike, list, tuple)) for one in videos):
+        return [paths_as_text(one) for one in videos]
+    return videos
+
+
+def _joined(parts: list[BatchFeature]) -> BatchFeature:
+    """What several calls returned, as of one."""
+    joined: dict[str, Any] = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        joined[name] = (
+            torch.cat(values) if isinstance(values[0], Tensor) else [one for value in values for one in value]
+        )
+    return BatchFeature(data=joined)
 
 
 # Each is its own key, because a stock config as key would replace the stock class. A saved processor is found by its class's name.

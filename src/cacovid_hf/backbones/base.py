@@ -66,6 +66,10 @@ class Backbone(ABC):
     def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:
         """The pixel inputs of some frames (temporal grid steps) of one video, as those of a video of their own."""
 
+    def is_padded(self, inputs: dict[str, Any]) -> bool:
+        """Whether clips of different lengths are padded to one, which the stock forward does not take: each is encoded by itself."""
+        return False
+
     def frames_per_step(self, config) -> int:
         """Frames of a video that one temporal grid step holds."""
         return 1
@@ -184,8 +188,15 @@ class Backbone(ABC):
         else:
             position_ids = position_ids.expand(*position_ids.shape[:-2], *input_ids.shape)
         features: Iterable[Tensor] | None = None
+        tower: tuple[TowerAttention, ...] | None = None
         if encoded is not None:
             features = encoded.features
+        elif self.is_padded(inputs):
+            features = self.encode(model, inputs, None if with_tower_attention else frames_per_chunk)
+            if with_tower_attention:
+                with self.tower_attention(model, layout) as attention:
+                    features = list(features)
+                tower = attention()
         elif frames_per_chunk is None or with_tower_attention:
             features = None
         elif sum(span.num_frames for span in layout.videos) > frames_per_chunk:
@@ -199,14 +210,14 @@ class Backbone(ABC):
                 input_ids == placeholders[0], next(i for i in range(3) if i not in placeholders)
             )
         arguments = {**inputs, "input_ids": ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        if with_tower_attention and layout.videos:
+        if with_tower_attention and layout.videos and tower is None:
             with self.tower_attention(model, layout) as attention:
                 embeds = self._embedded(model, arguments)
             return Prompt(layout, input_ids, embeds, position_ids, attention())
         embeds = self._embedded(model, arguments)
         if features is not None:
             embeds = filled(embeds, (input_ids == model.config.video_token_id).nonzero(), features)
-        return Prompt(layout, input_ids, embeds, position_ids)
+        return Prompt(layout, input_ids, embeds, position_ids, tower)
 
     def encode(self, model: PreTrainedModel, inputs: dict[str, Any], frames_per_chunk: int | None) -> Iterator[Tensor]:
         """Encode the videos of a call a chunk of frames (temporal grid steps) at a time; both towers look at one of them alone.

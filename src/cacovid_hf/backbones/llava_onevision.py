@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..prompt import PromptLayout, TowerAttention
@@ -16,10 +18,14 @@ class LlavaOnevisionBackbone(Backbone):
     """`LlavaOnevisionForConditionalGeneration`; 1-D positions."""
 
     model_type = "llava_onevision"
+    video_inputs = ("pixel_values_videos", "video_lengths")
     trailing_tokens = 1
 
     def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
-        """`pixel_values_videos` is `(videos, T, channels, H, W)`; the tower's patches are pooled two by two."""
+        """`pixel_values_videos` is `(videos, T, channels, H, W)`; the tower's patches are pooled two by two.
+
+        Of clips of different lengths, `video_lengths` `(videos,)` says how many of the `T` frames are the clip's own; the others are padding.
+        """
         pixels = inputs.get("pixel_values_videos")
         if pixels is None:
             return []
@@ -28,7 +34,19 @@ class LlavaOnevisionBackbone(Backbone):
                 f"pixel_values_videos has shape {tuple(pixels.shape)}: LLaVA-OneVision takes (videos, frames, channels, height, width)."
             )
         side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
-        return [(pixels.shape[1], side, side)] * pixels.shape[0]
+        lengths = inputs.get("video_lengths")
+        if lengths is None:
+            return [(pixels.shape[1], side, side)] * pixels.shape[0]
+        lengths = [int(length) for length in lengths]
+        if len(lengths) != len(pixels) or not all(1 <= length <= pixels.shape[1] for length in lengths):
+            raise ValueError(
+                f"video_lengths={lengths} do not fit pixel_values_videos of shape {tuple(pixels.shape)}: give one for each video, in [1, {pixels.shape[1]}]."
+            )
+        return [(length, side, side) for length in lengths]
+
+    def is_padded(self, inputs: dict[str, Any]) -> bool:
+        """Where `video_lengths` are given."""
+        return inputs.get("video_lengths") is not None
 
     def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:
         """Every frame is encoded by itself."""
@@ -44,7 +62,7 @@ class LlavaOnevisionBackbone(Backbone):
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
         """One row a video, one row an image."""
         return take_rows(
-            take_rows(inputs, ("pixel_values_videos", "image_sizes_videos"), videos),
+            take_rows(inputs, ("pixel_values_videos", "video_lengths", "image_sizes_videos"), videos),
             ("pixel_values", "image_sizes"),
             images,
         )
@@ -63,14 +81,22 @@ class LlavaOnevisionBackbone(Backbone):
         with recorded({"queries": layer.q_proj, "keys": layer.k_proj}) as notes:
 
             def attention() -> tuple[TowerAttention, ...]:
-                # Of images the tower knows in a call before.
-                queries, keys = (
-                    notes[name][-1].unflatten(-1, (heads, -1)).transpose(1, 2) for name in ("queries", "keys")
-                )
                 frames = [span.num_frames for span in layout.videos]
+                queries, keys = (
+                    _last_rows(notes[name], sum(frames)).unflatten(-1, (heads, -1)).transpose(1, 2)
+                    for name in ("queries", "keys")
+                )
                 return tuple(
                     TowerAttention(q, k, model.model.apply_pooling)
                     for q, k in zip(queries.split(frames), keys.split(frames), strict=True)
                 )
 
             yield attention
+
+
+def _last_rows(calls: list[Tensor], count: int) -> Tensor:
+    """The last `count` rows of several calls; images are in a call before the videos, padded clips in one call each."""
+    taken = 1
+    while sum(len(call) for call in calls[-taken:]) < count:
+        taken += 1
+    return torch.cat(calls[-taken:])

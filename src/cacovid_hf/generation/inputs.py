@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from .._compat import CACHE_NAMES
+from ..backbones import backbone_family
 
 # Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
 DECODING_ARGUMENTS = {
@@ -55,8 +56,9 @@ def stock_attention_mask(input_ids: Tensor, settings: GenerationConfig) -> Tenso
 
 
 def embedding_arguments(model: PreTrainedModel) -> set[str]:
-    """Names of the arguments that embed a prompt: pixels, grids, positions."""
-    return set(inspect.signature(model.forward).parameters) - DECODING_ARGUMENTS
+    """Names of the arguments that embed a prompt: pixels, grids, positions, and what the family's videos bring besides."""
+    own = set(inspect.signature(model.forward).parameters) | set(backbone_family(model.config).video_inputs)
+    return own - DECODING_ARGUMENTS
 
 
 def take_embedding_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -261,6 +261,8 @@ class Compressing:
             isinstance(retention_ratio, Tensor) and retention_ratio.ndim
         ):
             retention_ratios(self._ratio(retention_ratio), len(self.family.video_grids(self.backbone.config, inputs)))
+        if self.family.is_padded(inputs):
+            return False  # the stock forward takes clips of one length
         if keeps_all(self._ratio(retention_ratio)):
             return True
         if any(inputs.get(name) is not None for name in self.family.video_inputs):

@@ -1,0 +1,235 @@
+"""Where a video or a picture lies: paths, `file://`, `http(s)://` and `data:` addresses, and which of them may be fetched."""
+
+import base64
+import contextlib
+import io
+import ipaddress
+import os
+import re
+import socket
+import ssl
+import tempfile
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any, BinaryIO, cast
+from urllib import request
+from urllib.parse import unquote
+
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+):", re.IGNORECASE)
+_DATA_HEADER = re.compile(r"\s*data:(?P<type>.{0,1000}?);\s*base64\s*,", re.IGNORECASE | re.DOTALL)
+_DRIVE = re.compile(r"/?[a-z]:[\\/]", re.IGNORECASE)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LONGEST_PATH = 4096  # characters; longer ones are contents in the place of an address
+_SHOWN = 60  # characters of an address in a message
+
+
+@dataclass(frozen=True)
+class AddressRules:
+    """What may be fetched from the network, and how much.
+
+    Attributes:
+        private: whether hosts that are not on the public internet may be asked (loopback, private, link-local, reserved). False looks at each
+            address that a name resolves to, of each redirect, and at the one really connected to; proxies of the environment are not used then.
+        max_bytes: largest download, or content of a `data:` address.
+        max_seconds: longest download.
+        timeout: seconds without a byte.
+    """
+
+    private: bool = True
+    max_bytes: int = 4 << 30
+    max_seconds: float = 900.0
+    timeout: float = 60.0
+
+
+_DEFAULT = AddressRules()
+_rules: ContextVar[AddressRules] = ContextVar("address_rules", default=_DEFAULT)
+
+
+@contextlib.contextmanager
+def address_rules(rules: AddressRules) -> Iterator[None]:
+    """Within the block, this thread (or asynchronous task) fetches under these rules; without it, under those of `AddressRules()`."""
+    token = _rules.set(rules)
+    try:
+        yield
+    finally:
+        _rules.reset(token)
+
+
+@contextlib.contextmanager
+def opened_address(address: str) -> Iterator[str | BinaryIO]:
+    """Give what an address names as a path or as a binary file.
+
+    Args:
+        address: a path (`~` is the home folder), `file://` and a path (quoted or as it is), `http(s)://`, or `data:` with base64 (white space,
+            the url-safe alphabet and missing padding are accepted).
+
+    Yields:
+        The path, whether or not there is such a file; the content of other addresses, gone at the end of the block.
+
+    Raises:
+        ValueError: an address of another kind, what cannot be fetched, or what the rules (`address_rules`) do not allow.
+    """
+    found = _SCHEME.match(address)
+    scheme = found.group(1).lower() if found else ""
+    if scheme in ("http", "https"):
+        with tempfile.TemporaryFile() as file:
+            _download(address.strip(), cast(BinaryIO, file), _rules.get())
+            yield cast(BinaryIO, file)
+    elif scheme == "data":
+        yield io.BytesIO(_data_content(address, _rules.get().max_bytes))
+    else:
+        yield local_path(address)
+
+
+def local_path(address: str) -> str:
+    """The path that a path or a `file://` address means: what exists, else the usual reading of it.
+
+    Raises:
+        ValueError: an address of another kind, or contents in the place of an address.
+    """
+    if len(address) > _LONGEST_PATH:
+        raise ValueError(
+            f"{shown(address)} has {len(address)} characters, too many for a path: write data:video/mp4;base64, in front of contents in base64."
+        )
+    if address[:5].lower() == "file:":
+        readings = _readings_of_file_address(address[5:])
+    elif "://" in address and (found := _SCHEME.match(address)) and not os.path.exists(address):
+        raise ValueError(
+            f"{shown(address)}: {found.group(1)} addresses are not read. Download it and give its path, or an http(s) address."
+        )
+    else:
+        readings = [address]
+    readings += [os.path.expanduser(path) for path in readings if path.startswith("~")]
+    return next((path for path in readings if os.path.exists(path)), readings[0])
+
+
+def shown(address: str) -> str:
+    """An address as messages name it: of a long one the beginning."""
+    return address if len(address) <= 4 * _SHOWN else f"{address[:_SHOWN]}..."
+
+
+def _readings_of_file_address(rest: str) -> list[str]:
+    """What may be meant behind `file:`, the standard's reading first: quoted characters, then the path as it is."""
+    if rest.startswith("//"):
+        rest = rest[2:]
+        if rest.lower().startswith("localhost/"):
+            rest = rest[len("localhost") :]
+    forms = [unquote(rest), rest]
+    if _DRIVE.match(rest) and rest.startswith("/"):
+        forms = [form[1:] for form in forms] + forms
+    return forms
+
+
+def _data_content(address: str, max_bytes: int) -> bytes:
+    """What a `data:` address holds."""
+    try:
+        header = _DATA_HEADER.match(address)
+        if header is None:
+            raise ValueError("it does not say ';base64,'")
+        payload = address[header.end() :]
+        if 3 * (len(payload) // 4) > max_bytes:
+            raise ValueError(f"it holds more than {max_bytes} bytes")
+        payload = "".join((unquote(payload) if "%" in payload else payload).split())
+        payload = payload.translate(str.maketrans("-_", "+/")).rstrip("=")
+        content = base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
+        if not content:
+            raise ValueError("it holds nothing")
+        return content
+    except ValueError as error:
+        raise ValueError(
+            f"The video given as {address[:40]!r}... cannot be read: {error}. Write data:video/mp4;base64, and then the file in base64."
+        ) from None
+
+
+def _download(address: str, file: BinaryIO, rules: AddressRules) -> None:
+    """Write what an http(s) address gives."""
+    ends = time.monotonic() + rules.max_seconds
+    try:
+        with _opener(rules).open(
+            request.Request(address, headers={"User-Agent": "cacovid-hf"}),
+            timeout=min(rules.timeout, rules.max_seconds),
+        ) as response:
+            size = 0
+            announced = response.headers.get("Content-Length", "")
+            if announced.isdigit() and int(announced) > rules.max_bytes:
+                raise OSError(f"it has {announced} bytes, over the limit of {rules.max_bytes}")
+            while block := response.read1(1 << 20):
+                size += len(block)
+                if size > rules.max_bytes:
+                    raise OSError(f"it has more than {rules.max_bytes} bytes, the limit")
+                if time.monotonic() > ends:
+                    raise OSError(f"it takes longer than {rules.max_seconds:g} s, the limit")
+                file.write(block)
+    except (OSError, HTTPException, ValueError) as error:
+        raise ValueError(
+            f"{shown(address)} cannot be fetched ({error}): check the address, or download it and give its path."
+        ) from error
+    file.seek(0)
+
+
+def _opener(rules: AddressRules) -> request.OpenerDirector:
+    """Follows redirects to http and https alone, with each connection checked."""
+    opener = request.OpenerDirector()
+    handlers: list[request.BaseHandler] = [
+        request.UnknownHandler(),
+        request.HTTPDefaultErrorHandler(),
+        request.HTTPRedirectHandler(),
+        request.HTTPErrorProcessor(),
+        request.HTTPHandler() if rules.private else _PublicHTTPHandler(),
+        request.HTTPSHandler() if rules.private else _PublicHTTPSHandler(),
+    ]
+    if rules.private:
+        handlers.append(request.ProxyHandler())
+    for handler in handlers:
+        opener.add_handler(handler)
+    return opener
+
+
+class _PublicConnection(HTTPConnection):
+    """Connects to hosts on the public internet alone."""
+
+    def connect(self) -> None:
+        """Check what the name resolves to, then what was connected to: it may have been resolved anew."""
+        for *_, place in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+            _check_public(str(place[0]), self.host)
+        super().connect()
+        try:
+            _check_public(str(self.sock.getpeername()[0]), self.host)
+        except OSError:
+            self.close()
+            raise
+
+
+class _PublicTLSConnection(HTTPSConnection, _PublicConnection):
+    """The same with TLS, which is spoken after the check."""
+
+
+class _PublicHTTPHandler(request.HTTPHandler):
+    def http_open(self, req: request.Request) -> Any:
+        return self.do_open(_PublicConnection, req)
+
+
+class _PublicHTTPSHandler(request.HTTPSHandler):
+    def https_open(self, req: request.Request) -> Any:
+        return self.do_open(_PublicTLSConnection, req, context=ssl.create_default_context())  # type: ignore[arg-type]
+
+
+def _check_public(number: str, host: str) -> None:
+    """Raise an `OSError` if an IP address is not one of the public internet."""
+    if not is_public(number):
+        raise OSError(f"{host} is at {number}, which is not on the public internet, and this is not allowed here")
+
+
+def is_public(number: str) -> bool:
+    """Whether an IP address, given as text, is one of the public internet; of one that wraps an IPv4 address, whether that is."""
+    place = ipaddress.ip_address(number.partition("%")[0])
+    if isinstance(place, ipaddress.IPv6Address):
+        inner = place.ipv4_mapped or place.sixtofour
+        if inner is None and place in _NAT64:
+            inner = ipaddress.IPv4Address(int(place) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return place.is_global and not place.is_multicast

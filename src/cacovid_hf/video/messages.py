@@ -1,0 +1,327 @@
+"""One walk over chat messages in front of the template: every part and key is followed or refused, so that nothing is dropped in silence.
+
+Templates and processors of transformers look for the keys that they know and pass over the others. A video under another name would be
+answered without, and a setting beside a video would change nothing.
+"""
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .addresses import shown
+
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".flv",
+    ".ts",
+    ".m2ts",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".3gp",
+    ".ogv",
+)
+_VIDEO_KEYS = ("video", "path", "url", "video_url", "input_video", "data")
+_IMAGE_KEYS = ("image", "path", "url", "image_url", "input_image", "base64")
+_TEXT_KEYS = ("text",)
+_KINDS = {
+    **dict.fromkeys(("text", "input_text", "output_text"), "text"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "video"),
+    **dict.fromkeys(("image", "image_url", "input_image"), "image"),
+}
+_KEYS = {"text": _TEXT_KEYS, "video": _VIDEO_KEYS, "image": _IMAGE_KEYS}
+# Marks of clients that change nothing here, by kind of part.
+_MARKS = {
+    "text": {"cache_control", "annotations", "logprobs"},
+    "video": {"cache_control", "format"},
+    "image": {"cache_control"},
+}
+_PIXEL_BOUNDS = ("min_pixels", "max_pixels")
+# Keys beside a video: the settings of ours that they stand for.
+_SETTINGS = {
+    "fps": "max_fps",
+    "max_fps": "max_fps",
+    "nframes": "exact_frames",
+    "num_frames": "exact_frames",
+    "max_frames": "num_frames",
+    "video_start": "start",
+    "video_end": "end",
+    **{name: name for name in _PIXEL_BOUNDS},
+}
+_SIZES = "give max_pixels beside it, or size in processor_kwargs"
+_REFUSED = {
+    "total_pixels": _SIZES,
+    "resized_height": _SIZES,
+    "resized_width": _SIZES,
+    "size": _SIZES,
+    "min_frames": "give nframes for an exact number",
+    "sample_fps": "give video_metadata in processor_kwargs",
+    "raw_fps": "give video_metadata in processor_kwargs",
+    "video_metadata": "give it in processor_kwargs",
+    "do_sample_frames": "give it in processor_kwargs",
+}
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """Which frames of one video are shown, and how large. None is the processor's own setting, or no bound.
+
+    Attributes:
+        num_frames: at most so many frames.
+        max_fps: at most so many frames a second.
+        start: seconds; frames from there on.
+        end: seconds; frames before.
+        min_pixels: of a frame, at least.
+        max_pixels: of a frame, at most.
+    """
+
+    num_frames: int | None = None
+    max_fps: float | None = None
+    start: float | None = None
+    end: float | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Those that choose frames, as arguments of `sample_frames`."""
+        return {name: value for name, value in vars(self).items() if value is not None and name not in _PIXEL_BOUNDS}
+
+    @property
+    def pixels(self) -> dict[str, int]:
+        """Those that bound the size of frames."""
+        return {name: value for name, value in vars(self).items() if value is not None and name in _PIXEL_BOUNDS}
+
+
+class VideoAddress(str):
+    """The address of a video (a path or URL) with the settings that stood beside it: goes wherever a plain address goes.
+
+    Attributes:
+        settings: of this video alone.
+    """
+
+    settings: ClipSettings
+
+    def __new__(cls, address: str, settings: ClipSettings) -> "VideoAddress":
+        """Put settings beside an address."""
+        made = super().__new__(cls, address)
+        made.settings = settings
+        return made
+
+    def __getnewargs__(self) -> tuple[str, ClipSettings]:  # type: ignore[override]
+        return str(self), self.settings
+
+
+def follow_messages(
+    conversation: Any, *, pixel_bounds: bool = True, read_picture: Callable[[str], Any] | None = None
+) -> Any:
+    """Write the parts of chat messages as processors and templates of transformers read them; the given messages stay as they are.
+
+    A part may be a text, a picture or a video under the names of transformers, of OpenAI's API (`image_url`, `input_image`, `video_url`,
+    `input_text`) and of qwen-vl-utils. Beside the address of a video: `fps` and `max_fps` (at most so many frames a second), `nframes` and
+    `num_frames` (so many frames, if the video has them), `max_frames` (at most so many), `video_start` and `video_end` (seconds),
+    `min_pixels` and `max_pixels` (of a frame). Keys whose value is None are as missing.
+
+    Args:
+        conversation: chat messages, or a batch of them.
+        pixel_bounds: whether the processor can follow `min_pixels` and `max_pixels` of one video.
+        read_picture: from the address of a picture to the picture; None leaves addresses for others to read.
+
+    Returns:
+        The same with parts `{"type": "text", "text": ...}`, `{"type": "image", "image": ...}` and `{"type": "video", "video": ...}`, of which a
+        video's address is a `VideoAddress` if settings stood beside it.
+
+    Raises:
+        ValueError: a part or key that is not followed; the message names it, and the nearest that is.
+    """
+    walk = _Walk(pixel_bounds, read_picture)
+    if not isinstance(conversation, (list, tuple)):
+        return conversation
+    return [
+        [walk.message(message) for message in one] if isinstance(one, (list, tuple)) else walk.message(one)
+        for one in conversation
+    ]
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The walk with its settings (see `follow_messages`)."""
+
+    pixel_bounds: bool
+    read_picture: Callable[[str], Any] | None
+
+    def message(self, message: Any) -> Any:
+        if not isinstance(message, Mapping):
+            return message
+        content = message.get("content")
+        if isinstance(content, Mapping):
+            raise ValueError("A message's content is one part: give a list of parts, or a text.")
+        if content is None or isinstance(content, str):
+            return dict(message)
+        return {**message, "content": [self.part(part) for part in content]}
+
+    def part(self, part: Any) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        if not isinstance(part, Mapping):
+            raise ValueError(f"A part of a message is a {type(part).__name__}: give a dict with a type.")
+        given = {name: value for name, value in part.items() if value is not None}
+        named = given.pop("type", None)
+        kind = _kind_of(named, given)
+        if kind == "text":
+            _refuse_others(given, set(_TEXT_KEYS) | _MARKS[kind], "text")
+            if not isinstance(given.get("text"), str):
+                raise ValueError(f"A part of type {named!r} has no text: give it under the key text.")
+            return {"type": "text", "text": given["text"]}
+        content, beside = _content_of(kind, given)
+        return self.video(content, beside) if kind == "video" else self.picture(content, beside)
+
+    def video(self, video: Any, beside: dict[str, Any]) -> dict[str, Any]:
+        settings = _settings_of(beside, self.pixel_bounds)
+        given = settings != ClipSettings()
+        if video is None or not isinstance(video, (str, os.PathLike)):
+            if given:
+                raise ValueError(
+                    f"{', '.join(beside)} beside {'a video without an address' if video is None else 'decoded frames'} would choose nothing: "
+                    "give the file's path or address, or sample the frames and give video_metadata in processor_kwargs."
+                )
+            if video is None:
+                return {"type": "video"}
+            if isinstance(video, (list, tuple)) and video and all(isinstance(one, (str, os.PathLike)) for one in video):
+                addresses = [os.fspath(one) for one in video]
+                video = addresses if self.read_picture is None else [self.read_picture(one) for one in addresses]
+            return {"type": "video", "video": video}
+        address = os.fspath(video)
+        return {"type": "video", "video": VideoAddress(address, settings) if given else address}
+
+    def picture(self, picture: Any, beside: dict[str, Any]) -> dict[str, Any]:
+        detail = beside.pop("detail", "auto")
+        if detail != "auto":
+            raise ValueError(f"detail={detail!r} of a picture is not followed: leave it out.")
+        _refuse_others(beside, set(_IMAGE_KEYS), "image")
+        if picture is None:
+            return {"type": "image"}
+        if not isinstance(picture, (str, os.PathLike)):
+            return {"type": "image", "image": picture}
+        address = os.fspath(picture)
+        start = address[:200].lower().lstrip()
+        if start.startswith("data:video/") or (len(address) < 5000 and _suffix(address) in VIDEO_SUFFIXES):
+            raise ValueError(
+                f"{shown(address)} is a video in a part for a picture: give it in a part of type video or video_url."
+            )
+        return {"type": "image", "image": address if self.read_picture is None else self.read_picture(address)}
+
+
+def _suffix(address: str) -> str:
+    path = address.partition("?")[0].partition("#")[0] if "://" in address else address
+    return os.path.splitext(path)[1].lower()
+
+
+def _kind_of(named: Any, given: Mapping[str, Any]) -> str:
+    """What a part is: by its type, or where it has none by the only content in it."""
+    if named is None:
+        kinds = [kind for kind, key in (("text", "text"), ("video", "video"), ("image", "image")) if key in given]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"A part with the keys {', '.join(given) or '(none)'} has no type: give text, image or video."
+            )
+        return kinds[0]
+    kind = _KINDS.get(named) if isinstance(named, str) else None
+    if kind is None:
+        if isinstance(named, str) and "audio" in named:
+            raise ValueError(f"A part of type {named!r} holds sound, which these models cannot hear: leave it out.")
+        near = difflib.get_close_matches(str(named), _KINDS, n=1)
+        raise ValueError(
+            f"A part of type {named!r} is not followed: "
+            + (f"did you mean {near[0]!r}?" if near else "give text, image or video.")
+        )
+    return kind
+
+
+def _content_of(kind: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a part shows, and the keys beside it; contents may be nested once, as in `{"video_url": {"url": ...}}`."""
+    found = [name for name in _KEYS[kind] if name in given]
+    if len(found) > 1:
+        raise ValueError(f"A part of type {kind} holds {' and '.join(found)}: give one of them.")
+    beside = {name: value for name, value in given.items() if name not in found and name not in _MARKS[kind]}
+    content = given[found[0]] if found else None
+    if isinstance(content, Mapping):
+        inner = {name: value for name, value in content.items() if value is not None}
+        if not any(name in inner for name in _KEYS[kind]):
+            raise ValueError(
+                f"{found[0]} of a part of type {kind} has no url: give {{'url': ...}}, or the address itself."
+            )
+        if twice := sorted(set(inner) & set(beside)):
+            raise ValueError(f"{', '.join(twice)} stands twice in a part of type {kind}: give it once.")
+        form = inner.pop("format", None)
+        content, nested = _content_of(kind, inner)
+        if (
+            found[0].startswith("input_")
+            and isinstance(content, str)
+            and "data" in inner
+            and "data:" not in content[:10]
+        ):
+            content = f"data:{kind}/{form or 'mp4'};base64,{content}"
+        return content, {**nested, **beside}
+    return content, beside
+
+
+def _settings_of(beside: dict[str, Any], pixel_bounds: bool) -> ClipSettings:
+    """The settings beside a video.
+
+    Raises:
+        ValueError: unknown, refused, or out of range.
+    """
+    known = {name: key for name, key in _SETTINGS.items() if pixel_bounds or name not in _PIXEL_BOUNDS}
+    for name in beside:
+        if name in _REFUSED:
+            raise ValueError(f"{name} beside a video is not followed: {_REFUSED[name]}.")
+        if name in _PIXEL_BOUNDS and not pixel_bounds:
+            raise ValueError(f"{name} beside a video is not followed: this model sees every frame in one size.")
+    _refuse_others(beside, set(known), "video")
+    found: dict[str, Any] = {}
+    for name, value in beside.items():
+        setting = known[name]
+        if setting in found:
+            raise ValueError(f"{name}={value!r} says again what another key beside the video says: give one of them.")
+        found[setting] = _checked(name, setting, value)
+    exact = found.pop("exact_frames", None)
+    if exact is not None:
+        if "num_frames" in found:
+            raise ValueError("max_frames beside a number of frames says it twice: give one of them.")
+        found = {"max_fps": math.inf, **found, "num_frames": exact}
+    settings = ClipSettings(**found)
+    if settings.start is not None and settings.end is not None and settings.start >= settings.end:
+        raise ValueError(f"video_start={settings.start} is not before video_end={settings.end}: give seconds in order.")
+    return settings
+
+
+def _checked(name: str, setting: str, value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if setting in ("start", "end", "max_fps"):
+        if not number or value < 0 or (setting == "max_fps" and value == 0):
+            raise ValueError(
+                f"{name}={value!r} beside a video: give a number {'over' if setting == 'max_fps' else 'of at least'} 0."
+            )
+        return float(value)
+    if not number or value != int(value) or value < 1:
+        raise ValueError(f"{name}={value!r} beside a video: give a whole number of at least 1.")
+    return int(value)
+
+
+def _refuse_others(given: Mapping[str, Any], known: set[str], kind: str) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), sorted(known), n=1)
+            raise ValueError(
+                f"The key {name!r} of a part of type {kind} is not followed: "
+                + (f"did you mean {near[0]!r}?" if near else "leave it out.")
+            )

@@ -1,0 +1,241 @@
+"""Addresses of videos: every usual spelling of a path, `data:` contents as clients write them, downloads within bounds, private hosts."""
+
+import base64
+import http.server
+import io
+import threading
+import time
+
+import pytest
+
+from cacovid_hf.video.addresses import AddressRules, address_rules, is_public, local_path, opened_address
+
+CONTENT = bytes(range(256)) * 3 + b"\xfb\xff\xfe"  # its base64 has + and /, and it ends without padding
+BASE64 = base64.b64encode(CONTENT).decode()
+
+
+def content_of(address):
+    with opened_address(address) as file:
+        return file.read() if isinstance(file, io.IOBase) or hasattr(file, "read") else open(file, "rb").read()
+
+
+@pytest.mark.parametrize(
+    "name", ["a#1.mp4", "what?.mp4", "100%.mp4", "a%20b.mp4", "a b.mp4", "ü.mp4", "a;b=c.mp4", "C:d.mp4"]
+)
+def test_names_of_files(name, tmp_path, monkeypatch):
+    """Behind `file://` a path may be quoted or as it is."""
+    path = tmp_path / name
+    path.write_bytes(CONTENT)
+    monkeypatch.chdir(tmp_path)
+    for address in (
+        str(path),
+        name,
+        path.as_uri(),
+        f"file://{path}",
+        f"FILE://localhost{path}",
+        f"file:{path}",
+        f"file://{name}",
+    ):
+        assert content_of(address) == CONTENT, address
+
+
+def test_the_quoted_reading_comes_first(tmp_path):
+    (tmp_path / "a%20b").write_text("as it is")
+    (tmp_path / "a b").write_text("quoted")
+    assert content_of(f"file://{tmp_path}/a%20b") == b"quoted"
+    assert content_of(f"{tmp_path}/a%20b") == b"as it is"
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "film.mp4").write_bytes(CONTENT)
+    for address in ("~/film.mp4", "file://~/film.mp4"):
+        assert content_of(address) == CONTENT
+    assert local_path("~/other.mp4") == "~/other.mp4"
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "film.mp4").write_text("a folder of this name")
+    monkeypatch.chdir(tmp_path)
+    assert content_of("~/film.mp4") == b"a folder of this name"
+
+
+def test_windows_paths():
+    assert local_path("C:\\films\\a.mp4") == "C:\\films\\a.mp4"
+    assert local_path("C:/films/a.mp4") == "C:/films/a.mp4"
+    for address in ("file:///C:/films/a%20b.mp4", "file://C:/films/a%20b.mp4"):
+        assert local_path(address) == "C:/films/a b.mp4"
+    assert local_path("file://C:\\films\\a.mp4") == "C:\\films\\a.mp4"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "ftp", "rtsp", "hf"])
+def test_other_schemes_are_named(scheme):
+    with pytest.raises(ValueError, match=f"{scheme}://bucket/a.mp4: {scheme} addresses are not read"):
+        local_path(f"{scheme}://bucket/a.mp4")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"data:video/mp4;base64,{BASE64}",
+        f"DATA:Video/MP4;Base64,{BASE64}",
+        f'data:video/mp4;codecs="avc1.42E01E, mp4a.40.2";base64,{BASE64}',
+        f"data:;base64,{BASE64}",
+        f" data:video/mp4;charset=utf-8; base64 ,\n{BASE64}\n",
+        "data:video/mp4;base64," + "\r\n".join(BASE64[i : i + 76] for i in range(0, len(BASE64), 76)),
+        "data:video/mp4;base64," + base64.urlsafe_b64encode(CONTENT[:-1]).decode().rstrip("="),
+        "data:video/mp4;base64," + BASE64.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
+    ],
+)
+def test_base64_as_clients_write_it(address):
+    assert content_of(address) in (CONTENT, CONTENT[:-1])
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("data:video/mp4;base64," + "é" * 60_000, "cannot be read"),
+        ("data:video/mp4;base64,", "it holds nothing"),
+        ("data:video/mp4," + "x" * 60_000, "does not say ';base64,'"),
+        (BASE64 * 60, "too many for a path: write data:video/mp4;base64,"),
+        ("http://127.0.0.1:1/" + "x" * 60_000, "cannot be fetched"),
+    ],
+)
+def test_errors_are_short(address, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        content_of(address)
+    assert len(str(caught.value)) < 300
+
+
+def test_contents_within_bounds():
+    with address_rules(AddressRules(max_bytes=len(CONTENT) - 3)), pytest.raises(ValueError, match="holds more than"):
+        content_of(f"data:video/mp4;base64,{BASE64}")
+    assert content_of(f"data:video/mp4;base64,{BASE64}") == CONTENT
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """`/whole` and `/unsaid` give the content, with and without its length; `/slow` a byte at a time; `/to?X` redirects to X."""
+
+    protocol_version = "HTTP/1.0"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        if self.path.startswith("/to?"):
+            self.send_response(302)
+            self.send_header("Location", self.path[4:])
+            self.end_headers()
+            return
+        self.send_response(200)
+        if self.path == "/whole":
+            self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        try:
+            for piece in [CONTENT] if self.path != "/slow" else [bytes([byte]) for byte in CONTENT]:
+                self.wfile.write(piece)
+                if self.path == "/slow":
+                    time.sleep(0.05)
+        except OSError:
+            pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+
+
+def test_downloads_within_bounds(server):
+    for path in ("/whole", "/unsaid", f"/to?{server}/whole"):
+        assert content_of(server + path) == CONTENT
+    for path in ("/whole", "/unsaid"):
+        with address_rules(AddressRules(max_bytes=100)), pytest.raises(ValueError, match=r"bytes, (over )?the limit"):
+            content_of(server + path)
+    started = time.monotonic()
+    with address_rules(AddressRules(max_seconds=0.3)), pytest.raises(ValueError, match=r"longer than 0\.3 s"):
+        content_of(server + "/slow")
+    assert time.monotonic() - started < 5
+
+
+def test_redirects_stay_in_http(server, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    for target in (f"file://{tmp_path}/secret", "ftp://127.0.0.1/secret", "data:text/plain,secret"):
+        with pytest.raises(ValueError, match="cannot be fetched"):
+            content_of(f"{server}/to?{target}")
+
+
+def test_private_hosts_where_the_caller_forbids_them(server):
+    port = server.rpartition(":")[2]
+    for host in ("127.0.0.1", "localhost", "2130706433", "0x7f.1", "0.0.0.0", "[::ffff:127.0.0.1]"):
+        with (
+            address_rules(AddressRules(private=False, timeout=2)),
+            pytest.raises(ValueError, match="not on the public internet"),
+        ):
+            content_of(f"http://{host}:{port}/whole")
+    with address_rules(AddressRules(private=False)), pytest.raises(ValueError, match="not on the public internet"):
+        content_of(f"https://127.0.0.1:{port}/whole")
+    assert content_of(server + "/whole") == CONTENT  # the rule ends with its block
+
+
+def test_what_was_connected_to_is_checked(server, monkeypatch):
+    """A name that resolves to a public address when it is looked at, and to this machine when it is connected to."""
+    import socket
+
+    real, calls = socket.getaddrinfo, []
+
+    def rebinding(host, port, *args, **kwargs):
+        calls.append(host)
+        return real("8.8.8.8" if len(calls) == 1 else "127.0.0.1", port, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    port = server.rpartition(":")[2]
+    with (
+        address_rules(AddressRules(private=False)),
+        pytest.raises(ValueError, match=r"films\.example is at 127\.0\.0\.1"),
+    ):
+        content_of(f"http://films.example:{port}/whole")
+    assert len(calls) == 2
+
+
+def test_redirects_are_checked(server, monkeypatch):
+    """The first host passes as public, the one that it redirects to does not."""
+    from cacovid_hf.video import addresses
+
+    port = server.rpartition(":")[2]
+    monkeypatch.setattr(addresses, "is_public", lambda number: number == "127.0.0.1")
+    with address_rules(AddressRules(private=False)):
+        assert content_of(f"{server}/to?http://127.0.0.1:{port}/whole") == CONTENT
+        with pytest.raises(ValueError, match=r"is at 127\.0\.0\.2, which is not on the public internet"):
+            content_of(f"{server}/to?http://127.0.0.2:{port}/whole")
+
+
+@pytest.mark.parametrize(
+    ("number", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700:4700::1111", True),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::7f00:1", False),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_public_addresses(number, public):
+    assert is_public(number) is public

@@ -1,0 +1,296 @@
+"""Chat messages: every part and key is followed or refused; what is followed shows the frames that were counted out by hand."""
+
+import base64
+import copy
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.media import numbered_picture, write_video
+from helpers.processors import tiny_processor
+from PIL import Image
+
+from cacovid_hf import with_video_reader
+from cacovid_hf.video.files import read_chosen_frames
+from cacovid_hf.video.messages import ClipSettings, VideoAddress, follow_messages
+from cacovid_hf.video_processing import logger
+
+CHAT = dict(tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """400 pictures, ten a second."""
+    return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", 400, fps=10)
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return with_video_reader(tiny_processor("qwen2_5_vl"))
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return with_video_reader(tiny_processor("llava_onevision"))
+
+
+def ask(part):
+    return [{"role": "user", "content": [part, {"type": "text", "text": "what color"}]}]
+
+
+def followed(part):
+    """What the walk makes of one part."""
+    return follow_messages(ask(part))[0]["content"][0]
+
+
+# By hand: frame n is shown at n / 10 s; so many frames are spread evenly from the first to the last of the part, rounded down.
+CHOSEN = [
+    ({}, [12 * i + (27 * i) // 31 for i in range(32)]),  # 399 / 31 = 12 and 27 / 31
+    ({"fps": 0.25}, [0, 44, 88, 133, 177, 221, 266, 310, 354, 399]),
+    ({"max_fps": 0.1}, [0, 133, 266, 399]),
+    ({"nframes": 4}, [0, 133, 266, 399]),
+    ({"num_frames": 6}, [0, 79, 159, 239, 319, 399]),
+    ({"num_frames": 4.0}, [0, 133, 266, 399]),
+    ({"max_frames": 4}, [0, 133, 266, 399]),
+    ({"nframes": 40}, [10 * i + (9 * i) // 39 for i in range(40)]),  # 399 / 39 = 10 and 9 / 39; more than one a second
+    ({"nframes": 40, "fps": 0.1}, [0, 133, 266, 399]),
+    ({"max_frames": 3, "fps": 0.1}, [0, 199, 399]),
+    ({"video_end": 2.0}, [0, 19]),
+    ({"video_start": 38.0}, [380, 399]),
+    ({"video_start": 10, "video_end": 14}, [100, 113, 126, 139]),
+    ({"video_start": 10.0, "video_end": 12.0, "nframes": 5}, [100, 104, 109, 114, 119]),
+    ({"video_start": 20.0, "fps": 0.1, "nframes": None}, [200, 399]),
+]
+
+
+@pytest.mark.parametrize(("beside", "indices"), CHOSEN)
+def test_settings_beside_a_video_choose_its_frames(beside, indices, qwen, clip):
+    frames, _ = read_chosen_frames(clip, lambda metadata: indices)
+    inputs = qwen.apply_chat_template(ask({"type": "video", "video": str(clip), **beside}), **CHAT)
+    stock = tiny_processor("qwen2_5_vl").video_processor([frames], return_tensors="pt")
+    for name in ("pixel_values_videos", "video_grid_thw"):
+        assert torch.equal(inputs[name], stock[name])
+    start, end = beside.get("video_start") or 0, beside.get("video_end") or 40
+    assert float(inputs["second_per_grid_ts"][0]) == pytest.approx(2 * (end - start) / len(indices))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_each_video_has_its_own(family, clip, request):
+    """Of two videos in a prompt, and of two prompts in a batch."""
+    processor = with_video_reader(tiny_processor(family))
+    first, second = (
+        {"type": "video", "path": str(clip), "nframes": 4},
+        {"type": "video", "url": str(clip), "video_end": 4.0},
+    )
+    alone = [processor.apply_chat_template(ask(part), **CHAT)["pixel_values_videos"] for part in (first, second)]
+    together = ask(first)
+    together[0]["content"].insert(1, second)
+    for inputs in (
+        processor.apply_chat_template(together, **CHAT),
+        processor.apply_chat_template([ask(first), ask(second)], **CHAT, processor_kwargs={"padding": True}),
+    ):
+        axis = 1 if family == "llava_onevision" else 0
+        assert torch.equal(
+            inputs["pixel_values_videos"], torch.cat(alone, dim=axis).view_as(inputs["pixel_values_videos"])
+        )
+
+
+def test_pixels_of_one_video(qwen, clip):
+    """A frame of 64 x 48 pixels is scaled up to 56 x 56 or more here: 56 x 84 pixels, 4 x 6 patches; within 28 x 28 there are 2 x 2."""
+    parts = [
+        {"type": "video", "video": str(clip), "nframes": 2, **more}
+        for more in ({}, {"max_pixels": 28 * 28}, {"min_pixels": 112 * 112})
+    ]
+    message = {"role": "user", "content": [*parts, {"type": "text", "text": "what"}]}
+    inputs = qwen.apply_chat_template([message], **CHAT)
+    grids = inputs["video_grid_thw"].tolist()
+    assert grids[1] == [1, 2, 2]
+    assert grids[0][1] * grids[0][2] * 14 * 14 < 112 * 112 <= grids[2][1] * grids[2][2] * 14 * 14
+    assert len(inputs["pixel_values_videos"]) == sum(t * h * w for t, h, w in grids)
+    places = sum(t * h * w // 4 for t, h, w in grids)
+    assert int((inputs["input_ids"] == qwen.video_token_id).sum()) == places
+
+
+VIDEO = {"type": "video", "video": "a.mp4"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "video", "path": "a.mp4"},
+        {"type": "video", "url": "a.mp4"},
+        {"type": "video", "video": Path("a.mp4")},
+        {"type": "video", "path": Path("a.mp4")},
+        {"type": "video", "video_url": "a.mp4"},
+        {"type": "video", "video": {"url": "a.mp4"}},
+        {"type": "video", "video": {"path": "a.mp4", "bytes": None}},
+        {"type": "video_url", "video_url": "a.mp4"},
+        {"type": "video_url", "video_url": {"url": "a.mp4"}},
+        {"type": "input_video", "video_url": "a.mp4"},
+        {"type": "input_video", "input_video": {"url": "a.mp4"}},
+        {"type": "video", "video": "a.mp4", "text": None, "fps": None, "image": None},
+        {"video": "a.mp4"},
+    ],
+)
+def test_names_of_a_video(part):
+    given = copy.deepcopy(part)
+    assert followed(part) == VIDEO
+    assert part == given
+
+
+def test_contents_of_a_video():
+    part = {"type": "input_video", "input_video": {"data": "AAAA", "format": "webm"}}
+    assert followed(part) == {"type": "video", "video": "data:video/webm;base64,AAAA"}
+
+
+def test_settings_in_a_nested_address():
+    part = followed({"type": "video_url", "video_url": {"url": "a.mp4", "fps": 2}, "video_end": 3})
+    assert part["video"] == "a.mp4"
+    assert part["video"].settings == ClipSettings(max_fps=2.0, end=3.0)
+
+
+def test_other_parts():
+    frames = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    assert followed({"type": "video", "video": frames})["video"] is frames
+    assert followed({"type": "video"}) == {"type": "video"}
+    assert followed({"type": "input_text", "text": "a"}) == {"type": "text", "text": "a"}
+    assert followed("a") == {"type": "text", "text": "a"}
+    assert followed({"type": "text", "text": "a", "cache_control": {}, "video": None}) == {"type": "text", "text": "a"}
+    for part in (
+        {"type": "image_url", "image_url": {"url": "a.png", "detail": "auto"}},
+        {"type": "input_image", "image_url": "a.png"},
+        {"type": "image", "path": Path("a.png")},
+    ):
+        assert followed(part) == {"type": "image", "image": "a.png"}
+    batch = [[{"role": "user", "content": "a"}], ask(VIDEO)]
+    assert follow_messages(batch) == batch
+    message = {"role": "assistant", "content": None, "tool_calls": [1]}
+    assert follow_messages([message]) == [message]
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ({**VIDEO, "fsp": 2}, "'fsp' of a part of type video is not followed: did you mean 'fps'"),
+        ({**VIDEO, "nframe": 2}, "did you mean 'nframes'"),
+        ({**VIDEO, "video_begin": 2}, "'video_begin' of a part of type video is not followed"),
+        ({**VIDEO, "total_pixels": 2}, "total_pixels beside a video is not followed: give max_pixels"),
+        ({**VIDEO, "resized_height": 28}, "resized_height beside a video is not followed"),
+        ({**VIDEO, "min_frames": 4}, "min_frames beside a video is not followed: give nframes"),
+        ({**VIDEO, "sample_fps": 4}, "sample_fps beside a video is not followed: give video_metadata"),
+        ({**VIDEO, "retention_ratio": 0.5}, "'retention_ratio' of a part"),
+        ({**VIDEO, "fps": 0}, "fps=0 beside a video: give a number over 0"),
+        ({**VIDEO, "fps": "2"}, "fps='2' beside a video: give a number"),
+        ({**VIDEO, "nframes": 2.5}, r"nframes=2.5 beside a video: give a whole number of at least 1"),
+        ({**VIDEO, "nframes": True}, "nframes=True beside a video"),
+        ({**VIDEO, "video_start": -1}, "video_start=-1 beside a video: give a number of at least 0"),
+        ({**VIDEO, "video_start": 5, "video_end": 5}, r"video_start=5.0 is not before video_end=5.0"),
+        ({**VIDEO, "nframes": 2, "num_frames": 2}, "says again what another key"),
+        ({**VIDEO, "nframes": 2, "max_frames": 4}, "says it twice"),
+        ({**VIDEO, "path": "b.mp4"}, "holds video and path: give one of them"),
+        ({"type": "video", "fps": 2}, "fps beside a video without an address would choose nothing"),
+        (
+            {"type": "video", "video": np.zeros((2, 4, 4, 3)), "fps": 2},
+            "fps beside decoded frames would choose nothing",
+        ),
+        ({"type": "video", "video": {"fps": 2}}, "video of a part of type video has no url"),
+        ({"type": "vidoe", "video": "a.mp4"}, "'vidoe' is not followed: did you mean 'video'"),
+        ({"type": "video_file", "file": "a.mp4"}, "'video_file' is not followed: did you mean 'video"),
+        ({"type": "input_audio", "input_audio": {}}, "holds sound, which these models cannot hear"),
+        ({"type": "file", "file": {}}, "'file' is not followed: give text, image or video"),
+        ({"type": "text", "text": "a", "video": "a.mp4"}, "'video' of a part of type text is not followed"),
+        ({"type": "text"}, "has no text"),
+        ({"text": "a", "video": "b.mp4"}, "has no type: give text, image or video"),
+        ({"type": "image", "image": "a.png", "max_pixels": 4}, "'max_pixels' of a part of type image"),
+        ({"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}}, "detail='low'"),
+        (
+            {"type": "image_url", "image_url": {"url": "data:video/mp4;base64," + "A" * 55_000}},
+            "is a video in a part for a picture",
+        ),
+        ({"type": "image", "url": "https://films.example/a.MP4?x=1"}, "is a video in a part for a picture"),
+        (7, "is a int: give a dict"),
+    ],
+)
+def test_what_is_refused(part, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        followed(part)
+    assert len(str(caught.value)) < 300
+
+
+def test_pixel_bounds_where_frames_have_one_size(llava, clip):
+    with pytest.raises(
+        ValueError, match="max_pixels beside a video is not followed: this model sees every frame in one size"
+    ):
+        llava.apply_chat_template(ask({"type": "video", "video": str(clip), "max_pixels": 784}), **CHAT)
+
+
+def test_a_part_behind_the_end(qwen, clip):
+    with pytest.raises(ValueError, match=r"The video lasts 40\.0 seconds, and the part to show begins at 50\.0 s"):
+        qwen.apply_chat_template(ask({"type": "video", "video": str(clip), "video_start": 50}), **CHAT)
+
+
+def test_an_address_with_settings_is_a_text():
+    address = VideoAddress("a.mp4", ClipSettings(num_frames=3))
+    for again in (copy.deepcopy(address), pickle.loads(pickle.dumps(address))):
+        assert again == "a.mp4"
+        assert again.settings == address.settings
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("p") / "a#1 picture.png"
+    Image.fromarray(numbered_picture(5)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_pictures(family, picture):
+    processor = with_video_reader(tiny_processor(family))
+    inside = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    expected = tiny_processor(family).apply_chat_template(ask({"type": "image", "image": Image.open(picture)}), **CHAT)
+    for part in (
+        {"type": "image", "path": picture},
+        {"type": "image", "url": f"file://{picture}"},
+        {"type": "image_url", "image_url": {"url": inside}},
+    ):
+        inputs = processor.apply_chat_template(ask(part), **CHAT)
+        assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+        assert torch.equal(inputs["input_ids"], expected["input_ids"])
+
+
+def test_pictures_that_are_none(qwen, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.png does not exist"):
+        qwen.apply_chat_template(ask({"type": "image", "path": tmp_path / "none.png"}), **CHAT)
+    inside = "data:image/png;base64," + base64.b64encode(b"no picture" * 5_000).decode()
+    with pytest.raises(ValueError, match="is not a readable picture") as caught:
+        qwen.apply_chat_template(ask({"type": "image_url", "image_url": {"url": inside}}), **CHAT)
+    assert len(str(caught.value)) < 300
+
+
+def test_frames_as_pictures(qwen, tmp_path):
+    """A video given as the addresses of its frames."""
+    paths = []
+    for i in range(4):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(numbered_picture(i)).save(paths[-1])
+    inputs = qwen.apply_chat_template(ask({"type": "video", "video": [str(paths[0]), *paths[1:]]}), **CHAT)
+    frames = np.stack([numbered_picture(i) for i in range(4)])
+    expected = tiny_processor("qwen2_5_vl").video_processor([frames], return_tensors="pt")
+    assert torch.equal(inputs["pixel_values_videos"], expected["pixel_values_videos"])
+
+
+def test_frames_without_times(qwen, caplog):
+    """Their rate is that of the call's `fps`, and this is said; without, that 24 a second are assumed."""
+    frames = np.stack([numbered_picture(i) for i in range(4)])
+    for settings, seconds, said in (
+        ({"fps": 2.0}, 1.0, "fps=2.0 is taken as their rate"),
+        ({}, 2 / 24, "24 frames a second are assumed"),
+    ):
+        caplog.clear()
+        type(logger).warning_once.cache_clear()
+        with caplog.at_level("WARNING"):
+            inputs = qwen(text=qwen.video_token, videos=[frames], return_tensors="pt", **settings)
+        assert float(inputs["second_per_grid_ts"][0]) == pytest.approx(seconds), settings
+        assert said in caplog.text, settings
