@@ -113,6 +113,15 @@ def text_step(
 ) -> tuple[dict[str, Tensor], CacheRecord]:
     """One step of a loop of the caller's own: new text behind the cache of a compressed prompt.
 
+    Example: a prompt of `L = 6` places, of which four are video tokens `v` and two of these were kept; then `n = 2` new tokens.
+
+    ```
+    caller's prompt      <s> v  v  v  v  Q  | so what       L + n = 8 places, attention_mask of 8
+    cached               <s>    v     v  Q  |               4 entries
+    positions             0     2     4  5  | 6  7          new text goes on from the uncompressed prompt
+    for the backbone                          so what       attention_mask of 4 + 2
+    ```
+
     Args:
         cache: a recorded one.
         input_ids: `(B, n)`, the new tokens alone, as for a stock model.

@@ -38,9 +38,23 @@ def is_stream(dataset: Any) -> bool:
 class SampleBatches(Sampler):
     """Batch sampler: the samples of one optimiser step after those of another, each step's `repeats` times.
 
-    A batch is a list: its `BatchHeader`, then in the first iteration the samples (indices of a map-style dataset, the samples themselves of a stream),
-    later nothing, because they are remembered. Every process gets the same number of batches, `batches_per_step` a step;
-    at the end of a pass some are empty.
+    A batch is a list. Its `BatchHeader` stands first. In the first iteration the samples follow: indices of a map-style dataset, or the samples
+    of a stream. Later iterations have none, because the trainer remembers them. Every process gets the same number of batches,
+    `batches_per_step` per step; at the end of a pass some are empty.
+
+    Example: 5 samples, `batch_size=1`, `batches_per_step=2` (gradient accumulation), `repeats=2`, one process, not shuffled.
+
+    ```
+                      slot 0        slot 1
+    step 0  iter. 0   [header, 0]   [header, 1]   read, embedded, trained on
+    step 1  iter. 1   [header]      [header]      trained on again, from memory
+    step 2  iter. 0   [header, 2]   [header, 3]
+    step 3  iter. 1   [header]      [header]
+    step 4  iter. 0   [header, 4]   [header]      the last group has one sample
+    step 5  iter. 1   [header]      [header]
+    ```
+
+    Two processes with `batches_per_step=1` get one column each.
 
     Args:
         dataset: map-style, or a stream (`is_stream`), which is read again and again if `shuffle_seed` is given.

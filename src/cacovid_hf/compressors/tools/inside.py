@@ -50,7 +50,28 @@ class Cut(NamedTuple):
 
 
 class CutRule(ABC):
-    """When and what a method cuts; one object a call.
+    """When and what a method cuts; one object per call.
+
+    Example: before layer 2, keep the half of each video that the last token attended to most in layer 1.
+
+    ```python
+    class Half(CutRule):
+        point = "input"
+
+        def reads_attention(self, layer):
+            return layer == 1
+
+        def cut(self, layer, video, states, tokens, attention):
+            if layer != 2:
+                return None
+            count = max(1, len(tokens) // 2)
+            return Cut(top_tokens(attention, count), count)
+    ```
+
+    ```
+    layer                      0   1    2    3
+    tokens of a video of 100   100 100  50   50
+    ```
 
     Attributes:
         point: where in a layer it cuts: `"input"`, before a layer other than the first, or `"mlp"`, between a layer's attention and its MLP.

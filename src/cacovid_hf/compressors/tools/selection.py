@@ -133,6 +133,18 @@ def _settle(counts: Tensor, total: int, most: int) -> Tensor:
 
     Taking one from the largest (first index at ties), again and again, lowers everything above a level to that level and then the first few
     at the level by one more; giving to the smallest is the mirror image. The level is found from the histogram of the counts.
+
+    Example: `counts` 7 5 5 2 are to add up to 15, so four must go.
+
+    ```
+    7  #
+    6  #
+    5  # # #      level 5: what is above it goes, two tokens        5 5 5 2
+    4  # # #      two more: one from each of the first two there    4 4 5 2
+    3  # # #
+    2  # # # #
+    1  # # # #
+    ```
     """
     surplus = counts.sum() - total
     histogram = torch.zeros(most + 2, dtype=torch.int64, device=counts.device)
