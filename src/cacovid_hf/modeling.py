@@ -31,7 +31,7 @@ from .generation.session import VideoSession
 from .generation.stock import WAY_ROUND
 from .generation.turns import forget, is_recorded, note_down, record, text_step
 from .hub.card import CardFacts
-from .hub.push import PUSH_ARGUMENTS, check_pushable, modified, push, upload
+from .hub.push import PUSH_ARGUMENTS, PushOptions, check_pushable, modified, push, upload
 from .hub.source import HUB_ARGUMENTS, Source, cached_commit, load_weights
 from .policies.base import Policy
 from .policies.factory import check_policy_size, make_policy, untrained_policy
@@ -262,7 +262,7 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             facts = card if isinstance(card, CardFacts) else None
             if processor is None or processor is True:
                 processor = processor_of(self.config, pushing.get("token"))
-            upload(folder, repo_id, processor=processor, card=facts, before=before, **pushing)
+            upload(folder, repo_id, PushOptions(processor=processor, card=facts, **pushing), before)
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -307,10 +307,7 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             ValueError: policy-only, and the backbone is only a local folder.
             huggingface_hub.errors.HfHubHTTPError: the Hub refused.
         """
-        return push(
-            self,
-            repo_id,
-            include_backbone=include_backbone,
+        options = PushOptions(
             processor=processor_of(self.config, token) if processor is None or processor is True else processor,
             card=card,
             commit_message=commit_message,
@@ -320,8 +317,8 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             revision=revision,
             create_pr=create_pr,
             tags=tags,
-            **saving,
         )
+        return push(self, repo_id, options, include_backbone=include_backbone, **saving)
 
     def session(
         self,

@@ -6,6 +6,7 @@ starts over if there is a new one), and that whatever dies half-way leaves the r
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,19 +27,39 @@ from .source import PROCESSOR_FILES, WEIGHTS
 Operations = Callable[[str], list[CommitOperationAdd | CommitOperationDelete]]
 logger = logging.get_logger(__name__)
 
-PUSH_ARGUMENTS = (
-    "repo_id",
-    "processor",
-    "commit_message",
-    "commit_description",
-    "private",
-    "token",
-    "revision",
-    "create_pr",
-    "tags",
-)
 ATTEMPTS = 4
 OURS = ("backbone", FOLDER)  # folders whose files belong to one save, and leave with it
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """What a push may be told beside the repository; see `CaCoVidForConditionalGeneration.push_to_hub`.
+
+    Attributes:
+        processor: pushed along. None is a model whose processor was not found, which is warned about; false pushes none on purpose.
+        card: what the card says beside the config.
+        commit_message: `"Upload model"` if None.
+        commit_description: of the commit.
+        private: of a repository that is made now.
+        token: None or true is the one that huggingface_hub knows.
+        revision: branch, made if missing.
+        create_pr: open a pull request instead.
+        tags: more tags for the card.
+    """
+
+    processor: ProcessorMixin | bool | None = None
+    card: CardFacts | None = None
+    commit_message: str | None = None
+    commit_description: str | None = None
+    private: bool | None = None
+    token: str | bool | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    tags: Sequence[str] | None = None
+
+
+# What `save_pretrained(push_to_hub=True)` takes for the push; its `card` is its own.
+PUSH_ARGUMENTS = ("repo_id", *(part.name for part in fields(PushOptions) if part.name != "card"))
 
 
 def on_hub(name: str | None) -> bool:
@@ -61,56 +82,17 @@ def check_pushable(config: CaCoVidConfig, include_backbone: bool) -> None:
 
 
 def push(
-    model: Any,
-    repo_id: str,
-    *,
-    include_backbone: bool = False,
-    processor: ProcessorMixin | bool | None = None,
-    card: CardFacts | None = None,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    tags: Sequence[str] | None = None,
-    **saving: Any,
+    model: Any, repo_id: str, options: PushOptions, *, include_backbone: bool = False, **saving: Any
 ) -> CommitInfo:
     """Save a model to a temporary folder and push it; see `CaCoVidForConditionalGeneration.push_to_hub`."""
     check_pushable(model.config, include_backbone)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / repo_id.rsplit("/", 1)[-1]
         model.save_pretrained(folder, include_backbone=include_backbone, card=False, **saving)
-        return upload(
-            folder,
-            repo_id,
-            processor=processor,
-            card=card,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            tags=tags,
-        )
+        return upload(folder, repo_id, options)
 
 
-def upload(
-    folder: Path,
-    repo_id: str,
-    *,
-    processor: ProcessorMixin | bool | None,
-    card: CardFacts | None,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    tags: Sequence[str] | None = None,
-    before: Mapping[Path, int] | None = None,
-) -> CommitInfo:
+def upload(folder: Path, repo_id: str, options: PushOptions, before: Mapping[Path, int] | None = None) -> CommitInfo:
     """Push a saved checkpoint; the folder gets the processor and the card that the repository gets.
 
     What else lies in the folder stays here: of the files in `before` (see `modified`), only those that were written since are pushed. So does the
@@ -121,19 +103,20 @@ def upload(
         config.base_model_name_or_path = config.base_model_revision = None
         with replaced(folder / "config.json") as temporary:
             config.to_json_file(temporary)
-    if isinstance(processor, ProcessorMixin):
-        processor.save_pretrained(folder)
-    elif processor is None:
+    if isinstance(options.processor, ProcessorMixin):
+        options.processor.save_pretrained(folder)
+    elif options.processor is None:
         logger.warning("No processor was found for this model, so none is pushed: give processor=.")
-    api = HfApi(token=token)
+    api = HfApi(token=options.token)
+    card, revision, create_pr = options.card, options.revision, options.create_pr
     if not (create_pr and api.repo_exists(repo_id)):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=options.private, exist_ok=True).repo_id
     if revision is not None and not create_pr and not revision.startswith("refs/pr"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    facts = CardFacts(**{**vars(card or CardFacts()), "tags": [*(card.tags if card else ()), *(tags or ())]})
+    facts = CardFacts(**{**vars(card or CardFacts()), "tags": [*(card.tags if card else ()), *(options.tags or ())]})
     card_files = [folder / CARD, folder / PLOT]
     branch = _Branch(api, repo_id, revision or "main")
-    message = commit_message or "Upload model"
+    message = options.commit_message or "Upload model"
 
     def weights(head: str) -> list[CommitOperationAdd | CommitOperationDelete]:
         with_processor = any((folder / file).is_file() or branch.blob(file, head) for file in PROCESSOR_FILES)
@@ -144,7 +127,9 @@ def upload(
         files = {name: path for name, path in files.items() if not name.startswith(f"{FOLDER}/")}  # stamped for here
         return branch.replacing(files, head, keep=FOLDER)
 
-    commit = branch.commit(weights, commit_message=message, commit_description=commit_description, create_pr=create_pr)
+    commit = branch.commit(
+        weights, commit_message=message, commit_description=options.commit_description, create_pr=create_pr
+    )
     assert commit is not None  # there is always a config
     if create_pr:
         branch = _Branch(api, repo_id, str(commit.pr_revision))
