@@ -551,3 +551,16 @@ def test_a_joined_recording_in_a_file_object(tmp_path):
     frames, metadata = read_video(io.BytesIO(first + second), 80, max_fps=math.inf)
     assert numbers_of(frames) == list(range(80))
     assert metadata.timestamps == pytest.approx([i / 10 for i in range(80)])
+
+
+def test_a_table_that_no_file_could_hold_is_refused_before_it_is_made(tmp_path):
+    """Of 80 million samples of one byte, announced in some thousand bytes, FFmpeg would make a table of gigabytes."""
+    path = write_video(tmp_path / "a.mp4", 10)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"stsz") + 8
+    struct.pack_into(">II", data, entry, 1, 80_000_000)
+    path.write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=rf"announces 80000000 samples in {len(data)} bytes: it is damaged"):
+        read_video(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024

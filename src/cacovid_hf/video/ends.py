@@ -2,6 +2,7 @@
 
 from transformers.utils import logging
 
+from .boxes import announced_end
 from .source import Source
 from .timeline import Packets, Timeline
 
@@ -38,16 +39,7 @@ def _announced_end(source: Source) -> int | None:
         size = int.from_bytes(head[start : start + length], "big") - (1 << 7 * length)
         return start + length + size if length and size < (1 << 7 * length) - 1 else None
     if source.format.startswith("mov"):
-        place = 0
-        for _ in range(1000):
-            if place + 8 > source.num_bytes:
-                return place
-            box = source.bytes_at(place, 16)
-            size = int.from_bytes(box[:4], "big")
-            size = int.from_bytes(box[8:], "big") if size == 1 else size
-            if size < 8:
-                break
-            place += size
+        return announced_end(source.bytes_at, source.num_bytes)
     return None
 
 

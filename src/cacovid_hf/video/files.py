@@ -2,7 +2,7 @@
 
 One pass over the packets, without decoding, gives the timeline. Then only the groups of pictures that hold a sampled frame are decoded.
 What they show is compared with what was expected of them. Where that differs, the whole clip is decoded: see `Unexpected`.
-Memory is the sampled frames and some 40 bytes per frame of the clip.
+Memory is the sampled frames and some 50 bytes per frame of the clip.
 """
 
 import contextlib

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .boxes import is_mp4, too_many_samples
 from .timeline import Packets, Timeline, build_timeline
 
 MAX_PIXELS = 7680 * 4320
@@ -26,8 +27,8 @@ _THREADED_PIXELS = 4096 * 2304  # each thread of larger frames would hold some o
 class Source:
     """An open video file, which can be opened again from its beginning; see `opened`."""
 
-    def __init__(self, file: Any, name: str, size: int):
-        self.file, self.name, self.num_bytes = file, name, size
+    def __init__(self, file: Any, content: BinaryIO, name: str, size: int):
+        self.file, self.bytes, self.name, self.num_bytes = file, content, name, size
         self.container: Any = None
         self.stream: Any = None
         self.position = 0  # of the next packet
@@ -40,6 +41,10 @@ class Source:
         self.close()
         if not isinstance(self.file, str):
             self.file.seek(0)
+        if is_mp4(self.bytes_at) and (samples := too_many_samples(self.bytes_at, self.num_bytes)) is not None:
+            raise ValueError(
+                f"{self.name} announces {samples} samples in {self.num_bytes} bytes: it is damaged, copy or download it again."
+            )
         # As `options`, which go to every stream too, these crash PyAV 13 to 15 on containers that announce streams late (flv).
         self.container = av.open(
             self.file,
@@ -89,16 +94,12 @@ class Source:
 
     def bytes_at(self, offset: int, count: int) -> bytes:
         """Some of the file's bytes."""
-        if isinstance(self.file, str):
-            with open(self.file, "rb") as file:
-                file.seek(offset)
-                return file.read(count)
-        position = self.file.tell()  # FFmpeg reads on from there
+        position = self.bytes.tell()  # FFmpeg reads on from there in a file object
         try:
-            self.file.seek(offset)
-            return self.file.read(count)
+            self.bytes.seek(offset)
+            return self.bytes.read(count)
         finally:
-            self.file.seek(position)
+            self.bytes.seek(position)
 
     def check(self, max_pixels: int, max_duration: float) -> None:
         """Refuse what is over a limit by the container's own word."""
@@ -159,18 +160,18 @@ def opened(file: str | os.PathLike | BinaryIO) -> Iterator[Source]:
         name, content, size = "The file object", file, _size_of(file)
     if size == 0:
         raise ValueError(f"{name} is empty (0 bytes): copy or download it again.")
-    source = Source(content, name, size)
     try:
-        source.open()
-        yield source
-    except av.FFmpegError as error:
+        with contextlib.ExitStack() as stack:
+            binary = stack.enter_context(open(content, "rb")) if isinstance(content, str) else content
+            source = stack.enter_context(contextlib.closing(Source(content, binary, name, size)))
+            source.open()
+            yield source
+    except (av.FFmpegError, PermissionError) as error:
         reason = error.strerror or type(error).__name__
         raise ValueError(
             f"{name} is not a readable video ({reason}): it may be truncated, damaged or of another type. Read are mp4, mov, mkv, webm, avi, ts, "
             "mpg, flv, wmv, gif and others: ffmpeg -i FILE -c copy out.mp4 writes one."
         ) from error
-    finally:
-        source.close()
 
 
 def _size_of(file: BinaryIO) -> int:
