@@ -19,14 +19,16 @@ if not is_serve_available():
     raise ImportError(f"Serving needs more packages: {pip_install('serve')}")
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from jinja2 import TemplateError
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.response import ResponseHandler
-from transformers.cli.serving.utils import GenerationState, Modality
+from transformers.cli.serving.utils import Modality
 
+from cacovid_cli.stop_texts import StopState, checked_stop
 from cacovid_hf.ratio import AutoBudget, keeps_all, with_auto
+from cacovid_hf.video.messages import follow_messages
 
 RATIO = "retention_ratio"
 
@@ -65,17 +67,33 @@ class _WithRatio:
     prompt: str
 
     def _validate_request(self, body: dict[str, Any]) -> None:
-        super()._validate_request({name: value for name, value in body.items() if name != RATIO})  # type: ignore[misc]
+        try:
+            super()._validate_request({name: value for name, value in body.items() if name != RATIO})  # type: ignore[misc]
+        except HTTPException as error:
+            raise ValueError(f"{error.detail}. Check for typos, or leave them out.") from error
         if not body.get(self.prompt):
             raise ValueError(f"The request has no {self.prompt}: there is nothing to answer.")
 
     def get_processor_inputs_from_messages(self, messages: Any, modality: Modality) -> list[dict[str, Any]]:
+        """As transformers', which knows one name of a video and passes over the others: parts are followed or refused here."""
         with _well_formed(f"The request's {self.prompt}:"):
-            return super().get_processor_inputs_from_messages(messages, modality)  # type: ignore[misc]
+            followed = follow_messages(messages)
+            bare = [{**message, "content": None} for message in followed]
+            parsed = super().get_processor_inputs_from_messages(bare, modality)  # type: ignore[misc]
+        for message, one in zip(followed, parsed, strict=True):
+            content = message.get("content") or []
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            if empty := [part["type"] for part in parts if len(part) == 1]:
+                raise ValueError(f"A part of type {empty[0]!r} has no address: give {empty[0]}_url.")
+            if not message.get("tool_calls"):
+                one["content"] = parts
+        return parsed
 
     def _build_generation_config(self, body: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         with _well_formed("A setting of the request:"):
             settings = super()._build_generation_config(body, *args, **kwargs)  # type: ignore[misc]
+        if body.get("stop") is not None:
+            settings.stop_strings = checked_stop(body["stop"])
         if body.get(RATIO) is not None:
             settings.retention_ratio = body[RATIO]
         if (ratio := getattr(settings, RATIO, None)) is not None:
@@ -102,8 +120,8 @@ class _Responses(_WithRatio, ResponseHandler):
 def make_app(name: str, model: PreTrainedModel, processor: ProcessorMixin) -> FastAPI:
     """The server's application: `/v1/chat/completions`, `/v1/responses`, `/v1/models`, `/health`.
 
-    A request may hold `video_url` parts and `retention_ratio` (a fraction, `"auto"`, or a list with one a video). Requests are answered one
-    after another. What the user can put right is answered with status 400 and `{"error": {"message": ...}}`; what is found out when a stream has
+    A request may hold videos (see `cacovid_hf.video.messages.follow_messages`), `stop` and `retention_ratio` (a fraction, `"auto"`, or a list with
+    one for each video). Requests are answered one after another. What the user can put right is answered with status 400 and `{"error": {"message": ...}}`; what is found out when a stream has
     begun, in an event of it.
 
     Args:
@@ -111,7 +129,7 @@ def make_app(name: str, model: PreTrainedModel, processor: ProcessorMixin) -> Fa
         model: a `CaCoVidForConditionalGeneration`, whose config has the ratio of requests that say nothing.
         processor: its processor, reading video files.
     """
-    app, state = FastAPI(), GenerationState()
+    app, state = FastAPI(), StopState()
     served: Any = _Served(name, model, processor)
     handlers: dict[str, Any] = {
         "/v1/chat/completions": _Chat(served, state),

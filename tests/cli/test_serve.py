@@ -83,6 +83,11 @@ def asking(video=CLIP.path, **more):
     return {"messages": [{"role": "user", "content": content}], **more}
 
 
+def with_part(part):
+    """A request with one part besides the question."""
+    return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": CLIP.questions[0].text}]}]}
+
+
 @contextmanager
 def widths(model):
     """How many positions the language model is first given in each request."""
@@ -127,6 +132,81 @@ def test_the_ratio_of_a_request(served, more, kept):
     assert found == [prompt - VIDEO_TOKENS + kept]
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "video", "video": str(CLIP.path)},
+        {"type": "video", "path": str(CLIP.path)},
+        {"type": "video", "video_url": {"url": str(CLIP.path)}},
+        {"type": "input_video", "video_url": str(CLIP.path)},
+        {"type": "video_url", "video_url": f"file://{CLIP.path}"},
+    ],
+)
+def test_names_of_a_video(served, part):
+    """None is answered without the video."""
+    model, address = served
+    with widths(model) as found:
+        status, text = post(address, with_part(part))
+    assert status == 200, text
+    assert json.loads(text)["choices"][0]["message"]["content"].split()[0] == CLIP.questions[0].answer
+    assert found == [296]
+
+
+def test_settings_beside_a_video(served):
+    """Two frames of 36 tokens, where the whole clip has eight."""
+    model, address = served
+    with widths(model) as found:
+        assert (
+            post(address, with_part({"type": "video_url", "video_url": {"url": str(CLIP.path)}, "nframes": 2}))[0]
+            == 200
+        )
+    assert found == [296 - 288 + 72]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop(served, stream):
+    """The answer ends where the text would begin, which is no part of it."""
+    _, address = served
+
+    def content(**more):
+        status, text = post(address, asking(stream=stream, **more))
+        assert status == 200, text
+        if not stream:
+            return json.loads(text)["choices"][0]["message"]["content"]
+        parts = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        return "".join(choice["delta"].get("content") or "" for part in parts for choice in part["choices"])
+
+    whole = content(max_tokens=8)
+    assert whole.startswith("purple")
+    assert content(max_tokens=8, stop="rpl") == "pu"
+    assert content(max_tokens=8, stop=["ple", "urp"]) == "p"
+    assert content(max_tokens=8, stop=["never"]) == whole
+
+
+def test_a_stop_text_in_pieces():
+    """`ab` and `c` are two parts: `bc` lies in both; what may begin a stop text waits for what follows."""
+    import asyncio
+
+    from cacovid_cli.stop_texts import UntilStop
+
+    def read(parts, stop):
+        async def run():
+            queue = asyncio.Queue()
+            for part in (*parts, None):
+                queue.put_nowait(part)
+            until, found = UntilStop(queue, stop), []
+            while (part := await until.get()) is not None:
+                found.append(part)
+            return found
+
+        return asyncio.run(run())
+
+    assert read(["ab", "c", "d"], ["bc"]) == ["a"]
+    assert read(["ab", "d"], ["bc"]) == ["a", "bd"]
+    assert read(["ab"], ["bc"]) == ["a", "b"]
+    assert read(["x", "y"], ["xyz", "y"]) == ["x"]
+
+
 def test_the_ratio_of_the_server(served, monkeypatch):
     model, address = served
     monkeypatch.setattr(model.config, "retention_ratio", 0.25)
@@ -157,7 +237,7 @@ def test_responses(served):
         (asking(video=__file__), 400, "test_serve.py"),
         (asking(chat_template_kwargs={"retention_ratio": 0.25}), 400, "retention_ratio is an argument of generate"),
         (asking(model="another"), 400, "pinned to 'tiny'"),
-        (asking(retention=0.25), 422, "Unexpected fields"),
+        (asking(retention=0.25), 400, "Unexpected fields in the request: {'retention'}"),
         (asking(retention_ratio=2, stream=True), 400, "retention_ratio=2.0 is outside"),
         (
             asking(generation_config=json.dumps({"retention_ratio": 0}), stream=True),
@@ -168,7 +248,19 @@ def test_responses(served):
         ({}, 400, "no messages"),
         ({"messages": []}, 400, "no messages"),
         ({"messages": "What?"}, 400, "The request's messages: not as OpenAI's API has it"),
-        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "KeyError: 'video_url'"),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "no address"),
+        (with_part({"type": "video"}), 400, "A part of type 'video' has no address"),
+        (with_part({"type": "vidoe", "video": "a.mp4"}), 400, "'vidoe' is not followed: did you mean 'video'"),
+        (with_part({"type": "video_file", "video_file": {"url": "a.mp4"}}), 400, "'video_file' is not followed"),
+        (with_part({"type": "input_audio", "input_audio": {"data": ""}}), 400, "which these models cannot hear"),
+        (with_part({"type": "video", "video": "a.mp4", "fsp": 2}), 400, "did you mean 'fps'"),
+        (
+            {"messages": [{"role": "user", "content": "What?", "videos": ["a.mp4"]}]},
+            400,
+            "'videos' beside a message's content",
+        ),
+        (asking(stop=""), 400, "stop='': give a text or a list of texts"),
+        (asking(stop=[1]), 400, "stop=[1]: give a text"),
         (
             asking(video="http://127.0.0.1:1/my clip.mp4"),
             400,

@@ -196,6 +196,7 @@ def test_other_parts():
             "fps beside decoded frames would choose nothing",
         ),
         ({"type": "video", "video": {"fps": 2}}, "video of a part of type video has no url"),
+        ({"type": "video_url"}, "'video_url' has no address: give it under the key 'video_url'"),
         ({"type": "vidoe", "video": "a.mp4"}, "'vidoe' is not followed: did you mean 'video'"),
         ({"type": "video_file", "file": "a.mp4"}, "'video_file' is not followed: did you mean 'video"),
         ({"type": "input_audio", "input_audio": {}}, "holds sound, which these models cannot hear"),
@@ -217,6 +218,12 @@ def test_what_is_refused(part, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         followed(part)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("key", ["video", "videos", "images", "fps"])
+def test_keys_beside_the_content(key):
+    with pytest.raises(ValueError, match=f"The key '{key}' beside a message's content is not followed"):
+        follow_messages([{"role": "user", "content": "a", key: "b"}])
 
 
 def test_pixel_bounds_where_frames_have_one_size(llava, clip):

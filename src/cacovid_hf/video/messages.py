@@ -68,6 +68,8 @@ _REFUSED = {
     "video_metadata": "give it in processor_kwargs",
     "do_sample_frames": "give it in processor_kwargs",
 }
+# What belongs into a part, and would be passed over in a message.
+_BESIDE_CONTENT = {*_KINDS, *_VIDEO_KEYS, *_IMAGE_KEYS, *_SETTINGS, *_REFUSED, "videos", "images", "media"} - {"text"}
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,11 @@ class _Walk:
     def message(self, message: Any) -> Any:
         if not isinstance(message, Mapping):
             return message
+        for name, value in message.items():
+            if value is not None and name in _BESIDE_CONTENT:
+                raise ValueError(
+                    f"The key {name!r} beside a message's content is not followed: give it in a part of the content."
+                )
         content = message.get("content")
         if isinstance(content, Mapping):
             raise ValueError("A message's content is one part: give a list of parts, or a text.")
@@ -182,6 +189,8 @@ class _Walk:
                 raise ValueError(f"A part of type {named!r} has no text: give it under the key text.")
             return {"type": "text", "text": given["text"]}
         content, beside = _content_of(kind, given)
+        if content is None and named != kind:
+            raise ValueError(f"A part of type {named!r} has no address: give it under the key {named!r}.")
         return self.video(content, beside) if kind == "video" else self.picture(content, beside)
 
     def video(self, video: Any, beside: dict[str, Any]) -> dict[str, Any]:
