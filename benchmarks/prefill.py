@@ -64,8 +64,10 @@ class ScoredBefore(Compressor):
     def score(self, prompt: Prompt, model: CaCoVidForConditionalGeneration) -> list[Scores | None]:
         return self.scores
 
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
-        return self.method.select(prompt, span, scores, retention_ratio)
+    def select_at(
+        self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
+    ) -> Tensor:
+        return self.method.select_at(prompt, span, scores, retention_ratio, budget)
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -30,7 +30,6 @@ from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import COMPRESSORS, CaCoVid, Compressor, Random
 from cacovid_hf.compressors.tools.selection import spread_tokens, top_tokens
 from cacovid_hf.prompt import stack_prompts
-from cacovid_hf.ratio import token_budget
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.tiny.policy_training import train_policy
@@ -96,9 +95,8 @@ class KnownEvidence(Compressor):
 
     name = "known evidence"
 
-    def select(self, prompt, span, scores, retention_ratio):
+    def select(self, prompt, span, scores, budget):
         """The evidence first."""
-        budget = token_budget(span.num_tokens, retention_ratio)
         known = self.evidence[span.row]
         count = min(budget, int(known.sum()))
         keep = spread_tokens(top_tokens(known.float(), count), count, budget - count)
@@ -114,10 +112,6 @@ class AllTokens(Compressor):
     def compress(self, prompt, policy, retention_ratios):
         """As at ratio 1."""
         return COMPRESSORS["uniform"]().compress(prompt, policy, [1.0] * len(retention_ratios))
-
-    def select(self, prompt, span, scores, retention_ratio):
-        """Not asked."""
-        raise NotImplementedError
 
 
 class Pool(torch.utils.data.Dataset):

@@ -10,7 +10,7 @@ from cacovid_hf.generation.timing import Stages, timed_generate
 from cacovid_hf.modeling import CaCoVidForConditionalGeneration
 from cacovid_hf.processing import sample_video
 from cacovid_hf.prompt import VideoSelection
-from cacovid_hf.ratio import AutoBudget, Ratio, check_ratio, with_auto
+from cacovid_hf.ratio import Ratio, check_asked
 from cacovid_hf.utils.chat import chat_inputs, user_message
 from cacovid_hf.video.files import SampledVideo
 
@@ -74,7 +74,7 @@ def ask(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for an answer: give at least 1.")
     if retention_ratio is not None:
-        check_ratio(with_auto(retention_ratio, AutoBudget()))
+        check_asked(retention_ratio)
     method = model.resolve_compressor(compressor)
     if not isinstance(video, SampledVideo):
         video = sample_video(processor, video, num_frames)

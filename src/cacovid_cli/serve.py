@@ -27,7 +27,7 @@ from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.utils import Modality
 
 from cacovid_cli.stop_texts import StopState, checked_stop
-from cacovid_hf.ratio import AutoBudget, keeps_all, with_auto
+from cacovid_hf.ratio import check_asked
 from cacovid_hf.video.messages import follow_messages
 
 RATIO = "retention_ratio"
@@ -97,7 +97,7 @@ class _WithRatio:
         if body.get(RATIO) is not None:
             settings.retention_ratio = body[RATIO]
         if (ratio := getattr(settings, RATIO, None)) is not None:
-            keeps_all(with_auto(ratio, AutoBudget()))  # a stream would have begun before `generate` refuses it
+            check_asked(ratio)  # a stream would have begun before `generate` refuses it
         return settings
 
 

@@ -14,22 +14,25 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForImageTextToText, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
 
 from ._compat import CACHE, AnyAttention, OutputWithCache, commit_of, note_commit, with_cache_name
 from .backbones import backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
+from .backbones.delegation import DelegatesToBackbone
 from .backbones.loaded import base_model, embedding_device
 from .checkpoints import loading, saving
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
+from .generation.call import all_places, complete_inputs, drops_nothing, kept_labels, prepare_call
 from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments
 from .generation.long_video import encode_file
-from .generation.mixin import Compressing
+from .generation.mixin import CompressedGenerationMixin
+from .generation.refused import check_forward
 from .generation.session import VideoSession
-from .generation.stock import WAY_ROUND
-from .generation.turns import forget, is_recorded, note_down, record, text_step
+from .generation.stock import without_prompt
+from .generation.turns import CacheRecord, text_step
 from .hub.card import CardFacts
 from .hub.push import PUSH_ARGUMENTS, PushOptions, check_pushable, modified, push, upload
 from .hub.source import HUB_ARGUMENTS, Source, cached_commit, load_weights
@@ -38,7 +41,7 @@ from .policies.factory import check_policy_size, make_policy, untrained_policy
 from .policies.settings import check_policy
 from .processing import processor_of, with_video_reader
 from .prompt import EncodedVideos
-from .ratio import Ratio, retention_ratios
+from .ratio import Ratio, resolve
 from .utils.names import check_names
 
 
@@ -61,7 +64,9 @@ class CaCoVidOutput(OutputWithCache):
     layer_tokens: Tensor | None = None
 
 
-class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class CaCoVidForConditionalGeneration(  # type: ignore[misc]
+    CompressedGenerationMixin, DelegatesToBackbone, AnyAttention, PreTrainedModel, GenerationMixin
+):
     """A video language model that reads only the video tokens that contribute to the answer.
 
     Make one with `from_backbone` around a model in memory, or `from_pretrained`.
@@ -367,7 +372,7 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             raise ValueError(f"compressor {method.name!r} {reason}: choose another for a session.")
         files = [video] if isinstance(video, (str, os.PathLike)) else video
         num_videos = len(self.family.video_grids(self.backbone.config, inputs) if files is None else files)
-        method.check(self, retention_ratios(self._ratio(retention_ratio), num_videos))
+        method.check(self, resolve(retention_ratio, self.config, num_videos))
         if files is None:
             encoded = self.encode_videos(frames_per_chunk=frames_per_chunk, device=device, **inputs)
         elif isinstance(files, EncodedVideos):
@@ -390,83 +395,6 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             retention_ratio=retention_ratio,
             compressor=compressor,
         )
-
-    # ---------------------------------------------------------------- what is the backbone's
-
-    @property
-    def generation_config(self):
-        """The backbone's."""
-        return self.backbone.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value) -> None:
-        # The base class sets a default before there is a backbone, whose own must not be lost.
-        if "backbone" in self._modules:
-            self.backbone.generation_config = value
-
-    @property
-    def device(self) -> torch.device:
-        """Of the backbone's input embeddings: where the inputs belong."""
-        return embedding_device(self.backbone)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The backbone's."""
-        return self.backbone.dtype
-
-    @property
-    def hf_device_map(self) -> dict[str, Any]:
-        """The backbone's; missing, as on any model, if it was loaded without one."""
-        return self.backbone.hf_device_map  # type: ignore[return-value]
-
-    @hf_device_map.setter
-    def hf_device_map(self, value: dict[str, Any]) -> None:
-        # accelerate.dispatch_model notes here what it did, by names that begin at the wrapper.
-        self.backbone.hf_device_map = {
-            name.removeprefix("backbone").removeprefix("."): device
-            for name, device in value.items()
-            if not name.startswith("policy")
-        }
-
-    def can_generate(self) -> bool:  # type: ignore[override]
-        """Whether the backbone can."""
-        return "backbone" not in self._modules or self.backbone.can_generate()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The backbone's."""
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the backbone's."""
-        self.backbone.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The backbone's."""
-        return self.backbone.get_output_embeddings()
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the backbone's."""
-        self.backbone.set_output_embeddings(value)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Of the backbone; the policy knows no vocabulary."""
-        return self.backbone.resize_token_embeddings(*args, **kwargs)
-
-    def get_decoder(self) -> nn.Module:
-        """The backbone's language model."""
-        return self.backbone.get_decoder()
-
-    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
-        """Of the backbone; the policy's attention is always sdpa."""
-        self.backbone.set_attn_implementation(*args, **kwargs)
-
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Of the backbone; the policy is one layer."""
-        self.backbone.gradient_checkpointing_enable(*args, **kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Of the backbone."""
-        self.backbone.gradient_checkpointing_disable()
 
     # ---------------------------------------------------------------- training
 
@@ -503,60 +431,43 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
         """
         kwargs = with_cache_name(kwargs)
-        known = {"retention_ratio", "compressor", "encoded_videos", *forward_arguments(self.backbone)}
-        # None is what a missing argument is, in any version.
-        given = [name for name, value in kwargs.items() if value is not None]
-        check_names(given, known, f"argument of {type(self).__name__} or {type(self.backbone).__name__}")
+        self._check_names(kwargs)
         method = self.resolve_compressor(compressor)
-        if is_recorded(kwargs.get(CACHE)):
+        if CacheRecord.has_record(kwargs.get(CACHE)):
             return self._step(input_ids, attention_mask, labels, encoded_videos, kwargs)
-        if encoded_videos is None and self._drops_nothing(retention_ratio, input_ids, kwargs):
+        ratios = self._ratios(retention_ratio, {**kwargs, "encoded_videos": encoded_videos})
+        if encoded_videos is None and drops_nothing(self, retention_ratio, ratios, input_ids, kwargs):
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
-            return self._output(outputs, self._all_places(input_ids))
-        for name in (CACHE, "inputs_embeds", "mm_encoder_outputs"):
-            if kwargs.pop(name, None) is not None:
-                raise ValueError(
-                    f"{name} does not work with compressed video tokens: give the whole prompt as input_ids. {WAY_ROUND} for it."
-                )
+            return self._output(outputs, all_places(input_ids))
+        check_forward(self.backbone, {**kwargs, "labels": labels}, method)
         if method.inside_llm:
-            if labels is not None or kwargs.get("use_cache"):
-                raise ValueError(
-                    f"labels and use_cache=True do not work with compressor {method.name!r}, which leaves each layer another prompt: leave them out, or "
-                    "use a compressor that drops tokens before the language model."
-                )
-            decoder: Any = self.get_decoder()
-            if torch.is_grad_enabled() and self.backbone.training and decoder.layers[0].gradient_checkpointing:
-                raise ValueError(
-                    f"Gradient checkpointing does not work with compressor {method.name!r}, whose choices between the layers would be made a second time: "
-                    "call gradient_checkpointing_disable, or use a compressor that drops tokens before the language model."
-                )
             kwargs["use_cache"] = False
-        if input_ids is None:
-            raise ValueError("input_ids are missing: pass everything that the processor returned.")
-        if attention_mask is None:
+        if attention_mask is None and input_ids is not None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.long)
-        embedding = take_embedding_arguments(self.backbone, kwargs)
-        if encoded_videos is not None:
-            embedding = self._with_encoded(encoded_videos, embedding)
-        prompt, check = self._compress(input_ids, attention_mask, retention_ratio, method, embedding)
-        if labels is not None:
-            places = prompt.kept_indices.clamp(min=0).to(labels.device)
-            # Padding has no labels, and nothing before the first token predicts it.
-            predicted = prompt.attention_mask.to(labels.device).cumsum(1) > 1
-            labels = labels.gather(1, places).masked_fill(~predicted, -100)
-        with method.inside(self, prompt, retention_ratios(self._ratio(retention_ratio), len(prompt.videos))) as layers:
+        others = take_embedding_arguments(self.backbone, kwargs)
+        given = complete_inputs(self, input_ids, attention_mask, others, encoded_videos)
+        call = prepare_call(self, given, method, ratios)
+        prompt, check = self._compress(call)
+        with method.inside(self, prompt, call.ratios) as layers:
             outputs = self.backbone(
                 inputs_embeds=prompt.inputs_embeds,
                 attention_mask=prompt.attention_mask,
                 position_ids=prompt.position_ids,
-                labels=labels,
-                **kwargs,
+                labels=kept_labels(labels, prompt.kept_indices),
+                **without_prompt(kwargs),
             )
         check.settle()
         values = outputs if isinstance(outputs, tuple) else outputs.values()
         for cache in (value for value in values if isinstance(value, Cache)):
-            record(cache, prompt, input_ids, input_ids.shape[1])
+            CacheRecord.remember(cache, prompt, given.input_ids, given.input_ids.shape[1])
         return self._output(outputs, prompt.kept_indices, layers)
+
+    def _check_names(self, kwargs: dict[str, Any]) -> None:
+        """Raise a `ValueError` with the likeliest name, if an argument of `forward` is none of ours and none of the backbone's."""
+        known = {"retention_ratio", "compressor", "encoded_videos", *forward_arguments(self.backbone)}
+        # None is what a missing argument is, in any version.
+        given = [name for name, value in kwargs.items() if value is not None]
+        check_names(given, known, f"argument of {type(self).__name__} or {type(self.backbone).__name__}")
 
     def _step(
         self,
@@ -578,17 +489,12 @@ class CaCoVidForConditionalGeneration(Compressing, AnyAttention, PreTrainedModel
                 "The cache is of a compressed prompt, from which forward goes on with new text alone, and videos or images are given: give "
                 "as input_ids the tokens that follow, or the whole conversation to generate."
             )
-        step, note = text_step(cache, input_ids, attention_mask, inputs.get("position_ids"))
-        check_windows(config, note.num_places)
-        forget(cache)
+        step, record = text_step(cache, input_ids, attention_mask, inputs.get("position_ids"))
+        check_windows(config, record.num_places)
+        CacheRecord.mark_unknown(cache)
         outputs = self.backbone(**step, labels=labels, **kwargs)
-        note_down(cache, note)
-        return self._output(outputs, note.places[:, -input_ids.shape[1] :])
-
-    def _all_places(self, input_ids: Tensor | None) -> Tensor | None:
-        if input_ids is None:
-            return None
-        return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+        record.store(cache)
+        return self._output(outputs, record.places[:, -input_ids.shape[1] :])
 
     def _output(self, outputs: Any, places: Tensor | None, layers: LayerRecord | None = None) -> Any:
         """The backbone's output with the kept places; a tuple (`return_dict=False`) gets them as its last element."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .utils.tensors import send
+from .utils.tensors import to_device_async
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ class Prompt:
 
     def video_features(self, span: VideoSpan) -> Tensor:
         """`(T, P, D)`, the tokens of a video as the language model would receive them."""
-        tokens = self.inputs_embeds[span.row].index_select(0, send(span.positions, self.inputs_embeds.device))
+        tokens = self.inputs_embeds[span.row].index_select(
+            0, to_device_async(span.positions, self.inputs_embeds.device)
+        )
         return tokens.unflatten(0, (span.num_frames, span.tokens_per_frame))
 
     def tower_attention(self, span: VideoSpan) -> "TowerAttention":
@@ -233,9 +235,9 @@ def kept_indices(layout: PromptLayout, keeps: list[Tensor], budgets: list[int]) 
     """
     lengths = layout.valid.sum(dim=1).tolist()
     device = keeps[0].device if keeps else layout.valid.device
-    stays = send(layout.valid.clone(), device)
+    stays = to_device_async(layout.valid.clone(), device)
     for span, keep, budget in zip(layout.videos, keeps, budgets, strict=True):
-        stays[span.row].index_copy_(0, send(span.positions, device), keep.flatten())
+        stays[span.row].index_copy_(0, to_device_async(span.positions, device), keep.flatten())
         lengths[span.row] -= span.num_tokens - budget
     return ordered_places(stays, lengths)
 
@@ -245,7 +247,7 @@ def ordered_places(stays: Tensor, lengths: list[int]) -> Tensor:
     longest, length = max(lengths), stays.shape[1]
     # A stable sort brings the places that stay to the end of the row, in order.
     places = torch.sort(stays, dim=1, stable=True).indices[:, length - longest :]
-    padding = send(torch.tensor([longest - n for n in lengths]), stays.device)
+    padding = to_device_async(torch.tensor([longest - n for n in lengths]), stays.device)
     return places.masked_fill(torch.arange(longest, device=stays.device) < padding[:, None], -1)
 
 

@@ -1,12 +1,13 @@
-"""A budget that the scores decide: `retention_ratio="auto"` keeps as many tokens as score above a threshold, question by question (ours).
+"""What a retention ratio may be, and how many tokens it means.
 
-Only how many is decided here; which ones is the compression method's affair, as at any ratio.
+A call asks for a number, for `"auto"` (as many tokens as score above a threshold, question by question; ours), or for one of these per video. `resolve`
+checks it once; below it, ratios are a tuple with one entry per video. Which tokens stay is the compression method's affair.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -53,13 +54,71 @@ Ratio = float | str | AutoBudget
 """What a call may ask for: a fraction, `"auto"`, or a budget with settings of its own."""
 
 
-def check_ratio(ratio: Any, name: str = "retention_ratio") -> float | AutoBudget:
-    """What stands for one ratio, checked: a number in (0, 1], or an `AutoBudget`.
+class RatioDefaults(Protocol):
+    """What a config says where a call does not.
+
+    Attributes:
+        retention_ratio: a `Ratio`, or None: keep all.
+        auto_floor: of `"auto"`, see `AutoBudget`.
+        auto_cap: likewise.
+        auto_threshold: likewise.
+    """
+
+    retention_ratio: Any
+    auto_floor: float
+    auto_cap: float
+    auto_threshold: float
+
+
+def resolve(asked: Any, default: RatioDefaults, num_videos: int) -> tuple[float | AutoBudget, ...]:
+    """One checked ratio per video: numbers in (0, 1], or budgets that the scores decide.
+
+    Args:
+        asked: by a call: one `Ratio`, or one per video in a list, tuple, array or tensor; None: the default.
+        default: the config's.
+        num_videos: of the prompt.
 
     Raises:
-        ValueError: neither; `"auto"` must have been replaced by a budget by now, see `with_auto`.
+        ValueError: something else, a number out of range, or not one per video.
     """
-    return ratio if isinstance(ratio, AutoBudget) else check_retention_ratio(ratio, name)
+    if asked is None:
+        asked = 1.0 if default.retention_ratio is None else default.retention_ratio
+    each = one_per_video(asked)
+    if each is None:
+        return (_resolved(asked, default, "retention_ratio"),) * num_videos
+    if len(each) != num_videos:
+        raise ValueError(
+            f"retention_ratio has {len(each)} values and the prompt {num_videos} video(s): give one number, or one per video."
+        )
+    return tuple(_resolved(ratio, default, f"retention_ratio[{i}]") for i, ratio in enumerate(each))
+
+
+def _resolved(ratio: Any, default: RatioDefaults, name: str) -> float | AutoBudget:
+    if isinstance(ratio, AutoBudget):
+        return ratio
+    if isinstance(ratio, str) and ratio == AUTO:
+        return AutoBudget(default.auto_floor, default.auto_cap, default.auto_threshold)
+    return check_retention_ratio(ratio, name)
+
+
+def one_per_video(asked: Any) -> list[Any] | None:
+    """The ratios of a call that asks for one per video; None if it asks for the same everywhere."""
+    if isinstance(asked, (list, tuple)):
+        return list(asked)
+    return asked.tolist() if isinstance(asked, (Tensor, np.ndarray)) and asked.ndim > 0 else None
+
+
+def check_asked(asked: Any) -> None:
+    """Raise the `ValueError` that `resolve` would, except for the number of values, which a prompt decides."""
+    each = one_per_video(asked)
+    for i, ratio in enumerate([asked] if each is None else each):
+        if not isinstance(ratio, AutoBudget) and ratio != AUTO:
+            check_retention_ratio(ratio, "retention_ratio" if each is None else f"retention_ratio[{i}]")
+
+
+def keeps_all(ratios: Sequence[float | AutoBudget]) -> bool:
+    """Whether nothing of any video is to be dropped; there is at least one."""
+    return len(ratios) > 0 and all(ratio == 1.0 for ratio in ratios)
 
 
 def parse_ratio(words: str, name: str) -> float | AutoBudget | str:
@@ -86,15 +145,6 @@ def _number(word: str) -> float | None:
         return float(word)
     except ValueError:
         return None
-
-
-def with_auto(ratios: Any, budget: AutoBudget) -> Any:
-    """Put `budget` in the place of every `"auto"`, alone or in a list."""
-    if isinstance(ratios, str) and ratios == AUTO:
-        return budget
-    if isinstance(ratios, (list, tuple)):
-        return [with_auto(ratio, budget) for ratio in ratios]
-    return ratios
 
 
 def calibrated_threshold(
@@ -154,31 +204,13 @@ def check_retention_ratio(retention_ratio: float, name: str = "retention_ratio")
 
 def token_budget(num_tokens: int, retention_ratio: float) -> int:
     """Number of tokens kept of `num_tokens` (at least 1): `max(1, floor(retention_ratio * num_tokens))`, never one less
-    because of the float product.
+    because of the float product. The ratio is in (0, 1], as `resolve` gives it.
     """
     if num_tokens < 1:
         raise ValueError(f"num_tokens={num_tokens}: a video needs at least one token.")
-    return max(1, math.floor(check_retention_ratio(retention_ratio) * num_tokens + _EPSILON))
+    return max(1, floor_of(retention_ratio * num_tokens))
 
 
-def retention_ratios(retention_ratio: Any, num_videos: int) -> list[float | AutoBudget]:
-    """One checked ratio a video, from one number (or budget that the scores decide) or one a video."""
-    if isinstance(retention_ratio, (Tensor, np.ndarray)) and retention_ratio.ndim > 0:
-        retention_ratio = retention_ratio.tolist()
-    if isinstance(retention_ratio, (list, tuple)):
-        if len(retention_ratio) != num_videos:
-            raise ValueError(
-                f"retention_ratio has {len(retention_ratio)} values and the prompt {num_videos} video(s): give one number, or one a video."
-            )
-        return [check_ratio(ratio, f"retention_ratio[{i}]") for i, ratio in enumerate(retention_ratio)]
-    return [check_ratio(retention_ratio)] * num_videos
-
-
-def keeps_all(retention_ratio: Any) -> bool:
-    """Whether nothing is to be dropped, told (and the values checked) without looking at the prompt."""
-    if isinstance(retention_ratio, (Tensor, np.ndarray)):
-        retention_ratio = retention_ratio.tolist()
-    if not isinstance(retention_ratio, (list, tuple)):
-        retention_ratio = [retention_ratio]
-    ratios = [check_ratio(ratio) for ratio in retention_ratio]
-    return bool(ratios) and all(ratio == 1.0 for ratio in ratios)
+def floor_of(number: float) -> int:
+    """Whole part of a product of floats, such as 3 of `0.3 * 10`, whatever its rounding error."""
+    return math.floor(number + _EPSILON)

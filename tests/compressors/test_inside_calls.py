@@ -195,7 +195,7 @@ def test_no_labels_and_no_caches_in_forward(method):
     stock, model = wrapped("llava_onevision")
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     for extra in (dict(labels=inputs["input_ids"]), dict(use_cache=True)):
-        with pytest.raises(ValueError, match="labels and use_cache=True do not work with compressor"):
+        with pytest.raises(ValueError, match=r"(labels|use_cache=True) does not work with compressor"):
             model(**inputs, retention_ratio=0.3, compressor=BOTH[method], **extra)
 
 

@@ -48,9 +48,9 @@ class FirstTokensMerged(Compressor):
 
     name = "first_tokens_merged"
 
-    def select(self, prompt, span, scores, retention_ratio):
+    def select(self, prompt, span, scores, budget):
         features = prompt.video_features(span)
-        keep = torch.arange(span.num_tokens) < token_budget(span.num_tokens, retention_ratio)
+        keep = torch.arange(span.num_tokens) < budget
         return Merged(keep.view(features.shape[:2]), features + features.mean((0, 1)))
 
 

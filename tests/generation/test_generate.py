@@ -344,8 +344,8 @@ def test_every_method_meets_the_budget_and_the_oracle(family, method):
 class Sloppy(Uniform):
     """Off by one."""
 
-    def select(self, prompt, span, scores, retention_ratio):
-        keep = super().select(prompt, span, scores, retention_ratio)
+    def select(self, prompt, span, scores, budget):
+        keep = super().select(prompt, span, scores, budget)
         keep.view(-1)[keep.flatten().nonzero()[0]] = False
         return keep
 

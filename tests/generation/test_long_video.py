@@ -21,7 +21,7 @@ from helpers.processors import tiny_processor
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.backbones import base
 from cacovid_hf.compressors import COMPRESSORS, Uniform
-from cacovid_hf.generation.long_video import ahead, encode_file
+from cacovid_hf.generation.long_video import encode_file, prefetched
 
 PIXELS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 # Windows of Qwen2.5-VL's tower are 2 x 2 tokens here: grids of several windows, odd ones among them.
@@ -241,13 +241,13 @@ def test_ahead_keeps_order_depth_and_ends():
             made.append("closed")
 
     before = threading.active_count()
-    iterator = ahead(items(), depth=2)
+    iterator = prefetched(items(), depth=2)
     assert [next(iterator) for _ in range(3)] == [0, 1, 2]
     iterator.close()
     assert threading.active_count() == before
     assert made[-1] == "closed"
     assert len(made) <= 3 + 2 + 2
-    assert list(ahead(range(50))) == list(range(50))
+    assert list(prefetched(range(50))) == list(range(50))
 
 
 def test_frames_whose_size_depends_on_their_number_are_refused(tmp_path):

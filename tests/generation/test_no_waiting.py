@@ -64,11 +64,11 @@ def test_scores_and_selection_on_cuda(family, policy_type):
     inputs = {name: value.cuda() for name, value in prompt_inputs(model.backbone, PROMPTS["ragged batch"]).items()}
     prompt = model.embed(**inputs)
     method = model.resolve_compressor(None)
-    model._cut(prompt, 0.25, method)  # pinned memory and kernels are there now
+    model._select(prompt, (0.25,), method)  # pinned memory and kernels are there now
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        _, check = model._cut(prompt, 0.25, method)
+        _, check = model._select(prompt, (0.25,), method)
         check.launch()
     finally:
         torch.cuda.set_sync_debug_mode("default")

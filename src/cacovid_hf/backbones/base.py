@@ -62,6 +62,15 @@ class Backbone(ABC):
         encoded: EncodedVideos | None = inputs.get("encoded_videos")
         return self.video_grids(config, inputs) if encoded is None else list(encoded.grids)
 
+    def num_videos(self, inputs: dict[str, Any]) -> int:
+        """How many videos the inputs of the call hold, told without a look into their pixels."""
+        encoded: EncodedVideos | None = inputs.get("encoded_videos")
+        if encoded is not None:
+            return len(encoded)
+        if all(inputs.get(name) is None for name in self.video_inputs):
+            return 0
+        return next(len(inputs[n]) for n in (*self.video_settings, *self.video_inputs) if inputs.get(n) is not None)
+
     @abstractmethod
     def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:
         """The pixel inputs of some frames (temporal grid steps) of one video, as those of a video of their own."""
@@ -88,8 +97,7 @@ class Backbone(ABC):
 
     def num_placeholders(self, config, inputs: dict[str, Any]) -> int:
         """How many video placeholders the pixel inputs of the call stand for."""
-        grids = self.grids(config, inputs)
-        return sum(t * h * w for t, h, w in grids) + self.trailing_tokens * len(grids)
+        return sum(t * h * w + self.trailing_tokens for t, h, w in self.grids(config, inputs))
 
     def position_ids(
         self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
@@ -130,7 +138,7 @@ class Backbone(ABC):
         is_video = input_ids == config.video_token_id
         grids = self.grids(config, inputs)
         sizes = [t * h * w for t, h, w in grids]
-        expected, found = self.num_placeholders(config, inputs), int(is_video.sum())
+        expected, found = sum(sizes) + self.trailing_tokens * len(sizes), int(is_video.sum())
         if expected != found:
             raise ValueError(
                 f"The prompt has {found} video placeholders, the pixel inputs of {len(sizes)} video(s) stand for {expected}: make "
@@ -182,6 +190,10 @@ class Backbone(ABC):
         """
         inputs = dict(inputs)
         encoded: EncodedVideos | None = inputs.pop("encoded_videos", None)
+        if encoded is not None and with_tower_attention:
+            raise ValueError(
+                "What the vision tower attended to is not known of encoded videos: give the pixels, or choose a method that does not read it."
+            )
         position_ids = inputs.pop("position_ids", None)
         if position_ids is None:
             position_ids = self.position_ids(model, input_ids, attention_mask, inputs)
@@ -216,7 +228,7 @@ class Backbone(ABC):
             return Prompt(layout, input_ids, embeds, position_ids, attention())
         embeds = self._embedded(model, arguments)
         if features is not None:
-            embeds = filled(embeds, (input_ids == model.config.video_token_id).nonzero(), features)
+            embeds = with_features(embeds, (input_ids == model.config.video_token_id).nonzero(), features)
         return Prompt(layout, input_ids, embeds, position_ids, tower)
 
     def encode(self, model: PreTrainedModel, inputs: dict[str, Any], frames_per_chunk: int | None) -> Iterator[Tensor]:
@@ -259,7 +271,7 @@ class Backbone(ABC):
         return found["inputs_embeds"]
 
 
-def filled(embeds: Tensor, places: Tensor, features: Iterable[Tensor]) -> Tensor:
+def with_features(embeds: Tensor, places: Tensor, features: Iterable[Tensor]) -> Tensor:
     """`embeds` `(B, L, D)` with `features`, `(n, D)` each, one after the other at `places` `(N, 2)` (row, place); written in place unless gradients reach it."""
     embeds = embeds.clone() if embeds.requires_grad else embeds
     rows, columns = places.unbind(dim=1)

@@ -6,7 +6,7 @@ which no loss trained and no inference uses (facts of the published format; noth
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..configuration import CaCoVidConfig
 from ..hub.card import CARD, CardFacts
 from ..hub.source import Source, StoredTensor, check_weights
 from ..policies.factory import make_policy
+from ..policies.settings import PUBLISHED_SELECTION
 from ..utils.files import replaced
 from .saving import write
 
@@ -39,12 +40,7 @@ BASES = {
     ("qwen2_5_vl", 2048, 11008): "Qwen/Qwen2.5-VL-3B-Instruct",
 }
 SETTINGS: dict[str, Any] = dict(
-    policy_type="full",
-    policy_attention="causal",
-    contribution_share=0.5,
-    frame_cap=1.5,
-    scope="frame",
-    policy_trained=True,
+    policy_type="full", policy_attention="causal", **asdict(PUBLISHED_SELECTION), policy_trained=True
 )
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 

@@ -1,6 +1,7 @@
 """Load a checkpoint: its config, and its backbone from safetensors alone."""
 
 import os
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..backbones import backbone_family
 from ..configuration import CaCoVidConfig
 from ..hub.source import Source
 from ..policies.factory import check_policy_size
+from ..policies.settings import PolicySettings
 from ..utils.names import nearest
 
 BACKBONE_FOLDER = "backbone"
@@ -22,15 +24,7 @@ SHARED_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "prox
 
 
 CONFIG_OVERRIDES = (
-    "retention_ratio",
-    "auto_floor",
-    "auto_cap",
-    "auto_threshold",
-    "contribution_share",
-    "frame_cap",
-    "scope",
-    "policy_type",
-    "policy_attention",
+    *(field.name for field in fields(PolicySettings)),
     "base_model_name_or_path",
     "base_model_revision",
     "policy_trained",

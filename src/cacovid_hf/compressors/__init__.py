@@ -3,8 +3,9 @@
 # What is imported here is public.
 # ruff: noqa: F401
 
+from ..policies.settings import SelectionConfig
 from .attention import Attention
-from .base import Compression, Compressor, LayerRecord, Merged, Scores
+from .base import Compression, Compressor, LayerRecord, Merged, ScoreCompressor, Scores
 from .baselines import Random, Uniform
 from .cacovid import CaCoVid
 from .check import Check
@@ -23,14 +24,19 @@ from .visionzip import VisionZip
 COMPRESSORS: dict[str, type[Compressor]] = {
     kind.name: kind
     for kind in list(globals().values())
-    if isinstance(kind, type) and issubclass(kind, Compressor) and kind is not Compressor
+    if isinstance(kind, type) and issubclass(kind, Compressor) and kind not in (Compressor, ScoreCompressor)
 }
 
 
-def resolve_compressor(compressor: "str | Compressor") -> Compressor:
-    """A compressor from its name (default settings) or itself; a `ValueError` lists the known names."""
+def resolve_compressor(compressor: "str | Compressor | None", config: SelectionConfig | None = None) -> Compressor:
+    """A compressor from its name (default settings) or itself; a `ValueError` lists the known names.
+
+    None and `"cacovid"` are the policy, with the settings of a config if one is given.
+    """
     if isinstance(compressor, Compressor):
         return compressor
+    if compressor is None or compressor == CaCoVid.name:
+        return CaCoVid() if config is None else CaCoVid(config.contribution_share, config.frame_cap, config.scope)
     if compressor not in COMPRESSORS:
         raise ValueError(
             f"compressor={compressor!r} is unknown: choose one of {', '.join(map(repr, COMPRESSORS))} or give an instance "

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..prompt import Prompt, PromptLayout, VideoSpan
-from ..ratio import token_budget
 from ..utils.hooks import Hook, attached
 from .base import CompressibleModel, Compressor, Scores
 from .tools.inside import attention_rows
-from .tools.selection import top_tokens
+from .tools.selection import highest_tokens
 
 QUERIES = ("last", "question")
 
@@ -47,12 +46,11 @@ class Attention(Compressor):
         received = video_attention(model, prompt, [self.layer], self.query)[self.layer]
         return [Scores(tokens, tokens.sum(dim=1)) for tokens in received]
 
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
         """The tokens with the most attention, whatever their frame."""
         if scores is None:
             raise ValueError("The attention compressor selects by its scores, and there are none: call `score` first.")
-        keep = top_tokens(scores.token.flatten(), token_budget(span.num_tokens, retention_ratio))
-        return keep.view(scores.token.shape)
+        return highest_tokens(scores.token, budget)
 
 
 class _Done(Exception):

@@ -13,12 +13,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone
+from ..backbones.base import Backbone
 from ..policies.base import Policy
 from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
 from ..ratio import AutoBudget, token_budget
-from ..utils.tensors import full_precision, send
+from ..utils.tensors import full_precision, to_device_async
 from .tools.inside import LayerRecord
+from .tools.selection import highest_tokens
 
 _NO_SCORES = "compressor {!r} has no scores to decide a budget by, so retention_ratio='auto' does not work with it: give a number."
 
@@ -82,17 +83,20 @@ class Compressor(ABC):
 
     A subclass is a dataclass of its settings with a `name`; it implements `select` for one video and, if it looks at whole prompts or at the
     model first, `score`. It holds no state between calls. Where a video's budget is all of its tokens, `select` is not called.
+    A method that ranks all tokens of a video at once is a `ScoreCompressor`.
 
     Attributes:
         name: what `compressor=` takes.
         inside_llm: whether tokens are dropped between the layers of the language model too, see `inside`.
         reads_tower: whether `prompt.tower_attention(span)` is read: attention of the vision tower, recorded while the prompt is embedded.
+        exact_count: whether the budget is exact; False for a published rule, whose count only the method knows.
         count_rule: how many tokens are kept, in words.
     """
 
     name: ClassVar[str]
     inside_llm: ClassVar[bool] = False
     reads_tower: bool = False
+    exact_count: bool = True
     count_rule: str = "max(1, floor(retention_ratio * N)) of each video, before the language model"
 
     def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
@@ -104,7 +108,7 @@ class Compressor(ABC):
 
     def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
         """How many tokens of a video `select` must keep; None: as many as it does (a published rule that depends on the content)."""
-        return token_budget(span.num_tokens, retention_ratio)
+        return token_budget(span.num_tokens, retention_ratio) if self.exact_count else None
 
     def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
         """Refuse ratios that the method cannot serve, before anything is computed.
@@ -115,19 +119,33 @@ class Compressor(ABC):
         if type(self).score is Compressor.score and any(isinstance(ratio, AutoBudget) for ratio in retention_ratios):
             raise ValueError(_NO_SCORES.format(self.name))
 
-    @abstractmethod
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor | Merged:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor | Merged:
         """Choose the tokens of one video.
 
         Args:
             prompt: the embedded prompts; `prompt.video_features(span)` are the video's tokens.
             span: its place and grid.
             scores: what `score` said of it.
-            retention_ratio: in (0, 1].
+            budget: how many to keep, in [1, N); None where the method's own `budget` gives None.
 
         Returns:
-            bool `(T, P)` with exactly `budget(span, retention_ratio)` true, or `Merged` with such a mask.
+            bool `(T, P)` with exactly `budget` true, or `Merged` with such a mask.
         """
+        raise NotImplementedError(f"{type(self).__name__} implements neither `select` nor `select_at`.")
+
+    def select_at(
+        self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
+    ) -> Tensor | Merged:
+        """As `select`, for a method whose rule needs the ratio itself, which then implements this instead.
+
+        Args:
+            prompt: as in `select`.
+            span: as in `select`.
+            scores: as in `select`.
+            retention_ratio: in (0, 1]; where scores decided the budget, its part of the tokens.
+            budget: as in `select`.
+        """
+        return self.select(prompt, span, scores, budget)  # type: ignore[arg-type]
 
     def inside(
         self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
@@ -159,22 +177,27 @@ class Compressor(ABC):
         expected: list[int | None] = []
         embeds = prompt.inputs_embeds
         for span, scores, ratio in zip(prompt.layout.videos, self.score(prompt, model), retention_ratios, strict=True):
+            budget: int | None
             if isinstance(ratio, AutoBudget):
                 if scores is None:
                     raise ValueError(_NO_SCORES.format(self.name))
-                ratio = ratio.count(scores.token) / span.num_tokens
-            budget = self.budget(span, ratio)
+                budget = ratio.count(scores.token)
+                ratio = budget / span.num_tokens
+            else:
+                budget = self.budget(span, ratio)
             chosen: Tensor | Merged
             if budget == span.num_tokens:
                 chosen = torch.ones(span.num_frames, span.tokens_per_frame, dtype=torch.bool, device=embeds.device)
             else:
                 with full_precision(embeds.device):  # neighbours by cosine or distance, too
-                    chosen = self.select(prompt, span, scores, ratio)
+                    chosen = self.select_at(prompt, span, scores, ratio, budget)
             if isinstance(chosen, Merged):
                 keep, features = chosen
                 # The caller's prompt stays as it is.
                 embeds = embeds.clone() if embeds is prompt.inputs_embeds else embeds
-                embeds[span.row].index_copy_(0, send(span.positions, embeds.device), features.flatten(0, 1).to(embeds))
+                embeds[span.row].index_copy_(
+                    0, to_device_async(span.positions, embeds.device), features.flatten(0, 1).to(embeds)
+                )
             else:
                 keep = chosen
             token_scores, frame_scores = (scores.token, scores.frame) if scores else (None, None)
@@ -183,3 +206,20 @@ class Compressor(ABC):
         # Only a count that nobody knows beforehand is read back from the device.
         budgets = [int(s.keep.sum()) if n is None else n for n, s in zip(expected, selections, strict=True)]
         return Compression(replace(prompt, inputs_embeds=embeds), tuple(selections), budgets)
+
+
+class ScoreCompressor(Compressor):
+    """A method that keeps a video's highest scores, all frames in one pool; of equal scores the lower index. A subclass writes `score_tokens` alone."""
+
+    @abstractmethod
+    def score_tokens(self, prompt: Prompt, span: VideoSpan) -> Tensor:
+        """Scores `(T, P)` of one video's tokens, larger = keep.
+
+        Args:
+            prompt: the embedded prompts; `prompt.video_features(span)` are the video's tokens.
+            span: its place and grid.
+        """
+
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
+        """The tokens with the highest scores."""
+        return highest_tokens(self.score_tokens(prompt, span), budget)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ..prompt import Prompt, VideoSpan
-from ..ratio import token_budget
-from .base import Compressor, Scores
-from .tools.selection import spread_tokens, top_tokens
+from .base import Compressor, ScoreCompressor, Scores
+from .tools.selection import spread_tokens
 
 
 @dataclass(frozen=True)
@@ -17,15 +16,14 @@ class Uniform(Compressor):
 
     name = "uniform"
 
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
         """Evenly spaced over space and time."""
         nothing = torch.zeros(span.num_tokens, dtype=torch.bool, device=prompt.inputs_embeds.device)
-        budget = token_budget(span.num_tokens, retention_ratio)
         return spread_tokens(nothing, 0, budget).view(span.num_frames, span.tokens_per_frame)
 
 
 @dataclass(frozen=True)
-class Random(Compressor):
+class Random(ScoreCompressor):
     """A random subset; the same seed gives the same tokens on any device, for every video of the same size.
 
     Args:
@@ -36,10 +34,8 @@ class Random(Compressor):
 
     name = "random"
 
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
-        """The tokens with the largest of `T * P` random numbers."""
+    def score_tokens(self, prompt: Prompt, span: VideoSpan) -> Tensor:
+        """`T * P` random numbers."""
         generator = torch.Generator().manual_seed(self.seed)
-        draw = torch.rand(span.num_tokens, generator=generator).to(prompt.inputs_embeds.device)
-        return top_tokens(draw, token_budget(span.num_tokens, retention_ratio)).view(
-            span.num_frames, span.tokens_per_frame
-        )
+        draw = torch.rand(span.num_frames, span.tokens_per_frame, generator=generator)
+        return draw.to(prompt.inputs_embeds.device)

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..prompt import Prompt, VideoSpan
-from ..ratio import token_budget
 from .base import Compressor, Scores
 
 # Rows of all-pairs similarities that are held at once for the first pick.
@@ -24,10 +23,10 @@ class DivPrune(Compressor):
 
     name = "divprune"
 
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
         """`farthest_points` of all the video's tokens."""
         features = prompt.video_features(span)
-        picked = farthest_points(features.flatten(0, 1), token_budget(span.num_tokens, retention_ratio))
+        picked = farthest_points(features.flatten(0, 1), budget)
         keep = torch.zeros(span.num_tokens, dtype=torch.bool, device=features.device)
         return keep.index_fill_(0, picked, True).view(features.shape[:2])
 

@@ -8,15 +8,15 @@ from torch.nn.functional import cosine_similarity
 
 from ..prompt import Prompt, VideoSpan
 from ..ratio import token_budget
-from .base import Compressor, Scores
-from .tools.selection import spread_tokens, top_tokens
+from .base import ScoreCompressor, Scores
+from .tools.selection import spread_tokens
 
 # Dissimilarity of the first frame's tokens, above any other.
 _FIRST_FRAME = 255.0
 
 
 @dataclass(frozen=True)
-class Evs(Compressor):
+class Evs(ScoreCompressor):
     """Keep the first frame, then the tokens least like those at their place in the frame before; blind to the question.
 
     Departures from vLLM's code: with `exact_count` the budget is exact where it is below one frame, too, and such a budget is spread evenly over
@@ -36,14 +36,17 @@ class Evs(Compressor):
             return token_budget(span.num_tokens, retention_ratio)
         return published_count(span.num_frames, span.tokens_per_frame, 1 - retention_ratio)
 
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
-        """The largest changes."""
-        features, budget = prompt.video_features(span), self.budget(span, retention_ratio)
-        if budget < span.tokens_per_frame:
-            nothing = torch.zeros(span.tokens_per_frame, dtype=torch.bool, device=features.device)
-            first = spread_tokens(nothing, 0, budget)
-            return torch.cat([first, nothing.repeat(span.num_frames - 1)]).view(features.shape[:2])
-        return top_tokens(change(features).flatten(), budget).view(features.shape[:2])
+    def score_tokens(self, prompt: Prompt, span: VideoSpan) -> Tensor:
+        """`change`."""
+        return change(prompt.video_features(span))
+
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
+        """The largest changes; of a budget below one frame, tokens spread over the first."""
+        if budget >= span.tokens_per_frame:
+            return super().select(prompt, span, scores, budget)
+        nothing = torch.zeros(span.tokens_per_frame, dtype=torch.bool, device=prompt.inputs_embeds.device)
+        first = spread_tokens(nothing, 0, budget)
+        return torch.cat([first, nothing.repeat(span.num_frames - 1)]).view(span.num_frames, -1)
 
 
 def published_count(num_frames: int, tokens_per_frame: int, pruning_rate: float) -> int:

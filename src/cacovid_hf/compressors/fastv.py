@@ -5,12 +5,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..prompt import CompressedPrompt, Prompt, VideoSpan
+from ..prompt import CompressedPrompt, VideoSpan
 from ..ratio import AutoBudget, token_budget
-from .base import CompressibleModel, Compressor, LayerRecord, Scores
+from .base import CompressibleModel, Compressor, LayerRecord
 from .tools.inside import Cut, CutRule, cut_inside, plain_ratios
 from .tools.selection import top_tokens
 
@@ -76,11 +75,6 @@ class FastV(Compressor):
     def budget(self, span: VideoSpan, retention_ratio: float) -> int:
         """All: what enters the language model."""
         return span.num_tokens
-
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
-        """All: what enters the language model."""
-        device = prompt.inputs_embeds.device
-        return torch.ones(span.num_frames, span.tokens_per_frame, dtype=torch.bool, device=device)
 
     def inside(
         self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]

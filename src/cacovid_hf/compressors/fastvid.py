@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..prompt import Prompt, VideoSpan
-from ..ratio import token_budget
 from .base import Compressor, Merged, Scores
 from .tools.counts import apportion, even_counts
 from .tools.density_peaks import density_peaks, group_means
@@ -56,16 +55,14 @@ class FastVid(Compressor):
                 f"anchor_stride={self.anchor_stride!r} and min_segments={self.min_segments!r} must be at least 1."
             )
 
-    def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
-        """Exact, or whatever the published rule gives."""
-        return super().budget(span, retention_ratio) if self.exact_count else None
-
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Merged:
-        """`merge` within segments."""
+    def select_at(
+        self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
+    ) -> Merged:
+        """`merge` within segments, the budget split evenly over frames."""
         features = prompt.video_features(span)
         segments = segment_lengths(features.float().mean(1), self.min_segments, self.threshold)
-        if self.exact_count:
-            a_frame = even_counts(token_budget(span.num_tokens, retention_ratio), span.num_frames)
+        if budget is not None:
+            a_frame = even_counts(budget, span.num_frames)
         else:
             a_frame = torch.full((span.num_frames,), max(1, int(span.tokens_per_frame * retention_ratio)))
         salient, context = frame_counts(

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..prompt import Prompt, VideoSpan
-from ..ratio import token_budget
 from .base import Compressor, Merged, Scores
 from .tools.counts import apportion, even_counts
 from .tools.density_peaks import density_peaks, group_means
@@ -51,11 +50,11 @@ class FlashVid(Compressor):
         if self.min_segments < 1:
             raise ValueError(f"min_segments={self.min_segments!r} must be at least 1.")
 
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Merged:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Merged:
         """Diverse tokens, then the merged rest."""
         features = prompt.video_features(span)
         segments = segment_lengths(features.float().mean(1), self.min_segments, self.segment_threshold)
-        counts = even_counts(token_budget(span.num_tokens, retention_ratio), span.num_frames)
+        counts = even_counts(budget, span.num_frames)
         diverse = (counts * self.diverse_share - 1e-9).ceil().long().clamp(min=0)
         weights = prompt.tower_attention(span).received()
         if self.relevance:

@@ -59,6 +59,7 @@ class FrameFusion(Compressor):
 
     name = "framefusion"
     inside_llm = True
+    exact_count = False
     count_rule = "by content in each layer, so that the mean over the layers is the ratio"
 
     def __post_init__(self):
@@ -81,11 +82,9 @@ class FrameFusion(Compressor):
             scores.append(Unlikeness(unlike, unlike.mean(dim=1), len(decoder.layers)))
         return scores
 
-    def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
-        """By content."""
-        return None
-
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Merged:
+    def select_at(
+        self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
+    ) -> Merged:
         """The step before the first layer."""
         if not isinstance(scores, Unlikeness):
             raise ValueError("FrameFusion merges by its scores, and there are none: call `score` first.")

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..prompt import Prompt, VideoSpan
-from ..ratio import token_budget
 from .base import Compressor, Merged, Scores
 from .tools.counts import apportion
 from .tools.density_peaks import density_peaks, group_means
@@ -44,18 +43,14 @@ class PruneVid(Compressor):
 
     name = "prunevid"
 
-    def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
-        """Exact, or whatever the published rule gives."""
-        return super().budget(span, retention_ratio) if self.exact_count else None
-
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Merged:
-        """`merge` within windows."""
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int | None) -> Merged:
+        """`merge` within windows; without a budget by the published count."""
         features = prompt.video_features(span)
         windows = window_lengths(features.float().mean(1), self.temporal_share, self.num_neighbours)
         return merge(
             features,
             windows,
-            token_budget(span.num_tokens, retention_ratio) if self.exact_count else None,
+            budget,
             static_threshold=self.static_threshold,
             cluster_share=self.cluster_share,
             num_neighbours=self.num_neighbours,

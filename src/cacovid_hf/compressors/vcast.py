@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from ..prompt import Prompt, VideoSpan
-from ..ratio import token_budget
 from .base import Compressor, Scores
 from .tools.counts import apportion
 from .tools.selection import top_tokens
@@ -28,9 +27,9 @@ class VCast(Compressor):
 
     name = "vcast"
 
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
         """The most distinct tokens of every frame."""
-        features, budget = prompt.video_features(span).float(), token_budget(span.num_tokens, retention_ratio)
+        features = prompt.video_features(span).float()
         weights = (curvature(features) / self.temperature).softmax(0)
         least = int(budget >= span.num_frames)
         more = apportion(weights, budget - least * span.num_frames, span.tokens_per_frame - least)

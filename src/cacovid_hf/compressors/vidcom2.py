@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..prompt import Prompt, VideoSpan
-from ..ratio import token_budget
 from .base import Compressor, Scores
 from .tools.counts import apportion
 from .tools.selection import top_tokens
@@ -35,16 +34,13 @@ class VidCom2(Compressor):
 
     name = "vidcom2"
 
-    def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
-        """Exact, or whatever the published rule gives."""
-        return super().budget(span, retention_ratio) if self.exact_count else None
-
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
-        """The least likely tokens of every frame."""
+    def select_at(
+        self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
+    ) -> Tensor:
+        """The least typical tokens of every frame."""
         video, frame = typicality(prompt.video_features(span), self.channel_share)
         ratios = frame_ratios(video, retention_ratio, self.temperature)
-        if self.exact_count:
-            budget = token_budget(span.num_tokens, retention_ratio)
+        if budget is not None:
             counts = apportion(ratios, budget, span.tokens_per_frame, int(budget >= span.num_frames))
         else:
             counts = rounded_counts(ratios, span.tokens_per_frame)

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..prompt import Prompt, VideoSpan
-from ..ratio import token_budget
 from .base import Compressor, Merged, Scores
 from .tools.counts import even_counts
 from .tools.density_peaks import group_means
@@ -38,9 +37,9 @@ class VisionZip(Compressor):
                 f"dominant_share={self.dominant_share!r} is outside [0, 1]: give the part of the tokens chosen by attention."
             )
 
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Merged:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Merged:
         """`merge` with even counts."""
-        counts = even_counts(token_budget(span.num_tokens, retention_ratio), span.num_frames)
+        counts = even_counts(budget, span.num_frames)
         dominant = (counts * self.dominant_share + 1e-9).long().clamp(min=1).minimum(counts)
         tower = prompt.tower_attention(span)
         return merge(prompt.video_features(span), tower.received(), tower.mean_keys(), dominant, counts - dominant)

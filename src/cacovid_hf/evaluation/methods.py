@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from ..compressors import COMPRESSORS, CaCoVid, Compressor, FastV, resolve_compressor
-from ..modeling import CaCoVidForConditionalGeneration
+from ..compressors.base import CompressibleModel
 from .paper_figures import BEFORE_LLM, BEHIND_CUT, LAYER_AVERAGE
 
 
@@ -21,10 +21,10 @@ def expand_methods(names: list[str]) -> list[str]:
     return list(dict.fromkeys(expanded))
 
 
-def make_method(name: str, model: CaCoVidForConditionalGeneration) -> Compressor:
+def make_method(name: str, model: CompressibleModel) -> Compressor:
     """The method of a name, with the model's own settings where the name gives none."""
     kind, settings = _settings(name)
-    method = model.resolve_compressor(kind)
+    method = resolve_compressor(kind, model.config)
     return dataclasses.replace(method, **settings) if settings else method  # type: ignore[type-var]
 
 

@@ -27,7 +27,9 @@ def check_frames_per_chunk(frames_per_chunk: int | None) -> None:
         )
 
 
-def collect(chunks: Iterable[Tensor], sizes: list[int], device: torch.device | str | None = None) -> tuple[Tensor, ...]:
+def join_chunks(
+    chunks: Iterable[Tensor], sizes: list[int], device: torch.device | str | None = None
+) -> tuple[Tensor, ...]:
     """Join chunks `(n, D)` into tensors `(size, D)` on `device` (None: where the first one is), without holding any chunk twice."""
     tensors: list[Tensor] = []
     filled = 0
@@ -86,7 +88,7 @@ def encode_file(
     features: Tensor | None = None
     steps = start = height = width = 0
     settings: dict[str, Tensor] = {}
-    with contextlib.closing(ahead(prepared()) if overlap else prepared()) as chunks:  # type: ignore[type-var]
+    with contextlib.closing(prefetched(prepared()) if overlap else prepared()) as chunks:  # type: ignore[type-var]
         for pixels, metadata in chunks:
             ((t, height, width),) = family.video_grids(config, pixels)
             num_tokens = t * height * width
@@ -104,7 +106,7 @@ def encode_file(
     return EncodedVideos(((steps, height, width),), (features,), settings)
 
 
-def ahead(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:
+def prefetched(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:
     """The same items, made by a thread that is at most `depth` of them ahead; an error there is raised here.
 
     Closing the generator ends the thread, whatever it waits for.

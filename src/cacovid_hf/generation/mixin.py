@@ -6,30 +6,25 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .._compat import CACHE, cache_of, drop_cache, with_cache_name
 from ..backbones import Backbone, backbone_family
 from ..backbones.base import FRAMES_PER_CHUNK
-from ..compressors import CaCoVid, Check, Compressor, resolve_compressor
+from ..compressors import Check, Compressor, resolve_compressor
 from ..policies.base import Policy
 from ..prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
-from ..ratio import AutoBudget, Ratio, keeps_all, retention_ratios, with_auto
-from .inputs import check_windows, embedding_arguments, stock_attention_mask, take_embedding_arguments
-from .long_video import check_frames_per_chunk, collect
-from .stock import (
-    REFUSED_ARGUMENTS,
-    check_generation,
-    check_generation_inside,
-    effective_settings,
-    generate_compressed,
-)
-from .turns import cached_length, compress_turn, forget, is_recorded, record
+from ..ratio import AutoBudget, Ratio, resolve
+from .call import PreparedCall, complete_inputs, drops_nothing, prepare_call
+from .inputs import check_windows, take_embedding_arguments
+from .long_video import check_frames_per_chunk, join_chunks
+from .refused import check_generation
+from .stock import effective_settings, generate_compressed, without_prompt
+from .turns import CacheRecord, cached_length, compress_turn, remember_turn
 
 
-class Compressing:
+class CompressedGenerationMixin:
     """`compress` and `generate` of whatever holds a backbone, a policy and settings.
 
     Attributes:
@@ -75,27 +70,22 @@ class Compressing:
         Raises:
             ValueError: placeholders that do not fit the pixel inputs, a ratio outside (0, 1], an unknown method, scores that are not finite.
         """
-        method = self.resolve_compressor(compressor)
-        if encoded_videos is not None:
-            inputs = self._with_encoded(encoded_videos, inputs)
-        prompt, check = self._compress(input_ids, attention_mask, retention_ratio, method, inputs)
+        given = complete_inputs(self, input_ids, attention_mask, inputs, encoded_videos)
+        call = prepare_call(
+            self, given, self.resolve_compressor(compressor), self._ratios(retention_ratio, given.others)
+        )
+        prompt, check = self._compress(call)
         check.settle()
         return prompt
 
-    def _compress(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        retention_ratio: "Ratio | Sequence[Ratio] | None",
-        method: Compressor,
-        inputs: dict[str, Any],
-    ) -> tuple[CompressedPrompt, Check]:
-        """As `compress`; what only a device knows to be wrong is left to the check, lest the host wait for it."""
-        ratio = self._ratio(retention_ratio)
-        check_windows(self.backbone.config, input_ids.shape[1])
-        method.check(self, retention_ratios(ratio, len(self.family.grids(self.backbone.config, inputs))))
-        prompt = self.embed(input_ids, attention_mask, with_tower_attention=method.reads_tower, **inputs)
-        return self._cut(prompt, ratio, method)
+    def _compress(self, call: PreparedCall) -> tuple[CompressedPrompt, Check]:
+        """As `compress`; what only a device knows to be wrong is left to the check, so that the host does not wait for it."""
+        prompt = call.inputs.embed(self.backbone, call.layout, call.method.reads_tower)
+        return self._select(prompt, call.ratios, call.method)
+
+    def _ratios(self, asked: Any, inputs: dict[str, Any]) -> tuple[float | AutoBudget, ...]:
+        """One ratio per video of a call."""
+        return resolve(asked, self.config, self.family.num_videos(inputs))
 
     def embed(
         self,
@@ -118,19 +108,8 @@ class Compressing:
         Raises:
             ValueError: placeholders that do not fit the pixel inputs, or an unknown input.
         """
-        self._check_inputs(inputs)
-        if attention_mask is None:
-            attention_mask = stock_attention_mask(input_ids, self.backbone.generation_config)
-        if encoded_videos is not None:
-            if with_tower_attention:
-                raise ValueError(
-                    "What the vision tower attended to is not known of encoded videos: give the pixels, or choose a method that does not read it."
-                )
-            inputs = self._with_encoded(encoded_videos, inputs)
-        layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
-        return self.family.embed(
-            self.backbone, layout, input_ids, attention_mask, inputs, with_tower_attention=with_tower_attention
-        )
+        given = complete_inputs(self, input_ids, attention_mask, inputs, encoded_videos)
+        return given.embed(self.backbone, given.layout(self.backbone), with_tower_attention)
 
     def compress_prompt(
         self,
@@ -141,13 +120,17 @@ class Compressing:
     ) -> CompressedPrompt:
         """Drop video tokens of prompts that are embedded already; arguments, result and errors as in `compress`."""
         check_windows(self.backbone.config, prompt.input_ids.shape[1])
-        shorter, check = self._cut(prompt, self._ratio(retention_ratio), self.resolve_compressor(compressor))
+        method = self.resolve_compressor(compressor)
+        ratios = resolve(retention_ratio, self.config, len(prompt.layout.videos))
+        shorter, check = self._select(prompt, ratios, method)
         check.settle()
         return shorter
 
-    def _cut(self, prompt: Prompt, ratio: Any, method: Compressor) -> tuple[CompressedPrompt, Check]:
+    def _select(
+        self, prompt: Prompt, ratios: tuple[float | AutoBudget, ...], method: Compressor
+    ) -> tuple[CompressedPrompt, Check]:
         layout = prompt.layout
-        found = method.compress(prompt, self, retention_ratios(ratio, len(layout.videos)))
+        found = method.compress(prompt, self, ratios)
         check = Check(method.name, found.videos, found.budgets)
         if not check.waits:
             check.settle()
@@ -183,21 +166,17 @@ class Compressing:
             ValueError: a number of tokens that only their scores or their content decide (`"auto"`, and some published methods), and what `compress`
                 raises of inputs and ratios.
         """
-        self._check_inputs(inputs)
-        method = self.resolve_compressor(compressor)
-        if attention_mask is None:
-            attention_mask = stock_attention_mask(input_ids, self.backbone.generation_config)
-        if encoded_videos is not None:
-            inputs = self._with_encoded(encoded_videos, inputs)
-        layout = self.family.layout(self.backbone.config, input_ids, attention_mask, inputs)
-        lengths = layout.valid.sum(dim=1).tolist()
-        ratios = retention_ratios(self._ratio(retention_ratio), len(layout.videos))
-        for span, ratio in zip(layout.videos, ratios, strict=True):
-            budget = None if isinstance(ratio, AutoBudget) else method.budget(span, ratio)
+        given = complete_inputs(self, input_ids, attention_mask, inputs, encoded_videos)
+        call = prepare_call(
+            self, given, self.resolve_compressor(compressor), self._ratios(retention_ratio, given.others)
+        )
+        lengths = call.layout.valid.sum(dim=1).tolist()
+        for span, ratio in zip(call.layout.videos, call.ratios, strict=True):
+            budget = None if isinstance(ratio, AutoBudget) else call.method.budget(span, ratio)
             if budget is None:
                 raise ValueError(
-                    f"How many tokens compressor {method.name!r} keeps at retention_ratio={retention_ratio!r} is decided by the video's content: give a number "
-                    "as retention_ratio, and a method that keeps to it."
+                    f"How many tokens compressor {call.method.name!r} keeps at retention_ratio={retention_ratio!r} is decided by the video's content: "
+                    "give a number as retention_ratio, and a method that keeps to it."
                 )
             lengths[span.row] -= span.num_tokens - budget
         return lengths
@@ -232,42 +211,7 @@ class Compressing:
         chunks = family.encode(self.backbone, inputs, frames_per_chunk)
         sizes = [t * h * w + family.trailing_tokens for t, h, w in grids]
         settings = {n: torch.as_tensor(inputs[n]) for n in family.video_settings if inputs.get(n) is not None}
-        return EncodedVideos(tuple(grids), collect(chunks, sizes, device), settings)
-
-    def _check_inputs(self, inputs: dict[str, Any]) -> None:
-        if unknown := sorted(set(inputs) - embedding_arguments(self.backbone)):
-            raise ValueError(
-                f"{', '.join(unknown)} is no input of {type(self.backbone).__name__}: give what the processor returned, and check for typos."
-            )
-
-    def _with_encoded(self, encoded: EncodedVideos, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a call whose videos are encoded."""
-        if given := [name for name in self.family.video_inputs if inputs.get(name) is not None]:
-            raise ValueError(
-                f"The videos are given twice, as encoded_videos and as {', '.join(given)}: leave out the pixels."
-            )
-        return {**inputs, **encoded.inputs, "encoded_videos": encoded}
-
-    def _ratio(self, retention_ratio: Any) -> Any:
-        """What a call asks for, the config's default, or everything."""
-        config = self.config
-        if retention_ratio is None:
-            retention_ratio = 1.0 if config.retention_ratio is None else config.retention_ratio
-        return with_auto(retention_ratio, AutoBudget(config.auto_floor, config.auto_cap, config.auto_threshold))
-
-    def _drops_nothing(self, retention_ratio: Any, input_ids: Tensor | None, inputs: dict[str, Any]) -> bool:
-        """Whether a call is the backbone's own: everything kept, or no video in it."""
-        if isinstance(retention_ratio, (list, tuple, np.ndarray)) or (
-            isinstance(retention_ratio, Tensor) and retention_ratio.ndim
-        ):
-            retention_ratios(self._ratio(retention_ratio), len(self.family.video_grids(self.backbone.config, inputs)))
-        if self.family.is_padded(inputs):
-            return False  # the stock forward takes clips of one length
-        if keeps_all(self._ratio(retention_ratio)):
-            return True
-        if any(inputs.get(name) is not None for name in self.family.video_inputs):
-            return False
-        return input_ids is None or not bool((input_ids == self.backbone.config.video_token_id).any())
+        return EncodedVideos(tuple(grids), join_chunks(chunks, sizes, device), settings)
 
     def stock_generate(self, **arguments: Any) -> Any:
         """The backbone's own `generate`."""
@@ -275,9 +219,7 @@ class Compressing:
 
     def resolve_compressor(self, compressor: "str | Compressor | None") -> Compressor:
         """A method by name or instance; None and `"cacovid"` are the policy with the config's settings."""
-        if compressor is None or compressor == CaCoVid.name:
-            return CaCoVid(self.config.contribution_share, self.config.frame_cap, self.config.scope)
-        return resolve_compressor(compressor)
+        return resolve_compressor(compressor, self.config)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -334,52 +276,42 @@ class Compressing:
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
             "custom_generate": custom_generate,
         }
-        kwargs = with_cache_name(kwargs)
-        arguments = {**kwargs, **{name: value for name, value in named.items() if value is not None}}
+        arguments = with_cache_name(kwargs) | {name: value for name, value in named.items() if value is not None}
         for source in (generation_config, self.backbone.generation_config):
             if retention_ratio is None:  # servers pass on a generation config and nothing else
                 retention_ratio = getattr(source, "retention_ratio", None)
-        method = self.resolve_compressor(compressor)
-        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
-        cache = kwargs.get(CACHE)
-        straight = encoded_videos is None and not is_recorded(cache)
-        if straight and self._drops_nothing(retention_ratio, input_ids, kwargs):
+        input_ids = inputs if inputs is not None else arguments.get("input_ids")
+        cache, method = arguments.get(CACHE), self.resolve_compressor(compressor)
+        later = CacheRecord.has_record(cache)  # whose ratios are of what is new alone
+        ratios = () if later else self._ratios(retention_ratio, {**arguments, "encoded_videos": encoded_videos})
+        if not later and encoded_videos is None and drops_nothing(self, retention_ratio, ratios, input_ids, arguments):
             return self.stock_generate(**arguments)
-        if inputs is not None and kwargs.get("input_ids") is not None:
-            raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
+        settings = effective_settings(self.backbone, generation_config, arguments)
+        check_generation(settings, arguments, method)
 
-        settings = effective_settings(self.backbone, generation_config, kwargs)
-        check_generation(settings, arguments)
-        if method.inside_llm:
-            check_generation_inside(method.name, settings, arguments)
-        if input_ids is None:
-            raise ValueError("input_ids are missing: pass everything that the processor returned.")
-        check_windows(self.backbone.config, input_ids.shape[1] + (settings.max_new_tokens or 0))
-        attention_mask = arguments.pop("attention_mask", None)
-        if attention_mask is None:
-            attention_mask = stock_attention_mask(input_ids, settings)
-        for name in ("inputs", "input_ids", "generation_config", *REFUSED_ARGUMENTS):  # what is refused may be None
-            arguments.pop(name, None)
-        inputs_of_prompt = take_embedding_arguments(self.backbone, arguments)
-        if encoded_videos is not None:
-            inputs_of_prompt = self._with_encoded(encoded_videos, inputs_of_prompt)
-        how: dict[str, Any] = dict(retention_ratio=retention_ratio, compressor=method)
+        others = take_embedding_arguments(self.backbone, arguments)
+        given = complete_inputs(
+            self, input_ids, arguments.pop("attention_mask", None), others, encoded_videos, settings
+        )
+        new_tokens = settings.max_new_tokens or 0
         check: Check | None = None
         if cached_length(cache):
-            prompt = compress_turn(self, cache, input_ids, attention_mask, inputs_of_prompt, **how)
+            check_windows(self.backbone.config, given.input_ids.shape[1] + new_tokens)
+            how: dict[str, Any] = dict(retention_ratio=retention_ratio, compressor=method)
+            prompt = compress_turn(self, cache, given.input_ids, given.attention_mask, given.others, **how)
         else:
-            prompt, check = self._compress(input_ids, attention_mask, retention_ratio, method, inputs_of_prompt)
+            prompt, check = self._compress(prepare_call(self, given, method, ratios, new_tokens))
         if cache is not None:
-            forget(cache)
-        with method.inside(self, prompt, retention_ratios(self._ratio(retention_ratio), len(prompt.videos))):
+            CacheRecord.mark_unknown(cache)
+        with method.inside(self, prompt, ratios):
             outputs = generate_compressed(
                 self.backbone,
                 self.stock_generate,
                 prompt,
-                input_ids,
+                given.input_ids,
                 settings,
                 generation_config,
-                arguments,
+                without_prompt(arguments),
                 check,
                 method.inside_llm,
             )
@@ -388,11 +320,7 @@ class Compressing:
             if not isinstance(outputs, Tensor):
                 drop_cache(outputs)
             return outputs
-        sequences = outputs if isinstance(outputs, Tensor) else outputs.sequences
-        if not isinstance(outputs, Tensor):
-            cache = cache_of(outputs)
-        if cache is not None:
-            forget(cache)
-            if (settings.num_beams or 1) == 1:
-                record(cache, prompt, sequences, input_ids.shape[1])
+        remember_turn(
+            cache if isinstance(outputs, Tensor) else cache_of(outputs), prompt, outputs, given.input_ids, settings
+        )
         return outputs

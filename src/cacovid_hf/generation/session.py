@@ -4,22 +4,27 @@ cache of the language model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from .._compat import CACHE, cache_of, with_cache_name
-from ..compressors import Compressor, Scores
+from ..compressors.base import CompressibleModel, Compressor, Scores
 from ..prompt import EncodedVideos, Prompt, VideoSpan
+from ..ratio import one_per_video
 from .inputs import embedding_arguments
 from .stock import effective_settings
-from .turns import record_of
+from .turns import CacheRecord
 
-if TYPE_CHECKING:
-    from .mixin import Compressing
+
+class AnsweringModel(CompressibleModel, Protocol):
+    """A wrapped model, as a session asks it."""
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `CompressedGenerationMixin.generate`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +38,7 @@ class KeptBefore(Compressor):
     keeps: tuple[Tensor, ...]
 
     name: ClassVar[str] = "kept before"
+    exact_count = False
     count_rule = "as the earlier prompt"
 
     @property
@@ -40,11 +46,7 @@ class KeptBefore(Compressor):
         """Of all tokens, those kept."""
         return sum(int(keep.sum()) for keep in self.keeps) / sum(keep.numel() for keep in self.keeps)
 
-    def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
-        """As many as were kept."""
-        return None
-
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor:
+    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int | None) -> Tensor:
         """The same tokens."""
         number = next(i for i, video in enumerate(prompt.layout.videos) if video is span)
         return self.keeps[number].to(prompt.inputs_embeds.device)
@@ -73,7 +75,7 @@ class VideoSession:
 
     def __init__(
         self,
-        model: "Compressing",
+        model: AnsweringModel,
         encoded: EncodedVideos,
         processor: Any = None,
         *,
@@ -197,11 +199,9 @@ class VideoSession:
         for name, value in self.settings.items():
             if kwargs.get(name) is None:
                 kwargs[name] = value
-        ratio = kwargs["retention_ratio"]
-        if isinstance(ratio, (Tensor, np.ndarray)):
-            ratio = kwargs["retention_ratio"] = ratio.tolist()
-        if isinstance(ratio, (list, tuple)) and len(ratio) == len(self.encoded):
-            kwargs["retention_ratio"] = [*ratio] * len(input_ids)
+        each = one_per_video(kwargs["retention_ratio"])
+        if each is not None:
+            kwargs["retention_ratio"] = each * len(input_ids) if len(each) == len(self.encoded) else each
         kwargs["encoded_videos"] = self.encoded.take(list(range(len(self.encoded))) * len(input_ids))
         if not self.keep_selection:
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -243,28 +243,28 @@ class VideoSession:
         kwargs |= {CACHE: DynamicCache() if cache is None else cache, "return_dict_in_generate": True}
         outputs = self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         left = cache_of(outputs)
-        note = record_of(left)
-        if note is not None:
+        record = CacheRecord.of(left)
+        if record is not None:
             if self._kept is None:
-                self._kept, self._choice = KeptBefore(self._keeps(input_ids, note.places[0])), choice
+                self._kept, self._choice = KeptBefore(self._keeps(input_ids, record.places[0])), choice
             self.cache, self._sequence = left, outputs.sequences[0]
         return outputs if settings.return_dict_in_generate else outputs.sequences
 
     def _usable_cache(self, input_ids: Tensor) -> DynamicCache | None:
         """The cache, cut back to what the prompt before has in common with this one; None if that does not hold the videos."""
         cache, before = self.cache, self._sequence
-        note = None if cache is None else record_of(cache)
-        if cache is None or before is None or note is None:
+        record = None if cache is None else CacheRecord.of(cache)
+        if cache is None or before is None or record is None:
             return None
         now = input_ids[0].to(before)
-        length = min(len(now) - 1, len(before), note.num_places)
+        length = min(len(now) - 1, len(before), record.num_places)
         differs = (now[:length] != before[:length]).nonzero()
         common = int(differs[0]) if len(differs) else length
         if bool((now[common:] == self.model.backbone.config.video_token_id).any()):
             return None
-        stays = int((note.places[0] < common).sum())
-        if stays < note.places.shape[1]:
-            cache.crop(stays - note.places.shape[1])
+        stays = int((record.places[0] < common).sum())
+        if stays < record.places.shape[1]:
+            cache.crop(stays - record.places.shape[1])
         return cache
 
     def _keeps(self, input_ids: Tensor, places: Tensor) -> tuple[Tensor, ...]:

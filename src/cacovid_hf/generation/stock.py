@@ -1,4 +1,4 @@
-"""Stock generation from a compressed prompt: what is handed on, what is translated, what is refused.
+"""Stock generation from a compressed prompt: what is handed on, and what is translated.
 
 The backbone's own `generate` gets the caller's `input_ids` together with the compressed embeddings, mask and positions. The loop then
 decodes from the compressed prompt, while everything that looks at ids (streamers, stopping criteria, logits processors, the returned
@@ -20,40 +20,12 @@ from transformers import (
     PreTrainedModel,
     StaticCache,
 )
-from transformers.generation.configuration_utils import GenerationMode
 
 from .._compat import CACHE
-from ..compressors import Check
+from ..compressors.check import Check
 from ..prompt import CompressedPrompt
+from .refused import ARGUMENTS, expansion
 from .turns import cached_length
-
-WAY_ROUND = "Use retention_ratio=1.0 or the backbone itself"
-SUPPORTED_MODES = (
-    GenerationMode.GREEDY_SEARCH,
-    GenerationMode.SAMPLE,
-    GenerationMode.BEAM_SEARCH,
-    GenerationMode.BEAM_SAMPLE,
-)
-SUPPORTED_CACHES = (None, "dynamic", "static")
-# Values that switch a setting off, beside None.
-REFUSED_SETTINGS = {
-    "prompt_lookup_num_tokens": (
-        None,
-        "candidate tokens come out silently wrong when a prompt is given as embeddings (an upstream limit)",
-    ),
-    "guidance_scale": (1.0, "the unconditional branch would read the uncompressed prompt"),
-    "token_healing": (False, "it rewrites the prompt's ids, which no longer stand for its embeddings"),
-    "encoder_repetition_penalty": (1.0, "it would read embeddings as token ids (an upstream limit)"),
-    "encoder_no_repeat_ngram_size": (0, "it would read embeddings as token ids (an upstream limit)"),
-}
-REFUSED_ARGUMENTS = {
-    "assistant_model": "candidate tokens come out silently wrong when a prompt is given as embeddings (an upstream limit)",
-    "inputs_embeds": "video tokens are found by their placeholder ids, so the prompt must come as input_ids",
-    "mm_encoder_outputs": "the grid of a video is read off its pixel inputs",
-    "negative_prompt_ids": "the unconditional branch would read the uncompressed prompt",
-    "negative_prompt_attention_mask": "the unconditional branch would read the uncompressed prompt",
-    "custom_generate": "a custom loop has not been tried with a compressed prompt",
-}
 
 
 def effective_settings(
@@ -70,63 +42,10 @@ def effective_settings(
     return GenerationConfig(**settings)
 
 
-def check_generation(settings: GenerationConfig, arguments: dict[str, Any]) -> None:
-    """Refuse what does not work from a compressed prompt, naming the argument, the reason and the way round."""
-
-    def refuse(what: str, reason: str) -> None:
-        raise ValueError(f"{what} does not work with compressed video tokens: {reason}. {WAY_ROUND} for it.")
-
-    for name, reason in REFUSED_ARGUMENTS.items():
-        if arguments.get(name) is not None:
-            refuse(name, reason)
-    for name, (off, reason) in REFUSED_SETTINGS.items():
-        value = getattr(settings, name, None)
-        if value is not None and value != off:
-            refuse(f"{name}={value!r}", reason)
-    if settings.cache_implementation not in SUPPORTED_CACHES:
-        refuse(
-            f"cache_implementation={settings.cache_implementation!r}", "it has not been tried with a compressed prompt"
-        )
-    cache = arguments.get(CACHE)
-    if cache is not None:
-        if type(cache) not in (DynamicCache, StaticCache):
-            refuse(f"A cache of type {type(cache).__name__}", "only DynamicCache and StaticCache have been tried")
-        if settings.cache_implementation is not None or settings.use_cache is False:
-            refuse("A cache beside cache_implementation or use_cache=False", "they ask for different caches")
-        if cached_length(cache) and _expansion(settings) > 1:
-            raise ValueError(
-                "The cache of an earlier turn has one row for each prompt: ask for one beam and one sequence, or start without a cache."
-            )
-    mode = settings.get_generation_mode()
-    if mode not in SUPPORTED_MODES:
-        refuse(f"Generation mode {mode.value!r}", "it has not been tried with a compressed prompt")
-
-
-def check_generation_inside(name: str, settings: GenerationConfig, arguments: dict[str, Any]) -> None:
-    """Refuse what does not work with a method that drops tokens between layers, whose cache holds another length in each of them."""
-    refused = {
-        f"cache_implementation={settings.cache_implementation!r}": (
-            settings.cache_implementation == "static",
-            "a static cache has one length for all layers",
-        ),
-        f"prefill_chunk_size={settings.prefill_chunk_size!r}": (
-            settings.prefill_chunk_size is not None,
-            "the last token must see the whole prompt in one forward",
-        ),
-        f"use_cache={settings.use_cache!r}": (settings.use_cache is False, "every step would choose the tokens anew"),
-        CACHE: (arguments.get(CACHE) is not None, "the layers' caches differ in length"),
-    }
-    for setting, (given, reason) in refused.items():
-        if given:
-            raise ValueError(
-                f"{setting} does not work with compressor {name!r}, which drops tokens inside the language model: {reason}. Leave it out, or use a "
-                "compressor that drops them before the language model."
-            )
-
-
-def _expansion(settings: GenerationConfig) -> int:
-    """How often stock generation repeats each row."""
-    return max(settings.num_beams or 1, settings.num_return_sequences or 1)
+def without_prompt(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` that go on to the stock one, which gets the compressed prompt."""
+    dropped = {"inputs", "input_ids", "generation_config", *ARGUMENTS}  # what is refused may be None
+    return {name: value for name, value in arguments.items() if name not in dropped}
 
 
 def _may_share_prefill(settings: GenerationConfig) -> bool:
@@ -192,15 +111,15 @@ def generate_compressed(
         override("cache_implementation", None)
     if chunk_size is None and cached_length(cache) and prompt.videos:
         chunk_size = kept  # stock flash attention would misread gapped positions behind a cache, see there
-    expansion = _expansion(settings)
-    shares = expansion > 1 and cache is None and chunk_size is None and _may_share_prefill(settings)
+    repeats = expansion(settings)
+    shares = repeats > 1 and cache is None and chunk_size is None and _may_share_prefill(settings)
     shares = shares and not whole_prefill
     if shares or chunk_size is not None:
         if cache is None:
             cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
-        prefill_in_chunks(backbone, prompt, cache, kept if shares else chunk_size, 1 if shares else expansion)
+        prefill_in_chunks(backbone, prompt, cache, kept if shares else chunk_size, 1 if shares else repeats)
         if shares:
-            cache.batch_repeat_interleave(expansion)
+            cache.batch_repeat_interleave(repeats)
         override("prefill_chunk_size", None)
     if cache is not None:
         arguments[CACHE] = cache
@@ -235,19 +154,19 @@ class _Settling(LogitsProcessor):
 
 
 def prefill_in_chunks(
-    backbone: PreTrainedModel, prompt: CompressedPrompt, cache: Any, chunk_size: int, expansion: int
+    backbone: PreTrainedModel, prompt: CompressedPrompt, cache: Any, chunk_size: int, repeats: int
 ) -> None:
     """Fill `cache` with what it lacks of all but the last position of `prompt`, `chunk_size` positions at a time; stock chunking takes ids only.
 
-    `expansion` is how often stock generation will repeat each row (beams, or sequences to return).
+    `repeats` is how often stock generation will repeat each row (beams, or sequences to return).
     """
     if chunk_size < 1:
         raise ValueError(
             f"prefill_chunk_size={chunk_size} is not positive: give the number of positions to prefill at a time."
         )
-    mask = prompt.attention_mask.repeat_interleave(expansion, dim=0)
-    embeds = prompt.inputs_embeds.repeat_interleave(expansion, dim=0)
-    positions = prompt.position_ids.repeat_interleave(expansion, dim=prompt.position_ids.ndim - 2)
+    mask = prompt.attention_mask.repeat_interleave(repeats, dim=0)
+    embeds = prompt.inputs_embeds.repeat_interleave(repeats, dim=0)
+    positions = prompt.position_ids.repeat_interleave(repeats, dim=prompt.position_ids.ndim - 2)
     last = embeds.shape[1] - 1
     rows = torch.arange(len(mask) + 1, dtype=torch.int32, device=embeds.device)
     with torch.no_grad():

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from transformers.generation.streamers import BaseStreamer
 
-from ..compressors import Compression, Compressor, LayerRecord, Merged, Scores
-from ..compressors.base import CompressibleModel
-from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
+from ..compressors.base import CompressibleModel, Compression, Compressor, LayerRecord
+from ..prompt import CompressedPrompt, Prompt, VideoSelection
 from ..ratio import AutoBudget, Ratio
 from ..utils.hooks import Hook, attached
-from .mixin import Compressing
+from .session import AnsweringModel
 
 
 def timed_generate(
-    model: Compressing,
+    model: AnsweringModel,
     inputs: Any,
     method: Compressor,
     stages: "Stages",
@@ -56,7 +55,7 @@ def timed_generate(
     return ids, stages.selections or _everything(model, inputs)
 
 
-def _everything(model: Compressing, inputs: Any) -> tuple[VideoSelection, ...]:
+def _everything(model: AnsweringModel, inputs: Any) -> tuple[VideoSelection, ...]:
     """The selections that drop nothing."""
     layout = model.family.layout(model.backbone.config, inputs["input_ids"], inputs["attention_mask"], dict(inputs))
     return tuple(
@@ -157,7 +156,3 @@ class _Watched(Compressor):
         with self.method.inside(model, prompt, retention_ratios) as record:
             self.stages.layers = record
             yield record
-
-    def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float) -> Tensor | Merged:
-        """As the method does."""
-        return self.method.select(prompt, span, scores, retention_ratio)

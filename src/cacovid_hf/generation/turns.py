@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
-from ..backbones import Backbone
+from ..backbones.base import Backbone
 from ..prompt import CompressedPrompt
 
 _ATTRIBUTE = "_cacovid_record"
@@ -38,7 +39,52 @@ class CacheRecord:
         """Width of the caller's prompt that the cache covers."""
         return int(self.places.max()) + 1
 
-    def cut(self, length: int) -> "CacheRecord":
+    @staticmethod
+    def has_record(cache: Any) -> bool:
+        """Whether a cache holds a turn of ours, so that no stock call can go on from it."""
+        return cached_length(cache) > 0 and _ATTRIBUTE in vars(cache)
+
+    @classmethod
+    def of(cls, cache: Any) -> "CacheRecord | None":
+        """What a cache that a turn of ours left holds; None if that is not known (of a beam search, of a call that failed)."""
+        record: CacheRecord | None = vars(cache)[_ATTRIBUTE] if cls.has_record(cache) else None
+        length = cached_length(cache)
+        return None if record is None or length > record.token_ids.shape[1] else record.first(length)
+
+    @staticmethod
+    def mark_unknown(cache: Any) -> None:
+        """Say of a cache that what it holds is not known."""
+        setattr(cache, _ATTRIBUTE, None)
+
+    def store(self, cache: Any) -> None:
+        """Say of a cache that it holds this."""
+        setattr(cache, _ATTRIBUTE, self)
+
+    @classmethod
+    def remember(cls, cache: Any, prompt: CompressedPrompt, sequences: Tensor, length: int) -> None:
+        """Say of a cache what it holds after a turn.
+
+        Args:
+            cache: what the turn left.
+            prompt: `(B, K)`, of the turn, earlier turns included.
+            sequences: `(R, length + n)`, what was returned; `R` is `B` times the sequences of each prompt.
+            length: of the caller's prompt.
+        """
+        repeats = len(sequences) // len(prompt.input_ids)
+        added = cached_length(cache) - prompt.input_ids.shape[1]
+        steps = torch.arange(added, device=prompt.kept_indices.device)
+        positions = prompt.position_ids if prompt.position_ids.ndim == 2 else prompt.position_ids[-1]
+        token_ids, places, positions = (
+            values.repeat_interleave(repeats, dim=0) for values in (prompt.input_ids, prompt.kept_indices, positions)
+        )
+        made = sequences[:, length : length + added].to(token_ids)
+        cls(
+            token_ids=torch.cat([token_ids, made], dim=1),
+            places=torch.cat([places, (length + steps).expand(len(places), -1)], dim=1),
+            positions=torch.cat([positions, positions[:, -1:] + 1 + steps], dim=1),
+        ).store(cache)
+
+    def first(self, length: int) -> "CacheRecord":
         """Of the first `length` positions."""
         return CacheRecord(self.token_ids[:, :length], self.places[:, :length], self.positions[:, :length])
 
@@ -59,53 +105,16 @@ def cached_length(cache: Any) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def is_recorded(cache: Any) -> bool:
-    """Whether a cache holds a turn of ours, so that no stock call can go on from it."""
-    return cached_length(cache) > 0 and _ATTRIBUTE in vars(cache)
-
-
-def record_of(cache: Any) -> CacheRecord | None:
-    """What is known of a cache that a turn of ours left; None if nothing is (a beam search, say)."""
-    return (
-        getattr(cache, _ATTRIBUTE).cut(cached_length(cache))
-        if is_recorded(cache) and getattr(cache, _ATTRIBUTE)
-        else None
-    )
-
-
-def note_down(cache: Any, note: CacheRecord | None) -> None:
-    """Say of a cache what it holds; None: what is not known."""
-    setattr(cache, _ATTRIBUTE, note)
-
-
-def forget(cache: Any) -> None:
-    """Mark a cache as holding what is not known."""
-    note_down(cache, None)
-
-
-def record(cache: Any, prompt: CompressedPrompt, sequences: Tensor, length: int) -> None:
-    """Note on `cache` what it holds after a turn.
-
-    Args:
-        cache: what the turn left.
-        prompt: `(B, K)`, of the turn, earlier turns included.
-        sequences: `(R, length + n)`, what was returned; `R` is `B` times the sequences of each prompt.
-        length: of the caller's prompt.
-    """
-    repeats = len(sequences) // len(prompt.input_ids)
-    added = cached_length(cache) - prompt.input_ids.shape[1]
-    steps = torch.arange(added, device=prompt.kept_indices.device)
-    positions = prompt.position_ids if prompt.position_ids.ndim == 2 else prompt.position_ids[-1]
-    token_ids, places, positions = (
-        values.repeat_interleave(repeats, dim=0) for values in (prompt.input_ids, prompt.kept_indices, positions)
-    )
-    made = sequences[:, length : length + added].to(token_ids)
-    note = CacheRecord(
-        token_ids=torch.cat([token_ids, made], dim=1),
-        places=torch.cat([places, (length + steps).expand(len(places), -1)], dim=1),
-        positions=torch.cat([positions, positions[:, -1:] + 1 + steps], dim=1),
-    )
-    note_down(cache, note)
+def remember_turn(
+    cache: Any, prompt: CompressedPrompt, outputs: Any, input_ids: Tensor, settings: GenerationConfig
+) -> None:
+    """Say of the cache that `generate` left what it holds; of a beam search that is not known."""
+    if cache is None:
+        return
+    CacheRecord.mark_unknown(cache)
+    if (settings.num_beams or 1) == 1:
+        sequences = outputs if isinstance(outputs, Tensor) else outputs.sequences
+        CacheRecord.remember(cache, prompt, sequences, input_ids.shape[1])
 
 
 def text_step(
@@ -135,28 +144,28 @@ def text_step(
     Raises:
         ValueError: the cache is not known, or of another batch or width.
     """
-    note = _noted(cache)
-    if len(note.token_ids) != len(input_ids):
-        raise ValueError(f"The cache holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}.")
-    start, width = note.num_places, input_ids.shape[1]
+    record = _record_of(cache)
+    if len(record.token_ids) != len(input_ids):
+        raise ValueError(f"The cache holds {len(record.token_ids)} sequences, input_ids {len(input_ids)}.")
+    start, width = record.num_places, input_ids.shape[1]
     if attention_mask is None:
-        mask, new_mask = note.places >= 0, torch.ones_like(input_ids, dtype=torch.bool)
+        mask, new_mask = record.places >= 0, torch.ones_like(input_ids, dtype=torch.bool)
     elif attention_mask.shape[1] != start + width:
         raise ValueError(
             f"attention_mask has {attention_mask.shape[1]} places, the cache covers {start} of the uncompressed conversation and input_ids adds "
             f"{width}: give the mask of all {start + width}, or none, and as input_ids the new tokens alone."
         )
     else:
-        mask, new_mask = note.mask(attention_mask), attention_mask[:, start:].bool()
+        mask, new_mask = record.mask(attention_mask), attention_mask[:, start:].bool()
     if position_ids is None:
-        position_ids = note.next_positions(mask)[:, None] + new_mask.long().cumsum(1) - 1
+        position_ids = record.next_positions(mask)[:, None] + new_mask.long().cumsum(1) - 1
         position_ids = position_ids.masked_fill(~new_mask, 0)
     positions = (position_ids if position_ids.ndim == 2 else position_ids[-1]).expand(input_ids.shape)
     places = torch.arange(start, start + width, device=input_ids.device).expand(input_ids.shape)
     following = CacheRecord(
-        token_ids=torch.cat([note.token_ids, input_ids], dim=1),
-        places=torch.cat([note.places, places.masked_fill(~new_mask, -1)], dim=1),
-        positions=torch.cat([note.positions, positions.to(note.positions)], dim=1),
+        token_ids=torch.cat([record.token_ids, input_ids], dim=1),
+        places=torch.cat([record.places, places.masked_fill(~new_mask, -1)], dim=1),
+        positions=torch.cat([record.positions, positions.to(record.positions)], dim=1),
     )
     attends = torch.cat([mask, new_mask], dim=1).long()
     return {"input_ids": input_ids, "attention_mask": attends, "position_ids": position_ids}, following
@@ -187,12 +196,12 @@ def compress_turn(
     config = model.backbone.config
     inputs = dict(inputs)
     position_ids = inputs.pop("position_ids", None)
-    start, note = _known(model, cache, input_ids, attention_mask, inputs)
-    mask = note.mask(attention_mask)
+    start, record = _known(model, cache, input_ids, attention_mask, inputs)
+    mask = record.mask(attention_mask)
     new_ids, new_mask = input_ids[:, start:], attention_mask[:, start:]
     new_inputs = _inputs_of(family, config, input_ids, attention_mask, inputs, slice(start, input_ids.shape[1]))
     if position_ids is None:
-        following = note.next_positions(mask)[:, None]
+        following = record.next_positions(mask)[:, None]
         position_ids = family.position_ids(model.backbone, new_ids, new_mask, new_inputs) + following
         position_ids = position_ids.masked_fill(new_mask == 0, 0)
     else:
@@ -201,18 +210,18 @@ def compress_turn(
 
     attends = torch.cat([mask.to(new.attention_mask), new.attention_mask], dim=1)
     places = torch.where(new.kept_indices >= 0, new.kept_indices + start, -1)
-    positions = note.positions.expand(*new.position_ids.shape[:-1], -1)
+    positions = record.positions.expand(*new.position_ids.shape[:-1], -1)
     positions = torch.cat([positions, new.position_ids], dim=-1)
     if positions.ndim == 3 and positions.shape[0] == 4:
         positions[0] = (attends.cumsum(1) - 1).clamp(min=0)
     embeds = new.inputs_embeds
     cached = embeds.new_zeros(1, 1, 1).expand(len(embeds), mask.shape[1], embeds.shape[-1])
     return CompressedPrompt(
-        input_ids=torch.cat([note.token_ids, new.input_ids], dim=1),
+        input_ids=torch.cat([record.token_ids, new.input_ids], dim=1),
         inputs_embeds=torch.cat([cached, embeds], dim=1),
         attention_mask=attends,
         position_ids=positions,
-        kept_indices=torch.cat([note.places, places], dim=1),
+        kept_indices=torch.cat([record.places, places], dim=1),
         videos=tuple(
             dataclasses.replace(video, span=dataclasses.replace(video.span, positions=video.span.positions + start))
             for video in new.videos
@@ -224,34 +233,38 @@ def _known(
     model: Any, cache: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
 ) -> tuple[int, CacheRecord]:
     """The first place that is not cached, and what is cached, checked against the conversation."""
-    note = _noted(cache) if is_recorded(cache) else _stock_record(model, cache, input_ids, attention_mask, inputs)
-    if len(note.token_ids) != len(input_ids):
-        raise ValueError(f"The cache holds {len(note.token_ids)} sequences, input_ids {len(input_ids)}: {_REMEDY}.")
-    start = note.num_places
+    record = (
+        _record_of(cache)
+        if CacheRecord.has_record(cache)
+        else _stock_record(model, cache, input_ids, attention_mask, inputs)
+    )
+    if len(record.token_ids) != len(input_ids):
+        raise ValueError(f"The cache holds {len(record.token_ids)} sequences, input_ids {len(input_ids)}: {_REMEDY}.")
+    start = record.num_places
     if start >= input_ids.shape[1]:
         raise ValueError(
             f"The cache covers {start} places of the conversation, input_ids has {input_ids.shape[1]}, so nothing is new: {_REMEDY}."
         )
-    given = input_ids.gather(1, note.places.clamp(min=0))
-    wrong = (given != note.token_ids) & note.mask(attention_mask)
+    given = input_ids.gather(1, record.places.clamp(min=0))
+    wrong = (given != record.token_ids) & record.mask(attention_mask)
     if bool(wrong.any()):
         row, column = wrong.nonzero()[0].tolist()
         raise ValueError(
-            f"The cache is of another conversation: row {row} has token {int(note.token_ids[row, column])} at place "
-            f"{int(note.places[row, column])}, input_ids {int(given[row, column])}: {_REMEDY}."
+            f"The cache is of another conversation: row {row} has token {int(record.token_ids[row, column])} at place "
+            f"{int(record.places[row, column])}, input_ids {int(given[row, column])}: {_REMEDY}."
         )
-    return start, note
+    return start, record
 
 
-def _noted(cache: Any) -> CacheRecord:
+def _record_of(cache: Any) -> CacheRecord:
     """What a recorded cache holds, or an error that says that nobody knows."""
-    length, note = cached_length(cache), getattr(cache, _ATTRIBUTE)
-    if note is None or length > note.token_ids.shape[1]:
+    record = CacheRecord.of(cache)
+    if record is None:
         raise ValueError(
-            f"The cache holds {length} positions that are not known to belong to a prompt (of a beam search, of a call that "
+            f"The cache holds {cached_length(cache)} positions that are not known to belong to a prompt (of a beam search, of a call that "
             "failed, or written by other means): start without a cache."
         )
-    return note.cut(length)
+    return record
 
 
 def _stock_record(

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..backbones import backbone_family
 from ..backbones.loaded import embedding_device
-from ..generation.mixin import Compressing
+from ..generation.mixin import CompressedGenerationMixin
 from ..policies.base import Policy
 from ..policies.factory import make_policy
 from ..policies.settings import PolicySettings, check_format_version
@@ -28,7 +28,7 @@ _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
-class StockWithPolicy(Compressing):
+class StockWithPolicy(CompressedGenerationMixin):
     """A stock model and a policy, for one call."""
 
     backbone: Any

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..prompt import PromptLayout, VideoSpan
-from ..utils.tensors import full_precision, send
+from ..utils.tensors import full_precision, to_device_async
 from .settings import check_policy
 
 Context = tuple[Tensor, ...]
@@ -171,7 +171,9 @@ class Policy(nn.Module, ABC):
     def _chunks(self, span: VideoSpan) -> tuple[Tensor, ...]:
         """Places of a video's tokens, whole frames at a time: all of them where gradients are wanted, else few enough to bound the memory."""
         frames = span.num_frames if torch.is_grad_enabled() else max(1, self.tokens_per_chunk // span.tokens_per_frame)
-        return tuple(send(places, self.device) for places in span.positions.split(frames * span.tokens_per_frame))
+        return tuple(
+            to_device_async(places, self.device) for places in span.positions.split(frames * span.tokens_per_frame)
+        )
 
     def _text_places(self, layout: PromptLayout, row: int) -> Tensor:
         places = layout.text_places[row]
@@ -179,7 +181,7 @@ class Policy(nn.Module, ABC):
             raise ValueError(
                 f"Row {row} of the prompt has no text, and a policy with attention='question' reads nothing else: add the question."
             )
-        return send(places, self.device)
+        return to_device_async(places, self.device)
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`(n,)` or `(R, n)` positions to cos and sin `(n, head_dim)`, the language model's own frequencies."""

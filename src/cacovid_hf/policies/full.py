@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from ..prompt import PromptLayout
-from ..utils.tensors import rotate, send
+from ..utils.tensors import rotate, to_device_async
 from .base import Context, Policy, PolicyOutput, RMSNorm, attend, head_size, logits, split_heads
 from .from_layer import copy_linear, evaluating, norm_weight
 
@@ -102,7 +102,7 @@ class ContributionPolicy(Policy):
     def _context(self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int) -> Context:
         """Keys and values; of causal attention its result, since its queries are the keys then and no mask is needed."""
         layer, question = self.layer, self.attention == "question"
-        places = self._text_places(layout, row) if question else send(layout.valid_places[row], self.device)
+        places = self._text_places(layout, row) if question else to_device_async(layout.valid_places[row], self.device)
         states, rope = layer.input_layernorm(embeds[places]), self._rope(positions[..., places])
         key, value = layer.self_attn.read(states, rope)
         if self.attention == "causal":

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 from ..ratio import AUTO, AutoBudget, check_retention_ratio
 
@@ -53,37 +53,6 @@ def check_format_version(format_version: object) -> None:
         )
 
 
-@dataclass
-class PolicySettings:
-    """What a checkpoint's config says of its policy and of how its scores are spent; described at `CaCoVidConfig`.
-
-    Raises:
-        ValueError: a setting out of range.
-    """
-
-    policy_type: str = "full"
-    policy_attention: str = "question"
-    retention_ratio: Any = None
-    auto_floor: float = 0.01
-    auto_cap: float = 0.25
-    auto_threshold: float = 0.0
-    contribution_share: float = 1.0
-    frame_cap: float = 1.5
-    scope: str = "tokens"
-
-    def __post_init__(self):
-        check_policy(self.policy_type, self.policy_attention)
-        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
-        AutoBudget(self.auto_floor, self.auto_cap, self.auto_threshold)  # which checks them
-        if self.retention_ratio is not None and self.retention_ratio != AUTO:
-            self.retention_ratio = check_retention_ratio(self.retention_ratio)
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "PolicySettings":
-        """The settings among the values of a config."""
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-
-
 SCOPES = ("frame", "video", "tokens")
 
 
@@ -104,3 +73,67 @@ def check_selection_settings(contribution_share: float, frame_cap: float, scope:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How the scores of a policy are spent; the one place that its settings and defaults are declared in. Ours, the best of those compared in miniature.
+
+    Args:
+        contribution_share: part of the budget chosen by the scores, in [0, 1]; the rest is spread evenly.
+        frame_cap: a frame's largest budget as a multiple of the mean, for `scope="frame"`.
+        scope: `"tokens"`, `"frame"` or `"video"`, see `select_tokens`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    contribution_share: float = 1.0
+    frame_cap: float = 1.5
+    scope: str = "tokens"
+
+    def __post_init__(self):
+        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
+
+
+class SelectionConfig(Protocol):
+    """A config that has these settings."""
+
+    contribution_share: float
+    frame_cap: float
+    scope: str
+
+
+# CaCoVID, arXiv 2602.01649: the default of `select_tokens`, and what an imported published policy is used with.
+PUBLISHED_SELECTION = Selection(contribution_share=0.5, frame_cap=1.5, scope="frame")
+
+
+@dataclass
+class PolicySettings:
+    """What a checkpoint's config says of its policy and of how its scores are spent; described at `CaCoVidConfig`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    policy_type: str = "full"
+    policy_attention: str = "question"
+    retention_ratio: Any = None
+    auto_floor: float = 0.01
+    auto_cap: float = 0.25
+    auto_threshold: float = 0.0
+    contribution_share: float = Selection.contribution_share
+    frame_cap: float = Selection.frame_cap
+    scope: str = Selection.scope
+
+    def __post_init__(self):
+        check_policy(self.policy_type, self.policy_attention)
+        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
+        AutoBudget(self.auto_floor, self.auto_cap, self.auto_threshold)  # which checks them
+        if self.retention_ratio is not None and self.retention_ratio != AUTO:
+            self.retention_ratio = check_retention_ratio(self.retention_ratio)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "PolicySettings":
+        """The settings among the values of a config."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})

@@ -1,12 +1,14 @@
 """Training the policy of a tiny model: the two recipes in miniature, and one call that runs either."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import ProcessorMixin, TrainerCallback, set_seed
 
 from ..modeling import CaCoVidForConditionalGeneration
+from ..policies.settings import PUBLISHED_SELECTION, Selection
 from ..training.arguments import OURS, PUBLISHED, ContributionTrainingArguments
 from ..training.trainer import ContributionTrainer
 from .dataset import QuestionDataset
@@ -26,8 +28,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "published": PUBLISHED | {"sampling_ratio": 1 / 36, "ratio_ceiling": 4 / 36, "learning_rate": 1.5e-3},
 }
 SELECTION: dict[str, dict[str, Any]] = {
-    "ours": {"policy_attention": "question", "contribution_share": 1.0, "scope": "tokens"},
-    "published": {"policy_attention": "causal", "contribution_share": 0.5, "scope": "frame"},
+    "ours": {"policy_attention": "question", **asdict(Selection())},
+    "published": {"policy_attention": "causal", **asdict(PUBLISHED_SELECTION)},
 }
 
 

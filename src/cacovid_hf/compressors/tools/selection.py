@@ -5,14 +5,12 @@ imported and nothing is read back from the device per frame or per token. The pu
 frames in a Python loop until the frame budgets add up; here the same result comes from a water level (`_settle`).
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from ...policies.settings import check_selection_settings
-from ...ratio import _EPSILON, check_retention_ratio, token_budget
-from ...utils.tensors import send
+from ...policies.settings import PUBLISHED_SELECTION, check_selection_settings
+from ...ratio import check_retention_ratio, floor_of, token_budget
+from ...utils.tensors import to_device_async
 
 NOT_FINITE = (
     "The scores hold NaN or infinite values, so no tokens can be ranked: check the policy's weights and the dtype "
@@ -57,6 +55,11 @@ def _distinct_keys(scores: Tensor) -> Tensor:
     return (bits.long() << 32) + places
 
 
+def highest_tokens(scores: Tensor, count: int) -> Tensor:
+    """Mark the `count` highest of all scores `(T, P)`: bool `(T, P)`; at ties the lower index wins."""
+    return top_tokens(scores.flatten(), count).view(scores.shape)
+
+
 def spread_tokens(keep: Tensor, num_kept: int, num_more: int) -> Tensor:
     """Add `num_more` tokens, evenly spaced in raster order over those not kept so far (uniform in space and time).
 
@@ -76,7 +79,7 @@ def spread_tokens(keep: Tensor, num_kept: int, num_more: int) -> Tensor:
     dtype = torch.float32 if num_free < 1 << 20 and 4 * num_more < 3 * num_free else torch.float64
     chosen[torch.linspace(0, num_free - 1, num_more, dtype=dtype).round().long()] = True
     place_among_free = (~keep).cumsum(0).sub_(1).clamp_(min=0)
-    return keep | send(chosen, keep.device)[place_among_free]
+    return keep | to_device_async(chosen, keep.device)[place_among_free]
 
 
 def frame_budgets(
@@ -97,7 +100,7 @@ def frame_budgets(
         cap: largest weight of a frame relative to the mean; the published `m` is `cap * retention_ratio`.
 
     Returns:
-        int64 `(T,)`, summing to `min(K, floor(share * retention_ratio * T * P))`.
+        int64 `(T,)`, summing to `floor(share * retention_ratio * T * P)`.
     """
     num_frames, num_tokens = frame_scores.numel(), frame_scores.numel() * tokens_per_frame
     budget = contribution_budget(num_tokens, retention_ratio, share)
@@ -109,7 +112,7 @@ def frame_budgets(
     weights = weights / weights.sum()
     if budget < num_frames:
         return top_tokens(weights, budget).long()
-    largest = min(tokens_per_frame, math.floor(share * tokens_per_frame * (cap * retention_ratio) + _EPSILON))
+    largest = min(tokens_per_frame, floor_of(share * tokens_per_frame * (cap * retention_ratio)))
     counts = torch.round(weights * round(share * retention_ratio * num_tokens)).long()
     return _settle(counts.clamp(min=1).clamp(max=largest), budget, tokens_per_frame)
 
@@ -119,13 +122,13 @@ def largest_frame_budget(
 ) -> int:
     """Bound of `frame_budgets`, known without its scores: its clip, or the level to which the smallest are raised."""
     budget = contribution_budget(num_frames * tokens_per_frame, retention_ratio, share)
-    clip = math.floor(share * tokens_per_frame * (cap * retention_ratio) + _EPSILON)
+    clip = floor_of(share * tokens_per_frame * (cap * retention_ratio))
     return min(tokens_per_frame, max(clip, budget // num_frames + 1))
 
 
 def contribution_budget(num_tokens: int, retention_ratio: float, share: float) -> int:
-    """Number of tokens chosen by contribution: `min(K, floor(share * retention_ratio * N))`."""
-    return min(token_budget(num_tokens, retention_ratio), math.floor(share * retention_ratio * num_tokens + _EPSILON))
+    """Number of tokens chosen by contribution: `floor(share * retention_ratio * N)`, with a share in [0, 1] at most the budget."""
+    return floor_of(share * retention_ratio * num_tokens)
 
 
 def _settle(counts: Tensor, total: int, most: int) -> Tensor:
@@ -173,9 +176,9 @@ def select_tokens(
     frame_scores: Tensor,
     retention_ratio: float,
     *,
-    contribution_share: float = 0.5,
-    frame_cap: float = 1.5,
-    scope: str = "frame",
+    contribution_share: float = PUBLISHED_SELECTION.contribution_share,
+    frame_cap: float = PUBLISHED_SELECTION.frame_cap,
+    scope: str = PUBLISHED_SELECTION.scope,
     check_finite: bool = True,
 ) -> Tensor:
     """Keep exactly `max(1, floor(retention_ratio * T * P))` tokens of a video: first by contribution, the rest uniformly.
@@ -219,7 +222,20 @@ def select_tokens(
     budget = token_budget(num_tokens, retention_ratio)
     if budget == num_tokens:
         return torch.ones_like(token_scores, dtype=torch.bool)
-    by_contribution = contribution_budget(num_tokens, retention_ratio, contribution_share)
+    return spend(token_scores, frame_scores, retention_ratio, budget, contribution_share, frame_cap, scope)
+
+
+def spend(
+    token_scores: Tensor,
+    frame_scores: Tensor,
+    retention_ratio: float,
+    budget: int,
+    contribution_share: float,
+    frame_cap: float,
+    scope: str,
+) -> Tensor:
+    """`select_tokens` of arguments that are known to be good, with the budget `(1 <= budget < T * P)` that the ratio means."""
+    by_contribution = contribution_budget(token_scores.numel(), retention_ratio, contribution_share)
     if scope == "tokens":
         keep = top_tokens(token_scores.flatten(), by_contribution)
     elif scope == "video":

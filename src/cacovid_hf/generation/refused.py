@@ -1,0 +1,136 @@
+"""What does not work from a compressed prompt: one table, looked up before anything is computed."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers.generation.configuration_utils import GenerationMode
+
+from .._compat import CACHE
+from ..compressors.base import Compressor
+from .turns import cached_length
+
+WAY_ROUND = "Use retention_ratio=1.0 or the backbone itself"
+SUPPORTED_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
+_CANDIDATES = "candidate tokens come out silently wrong when a prompt is given as embeddings (an upstream limit)"
+_UNCONDITIONAL = "the unconditional branch would read the uncompressed prompt"
+_READS_IDS = "it would read embeddings as token ids (an upstream limit)"
+_UNTRIED = "it has not been tried with a compressed prompt"
+
+
+class Refused(NamedTuple):
+    """One argument or setting.
+
+    Attributes:
+        reason: why it does not work.
+        given: whether a value, which is not None, asks for it.
+    """
+
+    reason: str
+    given: Callable[[Any], bool] = lambda value: True
+
+
+# Of every call, by name: arguments first, then settings, whose values the message shows.
+ARGUMENTS = {
+    "assistant_model": Refused(_CANDIDATES),
+    "inputs_embeds": Refused("video tokens are found by their placeholder ids, so the prompt must come as input_ids"),
+    "mm_encoder_outputs": Refused("the grid of a video is read off its pixel inputs"),
+    "negative_prompt_ids": Refused(_UNCONDITIONAL),
+    "negative_prompt_attention_mask": Refused(_UNCONDITIONAL),
+    "custom_generate": Refused("a custom loop has not been tried with a compressed prompt"),
+}
+SETTINGS = {
+    "prompt_lookup_num_tokens": Refused(_CANDIDATES),
+    "guidance_scale": Refused(_UNCONDITIONAL, lambda value: value != 1.0),
+    "token_healing": Refused("it rewrites the prompt's ids, which no longer stand for its embeddings", bool),
+    "encoder_repetition_penalty": Refused(_READS_IDS, lambda value: value != 1.0),
+    "encoder_no_repeat_ngram_size": Refused(_READS_IDS, lambda value: value != 0),
+    "cache_implementation": Refused(_UNTRIED, lambda value: value not in ("dynamic", "static")),
+}
+# Of a method that drops tokens between layers, whose cache holds another length in each of them.
+GENERATE_INSIDE = {
+    "cache_implementation": Refused("a static cache has one length for all layers", lambda value: value == "static"),
+    "prefill_chunk_size": Refused("the last token must see the whole prompt in one forward"),
+    "use_cache": Refused("every step would choose the tokens anew", lambda value: value is False),
+    CACHE: Refused("the layers' caches differ in length"),
+}
+FORWARD_INSIDE = {
+    "labels": Refused("each layer sees another prompt"),
+    "use_cache": Refused("the layers' caches differ in length", bool),
+}
+_SHOWN = {*SETTINGS, *GENERATE_INSIDE} - {CACHE}
+
+
+def check_generation(settings: GenerationConfig, arguments: dict[str, Any], method: Compressor) -> None:
+    """Refuse what does not work in `generate`.
+
+    Args:
+        settings: of the call, see `effective_settings`.
+        arguments: of the call.
+        method: of compression.
+
+    Raises:
+        ValueError: the argument, the reason and the way round.
+    """
+    if arguments.get("inputs") is not None and arguments.get("input_ids") is not None:
+        raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
+    values = {**settings.to_dict(), **{name: value for name, value in arguments.items() if value is not None}}
+    _look_up({**ARGUMENTS, **SETTINGS}, values)
+    _check_cache(settings, arguments.get(CACHE))
+    mode = settings.get_generation_mode()
+    if mode not in SUPPORTED_MODES:
+        _refuse(f"Generation mode {mode.value!r}", _UNTRIED)
+    if method.inside_llm:
+        _look_up(GENERATE_INSIDE, values, method)
+
+
+def check_forward(backbone: Any, arguments: dict[str, Any], method: Compressor) -> None:
+    """Refuse what does not work in `forward`; arguments, errors as in `check_generation`."""
+    _look_up({**ARGUMENTS, CACHE: Refused("a forward from a cache goes on with new text alone")}, arguments)
+    if method.inside_llm:
+        _look_up(FORWARD_INSIDE, arguments, method)
+        if torch.is_grad_enabled() and backbone.training and backbone.get_decoder().layers[0].gradient_checkpointing:
+            raise ValueError(
+                f"Gradient checkpointing does not work with compressor {method.name!r}, whose choices between the layers would be made a second time: "
+                "call gradient_checkpointing_disable, or use a compressor that drops tokens before the language model."
+            )
+
+
+def _check_cache(settings: GenerationConfig, cache: Any) -> None:
+    if cache is None:
+        return
+    if type(cache) not in (DynamicCache, StaticCache):
+        _refuse(f"A cache of type {type(cache).__name__}", "only DynamicCache and StaticCache have been tried")
+    if settings.cache_implementation is not None or settings.use_cache is False:
+        _refuse("A cache beside cache_implementation or use_cache=False", "they ask for different caches")
+    if cached_length(cache) and expansion(settings) > 1:
+        raise ValueError(
+            "The cache of an earlier turn has one row for each prompt: ask for one beam and one sequence, or start without a cache."
+        )
+
+
+def expansion(settings: GenerationConfig) -> int:
+    """How often stock generation repeats each row (beams, or sequences to return)."""
+    return max(settings.num_beams or 1, settings.num_return_sequences or 1)
+
+
+def _look_up(table: dict[str, Refused], values: dict[str, Any], method: Compressor | None = None) -> None:
+    for name, (reason, given) in table.items():
+        value = values.get(name)
+        if value is not None and given(value):
+            _refuse(f"{name}={value!r}" if name in _SHOWN else name, reason, method)
+
+
+def _refuse(what: str, reason: str, method: Compressor | None = None) -> None:
+    if method is None:
+        raise ValueError(f"{what} does not work with compressed video tokens: {reason}. {WAY_ROUND} for it.")
+    raise ValueError(
+        f"{what} does not work with compressor {method.name!r}, which drops tokens inside the language model: {reason}. Leave it out, or use a "
+        "compressor that drops them before the language model."
+    )
