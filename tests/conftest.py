@@ -1,5 +1,6 @@
 """Tests run offline and on one seed."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,3 +23,9 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish():
+    """Garbage collections leave out the libraries, whose millions of objects stay anyway; each of all took half a second."""
+    gc.collect()
+    gc.freeze()

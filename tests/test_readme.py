@@ -2,12 +2,11 @@
 
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.fresh import run_fresh
 from helpers.models import PROMPTS, prompt_inputs, stock_model
 from helpers.small_training import trainer
 
@@ -17,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_snippet_prints_what_the_readme_says():
+def test_the_snippet_prints_what_the_readme_says(tmp_path):
     snippet, printed = re.search(r"```python\n(.*?)```\n+prints\n+```text\n(.*?)```", README, re.S).groups()
-    result = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True)
+    result = run_fresh(snippet, tmp_path, with_transformers=True)
     assert result.stdout.strip() == printed.strip()
     assert README[: README.index(printed)].count("\n") < 40
     quickstart = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every module can be the first one that is imported."""
+"""Every module can be the first one that is imported; without transformers before it, that is `test_import.py`."""
 
 import pytest
 from helpers.fresh import run_fresh
@@ -25,4 +25,4 @@ def test_first_import(module, tmp_path):
         "from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration\n"
         "assert configs['cacovid'] is CaCoVidConfig and models[CaCoVidConfig] is CaCoVidForConditionalGeneration\n"
     )
-    run_fresh(program, tmp_path)
+    run_fresh(program, tmp_path, with_transformers=True)

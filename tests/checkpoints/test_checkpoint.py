@@ -179,7 +179,7 @@ def test_in_a_fresh_process(saved):
         f"model = AutoModelForImageTextToText.from_pretrained({str(folder / 'm')!r})\n"
         "print(type(model).__name__, type(model.backbone).__name__)\n"
     )
-    result = run_fresh(program, folder)
+    result = run_fresh(program, folder, with_transformers=True)
     assert result.stdout.split() == ["CaCoVidForConditionalGeneration", type(model.backbone).__name__]
 
 

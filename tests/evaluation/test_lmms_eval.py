@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.fresh import run_fresh
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = 24
@@ -109,7 +110,7 @@ for arguments in sys.argv[1:]:
 """
 
 
-def test_the_entry_point_and_the_bounds_that_do_not_leak():
+def test_the_entry_point_and_the_bounds_that_do_not_leak(tmp_path):
     project = (ROOT / "pyproject.toml").read_text()
     assert re.search(
         r'\[project\.entry-points\."lmms_eval\.models"\]\ncacovid = "cacovid_hf\.evaluation\.lmms_eval:manifest"',
@@ -121,8 +122,7 @@ def test_the_entry_point_and_the_bounds_that_do_not_leak():
     program = (
         "import sys, cacovid_hf.evaluation.lmms_eval, cacovid_hf.evaluation.sweep; print('lmms_eval' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert run_fresh(program, tmp_path, with_transformers=True).stdout == "False\n"
 
 
 @pytest.fixture(scope="module")

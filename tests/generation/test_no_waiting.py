@@ -1,13 +1,11 @@
 """Between vision and the first token the host never waits for the device on our account."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.fresh import run_fresh
 from helpers.models import FAMILIES
 
 TESTS = Path(__file__).parents[1]
@@ -19,16 +17,14 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def found():
-    arguments = [",".join(case) for case in CASES]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    run = subprocess.run(
-        [sys.executable, str(TESTS / "helpers" / "no_waiting.py"), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+def found(tmp_path_factory):
+    program = f"""
+import runpy, sys
+sys.path[:0] = {[str(TESTS), str(TESTS / "helpers")]!r}
+sys.argv[1:] = {[",".join(case) for case in CASES]!r}
+runpy.run_path({str(TESTS / "helpers" / "no_waiting.py")!r}, run_name="__main__")
+"""
+    run = run_fresh(program, tmp_path_factory.mktemp("no_waiting"), with_transformers=True)
     return dict(zip(CASES, json.loads(run.stdout.splitlines()[-1]), strict=True))
 
 

@@ -1,6 +1,7 @@
-"""Programs in interpreters that have imported torch and torchvision, and nothing of transformers or of this package.
+"""Programs in interpreters that have imported torch and torchvision, and nothing of this package.
 
-Importing those two is most of such a test's time. One process a pytest worker imports them once and forks for every program.
+Importing is most of such a test's time. One process per pytest worker imports once and forks for every program. A second one has also imported
+transformers with its Auto classes and both families, for programs that do not depend on when that happens.
 """
 
 import atexit
@@ -17,7 +18,13 @@ import pytest
 _SERVER = """
 import contextlib, json, os, sys, traceback
 import torch, torchvision
-assert not {"transformers", "cacovid_hf"} & set(sys.modules)
+if "--transformers" in sys.argv:
+    from transformers import AutoModelForImageTextToText, AutoProcessor, AutoVideoProcessor, Trainer
+    from transformers import LlavaOnevisionForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
+    from transformers import LlavaOnevisionProcessor, Qwen2_5_VLProcessor
+else:
+    assert "transformers" not in sys.modules
+assert "cacovid_hf" not in sys.modules
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()
@@ -45,20 +52,27 @@ for line in sys.stdin:
 
 
 @functools.cache
-def _server() -> subprocess.Popen:
-    server = subprocess.Popen([sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def _server(*options: str) -> subprocess.Popen:
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVER, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     atexit.register(server.kill)
     return server
 
 
 def run_fresh(
-    program: str, cwd: Path, environment: Mapping[str, str] | None = None, check: bool = True
+    program: str,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+    check: bool = True,
+    with_transformers: bool = False,
 ) -> subprocess.CompletedProcess:
     """Run `program` and return its exit status and output.
 
     Args:
         cwd: folder to run in.
         environment: variables that replace or join those of this process.
+        with_transformers: whether that is imported already, with the environment of this process.
         check: whether a program that fails fails the test, with the end of its stderr.
     """
     if not hasattr(os, "fork"):
@@ -72,7 +86,7 @@ def run_fresh(
         "stdout": str(log / "stdout"),
         "stderr": str(log / "stderr"),
     }
-    server = _server()
+    server = _server(*["--transformers"] * with_transformers)
     print(json.dumps(order), file=server.stdin, flush=True)
     status = int(server.stdout.readline())
     done = subprocess.CompletedProcess([], status, (log / "stdout").read_text(), (log / "stderr").read_text())

@@ -171,4 +171,4 @@ def test_the_snippet_runs_as_it_stands(tmp_path):
     AutoProcessor.from_pretrained(model_path()).save_pretrained(tmp_path / "mine")
     model.save_pretrained(tmp_path / "mine", include_backbone=True)
     (program,) = re.findall(r"```python\n(.*?)```", (tmp_path / "mine" / "README.md").read_text(), re.DOTALL)
-    assert run_fresh(program, tmp_path).stdout.split() == ["purple"]
+    assert run_fresh(program, tmp_path, with_transformers=True).stdout.split() == ["purple"]
