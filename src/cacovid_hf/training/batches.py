@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
@@ -168,6 +169,20 @@ class HeaderCollator:
         """The collator's batch, or none of it where there are no samples, and `header`."""
         header, *samples = batch
         return {**(self.collate(samples) if samples else {}), "header": header}
+
+
+def sample_generator(seed: int, header: BatchHeader, number: int, purpose: str) -> torch.Generator:
+    """The chance of one sample and iteration: the same whichever process draws, and whatever was drawn before.
+
+    Args:
+        seed: of the run.
+        header: of the sample's batch.
+        number: the sample's place in the pass.
+        purpose: `"rollouts"` or `"ratio"`, which have chances of their own.
+    """
+    entropy = (seed, header.epoch, number, header.iteration, ("rollouts", "ratio").index(purpose))
+    drawn = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    return _generator(int(drawn >> np.uint64(1)))
 
 
 def _generator(seed: int) -> torch.Generator:

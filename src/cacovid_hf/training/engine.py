@@ -78,7 +78,7 @@ class SampleEngine(CheckpointHooks, Trainer):
         self.processor = processor
         self.eval_collator = eval_collator or self.data_collator
         self.samples_of_step = 0  # read by all processes together
-        self.metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
+        self._metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
         self._batches: SampleBatches | None = None
         self._skipped = 0
         self._tried: int | None = 0
@@ -107,7 +107,7 @@ class SampleEngine(CheckpointHooks, Trainer):
                 raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from. Start anew.")
         if resume_from_checkpoint:
             check_position(resume_from_checkpoint, self._position())
-        self.metrics.clear()
+        self._metrics.clear()
         self._skipped = 0
         self._tried = 0
         try:
@@ -248,13 +248,18 @@ class SampleEngine(CheckpointHooks, Trainer):
             self.optimizer = kind(groups, **settings)
         return self.optimizer
 
+    def note(self, **values: float | Tensor) -> None:
+        """Remember figures of a sample for the next log, which has their means."""
+        for name, value in values.items():
+            self._metrics[name].append(float(value))
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of what happened since the last log, over all processes."""
         if "loss" in logs or "train_loss" in logs:  # at the end there may be some that no log has told yet
-            parts = [(dict(self.metrics), self._skipped)]
+            parts = [(dict(self._metrics), self._skipped)]
             if self.args.world_size > 1:
                 parts = gather_object(parts)
-            self.metrics.clear()
+            self._metrics.clear()
             self._skipped = 0
             for name in dict.fromkeys(name for metrics, _ in parts for name in metrics):
                 values = [value for metrics, _ in parts for value in metrics.get(name, ())]

@@ -14,7 +14,8 @@ Departures from the published code that no setting undoes:
 4. Draws are functions of the seed and the sample's place in the data. So they do not depend on the number of processes, or on a resumption.
 5. Several samples share a step. Each weighs the same, also where some could not be read.
 
-All others are settings, see `arguments`: `PUBLISHED` is the paper's recipe, `OURS` what won on the tiny model.
+Those of a single function stand in its docstring. All others are settings, see `arguments`: `PUBLISHED` is the paper's recipe, `OURS` what
+won on the tiny model.
 
 Shapes in comments: `B` prompts of one video each, `T` frames of `P` tokens, `N = T * P`, `G` token rollouts and `F` frame rollouts per
 iteration, `R` rollouts of the batch.
@@ -22,7 +23,6 @@ iteration, `R` rollouts of the batch.
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin, set_seed
@@ -32,7 +32,7 @@ from ..modeling import CaCoVidForConditionalGeneration
 from ..policies.base import PolicyOutput
 from ..prompt import CompressedPrompt, Prompt, VideoSpan, stack_prompts
 from .arguments import ContributionTrainingArguments
-from .batches import BatchHeader
+from .batches import BatchHeader, sample_generator
 from .engine import SampleEngine
 from .judge import Question, answer_questions, judge
 from .objective import advantages, cpo_loss, distillation_loss, next_ratio, priced
@@ -96,6 +96,7 @@ class ContributionTrainer(SampleEngine):
         prompt = memory.prompt
         outputs = model(prompt.inputs_embeds, prompt.position_ids, prompt.layout)  # B times (T, P, 2) and (T, 2)
         if header.iteration == 0:
+            # The old policy: it draws the subsets of all iterations, and ratios are relative to it.
             for video, output in zip(memory.videos, outputs, strict=True):
                 video.old = PolicyOutput(output.token_logits.detach(), output.frame_logits.detach())
         if not outputs:
@@ -141,13 +142,8 @@ class ContributionTrainer(SampleEngine):
         choices = self.args.target_ratios
         if not choices:
             return self.args.sampling_ratio
-        return choices[int(torch.randint(len(choices), (), generator=self._generator(header, number, "ratio")))]
-
-    def _generator(self, header: BatchHeader, number: int, purpose: str = "rollouts") -> torch.Generator:
-        """The chance of one sample and iteration: the same whichever process draws, and whatever was drawn before."""
-        entropy = (self.args.seed, header.epoch, number, header.iteration, ("rollouts", "ratio").index(purpose))
-        seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+        generator = sample_generator(self.args.seed, header, number, "ratio")
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
 
     # ---------------------------------------------------------------- sampling
 
@@ -178,31 +174,30 @@ class ContributionTrainer(SampleEngine):
 
     @torch.no_grad()
     def _roll_out(self, memory: BatchMemory, header: BatchHeader) -> None:
-        """Let the backbone answer from new subsets of every video, and remember what they earn."""
-        prompt = memory.prompt
-        drawn = [
-            self._draw(video, prompt, span, self._generator(header, video.number))
-            for video, span in zip(memory.videos, prompt.layout.videos, strict=True)
-        ]
+        """Draw new subsets of every video, let the backbone answer from each, and remember what they earn."""
+        # Sampling, from the old policy's scores.
+        drawn = []
+        for video, span in zip(memory.videos, memory.prompt.layout.videos, strict=True):
+            generator = sample_generator(self.args.seed, header, video.number, "rollouts")
+            drawn.append(self._draw(video, memory.prompt, span, generator))
+        # Rollouts: all subsets of all videos as one batch.
         keeps = [subsets.keeps for subsets in drawn]  # B times (G + F, N)
-        prompts, rows = select_subsets(prompt, keeps)  # R = B * (G + F)
+        prompts, rows = select_subsets(memory.prompt, keeps)  # R = B * (G + F) prompts, the video of each
         questions = [memory.videos[row].question for row in rows.tolist()]
         completions = self._answer(prompts, questions)  # R texts
+        # Rewards.
         rewards = judge(completions, questions, self.rewards, self.scored_reward)  # (R,)
-        for video, subsets, earned in zip(
-            memory.videos, drawn, rewards.split([len(keep) for keep in keeps]), strict=True
-        ):
-            mask, frames = subsets.tokens, subsets.frames
+        # Replay memory.
+        for video, subsets, earned in zip(memory.videos, drawn, rewards.split([*map(len, keeps)]), strict=True):
+            mask, frames = subsets.tokens, subsets.frames  # (G, T, P), (F, T)
             answered = earned[: len(mask)].to(mask.device)  # (G,)
             video.remember(
                 Rollouts(mask, priced(answered, mask, self.args.token_price)),
                 None if frames is None else Rollouts(frames, earned[len(mask) :].to(frames.device)),
                 behind_former=self.args.replay and header.iteration > 0,
             )
-            self.metrics["reward"].append(answered.mean().item())
-            self.metrics["greedy_reward"].append(answered[0].item())
-            self.metrics["kept_ratio"].append(mask.float().mean().item())
-            self.metrics["sampling_ratio"].append(video.ratio)
+            self.note(reward=answered.mean(), greedy_reward=answered[0])
+            self.note(kept_ratio=mask.float().mean(), sampling_ratio=video.ratio)
 
     def _answer(self, prompts: CompressedPrompt, questions: list[Question]) -> list[Completion]:
         return answer_questions(
@@ -235,8 +230,7 @@ class ContributionTrainer(SampleEngine):
                 balanced=self.args.sampler != "bernoulli",
             )
             losses.append(loss)
-            for name, value in vars(statistics).items():
-                self.metrics[name].append(float(value))
+            self.note(**vars(statistics))
             if self.args.dynamic_ratio and not self.args.target_ratios:
                 video.ratio = next_ratio(
                     video.ratio,
@@ -270,8 +264,7 @@ class ContributionTrainer(SampleEngine):
         losses = []
         for video, output in zip(memory.videos, outputs, strict=True):
             losses.append(distillation_loss(output, video.attention, frames=frames))
-            self.metrics["teacher_loss"].append(losses[-1].item())
-            self.metrics["score_spread"].append(output.token_scores.std(correction=0).item())
+            self.note(teacher_loss=losses[-1], score_spread=output.token_scores.std(correction=0))
         return losses
 
     # ---------------------------------------------------------------- evaluation
