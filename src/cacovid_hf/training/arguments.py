@@ -177,7 +177,7 @@ class ContributionTrainingArguments(TrainingArguments):
         for name, choices in (("sampler", samplers), ("sampling_scope", SAMPLING_SCOPES)):
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(map(repr, choices))}."
+                    f"{name}={getattr(self, name)!r} is unknown. Choose one of {', '.join(map(repr, choices))}."
                 )
         for name, least in (
             ("num_iterations", 1),
@@ -190,7 +190,7 @@ class ContributionTrainingArguments(TrainingArguments):
             ("gradient_accumulation_steps", 1),
         ):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is too small: give at least {least}.")
+                raise ValueError(f"{name}={getattr(self, name)} is too small. Give at least {least}.")
         for name, (low, high, closed) in _BOUNDS.items():
             value = getattr(self, name)
             if value is None:
@@ -204,30 +204,30 @@ class ContributionTrainingArguments(TrainingArguments):
             raise ValueError(f"ratio_floor={self.ratio_floor} is above ratio_ceiling={self.ratio_ceiling}.")
         if self.token_price and self.sampler != "bernoulli":
             raise ValueError(
-                f"token_price={self.token_price} says nothing to sampler={self.sampler!r}, whose rollouts are all of one size: use 'bernoulli'."
+                f"token_price={self.token_price} has no effect with sampler={self.sampler!r}, whose rollouts are all of one size. Use 'bernoulli'."
             )
         if self.target_ratios is not None:
             if not self.target_ratios:
-                raise ValueError("target_ratios is empty: give the ratios to train for, or None.")
+                raise ValueError("target_ratios is empty. Give the ratios to train for, or None.")
             self.target_ratios = [
                 check_retention_ratio(ratio, f"target_ratios[{i}]") for i, ratio in enumerate(self.target_ratios)
             ]
         if self.teacher not in (None, *TEACHERS):
             raise ValueError(
-                f"teacher={self.teacher!r} is unknown: choose 'attention', or None for reinforcement learning."
+                f"teacher={self.teacher!r} is unknown. Choose 'attention', or None for reinforcement learning."
             )
         if self.teacher_layer is not None and self.teacher is None:
             raise ValueError(
-                f"teacher_layer={self.teacher_layer} without a teacher: add teacher='attention', or leave it out."
+                f"teacher_layer={self.teacher_layer} needs a teacher. Add teacher='attention', or leave it out."
             )
         if self.teacher_steps is not None:
             if self.teacher is None:
                 raise ValueError(
-                    f"teacher_steps={self.teacher_steps} without a teacher: add teacher='attention', or leave it out."
+                    f"teacher_steps={self.teacher_steps} needs a teacher. Add teacher='attention', or leave it out."
                 )
             if self.teacher_steps < 1 or self.teacher_steps % self.num_iterations:
                 raise ValueError(
-                    f"teacher_steps={self.teacher_steps} ends within the {self.num_iterations} iterations on a sample (num_iterations): give a multiple."
+                    f"teacher_steps={self.teacher_steps} ends within the {self.num_iterations} iterations on a sample (num_iterations). Give a multiple."
                 )
         if self.policy_attention is not None:
             check_policy("full", self.policy_attention)
@@ -236,16 +236,16 @@ class ContributionTrainingArguments(TrainingArguments):
         for name, types in (("scored_types", self.scored_types), ("reward_functions", self.reward_functions)):
             if unknown := sorted(set(types) - set(REWARDS)):
                 raise ValueError(
-                    f"{name} has {unknown[0]!r}, which is no problem type: choose among {', '.join(map(repr, REWARDS))}."
+                    f"{name} has {unknown[0]!r}, which is not a problem type. Choose among {', '.join(map(repr, REWARDS))}."
                 )
         if not self.eval_ratios:
-            raise ValueError("eval_ratios is empty: give the retention ratios that the accuracy is measured at.")
+            raise ValueError("eval_ratios is empty. Give the retention ratios that the accuracy is measured at.")
         self.eval_ratios = [check_retention_ratio(ratio, "eval_ratios") for ratio in self.eval_ratios]
         self.resolved_rewards()
         self.scored_reward()
         for name, reason in _UNSERVED.items():
             if getattr(self, name, False):
-                raise ValueError(f"{name}={getattr(self, name)} is not served here ({reason}): leave it out.")
+                raise ValueError(f"{name}={getattr(self, name)} is not supported here ({reason}). Leave it out.")
 
     def resolved_rewards(self) -> dict[str, Reward]:
         """The reward of generated answers, by problem type."""
@@ -272,21 +272,21 @@ def check_type(value: Any, hint: Any, name: str) -> None:
 
 
 def ends_within(steps: int, num_iterations: int, setting: str = "") -> str:
-    """What is wrong with a number of steps that is no multiple of the iterations, and the next one that is."""
+    """What is wrong with a number of steps that is not a multiple of the iterations, and the next one that is."""
     return (
-        f"ends within the {num_iterations} iterations on a sample (num_iterations): give a multiple, such as "
+        f"ends within the {num_iterations} iterations on a sample (num_iterations). Give a multiple, such as "
         f"{setting}{-(-steps // num_iterations) * num_iterations}."
     )
 
 
 # In the order in which a remedy is chosen where several are possible.
 _REMEDIES = {
-    bool: "give true or false",
-    int: "give a whole number",
-    float: "give a number",
-    list: "give a list, in [brackets]",
-    dict: "give names and values",
-    str: "give text (in quotes, if it would be read as something else)",
+    bool: "Give true or false",
+    int: "Give a whole number",
+    float: "Give a number",
+    list: "Give a list, in [brackets]",
+    dict: "Give names and values",
+    str: "Give text (in quotes, if it would be read as something else)",
 }
 
 
@@ -294,17 +294,17 @@ def _complaint(value: Any, hint: Any) -> str:
     """What is wrong with a value, and what to do."""
     kinds = _alternatives(hint)
     if isinstance(value, str) and (choices := _choices(kinds)):
-        return f"is unknown: choose one of {', '.join(choices)}"
+        return f"is unknown. Choose one of {', '.join(choices)}"
     plain = [get_origin(kind) or kind for kind in kinds]
-    remedy = next((words for kind, words in _REMEDIES.items() if kind in plain), "leave it out")
+    remedy = next((words for kind, words in _REMEDIES.items() if kind in plain), "Leave it out")
     if value is None:
-        return f"is no value: {remedy}, or leave it out"
+        return f"is not a value. {remedy}, or leave it out"
     if isinstance(value, str) and {bool, int, float} & set(plain):
-        return f"is text: {remedy.replace('whole ', '')}, without quotes"
+        return f"is text. {remedy.replace('whole ', '')}, without quotes"
     if int in plain and isinstance(value, float) and value.is_integer():
         remedy += f", such as {int(value)}"
     said = getattr(hint, "__name__", hint) if get_origin(hint) is None else str(hint).replace("typing.", "")
-    return f"is no {said}: {remedy}"
+    return f"is not of type {said}. {remedy}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

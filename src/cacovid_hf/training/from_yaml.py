@@ -150,7 +150,7 @@ def training_arguments(config: TrainingConfig) -> ContributionTrainingArguments:
     settings = dict(config.training)
     preset = settings.pop("preset", "published")
     if preset not in PRESETS:
-        raise ValueError(f"training.preset={preset!r} is unknown: choose one of {', '.join(PRESETS)}.")
+        raise ValueError(f"training.preset={preset!r} is unknown. Choose one of {', '.join(PRESETS)}.")
     hints = get_type_hints(ContributionTrainingArguments)
     for name, value in settings.items():
         if name.endswith("_strategy") and value is False:
