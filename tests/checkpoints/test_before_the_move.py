@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.chats import chat_inputs
 from helpers.fresh import run_fresh
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -32,14 +33,7 @@ def written_before(tmp_path_factory):
 
 def answers(model, processor) -> list[str]:
     clip = clips()[0]
-    content = [{"type": "video", "path": str(clip.path)}, {"type": "text", "text": clip.questions[0].text}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-    )
+    inputs = chat_inputs(processor, clip.questions[0].text, clip.path)
     found = []
     for ratio in (1.0, 0.25, 0.02):
         ids = model.generate(**inputs, retention_ratio=ratio, max_new_tokens=4, do_sample=False)

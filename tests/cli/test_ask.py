@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers.chats import chat_inputs
 from helpers.media import numbers_of, write_video
 from helpers.models import FAMILIES, stock_model, tower
 from helpers.processors import tiny_processor
@@ -34,15 +35,7 @@ def wrapped(request):
 
 def plain_generate(model, processor, video, num_frames=None, **options):
     """What a user of transformers writes: the path in the message, and `generate`."""
-    content = [{"type": "video", "path": str(video)}, {"type": "text", "text": QUESTION}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-        processor_kwargs={} if num_frames is None else {"num_frames": num_frames},
-    )
+    inputs = chat_inputs(processor, QUESTION, video, **({} if num_frames is None else {"num_frames": num_frames}))
     ids = model.generate(**inputs, max_new_tokens=6, do_sample=False, **options)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from helpers.chats import chat_inputs
 from helpers.media import write_video
 from helpers.models import (
     FAMILIES,
@@ -190,15 +191,7 @@ def filmed(request, tmp_path):
 def test_a_file_in_chunks_is_the_file_at_once(filmed, num_frames, frames, overlap):
     """Odd numbers of frames and last chunks included: what processor and tower make of the whole video."""
     model, processor, path = filmed
-    content = [{"type": "video", "path": str(path)}, {"type": "text", "text": "what color"}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-        processor_kwargs={"num_frames": num_frames, "max_fps": 100.0},
-    )
+    inputs = chat_inputs(processor, "what color", path, num_frames=num_frames, max_fps=100.0)
     processor.video_processor.max_fps = 100.0
     expected = model.encode_videos(**inputs, frames_per_chunk=None)
     encoded = encode_file(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.chats import chat_inputs
 from helpers.media import write_video
 from helpers.models import FAMILIES, Video, masked_inputs, prompt_inputs, stock_model, tower
 from helpers.processors import tiny_processor
@@ -285,14 +286,7 @@ def test_prompts_are_the_processors(family, videos, tmp_path):
     processor.video_processor.max_fps = 100.0
     processor.video_processor.num_frames = 6
     paths = [str(write_video(tmp_path / f"{i}.mp4", 12 + 5 * i, fps=5)) for i in range(videos)]
-    content = [*({"type": "video", "path": path} for path in paths), {"type": "text", "text": "what color"}]
-    expected = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-    )
+    expected = chat_inputs(processor, "what color", *paths)
     session = model.session(paths if videos > 1 else paths[0], processor, retention_ratio=0.25, frames_per_chunk=2)
     content = [*({"type": "video"} for _ in paths), {"type": "text", "text": "what color"}]
     prompt = session.prompt([[{"role": "user", "content": content}]])

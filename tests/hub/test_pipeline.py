@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.chats import CHAT, user
 from helpers.fresh import run_fresh
 from helpers.models import FAMILIES
 from helpers.processors import tiny_processor
@@ -24,8 +25,7 @@ def repository(tmp_path_factory):
 @pytest.fixture(scope="module")
 def messages():
     clip = clips()[0]
-    content = [{"type": "video", "path": str(clip.path)}, {"type": "text", "text": clip.questions[0].text}]
-    return [{"role": "user", "content": content}]
+    return [user(clip.questions[0].text, clip.path)]
 
 
 def counted(model, counts):
@@ -89,9 +89,7 @@ def test_a_video_processor_saved_alone(family, tmp_path):
 def test_ratio_in_a_generation_config(repository, messages):
     """What `transformers serve` makes of a request's `generation_config`."""
     model = CaCoVidForConditionalGeneration.from_pretrained(repository)
-    inputs = AutoProcessor.from_pretrained(repository).apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-    )
+    inputs = AutoProcessor.from_pretrained(repository).apply_chat_template(messages, **CHAT)
     request = GenerationConfig(**{"max_new_tokens": 4, "retention_ratio": 0.1, "eos_token_id": 2})
     counts = []
     handle = counted(model, counts)

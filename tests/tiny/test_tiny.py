@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from helpers.chats import CHAT, chat_inputs
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import cacovid_hf  # noqa: F401  (registers what the embedded checkpoint may be)
@@ -152,14 +153,7 @@ def test_tokenizer_knows_every_word_and_ignores_case_and_punctuation(processor):
 
 
 def test_chat_template_makes_the_prompt_of_the_training(processor, clips):
-    content = [{"type": "video", "video": clips[0].frames}, {"type": "text", "text": "What color is the circle?"}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-    )
+    inputs = chat_inputs(processor, "What color is the circle?", clips[0].frames)
     tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
     assert tokens == ["<bos>", *["<video>"] * 289, "what", "color", "is", "the", "circle", "<ans>"]
     assert inputs["attention_mask"].all()
@@ -178,9 +172,7 @@ def test_chat_template_takes_images_and_turns(model, processor, clips):
         {"role": "assistant", "content": [{"type": "text", "text": "7"}]},
         {"role": "user", "content": "what color is the ring"},
     ]
-    inputs = processor.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-    )
+    inputs = processor.apply_chat_template(messages, **CHAT)
     text = processor.decode(inputs["input_ids"][0]).replace("<image>", "").split()
     assert " ".join(text) == "<bos> what digit is on navy <ans> 7 <eos> what color is the ring <ans>"
     assert model.generate(**inputs, max_new_tokens=1).shape[1] == inputs["input_ids"].shape[1] + 1
@@ -227,14 +219,7 @@ def test_standard_error_is_binomial():
 
 
 def test_answer_ends_by_itself(model, processor, clips):
-    content = [{"type": "video", "video": clips[0].frames}, {"type": "text", "text": "What color is the circle?"}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-    )
+    inputs = chat_inputs(processor, "What color is the circle?", clips[0].frames)
     new = model.generate(**inputs, max_new_tokens=5)[0, inputs["input_ids"].shape[1] :]
     assert processor.decode(new, skip_special_tokens=True) == clips[0].questions[0].answer
     assert new.tolist()[1:] == [processor.tokenizer.eos_token_id]
