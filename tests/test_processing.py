@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from helpers.chats import CHAT
 from helpers.fresh import run_fresh
 from helpers.media import numbered_picture, write_video
 from helpers.models import stock_model
@@ -35,7 +36,6 @@ TEMPLATE = (
     "{% for part in message.content %}{% if part.type == 'video' %}VIDEO{% else %}{{ part.text }} {% endif %}{% endfor %}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
 )
-CHAT = dict(tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
 
 
 def stock_processor(family, **video_settings):

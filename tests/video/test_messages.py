@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.chats import CHAT
 from helpers.media import numbered_picture, write_video
 from helpers.processors import tiny_processor
 from PIL import Image
@@ -16,8 +17,6 @@ from cacovid_hf import with_video_reader
 from cacovid_hf.video.files import read_chosen_frames
 from cacovid_hf.video.messages import ClipSettings, VideoAddress, follow_messages
 from cacovid_hf.video_processing import logger
-
-CHAT = dict(tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
 
 
 @pytest.fixture(scope="module")
