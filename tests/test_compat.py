@@ -7,20 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import FAMILIES, ONE_VIDEO, prompt_inputs, stock_model
+from helpers.models import FAMILIES, ONE_VIDEO, prompt_inputs, wrapped
 from packaging.requirements import Requirement
 from packaging.version import Version
 from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin, Trainer
 
-from cacovid_hf import CaCoVidForConditionalGeneration, _compat
+from cacovid_hf import _compat
 
 SOURCES = Path(_compat.__file__).parent
 STEP = dict(do_sample=False, max_new_tokens=3, return_dict_in_generate=True)
-
-
-def wrapped(family):
-    stock = stock_model(family)
-    return stock, CaCoVidForConditionalGeneration.from_backbone(stock)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

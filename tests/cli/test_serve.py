@@ -250,10 +250,10 @@ def test_responses(served):
         ({"messages": "What?"}, 400, "The request's messages: not as OpenAI's API has it"),
         ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "no address"),
         (with_part({"type": "video"}), 400, "A part of type 'video' has no address"),
-        (with_part({"type": "vidoe", "video": "a.mp4"}), 400, "'vidoe' is not followed: did you mean 'video'"),
+        (with_part({"type": "vidoe", "video": "a.mp4"}), 400, "'vidoe' is not followed: did you mean video"),
         (with_part({"type": "video_file", "video_file": {"url": "a.mp4"}}), 400, "'video_file' is not followed"),
         (with_part({"type": "input_audio", "input_audio": {"data": ""}}), 400, "which these models cannot hear"),
-        (with_part({"type": "video", "video": "a.mp4", "fsp": 2}), 400, "did you mean 'fps'"),
+        (with_part({"type": "video", "video": "a.mp4", "fsp": 2}), 400, "did you mean fps"),
         (
             {"messages": [{"role": "user", "content": "What?", "videos": ["a.mp4"]}]},
             400,

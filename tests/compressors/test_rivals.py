@@ -13,10 +13,9 @@ from helpers.models import (
     Video,
     masked_inputs,
     prompt_inputs,
-    stock_model,
+    wrapped,
 )
 
-from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.backbones import Backbone
 from cacovid_hf.compressors import (
     COMPRESSORS,
@@ -32,12 +31,6 @@ from cacovid_hf.compressors import (
 )
 from cacovid_hf.prompt import Prompt, PromptLayout, VideoSpan
 from cacovid_hf.ratio import token_budget
-
-
-def wrapped(family, attention="sdpa"):
-    stock = stock_model(family, attention)
-    return stock, CaCoVidForConditionalGeneration.from_backbone(stock)
-
 
 # ------------------------------------------------------------------ merged embeddings
 

@@ -3,18 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from helpers.models import FAMILIES, PAD, PROMPTS, RAGGED, TWO_VIDEOS, masked_inputs, prompt_inputs, stock_model
+from helpers.models import (
+    FAMILIES,
+    PAD,
+    PROMPTS,
+    RAGGED,
+    TWO_VIDEOS,
+    masked_inputs,
+    prompt_inputs,
+    stock_model,
+    wrapped,
+)
 from transformers import DynamicCache, GenerationConfig
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import Attention, CaCoVid, Compressor, Random, Uniform, resolve_compressor
-
-
-def wrapped(family, **options):
-    stock = stock_model(family)
-    return stock, CaCoVidForConditionalGeneration.from_backbone(stock, **options)
 
 
 def masked(stock, model, inputs, ratio=0.25):

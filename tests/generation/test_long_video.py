@@ -16,6 +16,7 @@ from helpers.models import (
     prompt_inputs,
     stock_model,
     tower,
+    wrapped,
 )
 from helpers.processors import tiny_processor
 
@@ -28,11 +29,6 @@ PIXELS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 # Windows of Qwen2.5-VL's tower are 2 x 2 tokens here: grids of several windows, odd ones among them.
 LONG = [[2, Video(5, 4, 3), 3, Video(5, 3, 5, 2.5), 5]]
 STEP = dict(do_sample=False, max_new_tokens=5)
-
-
-def wrapped(family, **options):
-    stock = stock_model(family)
-    return stock, CaCoVidForConditionalGeneration.from_backbone(stock, **options)
 
 
 def without_pixels(inputs):

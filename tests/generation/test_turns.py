@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from helpers import flash_stand_in
-from helpers.models import FAMILIES, Image, Video, masked_inputs, prompt_inputs, stock_model
+from helpers.models import FAMILIES, Image, Video, masked_inputs, prompt_inputs, stock_model, wrapped
 from transformers import DynamicCache, StaticCache
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -35,11 +35,6 @@ PIXELS = (
     "video_grid_thw",
     "second_per_grid_ts",
 )
-
-
-def wrapped(family, attention="sdpa"):
-    stock = stock_model(family, attention)
-    return stock, CaCoVidForConditionalGeneration.from_backbone(stock)
 
 
 def joined(before, sequences, turn):

@@ -16,6 +16,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
+from cacovid_hf import CaCoVidForConditionalGeneration
+
 PAD, BOS, EOS, VISION_START, VISION_END, IMAGE, VIDEO = 0, 1, 2, 3, 4, 110, 111
 TEXT = dict(
     hidden_size=64,
@@ -282,6 +284,12 @@ def stock_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch
     # Placeholders that stand for no pixels are an error of the stock model without a cache.
     model.generation_config.suppress_tokens = [IMAGE, VIDEO]
     return model
+
+
+def wrapped(family: str, attention: str = "sdpa", **options):
+    """A stock model and the same one wrapped, with these options of `from_backbone`."""
+    stock = stock_model(family, attention)
+    return stock, CaCoVidForConditionalGeneration.from_backbone(stock, **options)
 
 
 ONE_VIDEO = [[3, Video(), 6]]

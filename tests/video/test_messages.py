@@ -172,8 +172,8 @@ def test_other_parts():
 @pytest.mark.parametrize(
     ("part", "reason"),
     [
-        ({**VIDEO, "fsp": 2}, "'fsp' of a part of type video is not followed: did you mean 'fps'"),
-        ({**VIDEO, "nframe": 2}, "did you mean 'nframes'"),
+        ({**VIDEO, "fsp": 2}, "'fsp' of a part of type video is not followed: did you mean fps"),
+        ({**VIDEO, "nframe": 2}, "did you mean nframes"),
         ({**VIDEO, "video_begin": 2}, "'video_begin' of a part of type video is not followed"),
         ({**VIDEO, "total_pixels": 2}, "total_pixels beside a video is not followed: give max_pixels"),
         ({**VIDEO, "resized_height": 28}, "resized_height beside a video is not followed"),
@@ -196,8 +196,8 @@ def test_other_parts():
         ),
         ({"type": "video", "video": {"fps": 2}}, "video of a part of type video has no url"),
         ({"type": "video_url"}, "'video_url' has no address: give it under the key 'video_url'"),
-        ({"type": "vidoe", "video": "a.mp4"}, "'vidoe' is not followed: did you mean 'video'"),
-        ({"type": "video_file", "file": "a.mp4"}, "'video_file' is not followed: did you mean 'video"),
+        ({"type": "vidoe", "video": "a.mp4"}, "'vidoe' is not followed: did you mean video"),
+        ({"type": "video_file", "file": "a.mp4"}, "'video_file' is not followed: did you mean video"),
         ({"type": "input_audio", "input_audio": {}}, "holds sound, which these models cannot hear"),
         ({"type": "file", "file": {}}, "'file' is not followed: give text, image or video"),
         ({"type": "text", "text": "a", "video": "a.mp4"}, "'video' of a part of type text is not followed"),

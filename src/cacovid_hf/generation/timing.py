@@ -113,34 +113,29 @@ class Stages(BaseStreamer):
 
 @dataclass(frozen=True)
 class _Watched(Compressor):
-    """Another method, timed, its selections noted."""
+    """Another method, timed, its selections noted; all else is as that method does it."""
 
     method: Compressor
     stages: Stages
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """As the method's."""
         return self.method.name
 
     @property
     def inside_llm(self) -> bool:  # type: ignore[override]
-        """As the method does."""
         return self.method.inside_llm
 
     @property
     def reads_tower(self) -> bool:  # type: ignore[override]
-        """As the method does."""
         return self.method.reads_tower
 
     def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
-        """As the method does."""
         self.method.check(model, retention_ratios)
 
     def compress(
         self, prompt: Prompt, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]
     ) -> Compression:
-        """As the method does."""
         self.stages.enter("policy")
         self.stages.compressing = True  # a method may ask the language model
         found = self.method.compress(prompt, model, retention_ratios)
@@ -152,7 +147,6 @@ class _Watched(Compressor):
     def inside(
         self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> Iterator[LayerRecord | None]:
-        """As the method does."""
         with self.method.inside(model, prompt, retention_ratios) as record:
             self.stages.layers = record
             yield record

@@ -4,13 +4,13 @@ Templates and processors of transformers look for the keys that they know and pa
 answered without, and a setting beside a video would change nothing.
 """
 
-import difflib
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..utils.names import nearest
 from .addresses import shown
 
 VIDEO_SUFFIXES = (
@@ -247,11 +247,8 @@ def _kind_of(named: Any, given: Mapping[str, Any]) -> str:
     if kind is None:
         if isinstance(named, str) and "audio" in named:
             raise ValueError(f"A part of type {named!r} holds sound, which these models cannot hear: leave it out.")
-        near = difflib.get_close_matches(str(named), _KINDS, n=1)
-        raise ValueError(
-            f"A part of type {named!r} is not followed: "
-            + (f"did you mean {near[0]!r}?" if near else "give text, image or video.")
-        )
+        remedy = nearest(named, _KINDS, "give text, image or video.")
+        raise ValueError(f"A part of type {named!r} is not followed: {remedy}")
     return kind
 
 
@@ -329,8 +326,5 @@ def _checked(name: str, setting: str, value: Any) -> Any:
 def _refuse_others(given: Mapping[str, Any], known: set[str], kind: str) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), sorted(known), n=1)
-            raise ValueError(
-                f"The key {name!r} of a part of type {kind} is not followed: "
-                + (f"did you mean {near[0]!r}?" if near else "leave it out.")
-            )
+            remedy = nearest(name, sorted(known), "leave it out.")
+            raise ValueError(f"The key {name!r} of a part of type {kind} is not followed: {remedy}")
