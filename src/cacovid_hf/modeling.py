@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
 
 from ._compat import CACHE, AnyAttention, OutputWithCache, commit_of, note_commit, with_cache_name
 from .backbones import backbone_family
@@ -44,6 +45,8 @@ from .prompt import EncodedVideos
 from .ratio import Ratio, resolve
 from .utils.names import check_names
 
+logger = logging.get_logger(__name__)
+
 
 @dataclass
 class CaCoVidOutput(OutputWithCache):
@@ -58,10 +61,20 @@ class CaCoVidOutput(OutputWithCache):
         kept_indices: `(B, K)`, the place in the caller's prompt of each position, -1 at padding.
         layer_tokens: int64 `(layers, videos)`, how many tokens of each video each layer of the language model saw, for compressors that drop tokens
             between its layers; None for others.
+        labels: `(B, K)`, the given labels of the positions that were kept, -100 at padding; None without labels.
     """
 
     kept_indices: Tensor | None = None
     layer_tokens: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "last_hidden_state":  # TRL's SFTTrainer takes it and the caller's labels
+            raise AttributeError(
+                "A compressed prompt has no last_hidden_state for labels of the whole one. With TRL's SFTTrainer, override compute_loss with that of "
+                "transformers.Trainer (docs/training.md, 'Other trainers')."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 class CaCoVidForConditionalGeneration(  # type: ignore[misc]
@@ -430,6 +443,11 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         Returns:
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
         """
+        if labels is None and self.training and torch.is_grad_enabled():
+            logger.warning_once(
+                "forward trains without labels, so that the loss is the caller's: the logits of a compressed prompt are shorter than its labels. "
+                "Give Trainer compute_loss_func=CompressedLoss(label_smoothing=...) of cacovid_hf.training.compressed_loss, not label_smoothing_factor."
+            )
         kwargs = with_cache_name(kwargs)
         self._check_names(kwargs)
         method = self.resolve_compressor(compressor)
@@ -438,7 +456,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         ratios = self._ratios(retention_ratio, {**kwargs, "encoded_videos": encoded_videos})
         if encoded_videos is None and drops_nothing(self, retention_ratio, ratios, input_ids, kwargs):
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
-            return self._output(outputs, all_places(input_ids))
+            return self._output(outputs, all_places(input_ids), labels=labels)
         check_forward(self.backbone, {**kwargs, "labels": labels}, method)
         if method.inside_llm:
             kwargs["use_cache"] = False
@@ -448,19 +466,20 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         given = complete_inputs(self, input_ids, attention_mask, others, encoded_videos)
         call = prepare_call(self, given, method, ratios)
         prompt, check = self._compress(call)
+        labels = kept_labels(labels, prompt.kept_indices)
         with method.inside(self, prompt, call.ratios) as layers:
             outputs = self.backbone(
                 inputs_embeds=prompt.inputs_embeds,
                 attention_mask=prompt.attention_mask,
                 position_ids=prompt.position_ids,
-                labels=kept_labels(labels, prompt.kept_indices),
+                labels=labels,
                 **without_prompt(kwargs),
             )
         check.settle()
         values = outputs if isinstance(outputs, tuple) else outputs.values()
         for cache in (value for value in values if isinstance(value, Cache)):
             CacheRecord.remember(cache, prompt, given.input_ids, given.input_ids.shape[1])
-        return self._output(outputs, prompt.kept_indices, layers)
+        return self._output(outputs, prompt.kept_indices, layers, labels)
 
     def _check_names(self, kwargs: dict[str, Any]) -> None:
         """Raise a `ValueError` with the likeliest name, if an argument of `forward` is none of ours and none of the backbone's."""
@@ -496,7 +515,9 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         record.store(cache)
         return self._output(outputs, record.places[:, -input_ids.shape[1] :])
 
-    def _output(self, outputs: Any, places: Tensor | None, layers: LayerRecord | None = None) -> Any:
+    def _output(
+        self, outputs: Any, places: Tensor | None, layers: LayerRecord | None = None, labels: Tensor | None = None
+    ) -> Any:
         """The backbone's output with the kept places; a tuple (`return_dict=False`) gets them as its last element."""
         if layers is not None:
             places = layers.kept_indices
@@ -507,6 +528,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
             whole[name] = value
         whole.kept_indices = places
         whole.layer_tokens = None if layers is None else torch.tensor(layers.layer_tokens)
+        whole.labels = labels
         return whole
 
 
