@@ -140,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help="cells like this: fixed_*, calibrated_*, priced_*")
     parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("--work", type=Path, default=Cells.work, help="folder of lock files")
     options = parser.parse_args()
     torch.set_num_threads(1)
     base = embedded_policy()
@@ -172,7 +173,7 @@ def main() -> None:
             jobs[f"priced_{price}_{seed}"] = lambda price=price, seed=seed: priced_cell(
                 price, seed, threshold(START), train(seed), asked
             )
-    Cells("adaptive_study", options.output).run(chosen(jobs, options.only))
+    Cells("adaptive_study", options.output, options.work).run(chosen(jobs, options.only))
     summary = summarise(options.output)
     with replaced(options.output / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n")

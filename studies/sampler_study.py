@@ -182,6 +182,7 @@ def main() -> None:
         "--only", action="append", default=[], help="cells like this: SCOPE_ARM_SEED, draws_untrained, draws_trained"
     )
     parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("--work", type=Path, default=Cells.work, help="folder of lock files")
     options = parser.parse_args()
     torch.set_num_threads(1)
     asked = miniature.ask(miniature.untrained(0), QUESTIONS, QUESTION_SEED)
@@ -200,7 +201,7 @@ def main() -> None:
                 jobs[f"{_stem(scope, arm)}_{seed}"] = lambda scope=scope, settings=settings, seed=seed: train_cell(
                     scope, settings, seed, train(seed), asked
                 )
-    Cells("sampler_study", options.output).run(chosen(jobs, options.only))
+    Cells("sampler_study", options.output, options.work).run(chosen(jobs, options.only))
     summary = summarise(options.output)
     with replaced(options.output / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n")

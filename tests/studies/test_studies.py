@@ -1,6 +1,7 @@
 """The studies run in small, and every committed result says where it comes from."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import CaCoVid
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.accuracy import answer_accuracy
-from studies import budget_study, cells, rollouts
+from studies import adaptive_study, budget_study, cells, rollouts, sampler_study, search_study
 from studies.cells import RESULTS, Cells, chosen
 from studies.table import TABLES, budget_table
 
@@ -113,3 +114,48 @@ def test_rollouts(tmp_path, threads):
     check_provenance(record)
     assert [row["way"] for row in record["results"]] == list(rollouts.WAYS)
     assert all(row["samples_per_hour"] > 0 for row in record["results"])
+
+
+@pytest.mark.slow
+def test_budgets_that_the_scores_decide(tmp_path, threads, monkeypatch):
+    """A fixed, a calibrated and a priced cell, their summary and plot."""
+    small = dict(QUESTIONS=8, CALIBRATION=4, STEPS=2, BATCH=2, ROLLOUTS=3, MEANS=(0.02,), PRICES=(1.0,), SEEDS=(0,))
+    for name, value in small.items():
+        monkeypatch.setattr(adaptive_study, name, value)
+    arguments = ["adaptive_study", "--only", "fixed_0.02", "--only", "calibrated_*", "--only", "priced_*"]
+    monkeypatch.setattr(
+        sys, "argv", [*arguments, "--output", str(tmp_path / "cells"), "--work", str(tmp_path / "work")]
+    )
+    adaptive_study.main()
+    summary = json.loads((tmp_path / "cells" / "summary.json").read_text())
+    assert sorted(summary["cells"]) == ["calibrated_0.02", "fixed_0.02", "priced_1.0_0"]
+    assert summary["cells"]["fixed_0.02"]["mean_tokens"] == 5
+    assert (tmp_path / "cells" / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_samplers_compared(tmp_path, threads, monkeypatch):
+    small = dict(QUESTIONS=4, STEPS=2, BATCH=2, ROLLOUTS=3, EVERY=1, SEEDS=(0,))
+    for name, value in small.items():
+        monkeypatch.setattr(sampler_study, name, value)
+    arguments = ["sampler_study", "--only", "video_multinomial_0", "--only", "draws_untrained"]
+    monkeypatch.setattr(
+        sys, "argv", [*arguments, "--output", str(tmp_path / "cells"), "--work", str(tmp_path / "work")]
+    )
+    sampler_study.main()
+    (arm,) = json.loads((tmp_path / "cells" / "summary.json").read_text())["arms"]
+    assert (arm["arm"], arm["seeds"], len(arm["final_accuracy"])) == ("multinomial", [0], 1)
+    draws = json.loads((tmp_path / "cells" / "draws_untrained.json").read_text())["draws"]
+    assert [row["arm"] for row in draws] == 2 * list(sampler_study.ARMS)
+
+
+@pytest.mark.slow
+def test_the_best_subset_bounds_every_sampler(tmp_path, threads, monkeypatch):
+    monkeypatch.setattr(search_study, "WIDTH", 4)
+    monkeypatch.setattr(search_study, "DRAWS", (1, 3))
+    monkeypatch.setattr(sys, "argv", ["search_study", "--num-questions", "2", "--output", str(tmp_path)])
+    record = json.loads(search_study.main().read_text())
+    check_provenance(record)
+    best = max(row["mean"] for row in record["results"] if row["method"] == "beam search")
+    assert len(record["results"]) == 3 + 2 * 4 * 2
+    assert 0 < best <= 1
