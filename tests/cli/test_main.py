@@ -254,17 +254,17 @@ def test_the_embedded_model_answers_by_default(run):
 
 def test_demo(run, tmp_path):
     question = tiny.clips()[0].questions[0]
-    status, out, err = run("demo", "--num-questions", 60, "--seed", 7, "--save-map", tmp_path / "map.png")
+    status, out, err = run("demo", "--num-questions", 24, "--seed", 7, "--save-map", tmp_path / "map.png")
     assert (status, err) == (0, "")
     assert f"question  {question.text}\nexpected  {question.answer}\n" in out
-    assert "accuracy on 60 fresh questions" in out
+    assert "accuracy on 24 fresh questions" in out
     rows = {line.split()[0]: line for line in out.splitlines() if re.match(r"\d\.\d\d ", line)}
     assert list(rows) == ["1.00", "0.25"]
     assert re.match(rf"1\.00 +{question.answer} +288 of 288 ", rows["1.00"])
     assert "72 of 288" in rows["0.25"]
     model, processor = load_model(tiny.model_path()), load_processor(tiny.model_path())
     for ratio, row in rows.items():
-        measured = answer_accuracy(model, processor, num_questions=60, seed=7, retention_ratio=float(ratio))
+        measured = answer_accuracy(model, processor, num_questions=24, seed=7, retention_ratio=float(ratio))
         assert row.endswith(f"{measured.accuracy:.1%} ± {measured.standard_error:.1%}")
     assert float(rows["1.00"].split()[-3].rstrip("%")) > 85
     assert (UNTRAINED in out) == (not model.config.policy_trained)

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from helpers import benchmark_copies as copies
+from helpers.fresh import run_fresh
 from helpers.models import stock_model
 from helpers.processors import tiny_processor
 from PIL import Image
@@ -211,17 +213,37 @@ def launch(output, *arguments, processes=1, wait=True):
     return process
 
 
-def check_processes(whole, tmp_path, processes):
-    printed = launch(tmp_path / "run.json", *COMMAND, processes=processes)
+def check_processes(whole, tmp_path, processes, run_all=launch):
+    printed = run_all(tmp_path / "run.json", *COMMAND, processes=processes)
     run = read_run(tmp_path / "run.json")
     assert answers(run, tmp_path / "run") == answers(whole[1], whole[0] / "run")
     assert not list((tmp_path / "run").glob("*.part*"))
     assert printed.count("| method | ratio counted |") == 1
 
 
+def fork_all(output, *arguments, processes):
+    """The command in processes that meet as those of torchrun do; nothing is imported twice."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    program = f"""
+import os, sys
+from cacovid_cli.main import main
+children = []
+for rank in map(str, range({processes})):
+    child = os.fork()
+    if not child:
+        os.environ.update({meeting!r}, WORLD_SIZE="{processes}", RANK=rank, LOCAL_RANK=rank)
+        main({[*arguments, "--output", str(output)]!r})
+    children.append(child)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+    return run_fresh(program, output.parent, with_transformers=True).stdout
+
+
 def test_two_processes(whole, tmp_path):
-    """Three batches for two."""
-    check_processes(whole, tmp_path, 2)
+    """Three batches for two. Started by accelerate, that is one of the slow tests below."""
+    check_processes(whole, tmp_path, 2, fork_all)
 
 
 @pytest.mark.slow

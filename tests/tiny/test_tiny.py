@@ -179,7 +179,7 @@ def test_chat_template_takes_images_and_turns(model, processor, clips):
 
 
 def test_embedded_model_answers_fresh_questions(model, processor):
-    measured = answer_accuracy(model, processor, num_questions=240, seed=17)
+    measured = answer_accuracy(model, processor, num_questions=120, seed=17)
     assert measured.accuracy > 0.93
     assert set(measured.by_kind) == set(synthetic.QUESTION_KINDS)
     assert min(measured.by_kind.values()) > 0.8
