@@ -85,7 +85,8 @@ def no_videos(folder):
 
 
 def nothing_readable(folder):
-    file = configured(folder)
+    folder.mkdir()
+    file = write(folder, training=STEPS, data={"allowed_roots": [str(folder)]})
     (folder / "broken.mp4").write_bytes(b"no video")
     sample = {"problem": "What?", "solution": "red", "path": str(folder / "broken.mp4")}
     (folder / "samples.jsonl").write_text("\n".join([json.dumps(sample)] * 4))

@@ -333,7 +333,7 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
         for ours, theirs in zip(runs[0], other, strict=True):
             largest = max(float(gradient.abs().max()) for gradient in ours.values())
             for name, gradient in ours.items():
-                torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=1e-4 * largest)
+                torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=3e-4 * largest)
 
 
 class Stream(torch.utils.data.IterableDataset):
