@@ -1,6 +1,7 @@
 """Addresses of videos: every usual spelling of a path, `data:` contents as clients write them, downloads within bounds, private hosts."""
 
 import base64
+import contextlib
 import http.server
 import io
 import threading
@@ -112,7 +113,7 @@ def test_contents_within_bounds():
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """`/whole` and `/unsaid` give the content, with and without its length; `/slow` a byte at a time; `/to?X` redirects to X."""
+    """`/whole` and `/unsaid` give the content, with and without its length; `/slow` a byte at a time, `/drip` its headers so; `/to?X` redirects to X."""
 
     protocol_version = "HTTP/1.0"
 
@@ -125,7 +126,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", self.path[4:])
             self.end_headers()
             return
+        if self.path == "/drip":
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+                for _ in range(200):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+            return
         self.send_response(200)
+        if self.path == "/cut":
+            self.send_header("Content-Length", str(2 * len(CONTENT)))
         if self.path == "/whole":
             self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
@@ -157,9 +167,12 @@ def test_downloads_within_bounds(server):
     for path in ("/whole", "/unsaid"):
         with address_rules(AddressRules(max_bytes=100)), pytest.raises(ValueError, match=r"bytes, (over )?the limit"):
             content_of(server + path)
+    with pytest.raises(ValueError, match=f"ends after {len(CONTENT)} of {2 * len(CONTENT)} bytes"):
+        content_of(server + "/cut")
     started = time.monotonic()
-    with address_rules(AddressRules(max_seconds=0.3)), pytest.raises(ValueError, match=r"longer than 0\.3 s"):
-        content_of(server + "/slow")
+    for path in ("/slow", "/drip"):
+        with address_rules(AddressRules(max_seconds=0.3)), pytest.raises(ValueError, match=r"longer than 0\.3 s"):
+            content_of(server + path)
     assert time.monotonic() - started < 5
 
 

@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -147,8 +148,13 @@ def _data_content(address: str, max_bytes: int) -> bytes:
 def _download(address: str, file: BinaryIO, rules: AddressRules) -> None:
     """Write what an http(s) address gives."""
     ends = time.monotonic() + rules.max_seconds
+    connections: list[HTTPConnection] = []
+    # A host may send its headers a byte at a time, and no timeout of the socket ends that.
+    guard = threading.Timer(rules.max_seconds, _shut_down, [connections])
+    guard.daemon = True
+    guard.start()
     try:
-        with _opener(rules).open(
+        with _opener(rules, connections).open(
             request.Request(address, headers={"User-Agent": "cacovid-hf"}),
             timeout=min(rules.timeout, rules.max_seconds),
         ) as response:
@@ -160,26 +166,40 @@ def _download(address: str, file: BinaryIO, rules: AddressRules) -> None:
                 size += len(block)
                 if size > rules.max_bytes:
                     raise OSError(f"it has more than {rules.max_bytes} bytes, the limit")
-                if time.monotonic() > ends:
-                    raise OSError(f"it takes longer than {rules.max_seconds:g} s, the limit")
                 file.write(block)
+                if time.monotonic() > ends:
+                    break
+            if time.monotonic() > ends:
+                raise TimeoutError
+            if announced.isdigit() and size != int(announced):
+                raise OSError(f"it ends after {size} of {announced} bytes")
     except (OSError, HTTPException, ValueError) as error:
+        late = time.monotonic() > ends
+        reason = f"it takes longer than {rules.max_seconds:g} s, the limit" if late else error
         raise ValueError(
-            f"{shown(address)} cannot be fetched ({error}): check the address, or download it and give its path."
+            f"{shown(address)} cannot be fetched ({reason}): check the address, or download it and give its path."
         ) from error
+    finally:
+        guard.cancel()
     file.seek(0)
 
 
-def _opener(rules: AddressRules) -> request.OpenerDirector:
-    """Follows redirects to http and https alone, with each connection checked."""
+def _shut_down(connections: list[HTTPConnection]) -> None:
+    for connection in connections:
+        with contextlib.suppress(OSError, AttributeError):  # closed, or not connected yet
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _opener(rules: AddressRules, connections: list[HTTPConnection]) -> request.OpenerDirector:
+    """Follows redirects to http and https alone, with each connection checked, and noted in `connections`."""
     opener = request.OpenerDirector()
     handlers: list[request.BaseHandler] = [
         request.UnknownHandler(),
         request.HTTPDefaultErrorHandler(),
         request.HTTPRedirectHandler(),
         request.HTTPErrorProcessor(),
-        request.HTTPHandler() if rules.private else _PublicHTTPHandler(),
-        request.HTTPSHandler() if rules.private else _PublicHTTPSHandler(),
+        _HTTPHandler(HTTPConnection if rules.private else _PublicConnection, connections),
+        _HTTPSHandler(HTTPSConnection if rules.private else _PublicTLSConnection, connections),
     ]
     if rules.private:
         handlers.append(request.ProxyHandler())
@@ -207,14 +227,38 @@ class _PublicTLSConnection(HTTPSConnection, _PublicConnection):
     """The same with TLS, which is spoken after the check."""
 
 
-class _PublicHTTPHandler(request.HTTPHandler):
+class _HTTPHandler(request.HTTPHandler):
+    """Connects by connections of one kind, and notes each."""
+
+    def __init__(self, kind: type[HTTPConnection], connections: list[HTTPConnection]):
+        super().__init__()
+        self.made = _Noted(kind, connections)
+
     def http_open(self, req: request.Request) -> Any:
-        return self.do_open(_PublicConnection, req)
+        return self.do_open(self.made, req)  # type: ignore[arg-type]
 
 
-class _PublicHTTPSHandler(request.HTTPSHandler):
+class _HTTPSHandler(request.HTTPSHandler):
+    """The same with TLS."""
+
+    def __init__(self, kind: type[HTTPConnection], connections: list[HTTPConnection]):
+        super().__init__()
+        self.made = _Noted(kind, connections)
+
     def https_open(self, req: request.Request) -> Any:
-        return self.do_open(_PublicTLSConnection, req, context=ssl.create_default_context())  # type: ignore[arg-type]
+        return self.do_open(self.made, req, context=ssl.create_default_context())  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """Makes connections of one kind and notes them."""
+
+    kind: type[HTTPConnection]
+    connections: list[HTTPConnection]
+
+    def __call__(self, host: str, **settings: Any) -> HTTPConnection:
+        self.connections.append(self.kind(host, **settings))
+        return self.connections[-1]
 
 
 def _check_public(number: str, host: str) -> None:
