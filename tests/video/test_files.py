@@ -564,3 +564,30 @@ def test_a_table_that_no_file_could_hold_is_refused_before_it_is_made(tmp_path):
     with pytest.raises(ValueError, match=rf"announces 80000000 samples in {len(data)} bytes: it is damaged"):
         read_video(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+def test_damage_between_the_sampled_frames_is_counted(tmp_path):
+    """The packet is not decoded for its own sake: its first bytes tell."""
+    path = damage(write_video(tmp_path / "a.mp4", 60, gop=1), 20)
+    frames, metadata = read_video(path, 3, max_fps=math.inf)
+    assert metadata.total_num_frames == 59
+    assert numbers_of(frames) == [0, 30, 59]
+
+
+@pytest.mark.skipif(
+    not hasattr(av.container.OutputContainer, "add_stream_from_template"),
+    reason="PyAV before 14 copies tracks otherwise",
+)
+def test_times_in_decoding_order(tmp_path):
+    """Some writers give each packet the time at which it is decoded; the frames come in the order of the decoder."""
+    source = write_video(tmp_path / "a.mkv", 60, b_frames=3)
+    path = tmp_path / "b.mkv"
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        track = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(p for p in old.demux(video=0) if p.size):
+            packet.pts = packet.dts = 100 * number
+            packet.stream = track
+            new.mux(packet)
+    frames, metadata = read_video(path, 60, max_fps=math.inf)
+    assert numbers_of(frames) == list(range(60))
+    assert metadata.timestamps == pytest.approx([i / 10 for i in range(60)])
