@@ -5,15 +5,17 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, ProcessorMixin
+from transformers import AutoConfig, PreTrainedConfig, ProcessorMixin
 
 from ._compat import cached_file_or_none
 from .backbones import backbone_family
-from .checkpoints.loading import load_stock_model
+from .checkpoints.loading import check_backbone, load_stock_model
+from .checkpoints.stock_processor import load_stock_processor
 from .configuration import CaCoVidConfig
-from .hub.source import PROCESSOR_FILES
+from .hub.source import PROCESSOR_FILES, Source
 from .modeling import CaCoVidForConditionalGeneration
 from .processing import with_video_reader
+from .utils.blame import one_line
 
 
 def load_config(name: str | os.PathLike, revision: str | None = None) -> PreTrainedConfig:
@@ -29,9 +31,14 @@ def load_config(name: str | os.PathLike, revision: str | None = None) -> PreTrai
     if revision is not None and os.path.isdir(name):
         raise ValueError(f"revision={revision!r} is for a Hub id, and {os.fspath(name)} is a folder: leave it out.")
     try:
+        if os.path.isdir(name):
+            Source(os.fspath(name), {}).config()  # its sizes
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    except ImportError:
+        raise
+    except Exception as error:
+        where = "" if isinstance(error, OSError) else "config.json: "
+        reason = where + one_line(error).split(". ")[0].rstrip(".")
         raise ValueError(
             f"{os.fspath(name)} cannot be loaded ({reason}): give the folder or the Hub id of a CaCoVID checkpoint, or of a stock model of "
             "a supported family."
@@ -60,7 +67,7 @@ def load_processor(
     for source, revision in sources:
         options = {"revision": revision} if revision and not os.path.isdir(source) else {}
         if any(cached_file_or_none(source, file, **options) for file in PROCESSOR_FILES):
-            return with_video_reader(AutoProcessor.from_pretrained(source, trust_remote_code=False, **options))
+            return with_video_reader(load_stock_processor(Source(os.fspath(source), options)))
     raise ValueError(
         f"{' and '.join(os.fspath(source) for source, _ in sources)} have no processor: save one there with processor.save_pretrained."
     )
@@ -92,6 +99,7 @@ def load_model(
     if isinstance(config, CaCoVidConfig):
         model = CaCoVidForConditionalGeneration.from_pretrained(name, **at, **loading)
     else:
+        check_backbone(Source(os.fspath(name), at), None, loading)
         backbone = load_stock_model(name, **at, **loading)
         pinned = {} if revision is None else {"base_model_revision": revision}
         with torch.random.fork_rng(devices=[]):

@@ -36,7 +36,7 @@ from .generation.stock import without_prompt
 from .generation.turns import CacheRecord, text_step
 from .hub.card import CardFacts
 from .hub.push import PUSH_ARGUMENTS, PushOptions, check_pushable, modified, push, upload
-from .hub.source import HUB_ARGUMENTS, Source, cached_commit, load_weights
+from .hub.source import HUB_ARGUMENTS, Source, cached_commit
 from .policies.base import Policy
 from .policies.factory import check_policy_size, make_policy, untrained_policy
 from .policies.settings import check_policy
@@ -206,9 +206,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         config.name_or_path = source.name
         note_commit(config, source.hub.get("revision"))
         backbone_family(config.backbone_config)
-        with torch.device("meta"):
-            policy = make_policy(config, config.backbone_config)
-        load_weights(policy, source.stored("policy."), source.name)
+        policy = loading.load_policy(source, config)
         if not given:
             backbone = loading.load_backbone(config, source, backbone, kwargs)
         backbone = base_model(backbone)

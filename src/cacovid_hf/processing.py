@@ -22,6 +22,7 @@ from transformers.image_utils import load_image
 from transformers.utils import logging
 
 from ._compat import commit_of
+from .checkpoints.stock_processor import load_stock_processor
 from .configuration import CaCoVidConfig
 from .hub.auto_file import AUTO_MODULE, AUTO_SOURCE
 from .hub.source import PROCESSOR_FILES, Source
@@ -188,9 +189,7 @@ def processor_of(config: CaCoVidConfig, token: str | bool | None = None) -> Proc
         source = Source(str(name), {key: value for key, value in hub.items() if value is not None})
         try:
             if any(source.file(file) for file in PROCESSOR_FILES):
-                return with_video_reader(
-                    AutoProcessor.from_pretrained(source.name, trust_remote_code=False, **source.hub)
-                )
+                return with_video_reader(load_stock_processor(source))
         except (OSError, ValueError) as error:
             logger.warning(f"The processor of {name} cannot be loaded ({' '.join(str(error).split())}).")
     return None

@@ -231,7 +231,7 @@ def test_no_processor(tmp_path):
     ("config", "message"),
     [
         (None, "missing cannot be loaded"),
-        ("{}", r"model cannot be loaded \(Unrecognized model"),
+        ("{}", r"model cannot be loaded \(config.json: Unrecognized model"),
         ('{"model_type": "bert"}', "Backbone family 'bert' is not supported"),
         ('{"model_type": "new"}', "model type `new`"),
         ("{", "model cannot be loaded"),

@@ -5,16 +5,19 @@ from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
 from .._compat import PRIVATE_LOADING_ARGUMENTS, attention_implementation
 from ..backbones import backbone_family
 from ..configuration import CaCoVidConfig
-from ..hub.source import Source
-from ..policies.factory import check_policy_size
+from ..hub.source import Source, load_weights
+from ..policies.base import Policy
+from ..policies.factory import check_policy_size, make_policy
 from ..policies.settings import PolicySettings
+from ..utils.blame import blamed_on, one_line
 from ..utils.names import nearest
+from ..utils.tensors import first_not_finite
 
 BACKBONE_FOLDER = "backbone"
 
@@ -49,12 +52,26 @@ def load_config(source: Source, config: CaCoVidConfig | None, overrides: dict[st
             raise ValueError(
                 f"{source.name} has no CaCoVid config (model_type {stored.get('model_type')!r}): wrap a stock model with from_backbone."
             )
-        config = CaCoVidConfig.from_pretrained(source.name, **source.hub)
+        with blamed_on("config.json", source.name):
+            config = CaCoVidConfig.from_pretrained(source.name, **source.hub)
     elif source.file("config.json"):
         source.config()
     if not isinstance(config, CaCoVidConfig):
         raise ValueError(f"config is a {type(config).__name__}: give a CaCoVidConfig, or leave it out.")
     return CaCoVidConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
+
+
+def load_policy(source: Source, config: CaCoVidConfig) -> Policy:
+    """The policy of a checkpoint, on the CPU.
+
+    Raises:
+        OSError: files that are missing.
+        ValueError: weights that are damaged or do not fit the config.
+    """
+    with blamed_on("config.json", source.name), torch.device("meta"):
+        policy = make_policy(config, config.backbone_config)
+    load_weights(policy, source.stored("policy."), source.name)
+    return policy
 
 
 def check_nothing_to_load(kwargs: dict[str, Any]) -> None:
@@ -101,8 +118,13 @@ def load_backbone(
         ) from error
 
 
-def check_backbone(place: Source, config: CaCoVidConfig, settings: dict[str, Any]) -> None:
+def check_backbone(place: Source, config: CaCoVidConfig | None, settings: dict[str, Any]) -> None:
     """Look at a backbone's config and at the headers of its weights before stock loading allocates anything for it.
+
+    Args:
+        place: where it is.
+        config: of the policy that it must fit; None if there is none yet.
+        settings: of stock loading.
 
     Raises:
         ValueError: another family or size than the policy's, files outside the folder, pickles, or weights too small for the config.
@@ -117,11 +139,17 @@ def check_backbone(place: Source, config: CaCoVidConfig, settings: dict[str, Any
     backbone_family(
         SimpleNamespace(model_type=place.config().get("model_type"))
     )  # before anything offers to run its code
-    found = AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.hub)
-    check_policy_size(config.get_text_config(), found)
+    if place.json("generation_config.json") is not None:  # stock loading passes over one that is no JSON
+        with blamed_on("generation_config.json", place.name):
+            GenerationConfig.from_pretrained(place.name, **place.hub)
+    with blamed_on("config.json", place.name):
+        found = AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.hub)
+        least = least_parameters(found)
+    if config is not None:
+        check_policy_size(config.get_text_config(), found)
     stored = place.stored("")
     size = sum(os.path.getsize(path) for path in {tensor.path for tensor in stored.values()})
-    if (least := least_parameters(found)) > 8 * size:  # not even one bit each
+    if least > 8 * size:  # not even one bit each
         raise ValueError(
             f"The config of {place.name} describes at least {least:,} parameters, its weights have {size:,} bytes: one of the two is "
             "damaged; copy or download it again."
@@ -151,14 +179,22 @@ def load_stock_model(name: str | os.PathLike, **settings: Any) -> PreTrainedMode
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
         )
-    except (SafetensorError, RuntimeError) as error:
+    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) or "unexpected keyword argument" in str(error):
+            raise  # of the caller's settings: a config was read before
         raise ValueError(
-            f"The weights of {os.fspath(name)} are damaged or do not fit its config ({' '.join(str(error).split())[:300]}): copy or download them again."
+            f"The weights of {os.fspath(name)} are damaged or do not fit its config.json ({one_line(error)}): copy or download them again."
         ) from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(
             f"The weights of {os.fspath(name)} lack {', '.join(missing[:3])}{more}: copy or download them again."
+        )
+    if (bad := first_not_finite(model.named_parameters())) is not None:
+        raise ValueError(
+            f"{bad} in the weights of {os.fspath(name)} holds NaN or infinite values: copy or download them again."
         )
     return model

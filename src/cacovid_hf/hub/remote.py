@@ -17,6 +17,7 @@ from ..generation.mixin import CompressedGenerationMixin
 from ..policies.base import Policy
 from ..policies.factory import make_policy
 from ..policies.settings import PolicySettings, check_format_version
+from ..utils.blame import blamed_on
 from .source import HUB_ARGUMENTS, Source, load_weights
 
 # transformers tells this code nothing of where it came from, so a push writes it here: repository and commit of the policy.
@@ -102,7 +103,8 @@ def _read_policy(model: PreTrainedModel, source: Source) -> tuple[Policy, Policy
     if values.get("model_type") != "cacovid":
         raise ValueError(f"{source.name} is no CaCoVid checkpoint (model_type {values.get('model_type')!r}).")
     check_format_version(values.get("format_version", 1))
-    settings = PolicySettings.of(values)
+    with blamed_on("config.json", source.name):
+        settings = PolicySettings.of(values)
     with torch.device("meta"):
         policy = make_policy(settings, model.config)  # type: ignore[arg-type]
     load_weights(policy, source.stored("policy."), source.name)

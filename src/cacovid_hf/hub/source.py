@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from .._compat import ATTENTION_KEYS, cached_file_or_none, is_known_missing
 from ..utils.staging import staging_folder
+from ..utils.tensors import first_not_finite
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -32,7 +34,17 @@ LARGEST_SIZES = {
     "vocab_size": 1 << 23,
     "image_size": 1 << 14,
     "patch_size": 1 << 12,
+    "temporal_patch_size": 1 << 6,
+    "spatial_merge_size": 1 << 6,
+    "num_channels": 1 << 6,
+    "in_channels": 1 << 6,
+    "in_chans": 1 << 6,
+    "window_size": 1 << 14,
+    "out_hidden_size": 1 << 17,
+    "projection_dim": 1 << 17,
+    "max_position_embeddings": 1 << 30,
 }
+LARGEST_LIST = 1 << 12  # entries; layer types, grid pinpoints
 
 
 @dataclass(frozen=True)
@@ -215,7 +227,7 @@ def read_header(path: str, prefix: str) -> dict[str, StoredTensor]:
             }
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is not a safetensors file ({error}): it is damaged or a renamed pickle, which is never opened."
+            f"{path} is not a safetensors file ({error}): it is damaged, or a renamed pickle, which is never opened. Copy or download it again."
         ) from error
 
 
@@ -230,13 +242,17 @@ def check_config_values(values: Any, name: str, place: str = "") -> None:
         if key in LARGEST_SIZES and value is not None:
             if type(value) is not int or not 0 < value <= LARGEST_SIZES[key]:
                 raise ValueError(
-                    f"config.json of {name} says {where}={value!r}; it must be a whole number from 1 to {LARGEST_SIZES[key]}: do not "
+                    f"config.json of {name} says {where}={reprlib.repr(value)}; it must be a whole number from 1 to {LARGEST_SIZES[key]}: do not "
                     "use this checkpoint."
                 )
         elif key in ATTENTION_KEYS and "/" in str(value):
             raise ValueError(
-                f"config.json of {name} asks for an attention kernel from elsewhere, {where}={value!r}: pass attn_implementation yourself if you "
+                f"config.json of {name} asks for an attention kernel from elsewhere, {where}={reprlib.repr(value)}: pass attn_implementation yourself if you "
                 "trust it, and take it out of the file."
+            )
+        elif isinstance(value, list) and len(value) > LARGEST_LIST:
+            raise ValueError(
+                f"config.json of {name} has {len(value)} entries in {where}, far too many: do not use this checkpoint."
             )
         check_config_values(value, name, f"{where}.")
 
@@ -244,7 +260,12 @@ def check_config_values(values: Any, name: str, place: str = "") -> None:
 def load_weights(module: nn.Module, stored: dict[str, StoredTensor], name: str) -> None:
     """Give `module`, which may be on the meta device, the tensors of a checkpoint; nothing is read before everything fits (`check_weights`)."""
     check_weights(module.state_dict(), stored, name)
-    module.load_state_dict({key: tensor.read() for key, tensor in stored.items()}, assign=True)
+    tensors = {key: tensor.read() for key, tensor in stored.items()}
+    if (bad := first_not_finite(tensors.items())) is not None:
+        raise ValueError(
+            f"{stored[bad].name} in the weights of {name} holds NaN or infinite values: copy or download them again."
+        )
+    module.load_state_dict(tensors, assign=True)
 
 
 def check_weights(expected: dict[str, Tensor], stored: dict[str, StoredTensor], name: str) -> None:
@@ -271,6 +292,9 @@ def check_weights(expected: dict[str, Tensor], stored: dict[str, StoredTensor], 
         *types,
     ]
     if problems:
+        shown = "; ".join(problems)
+        shown = shown if len(shown) <= 600 else f"{shown[:600]}..."
         raise ValueError(
-            f"The policy's weights in {name} do not fit its config ({'; '.join(problems)}): they belong to another version or backbone."
+            f"The policy's weights in {name} do not fit its config ({shown}): they belong to another version or backbone, or are "
+            "damaged. Copy or download the checkpoint again."
         )

@@ -1,5 +1,6 @@
 """Small operations on tensors that several rooms share."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,3 +26,25 @@ def to_device_async(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not torch.compiler.is_compiling():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Name of the first tensor that holds a NaN or an infinity; None if there is none. One answer is read from each device.
+
+    Tensors without data and those of fewer than 16 bits are not looked at.
+    """
+    names: dict[torch.device, list[str]] = {}
+    finite: dict[torch.device, list[Tensor]] = {}
+    for name, tensor in tensors:
+        if tensor.numel() and tensor.device.type != "meta" and tensor.dtype in _WITH_INFINITY:
+            names.setdefault(tensor.device, []).append(name)
+            # No mask as large as the tensor.
+            finite.setdefault(tensor.device, []).append(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
+    for device, found in finite.items():
+        good = torch.stack(found).tolist()
+        if not all(good):
+            return names[device][good.index(False)]
+    return None
+
+
+_WITH_INFINITY = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -1,0 +1,125 @@
+"""Load a stock processor from files of unknown origin: sizes before memory, and one clear error that names the file."""
+
+import math
+import os
+import reprlib
+from typing import Any
+
+import numpy as np
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, AutoVideoProcessor, ProcessorMixin
+
+from ..hub.source import LARGEST_JSON, PROCESSOR_FILES, Source
+from ..utils.blame import blamed_on, one_line
+
+VIDEO_FILE = "video_preprocessor_config.json"
+SETTINGS = (*PROCESSOR_FILES, VIDEO_FILE)
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+)
+# Pixels of a side, and pixels of a frame where a family limits those. Generous, as `hub.source.LARGEST_SIZES`.
+LARGEST_SIDE, LARGEST_FRAME = 1 << 12, 1 << 24
+_SIDES = ("height", "width")
+_SIZES = ("size", "crop_size", "pad_size")
+_EDGES = ("shortest_edge", "longest_edge", "min_pixels", "max_pixels")
+_COUNTS = {
+    "patch_size": 1 << 10,
+    "temporal_patch_size": 1 << 6,
+    "merge_size": 1 << 6,
+    "num_frames": 1 << 16,
+    "num_image_tokens": 1 << 16,
+}
+_RATES = ("fps", "max_fps")
+_MOST_PINPOINTS = 1 << 10
+
+
+def load_stock_processor(source: Source) -> ProcessorMixin:
+    """The processor of a model, by safe files alone.
+
+    Raises:
+        OSError: files are missing or cannot be fetched.
+        ValueError: a file is damaged or asks for what it must not; it is named.
+    """
+    for file in SETTINGS:
+        if (values := source.json(file)) is not None:
+            check_settings(values, f"{file} of {source.name}")
+    for file in TOKENIZER:
+        if (path := source.file(file)) and (size := os.path.getsize(path)) > LARGEST_JSON:
+            raise ValueError(f"{file} of {source.name} has {size} bytes, far too many: do not use this checkpoint.")
+    try:
+        processor = AutoProcessor.from_pretrained(source.name, trust_remote_code=False, **source.hub)
+    except ImportError:
+        raise
+    except Exception as error:
+        _blame(source)
+        raise ValueError(
+            f"The processor of {source.name} cannot be loaded ({one_line(error)}): copy or download its files again, {', '.join(_present(source))}."
+        ) from error
+    with blamed_on(" or ".join(file for file in SETTINGS if source.file(file)), source.name):
+        check_settings(processor.video_processor.to_dict(), f"{SETTINGS[0]} or {VIDEO_FILE} of {source.name}")
+        frames = np.zeros((2, 64, 64, 3), dtype=np.uint8)
+        processor.video_processor(frames, do_sample_frames=False, return_tensors="pt")
+    return processor
+
+
+def _present(source: Source) -> list[str]:
+    return [file for file in (*SETTINGS, *TOKENIZER) if source.file(file)]
+
+
+def _blame(source: Source) -> None:
+    """Raise a `ValueError` that names the file which keeps a processor from being loaded, if it can be told."""
+    for file in TOKENIZER:
+        source.json(file)
+    parts: list[tuple[Any, tuple[str, ...]]] = [
+        (AutoTokenizer, TOKENIZER),
+        (AutoVideoProcessor, SETTINGS),
+        (AutoImageProcessor, SETTINGS),
+    ]
+    for kind, files in parts:
+        try:
+            kind.from_pretrained(source.name, trust_remote_code=False, **source.hub)
+        except Exception as error:
+            names = " or ".join(file for file in files if source.file(file))
+            raise ValueError(
+                f"{names} of {source.name} cannot be used ({one_line(error)}): copy or download it again."
+            ) from error
+
+
+def check_settings(values: Any, file: str, place: str = "") -> None:
+    """Refuse sizes that no processor has, at any depth of its settings.
+
+    Raises:
+        ValueError: naming the file, the place and the value.
+    """
+    for key, value in values.items() if isinstance(values, dict) else ():
+        where = f"{place}{key}"
+        if value is None:
+            continue
+        if key in _SIZES and not isinstance(value, dict):
+            _check_number(value, LARGEST_SIDE, where, file)
+        elif key in _SIDES or key in _COUNTS:
+            _check_number(value, _COUNTS.get(key, LARGEST_SIDE), where, file)
+        elif key in _EDGES:
+            _check_number(value, LARGEST_FRAME, where, file)
+        elif key in _RATES and not (_is_number(value) and 0 < value < math.inf):
+            raise ValueError(
+                f"{file} says {where}={reprlib.repr(value)}, which is not a number above 0: copy or download it again."
+            )
+        elif key == "image_grid_pinpoints" and not (isinstance(value, list) and len(value) <= _MOST_PINPOINTS):
+            raise ValueError(f"{file} has no list of at most {_MOST_PINPOINTS} {where}: copy or download it again.")
+        check_settings(value, file, f"{where}.")
+
+
+def _check_number(value: Any, largest: int, where: str, file: str) -> None:
+    if type(value) is not int or not 0 < value <= largest:
+        raise ValueError(
+            f"{file} says {where}={reprlib.repr(value)}; it must be a whole number from 1 to {largest}: copy or download it again."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,146 @@
+"""Damaged, mutated and oversized files of a checkpoint: it loads, or one clear error names the file and the remedy."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from helpers.damaged_checkpoints import make_checkpoint, run_cases
+from helpers.killed_saves import clean_processes
+from helpers.models import FAMILIES
+from safetensors.torch import load_file, save_file
+
+from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.auto import load_config, load_model, load_processor
+
+JSON = (
+    "config.json",
+    "backbone/config.json",
+    "backbone/generation_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+LEGACY = ("preprocessor_config.json", "video_preprocessor_config.json")
+WEIGHTS = ("model.safetensors", "backbone/model.safetensors")
+FUZZ_CASES = {"quick": range(3), "slow": range(100)}  # of each file
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pristine")
+    for family in FAMILIES:
+        make_checkpoint(folder / family, family)
+        make_checkpoint(folder / f"{family}, legacy", family, legacy=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with clean_processes() as context:
+        yield context
+
+
+def send(answer, *arguments):
+    answer.put(run_cases(*arguments))
+
+
+def fuzz(processes, pristine, scratch, name, file, numbers):
+    answer = processes.Queue()
+    process = processes.Process(target=send, args=(answer, pristine / name, scratch, file, numbers))
+    process.start()
+    counts = answer.get(timeout=40 * len(numbers))
+    process.join()
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("family", "file"),
+    [
+        (FAMILIES[place % 2] + (", legacy" if file in LEGACY else ""), file)
+        for place, file in enumerate((*JSON, *LEGACY, *WEIGHTS))
+    ],
+)
+def test_a_few_mutated_files(processes, pristine, tmp_path, family, file):
+    counts = fuzz(processes, pristine, tmp_path, family, file, FUZZ_CASES["quick"])
+    assert set(counts) <= {"loaded", "refused"}, counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("files", [JSON, LEGACY, WEIGHTS], ids=["settings", "legacy settings", "weights"])
+def test_mutated_files(processes, pristine, tmp_path, files):
+    total = Counter()
+    for family in FAMILIES:
+        for file in files:
+            name = f"{family}, legacy" if files is LEGACY else family
+            total += fuzz(processes, pristine, tmp_path, name, file, FUZZ_CASES["slow"])
+    print(f"{', '.join(files)}: {dict(total)}")
+    assert set(total) <= {"loaded", "refused"}, total
+
+
+def edit(path, **values):
+    content = json.loads(path.read_text())
+    for key, value in values.items():
+        *parents, last = key.split("__")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    path.write_text(json.dumps(content))
+
+
+PROCESSORS = {
+    "a side of 10^5 pixels": ("processor_config.json", dict(video_processor__size={"height": 100_000, "width": 384})),
+    "images of 10^5 pixels": ("processor_config.json", dict(image_processor__size={"height": 384, "width": 100_000})),
+    "a size in words": ("processor_config.json", dict(video_processor__size="large")),
+    "a frame of 10^10 pixels": ("processor_config.json", dict(video_processor__size={"longest_edge": 10**10})),
+    "a mean of no number": ("processor_config.json", dict(video_processor__image_mean="grey")),
+    "no such filter": ("processor_config.json", dict(video_processor__resample=99)),
+    "endless frames": ("processor_config.json", dict(video_processor__num_frames=10**9)),
+    "a tokenizer without tokens": ("tokenizer.json", dict(model=None)),
+}
+
+
+@pytest.mark.parametrize("case", PROCESSORS)
+def test_a_processor_that_cannot_be(pristine, tmp_path, case):
+    shutil.copytree(pristine / "llava_onevision", tmp_path / "m")
+    file, values = PROCESSORS[case]
+    edit(tmp_path / "m" / file, **values)
+    with pytest.raises(ValueError, match=rf"^{file}.* of {tmp_path}/m .*copy or download it again"):
+        load_processor(tmp_path / "m")
+
+
+def test_a_tokenizer_of_70_megabytes(pristine, tmp_path):
+    shutil.copytree(pristine / "llava_onevision", tmp_path / "m")
+    with open(tmp_path / "m" / "tokenizer.json", "r+b") as file:
+        file.truncate(70 << 20)
+    with pytest.raises(ValueError, match=r"tokenizer.json of .* has \d+ bytes, far too many"):
+        load_processor(tmp_path / "m")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite(pristine, tmp_path, bad, dtype):
+    for file, tensor in (("backbone/model.safetensors", "1.mlp.up_proj.weight"), ("model.safetensors", "norm.weight")):
+        shutil.copytree(pristine / "llava_onevision", tmp_path / "m")
+        weights = {name: weight.to(dtype) for name, weight in load_file(tmp_path / "m" / file).items()}
+        weights[next(name for name in weights if name.endswith(tensor))].view(-1)[7] = bad
+        save_file(weights, tmp_path / "m" / file, metadata={"format": "pt"})
+        said = rf"{tensor} in the weights of {tmp_path}/m.* holds NaN or infinite values: copy or download them again"
+        with pytest.raises(ValueError, match=said):
+            CaCoVidForConditionalGeneration.from_pretrained(tmp_path / "m", dtype=dtype)
+        if file.startswith("backbone"):
+            with pytest.raises(ValueError, match=said):
+                load_model(tmp_path / "m" / "backbone", dtype=dtype)
+        shutil.rmtree(tmp_path / "m")
+
+
+@pytest.mark.parametrize("file", ["config.json", "backbone/config.json"])
+def test_a_config_nested_without_end(pristine, tmp_path, file):
+    shutil.copytree(pristine / "qwen2_5_vl", tmp_path / "m")
+    (tmp_path / "m" / file).write_text('{"a":' * 100_000)
+    for load in (load_config, load_model, CaCoVidForConditionalGeneration.from_pretrained):
+        if file == "config.json" or load is not load_config:
+            with pytest.raises(ValueError, match=r"config.json of .* is not readable JSON"):
+                load(tmp_path / "m")
