@@ -179,7 +179,7 @@ def judged(folder: Path, file: str) -> Outcome:
         name = "weights|safetensors" if file.endswith(".safetensors") else name
         if "allocate" in said or isinstance(error, MemoryError):
             return Outcome("memory", said)
-        clear = isinstance(error, (ValueError, OSError)) and "\n" not in said and len(said) <= 900
+        clear = isinstance(error, (ValueError, OSError)) and "\n" not in said and len(said) <= 3500
         named = any(part in said for part in name.split("|"))
         told = any(word in said.lower() for word in REMEDIES)
         return Outcome("refused" if clear and named and told else "unclear", f"{type(error).__name__}: {said}")

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from .._compat import PRIVATE_LOADING_ARGUMENTS, attention_implementation
 from ..backbones import backbone_family
 from ..configuration import CaCoVidConfig
-from ..hub.source import Source, load_weights
+from ..hub.source import HUB_ARGUMENTS, Source, load_weights
 from ..policies.base import Policy
 from ..policies.factory import check_policy_size, make_policy
 from ..policies.settings import PolicySettings
@@ -182,8 +182,12 @@ def load_stock_model(name: str | os.PathLike, **settings: Any) -> PreTrainedMode
     except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        hub = {key: settings[key] for key in HUB_ARGUMENTS if key in settings}
+        with blamed_on("config.json", os.fspath(name)), torch.device("meta"):
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+            AutoModelForImageTextToText.from_config(config)
         if isinstance(error, ValueError) or "unexpected keyword argument" in str(error):
-            raise  # of the caller's settings: a config was read before
+            raise  # the caller's settings are to blame
         raise ValueError(
             f"The weights of {os.fspath(name)} are damaged or do not fit its config.json ({one_line(error)}): copy or download them again."
         ) from error

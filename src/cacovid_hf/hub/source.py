@@ -293,7 +293,7 @@ def check_weights(expected: dict[str, Tensor], stored: dict[str, StoredTensor], 
     ]
     if problems:
         shown = "; ".join(problems)
-        shown = shown if len(shown) <= 600 else f"{shown[:600]}..."
+        shown = shown if len(shown) <= 3000 else f"{shown[:3000]}..."
         raise ValueError(
             f"The policy's weights in {name} do not fit its config ({shown}): they belong to another version or backbone, or are "
             "damaged. Copy or download the checkpoint again."
