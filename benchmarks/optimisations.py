@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.tools.selection import top_tokens
-from cacovid_hf.generation.stock import effective_settings, generate_compressed
+from cacovid_hf.generation.inputs import effective_settings
+from cacovid_hf.generation.stock import generate_compressed
 from cacovid_hf.policies.base import RMSNorm, logits, split_heads
 from cacovid_hf.utils.tensors import rotate
 

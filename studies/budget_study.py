@@ -173,7 +173,7 @@ def answer_batch(model: Any, processor: Any, batch: list, ratios: list[float], a
     answers = processor.tokenizer.convert_tokens_to_ids([question.answer for _, question in batch])
     inputs = dict(inputs)
     input_ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-    prompt = model.embed(input_ids, mask, **take_embedding_arguments(model.backbone, inputs))
+    prompt = model.embed(input_ids, mask, **take_embedding_arguments(model.backbone, model.family, inputs))
     layout = prompt.layout
     scores = [
         (found.token_scores, found.frame_scores)

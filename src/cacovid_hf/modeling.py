@@ -30,9 +30,8 @@ from .generation.call import all_places, complete_inputs, drops_nothing, kept_la
 from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments
 from .generation.long_video import encode_file
 from .generation.mixin import CompressedGenerationMixin
-from .generation.refused import check_forward
+from .generation.refused import check_forward, without_prompt
 from .generation.session import VideoSession
-from .generation.stock import without_prompt
 from .generation.turns import CacheRecord, text_step
 from .hub.card import CardFacts
 from .hub.push import PUSH_ARGUMENTS, PushOptions, check_pushable, modified, push, upload
@@ -460,7 +459,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
             kwargs["use_cache"] = False
         if attention_mask is None and input_ids is not None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.long)
-        others = take_embedding_arguments(self.backbone, kwargs)
+        others = take_embedding_arguments(self.backbone, self.family, kwargs)
         given = complete_inputs(self, input_ids, attention_mask, others, encoded_videos)
         call = prepare_call(self, given, method, ratios)
         prompt, check = self._compress(call)
@@ -481,7 +480,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
 
     def _check_names(self, kwargs: dict[str, Any]) -> None:
         """Raise a `ValueError` with the likeliest name, if an argument of `forward` is none of ours and none of the backbone's."""
-        known = {"retention_ratio", "compressor", "encoded_videos", *forward_arguments(self.backbone)}
+        known = {"retention_ratio", "compressor", "encoded_videos", *forward_arguments(self.backbone, self.family)}
         # None is what a missing argument is, in any version.
         given = [name for name, value in kwargs.items() if value is not None]
         check_names(given, known, f"argument of {type(self).__name__} or {type(self.backbone).__name__}")
@@ -498,7 +497,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         config, cache = self.backbone.config, kwargs[CACHE]
         if input_ids is None:
             raise ValueError("input_ids are missing: give the tokens that follow what the cache holds.")
-        inputs = take_embedding_arguments(self.backbone, kwargs)
+        inputs = take_embedding_arguments(self.backbone, self.family, kwargs)
         placeholders = torch.tensor([config.video_token_id, config.image_token_id], device=input_ids.device)
         pixels = [name for name in ("pixel_values", *self.family.video_inputs) if inputs.get(name) is not None]
         if encoded_videos is not None or pixels or bool(torch.isin(input_ids, placeholders).any()):

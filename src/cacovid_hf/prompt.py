@@ -193,6 +193,19 @@ class CompressedPrompt:
         }
 
 
+@dataclass
+class LayerRecord:
+    """What a method left to each layer of the language model, filled during the prefill.
+
+    Attributes:
+        layer_tokens: for each layer, how many tokens of each video it saw.
+        kept_indices: `(B, K)`, the places in the caller's prompt of what the last layer saw, -1 at padding.
+    """
+
+    layer_tokens: list[list[int]]
+    kept_indices: Tensor
+
+
 def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
     """One batch of several, in order, rows left-padded to the longest; at least one."""
     if len(prompts) == 1:

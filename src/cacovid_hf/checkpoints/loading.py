@@ -11,16 +11,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from .._compat import PRIVATE_LOADING_ARGUMENTS, attention_implementation
 from ..backbones import backbone_family
 from ..configuration import CaCoVidConfig
-from ..hub.source import HUB_ARGUMENTS, Source, load_weights
+from ..hub.source import BACKBONE_FOLDER, HUB_ARGUMENTS, Source, load_weights
 from ..policies.base import Policy
 from ..policies.factory import check_policy_size, make_policy
 from ..policies.settings import PolicySettings
 from ..utils.blame import blamed_on, one_line
 from ..utils.names import nearest
 from ..utils.tensors import first_not_finite
-
-BACKBONE_FOLDER = "backbone"
-
 
 # What of the Hub's arguments goes on to the backbone, whose own revision is pinned in the config.
 SHARED_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")

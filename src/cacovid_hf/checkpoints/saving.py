@@ -18,11 +18,10 @@ from ..hub.auto_file import AUTO_MODULE, AUTO_SOURCE
 from ..hub.card import CARD, CardFacts, check_card, write_card
 from ..hub.custom_generate import FOLDER as CODE_FOLDER
 from ..hub.custom_generate import generated_files
-from ..hub.source import WEIGHTS
+from ..hub.source import BACKBONE_FOLDER, WEIGHTS
 from ..policies.settings import check_made_for
 from ..utils.files import write_files
 from ..utils.staging import replaced_together
-from .loading import BACKBONE_FOLDER
 
 logger = logging.get_logger(__name__)
 

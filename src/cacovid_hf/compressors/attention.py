@@ -13,7 +13,7 @@ from ..prompt import Prompt, PromptLayout, VideoSpan
 from ..utils.hooks import Hook, attached
 from .base import CompressibleModel, Compressor, Scores
 from .tools.inside import attention_rows
-from .tools.selection import highest_tokens
+from .tools.tokens import highest_tokens
 
 QUERIES = ("last", "question")
 

@@ -11,15 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..backbones.base import Backbone
-from ..policies.base import Policy
-from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
+from ..prompt import CompressedPrompt, LayerRecord, Prompt, VideoSelection, VideoSpan
 from ..ratio import AutoBudget, token_budget
 from ..utils.tensors import full_precision, to_device_async
-from .tools.inside import LayerRecord
-from .tools.selection import highest_tokens
+from .tools.tokens import highest_tokens
 
 _NO_SCORES = "compressor {!r} has no scores to decide a budget by, so retention_ratio='auto' does not work with it: give a number."
 
@@ -29,17 +26,15 @@ class CompressibleModel(Protocol):
 
     Attributes:
         backbone: a stock model of a supported family.
-        policy: made for it.
         config: the settings of the selection, see `PolicySettings`.
     """
 
     backbone: Any
-    policy: Policy
     config: Any
 
     @property
-    def family(self) -> Backbone:
-        """How prompts of the backbone are laid out."""
+    def policy(self) -> nn.Module:
+        """A `Policy`, made for the backbone."""
         ...
 
 
@@ -102,7 +97,7 @@ class Compressor(ABC):
     def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
         """Scores of every video of the prompt, in order; None for methods without scores.
 
-        `model` holds the backbone and its policy: `model.backbone`, `model.policy`, `model.family`.
+        `model` holds the backbone and its policy: `model.backbone`, `model.policy`, `model.config`.
         """
         return [None] * len(prompt.layout.videos)
 

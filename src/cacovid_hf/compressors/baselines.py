@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..prompt import Prompt, VideoSpan
 from .base import Compressor, ScoreCompressor, Scores
-from .tools.selection import spread_tokens
+from .tools.tokens import spread_tokens
 
 
 @dataclass(frozen=True)

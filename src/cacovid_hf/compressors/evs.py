@@ -9,7 +9,7 @@ from torch.nn.functional import cosine_similarity
 from ..prompt import Prompt, VideoSpan
 from ..ratio import token_budget
 from .base import ScoreCompressor, Scores
-from .tools.selection import spread_tokens
+from .tools.tokens import spread_tokens
 
 # Dissimilarity of the first frame's tokens, above any other.
 _FIRST_FRAME = 255.0

@@ -11,7 +11,7 @@ from ..prompt import CompressedPrompt, VideoSpan
 from ..ratio import AutoBudget, token_budget
 from .base import CompressibleModel, Compressor, LayerRecord
 from .tools.inside import Cut, CutRule, cut_inside, plain_ratios
-from .tools.selection import top_tokens
+from .tools.tokens import top_tokens
 
 RATIO_MEANINGS = ("layers", "kept")
 

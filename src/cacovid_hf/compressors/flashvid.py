@@ -11,7 +11,7 @@ from .base import Compressor, Merged, Scores
 from .tools.counts import apportion, even_counts
 from .tools.density_peaks import density_peaks, group_means
 from .tools.segments import frame_slices, segment_lengths
-from .tools.selection import top_tokens
+from .tools.tokens import top_tokens
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
 from ..ratio import AutoBudget
 from .base import CompressibleModel, Compressor, LayerRecord, Merged, Scores
 from .tools.inside import Cut, CutRule, cut_inside, plain_ratios
-from .tools.selection import top_tokens
+from .tools.tokens import top_tokens
 
 _NO_PREDECESSOR = -2.0
 

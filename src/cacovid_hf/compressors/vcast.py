@@ -9,7 +9,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from ..prompt import Prompt, VideoSpan
 from .base import Compressor, Scores
 from .tools.counts import apportion
-from .tools.selection import top_tokens
+from .tools.tokens import top_tokens
 
 
 @dataclass(frozen=True)

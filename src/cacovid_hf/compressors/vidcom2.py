@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from ..prompt import Prompt, VideoSpan
 from .base import Compressor, Scores
 from .tools.counts import apportion
-from .tools.selection import top_tokens
+from .tools.tokens import top_tokens
 
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 

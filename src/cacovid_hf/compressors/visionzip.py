@@ -10,7 +10,7 @@ from ..prompt import Prompt, VideoSpan
 from .base import Compressor, Merged, Scores
 from .tools.counts import even_counts
 from .tools.density_peaks import group_means
-from .tools.selection import top_tokens
+from .tools.tokens import top_tokens
 
 
 @dataclass(frozen=True)

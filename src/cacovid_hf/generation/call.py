@@ -8,10 +8,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ..backbones.base import Backbone
-from ..compressors.base import CompressibleModel, Compressor
+from ..compressors.base import Compressor
 from ..prompt import EncodedVideos, Prompt, PromptLayout
 from ..ratio import AutoBudget, keeps_all, resolve
 from .inputs import check_windows, embedding_arguments, stock_attention_mask
+from .wrapped import WrappedModel
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class PreparedCall:
 
 
 def complete_inputs(
-    model: CompressibleModel,
+    model: WrappedModel,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
     others: dict[str, Any],
@@ -87,7 +88,7 @@ def complete_inputs(
     backbone, family = model.backbone, model.family
     if input_ids is None:
         raise ValueError("input_ids are missing: pass everything that the processor returned.")
-    if unknown := sorted(set(others) - embedding_arguments(backbone) - {"encoded_videos"}):
+    if unknown := sorted(set(others) - embedding_arguments(backbone, family) - {"encoded_videos"}):
         raise ValueError(
             f"{', '.join(unknown)} is no input of {type(backbone).__name__}: give what the processor returned, and check for typos."
         )
@@ -103,7 +104,7 @@ def complete_inputs(
 
 
 def prepare_call(
-    model: CompressibleModel,
+    model: WrappedModel,
     inputs: PromptInputs,
     method: Compressor,
     ratios: tuple[float | AutoBudget, ...],
@@ -128,7 +129,7 @@ def prepare_call(
 
 
 def drops_nothing(
-    model: CompressibleModel,
+    model: WrappedModel,
     retention_ratio: Any,
     ratios: tuple[float | AutoBudget, ...],
     input_ids: Tensor | None,

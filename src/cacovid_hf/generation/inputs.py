@@ -1,4 +1,4 @@
-"""The arguments of a call: ratios, masks, and which of them embed the prompt."""
+"""The arguments of a call: settings, masks, and which of them embed the prompt."""
 
 import inspect
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from .._compat import CACHE_NAMES
-from ..backbones import backbone_family
+from ..backbones.base import Backbone
 
 # Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
 DECODING_ARGUMENTS = {
@@ -42,9 +42,9 @@ def check_windows(config: Any, length: int) -> None:
         )
 
 
-def forward_arguments(model: PreTrainedModel) -> set[str]:
+def forward_arguments(model: PreTrainedModel, family: Backbone) -> set[str]:
     """Names of everything that a stock forward takes."""
-    return (DECODING_ARGUMENTS - {"kwargs"}) | embedding_arguments(model) | STOCK_ARGUMENTS
+    return (DECODING_ARGUMENTS - {"kwargs"}) | embedding_arguments(model, family) | STOCK_ARGUMENTS
 
 
 def stock_attention_mask(input_ids: Tensor, settings: GenerationConfig) -> Tensor:
@@ -55,13 +55,37 @@ def stock_attention_mask(input_ids: Tensor, settings: GenerationConfig) -> Tenso
     return (input_ids != pad).long()
 
 
-def embedding_arguments(model: PreTrainedModel) -> set[str]:
+def embedding_arguments(model: PreTrainedModel, family: Backbone) -> set[str]:
     """Names of the arguments that embed a prompt: pixels, grids, positions, and what the family's videos bring besides."""
-    own = set(inspect.signature(model.forward).parameters) | set(backbone_family(model.config).video_inputs)
+    own = set(inspect.signature(model.forward).parameters) | set(family.video_inputs)
     return own - DECODING_ARGUMENTS
 
 
-def take_embedding_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> dict[str, Any]:
+def take_embedding_arguments(model: PreTrainedModel, family: Backbone, arguments: dict[str, Any]) -> dict[str, Any]:
     """Take the arguments that embed a prompt (pixels, grids, positions) out of `arguments`."""
-    accepted = embedding_arguments(model)
+    accepted = embedding_arguments(model, family)
     return {name: arguments.pop(name) for name in list(arguments) if name in accepted}
+
+
+def effective_settings(
+    backbone: PreTrainedModel, generation_config: GenerationConfig | None, arguments: dict[str, Any]
+) -> GenerationConfig:
+    """The generation settings of a call, in stock order: arguments, then `generation_config`, then the backbone's own."""
+    settings: dict[str, Any] = {}
+    for source in (backbone.generation_config, generation_config):
+        if source is not None:
+            settings.update({name: value for name, value in source.to_dict().items() if value is not None})
+    known = GenerationConfig().to_dict()
+    settings.update({name: value for name, value in arguments.items() if name in known and value is not None})
+    settings.pop("transformers_version", None)
+    return GenerationConfig(**settings)
+
+
+def expansion(settings: GenerationConfig) -> int:
+    """How often stock generation repeats each row (beams, or sequences to return)."""
+    return max(settings.num_beams or 1, settings.num_return_sequences or 1)
+
+
+def cached_length(cache: Any) -> int:
+    """Positions that a cache holds; 0 of None."""
+    return 0 if cache is None else int(cache.get_seq_length())

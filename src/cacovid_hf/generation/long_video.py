@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..compressors.base import CompressibleModel
 from ..prompt import EncodedVideos
+from .wrapped import WrappedModel
 
 Item = TypeVar("Item")
 
@@ -44,7 +44,7 @@ def join_chunks(
 
 @torch.no_grad()
 def encode_file(
-    model: CompressibleModel,
+    model: WrappedModel,
     reader: Any,
     video: str | os.PathLike,
     *,

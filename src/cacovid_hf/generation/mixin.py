@@ -17,11 +17,11 @@ from ..policies.base import Policy
 from ..prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
 from ..ratio import AutoBudget, Ratio, resolve
 from .call import PreparedCall, complete_inputs, drops_nothing, prepare_call
-from .inputs import check_windows, take_embedding_arguments
+from .inputs import cached_length, check_windows, effective_settings, take_embedding_arguments
 from .long_video import check_frames_per_chunk, join_chunks
-from .refused import check_generation
-from .stock import effective_settings, generate_compressed, without_prompt
-from .turns import CacheRecord, cached_length, compress_turn, remember_turn
+from .refused import check_generation, without_prompt
+from .stock import generate_compressed
+from .turns import CacheRecord, compress_turn, remember_turn
 
 
 class CompressedGenerationMixin:
@@ -289,7 +289,7 @@ class CompressedGenerationMixin:
         settings = effective_settings(self.backbone, generation_config, arguments)
         check_generation(settings, arguments, method)
 
-        others = take_embedding_arguments(self.backbone, arguments)
+        others = take_embedding_arguments(self.backbone, self.family, arguments)
         given = complete_inputs(
             self, input_ids, arguments.pop("attention_mask", None), others, encoded_videos, settings
         )

@@ -9,7 +9,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from .._compat import CACHE
 from ..compressors.base import Compressor
-from .turns import cached_length
+from .inputs import cached_length, expansion
 
 WAY_ROUND = "Use retention_ratio=1.0 or the backbone itself"
 SUPPORTED_MODES = (
@@ -115,11 +115,6 @@ def _check_cache(settings: GenerationConfig, cache: Any) -> None:
         )
 
 
-def expansion(settings: GenerationConfig) -> int:
-    """How often stock generation repeats each row (beams, or sequences to return)."""
-    return max(settings.num_beams or 1, settings.num_return_sequences or 1)
-
-
 def _look_up(table: dict[str, Refused], values: dict[str, Any], method: Compressor | None = None) -> None:
     for name, (reason, given) in table.items():
         value = values.get(name)
@@ -134,3 +129,9 @@ def _refuse(what: str, reason: str, method: Compressor | None = None) -> None:
         f"{what} does not work with compressor {method.name!r}, which drops tokens inside the language model: {reason}. Leave it out, or use a "
         "compressor that drops them before the language model."
     )
+
+
+def without_prompt(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` that go on to the stock one, which gets the compressed prompt."""
+    dropped = {"inputs", "input_ids", "generation_config", *ARGUMENTS}  # what is refused may be None
+    return {name: value for name, value in arguments.items() if name not in dropped}

@@ -4,27 +4,19 @@ cache of the language model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from .._compat import CACHE, cache_of, with_cache_name
-from ..compressors.base import CompressibleModel, Compressor, Scores
+from ..compressors.base import Compressor, Scores
 from ..prompt import EncodedVideos, Prompt, VideoSpan
 from ..ratio import one_per_video
-from .inputs import embedding_arguments
-from .stock import effective_settings
+from .inputs import effective_settings, embedding_arguments
 from .turns import CacheRecord
-
-
-class AnsweringModel(CompressibleModel, Protocol):
-    """A wrapped model, as a session asks it."""
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `CompressedGenerationMixin.generate`."""
-        ...
+from .wrapped import AnsweringModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +149,7 @@ class VideoSession:
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         prompt = {"input_ids": ids, "attention_mask": mask}
-        if "mm_token_type_ids" in embedding_arguments(self.model.backbone):
+        if "mm_token_type_ids" in embedding_arguments(self.model.backbone, self.model.family):
             prompt["mm_token_type_ids"] = 2 * ((ids == config.video_token_id) & mask.bool()).long()
         device = self.model.backbone.get_input_embeddings().weight.device
         return {name: value.to(device) for name, value in prompt.items()}

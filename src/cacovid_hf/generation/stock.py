@@ -24,28 +24,7 @@ from transformers import (
 from .._compat import CACHE
 from ..compressors.check import Check
 from ..prompt import CompressedPrompt
-from .refused import ARGUMENTS, expansion
-from .turns import cached_length
-
-
-def effective_settings(
-    backbone: PreTrainedModel, generation_config: GenerationConfig | None, arguments: dict[str, Any]
-) -> GenerationConfig:
-    """The generation settings of a call, in stock order: arguments, then `generation_config`, then the backbone's own."""
-    settings: dict[str, Any] = {}
-    for source in (backbone.generation_config, generation_config):
-        if source is not None:
-            settings.update({name: value for name, value in source.to_dict().items() if value is not None})
-    known = GenerationConfig().to_dict()
-    settings.update({name: value for name, value in arguments.items() if name in known and value is not None})
-    settings.pop("transformers_version", None)
-    return GenerationConfig(**settings)
-
-
-def without_prompt(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `generate` that go on to the stock one, which gets the compressed prompt."""
-    dropped = {"inputs", "input_ids", "generation_config", *ARGUMENTS}  # what is refused may be None
-    return {name: value for name, value in arguments.items() if name not in dropped}
+from .inputs import cached_length, expansion
 
 
 def _may_share_prefill(settings: GenerationConfig) -> bool:

@@ -14,7 +14,7 @@ from ..compressors.base import CompressibleModel, Compression, Compressor, Layer
 from ..prompt import CompressedPrompt, Prompt, VideoSelection
 from ..ratio import AutoBudget, Ratio
 from ..utils.hooks import Hook, attached
-from .session import AnsweringModel
+from .wrapped import AnsweringModel
 
 
 def timed_generate(

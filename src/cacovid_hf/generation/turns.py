@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from ..backbones.base import Backbone
 from ..prompt import CompressedPrompt
+from .inputs import cached_length
 
 _ATTRIBUTE = "_cacovid_record"
 _REMEDY = "give as input_ids the whole conversation, which begins with what the earlier turn returned, or start without a cache"
@@ -98,11 +99,6 @@ class CacheRecord:
         last = columns.masked_fill(~mask, -1).amax(dim=1)
         positions = self.positions.gather(1, last.clamp(min=0)[:, None])[:, 0] + 1
         return positions.masked_fill(last < 0, 0)
-
-
-def cached_length(cache: Any) -> int:
-    """Positions that a cache holds; 0 of None."""
-    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def remember_turn(

@@ -17,6 +17,7 @@ from ..utils.staging import staging_folder
 from ..utils.tensors import first_not_finite
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+BACKBONE_FOLDER = "backbone"  # of a self-contained checkpoint
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")

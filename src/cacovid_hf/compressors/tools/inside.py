@@ -8,7 +8,6 @@ the calling thread and on the call's own cache alone, and are gone when the call
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -16,23 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..._compat import CACHE, causal_mask
-from ...prompt import CompressedPrompt, VideoSelection, ordered_places
+from ...prompt import CompressedPrompt, LayerRecord, VideoSelection, ordered_places
 from ...ratio import AutoBudget
 from ...utils.hooks import Hook, attached
 from ...utils.tensors import rotate
-
-
-@dataclass
-class LayerRecord:
-    """What a method left to each layer of the language model, filled during the prefill.
-
-    Attributes:
-        layer_tokens: for each layer, how many tokens of each video it saw.
-        kept_indices: `(B, K)`, the places in the caller's prompt of what the last layer saw, -1 at padding.
-    """
-
-    layer_tokens: list[list[int]]
-    kept_indices: Tensor
 
 
 class Cut(NamedTuple):

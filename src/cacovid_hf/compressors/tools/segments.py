@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from .selection import top_tokens
+from .tokens import top_tokens
 
 
 def segment_lengths(frame_vectors: Tensor, least: int, threshold: float) -> list[int]:
