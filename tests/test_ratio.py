@@ -5,7 +5,7 @@ import torch
 from helpers.models import FAMILIES, RAGGED, TWO_VIDEOS, masked_inputs, prompt_inputs, stock_model
 
 from cacovid_hf import AutoBudget, CaCoVidConfig, CaCoVidForConditionalGeneration
-from cacovid_hf.ratio import calibrated_threshold, parse_ratio
+from cacovid_hf.ratio import calibrated_threshold, check_asked, keeps_all, parse_ratio, resolve
 
 COUNTS = [
     (AutoBudget(0.1, 0.5), 7, 7),
@@ -139,3 +139,61 @@ def test_methods_without_scores_have_nothing_to_decide_by():
         model.generate(**inputs, retention_ratio="auto", compressor="uniform", max_new_tokens=1)
     with pytest.raises(ValueError, match="retention_ratio='automatic' is not a number"):
         model.compress(**inputs, retention_ratio="automatic")
+
+
+# ---------------------------------------------------------------- what a call may ask for
+
+AUTO = AutoBudget(0.02, 0.4, 1.5)
+RESOLVED = [
+    (0.25, 2, (0.25, 0.25)),
+    (1, 3, (1.0, 1.0, 1.0)),
+    (torch.tensor(0.5), 1, (0.5,)),
+    ([0.25, 1], 2, (0.25, 1.0)),
+    (torch.tensor([0.25, 0.5]), 2, (0.25, 0.5)),
+    ("auto", 2, (AUTO, AUTO)),
+    (("auto", 0.5, AutoBudget(0.1, 0.2)), 3, (AUTO, 0.5, AutoBudget(0.1, 0.2))),
+    (None, 2, (0.125, 0.125)),
+    (0.25, 0, ()),
+    ([], 0, ()),
+]
+NO_RATIOS = [
+    (1.5, 1, r"retention_ratio=1\.5 is outside \(0, 1\]"),
+    (0, 1, r"retention_ratio=0\.0 is outside"),
+    (True, 1, "retention_ratio=True is not a number"),
+    ("0.25", 1, "retention_ratio='0.25' is not a number"),
+    ([0.25, 2], 2, r"retention_ratio\[1\]=2\.0 is outside"),
+    ([0.25, None], 2, r"retention_ratio\[1\]=None is not a number"),
+    (2.0, 0, "retention_ratio=2.0 is outside"),
+]
+
+
+class Defaults:
+    retention_ratio = 0.125
+    auto_floor, auto_cap, auto_threshold = 0.02, 0.4, 1.5
+
+
+@pytest.mark.parametrize(("asked", "num_videos", "ratios"), RESOLVED)
+def test_one_ratio_per_video(asked, num_videos, ratios):
+    assert resolve(asked, Defaults(), num_videos) == ratios
+    if asked is not None:
+        check_asked(asked)
+
+
+@pytest.mark.parametrize(("asked", "num_videos", "message"), NO_RATIOS)
+def test_what_is_not_a_ratio(asked, num_videos, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(asked, Defaults(), num_videos)
+    with pytest.raises(ValueError, match=message):
+        check_asked(asked)
+
+
+def test_one_ratio_too_many():
+    with pytest.raises(ValueError, match=r"has 3 values and the prompt 2 video\(s\)"):
+        resolve([0.1, 0.2, 0.3], Defaults(), 2)
+
+
+def test_everything_is_kept_at_one_alone():
+    assert keeps_all((1.0, 1.0))
+    assert not keeps_all((1.0, 0.5))
+    assert not keeps_all(())
+    assert not keeps_all((AutoBudget(1.0, 1.0),))

@@ -280,8 +280,14 @@ class CompressedGenerationMixin:
         for source in (generation_config, self.backbone.generation_config):
             if retention_ratio is None:  # servers pass on a generation config and nothing else
                 retention_ratio = getattr(source, "retention_ratio", None)
-        input_ids = inputs if inputs is not None else arguments.get("input_ids")
-        cache, method = arguments.get(CACHE), self.resolve_compressor(compressor)
+        return self._generate(arguments, retention_ratio, self.resolve_compressor(compressor), encoded_videos)
+
+    def _generate(
+        self, arguments: dict[str, Any], retention_ratio: Any, method: Compressor, encoded_videos: EncodedVideos | None
+    ) -> Any:
+        """`generate` of the arguments that are given, by name."""
+        input_ids = arguments.get("inputs", arguments.get("input_ids"))
+        cache, generation_config = arguments.get(CACHE), arguments.get("generation_config")
         later = CacheRecord.has_record(cache)  # whose ratios are of what is new alone
         ratios = () if later else self._ratios(retention_ratio, {**arguments, "encoded_videos": encoded_videos})
         if not later and encoded_videos is None and drops_nothing(self, retention_ratio, ratios, input_ids, arguments):
