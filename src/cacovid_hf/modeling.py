@@ -26,7 +26,7 @@ from .backbones.loaded import base_model, embedding_device
 from .checkpoints import loading, saving
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
-from .generation.call import all_places, complete_inputs, drops_nothing, kept_labels, prepare_call
+from .generation.call import all_places, complete_inputs, kept_labels, prepare_call, ratios_unless_stock
 from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments
 from .generation.long_video import encode_file
 from .generation.mixin import CompressedGenerationMixin
@@ -450,8 +450,9 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         method = self.resolve_compressor(compressor)
         if CacheRecord.has_record(kwargs.get(CACHE)):
             return self._step(input_ids, attention_mask, labels, encoded_videos, kwargs)
-        ratios = self._ratios(retention_ratio, {**kwargs, "encoded_videos": encoded_videos})
-        if encoded_videos is None and drops_nothing(self, retention_ratio, ratios, input_ids, kwargs):
+        others = {**kwargs, "encoded_videos": encoded_videos}
+        ratios = ratios_unless_stock(self, retention_ratio, input_ids, others)
+        if ratios is None:
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return self._output(outputs, all_places(input_ids), labels=labels)
         check_forward(self.backbone, {**kwargs, "labels": labels}, method)

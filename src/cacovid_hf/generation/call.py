@@ -128,28 +128,29 @@ def prepare_call(
     return PreparedCall(inputs, layout, method, ratios)
 
 
-def drops_nothing(
-    model: WrappedModel,
-    retention_ratio: Any,
-    ratios: tuple[float | AutoBudget, ...],
-    input_ids: Tensor | None,
-    others: dict[str, Any],
-) -> bool:
-    """Whether a call is the backbone's own: everything kept, or no video in it.
+def ratios_unless_stock(
+    model: WrappedModel, asked: Any, input_ids: Tensor | None, others: dict[str, Any]
+) -> tuple[float | AutoBudget, ...] | None:
+    """One ratio per video; None if the call is the backbone's own: everything kept, or no video in it.
 
     Args:
         model: that holds backbone and config.
-        retention_ratio: as the call asks for it.
-        ratios: what that means for the videos that are given.
+        asked: the retention ratio that the call asks for.
         input_ids: of the prompt.
-        others: the other inputs.
+        others: the other arguments of the call, `encoded_videos` among them.
+
+    Raises:
+        ValueError: as of `resolve`.
     """
-    if model.family.is_padded(others):
-        return False  # the stock forward takes clips of one length
-    if ratios:
-        return keeps_all(ratios)
+    family = model.family
+    num_videos = family.num_videos(others)
+    ratios = resolve(asked, model.config, num_videos)
+    if others.get("encoded_videos") is not None or family.is_padded(others):
+        return ratios  # the stock forward takes pixels, and clips of one length
+    if num_videos:
+        return None if keeps_all(ratios) else ratios
     placeholders = input_ids is not None and bool((input_ids == model.backbone.config.video_token_id).any())
-    return not placeholders or keeps_all(resolve(retention_ratio, model.config, 1))
+    return ratios if placeholders and not keeps_all(resolve(asked, model.config, 1)) else None
 
 
 def kept_labels(labels: Tensor | None, kept_indices: Tensor) -> Tensor | None:

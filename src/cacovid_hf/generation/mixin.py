@@ -16,7 +16,7 @@ from ..compressors import Check, Compressor, resolve_compressor
 from ..policies.base import Policy
 from ..prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
 from ..ratio import AutoBudget, Ratio, resolve
-from .call import PreparedCall, complete_inputs, drops_nothing, prepare_call
+from .call import PreparedCall, complete_inputs, prepare_call, ratios_unless_stock
 from .inputs import cached_length, check_windows, effective_settings, take_embedding_arguments
 from .long_video import check_frames_per_chunk, join_chunks
 from .refused import check_generation, without_prompt
@@ -289,8 +289,9 @@ class CompressedGenerationMixin:
         input_ids = arguments.get("inputs", arguments.get("input_ids"))
         cache, generation_config = arguments.get(CACHE), arguments.get("generation_config")
         later = CacheRecord.has_record(cache)  # whose ratios are of what is new alone
-        ratios = () if later else self._ratios(retention_ratio, {**arguments, "encoded_videos": encoded_videos})
-        if not later and encoded_videos is None and drops_nothing(self, retention_ratio, ratios, input_ids, arguments):
+        others = {**arguments, "encoded_videos": encoded_videos}
+        ratios = () if later else ratios_unless_stock(self, retention_ratio, input_ids, others)
+        if ratios is None:
             return self.stock_generate(**arguments)
         settings = effective_settings(self.backbone, generation_config, arguments)
         check_generation(settings, arguments, method)
