@@ -1,7 +1,7 @@
 """Stock processors that read video files: how they are made, saved and found again.
 
-A stock processor (`LlavaOnevisionProcessor`, `Qwen2_5_VLProcessor`) holds one of our video processors, is saved with its name, and loads through
-`AutoProcessor`.
+A subclass of the stock processor (`LlavaOnevisionProcessor`, `Qwen2_5_VLProcessor`) follows messages and holds one of our video processors. It is
+saved by its name, and loads through `AutoProcessor`.
 """
 
 import functools
@@ -108,16 +108,16 @@ _GUARD = (
 
 
 def with_video_reader(processor: ProcessorMixin) -> ProcessorMixin:
-    """Return a copy of a processor whose video processor, with the same settings, reads video files.
+    """Return a copy of a processor that reads video files, with the same settings, and follows or refuses every part of a message.
 
-    Its chat template refuses a `retention_ratio`, which belongs to `generate`. Saved beside a model of this package, or its video processor alone, it loads
-    with `trust_remote_code=True` where this package is installed and not imported; saved as a whole on its own, after `import cacovid_hf`.
+    Its chat template refuses a `retention_ratio`, which belongs to `generate`. Saved, it loads after `import cacovid_hf`, or with
+    `trust_remote_code=True` where this package is installed and not imported.
 
     Args:
         processor: of a LLaVA-OneVision or Qwen2.5-VL model, stock or already such a copy; left as it is.
 
     Raises:
-        ValueError: its video processor is of another family.
+        ValueError: it, or its video processor, is of another family.
     """
     stock = processor.video_processor
     family = type(stock).__name__

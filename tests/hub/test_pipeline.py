@@ -67,21 +67,24 @@ def test_the_embedded_processor_is_as_a_push_would_save_it(messages, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_video_processor_saved_alone(family, tmp_path):
-    """It is found by those who have imported the package, and by those who trust the code beside it."""
-    processor = with_video_reader(tiny_processor(family)).video_processor
+def test_a_processor_saved_alone(family, tmp_path):
+    """It is found by those who have imported the package, and by those who trust the code beside it; a whole one, and its video processor."""
+    whole = with_video_reader(tiny_processor(family))
+    whole.save_pretrained(tmp_path / "whole")
+    processor = whole.video_processor
     processor.num_frames = 7
     processor.save_pretrained(tmp_path)
     assert type(AutoVideoProcessor.from_pretrained(tmp_path)) is type(processor)
     program = (
         "import sys\n"
-        "from transformers import AutoVideoProcessor\n"
+        "from transformers import AutoProcessor, AutoVideoProcessor\n"
         "assert 'cacovid_hf' not in sys.modules\n"
         f"loaded = AutoVideoProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)\n"
         "print(type(loaded).__module__, type(loaded).__name__, loaded.num_frames)\n"
+        f"print(type(AutoProcessor.from_pretrained({str(tmp_path / 'whole')!r}, trust_remote_code=True)).__name__)\n"
     )
     told = run_fresh(program, tmp_path, {"HF_HOME": str(tmp_path / "home")}).stdout.split()
-    assert told == ["cacovid_hf.video_processing", type(processor).__name__, "7"]
+    assert told == ["cacovid_hf.video_processing", type(processor).__name__, "7", type(whole).__name__]
     AutoVideoProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "cacovid_auto.py").read_text() == AUTO_SOURCE
 
