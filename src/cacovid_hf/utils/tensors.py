@@ -16,6 +16,8 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast off on a device, so that matrix products of float32 are float32."""
+    if torch.compiler.is_compiling():  # torch 2.11 cannot trace the questions below
+        return torch.autocast(device.type, enabled=False)
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
