@@ -29,6 +29,14 @@ def in_this_process(command, seconds):
     return 0, str(path)
 
 
+@pytest.fixture(autouse=True)
+def peaks_of_no_machine(monkeypatch, benchmarks_on_path):
+    """What a machine can do is measured in `test_benchmarks.py`."""
+    from roofline import Peaks
+
+    monkeypatch.setattr("prefill.measured_peaks", lambda device, dtype: Peaks(1e12, 1e11))
+
+
 def summary(folder, part):
     (path,) = folder.glob(f"gpu_{part}_*.json")
     return json.loads(path.read_text())
@@ -65,6 +73,30 @@ def test_first_command(tmp_path, capsys):
     assert "not measured: nothing" in told
     print_tables([str(path) for path in tmp_path.glob("gpu_*.json")])
     assert "| tiny-llava-onevision, 2 frames | done |" in capsys.readouterr().out
+
+
+def test_second_command(tmp_path):
+    """Every run but the compiled one, which is slow; no figure is in two files."""
+    from gpu import main
+
+    def all_but_compiled(command, seconds):
+        return (0, "") if "--compile" in command else in_this_process(command, seconds)
+
+    sizes = ["--archs", "tiny-llava-onevision", "tiny-qwen2.5-vl", "--frames", "2", "4", "6", "--batches", "2"]
+    arguments = ["second", *TINY, *sizes, "--output", str(tmp_path)]
+    assert main(arguments, run=all_but_compiled) == 0
+    record = summary(tmp_path, "second")
+    assert [run["name"].removeprefix("tiny-") for run in record["runs"]] == [
+        "llava-onevision, 4 frames",
+        "llava-onevision, batches",
+        "llava-onevision, optimisations",
+        "qwen2.5-vl, 2 frames",
+        "llava-onevision, 2 frames, static cache",
+        "llava-onevision, 6 frames",
+        "llava-onevision, 2 frames, compiled",
+    ]
+    assert [len(run["results"]) for run in record["runs"]] == [1] * 6 + [0]
+    assert record["not_measured"] == []
 
 
 @pytest.mark.parametrize("part", ["first", "second"])

@@ -454,14 +454,18 @@ def test_killed_from_outside_and_resumed(tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_a_short_training_learns(tmp_path):
-    """From an untrained policy to at least 30 points above random at 2 %, in half a minute.
+@pytest.mark.parametrize(
+    ("steps", "learning_rate", "gain"), [(30, 3e-3, 0.15), pytest.param(60, 1.5e-3, 0.3, marks=pytest.mark.slow)]
+)
+def test_a_short_training_learns(steps, learning_rate, gain, tmp_path):
+    """An untrained policy answers that much more than random at 2 %, where random is at 28 %.
 
-    As `examples/configs/tiny.yaml` says, with half of its questions a step and a learning rate that does not fall: two seeds reached 76 and 78 %, random is
-    at 28 %. Where it fell to 0 in 50 steps, two seeds ended at 36 and 49 %.
+    As `examples/configs/tiny.yaml` says, with half of its questions a step and a learning rate that does not fall. In 60 steps two seeds reached 76 and 78 %;
+    in 30 steps at twice the rate three reached 58 to 69 %.
     """
     config = read_config(EXAMPLES / "tiny.yaml", model_path())
-    config.training |= {"output_dir": str(tmp_path), "max_steps": 60, "per_device_train_batch_size": 16}
+    config.training |= {"output_dir": str(tmp_path), "max_steps": steps, "per_device_train_batch_size": 16}
+    config.training["learning_rate"] = learning_rate
     config.training |= {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}
     config.training |= {"save_strategy": "no", "eval_strategy": "no"}
     config.training["load_best_model_at_end"] = False
@@ -473,7 +477,7 @@ def test_a_short_training_learns(tmp_path):
     model = trainer.full_model.eval()
     learnt = answer_accuracy(model, trainer.processor, **questions).accuracy
     chance = answer_accuracy(model, trainer.processor, compressor="random", **questions).accuracy
-    assert learnt > chance + 0.3
+    assert learnt > chance + gain
 
 
 def test_sparklines():
