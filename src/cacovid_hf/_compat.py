@@ -169,6 +169,19 @@ class CheckpointHooks:
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         self.write_checkpoint(output_dir, state_dict)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except RuntimeError as error:
+            if "inline_container" not in str(error):
+                raise
+            # The file writer of `torch.save`, whose words do not say that the disk is full.
+            folder = self.args.output_dir  # type: ignore[attr-defined]
+            raise OSError(
+                f"The optimiser's state cannot be written to {folder} ({' '.join(str(error).split())}): free disk space, and resume from the "
+                "last complete checkpoint."
+            ) from error
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.read_checkpoint(resume_from_checkpoint, model)
 

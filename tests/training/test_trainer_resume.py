@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -376,6 +377,30 @@ def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_weights(two_checkpoi
     for name, tensor in model.policy.state_dict().items():
         assert torch.equal(tensor, uninterrupted[1][name]), name
     assert is_complete(two_checkpoints / "checkpoint-10")
+
+
+def train_with_limit(folder, answer):
+    torch.set_num_threads(1)
+    engine = trainer(folder, steps=4, samples=4, save_strategy="steps", save_steps=2)[2]
+    # Between the policy's 150 kB and the optimiser's 320 kB.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    try:
+        engine.train()
+    except Exception as error:
+        answer.put((type(error).__name__, str(error)))
+
+
+def test_a_disk_that_is_full_at_the_optimiser(processes, tmp_path):
+    answer = processes.Queue()
+    process = processes.Process(target=train_with_limit, args=(tmp_path, answer))
+    process.start()
+    kind, message = answer.get(timeout=120)
+    process.join()
+    assert kind == "OSError"
+    assert message.startswith(f"The optimiser's state cannot be written to {tmp_path} (")
+    assert message.endswith("free disk space, and resume from the last complete checkpoint.")
+    assert (tmp_path / "checkpoint-2" / "optimizer.pt").stat().st_size == 200_000
+    assert checkpoint_to_resume(tmp_path) is None
 
 
 def test_a_half_written_state_is_no_checkpoint(two_checkpoints):
