@@ -14,7 +14,15 @@ def write_files(folder: Path, files: dict[str, str]) -> None:
 
 
 class replaced:
-    """A temporary path that takes the place of `path` when the block ends well, and is removed when it does not."""
+    """A temporary path beside `path`, which takes its place when the block ends well and is removed when it does not.
+
+    A file: readers see the old one or the new one, never half of one, and a process that is killed leaves the old one.
+    A folder: the old one steps aside first, so that a process killed between the two steps leaves none under the name.
+    Checkpoints are therefore saved by `utils.staging`. Nothing is promised for a power failure, because no data are forced to disk.
+
+    Args:
+        path: a file or a folder, there or not; its parent must be there. The block makes the one or the other at the temporary path.
+    """
 
     def __init__(self, path: Path):
         self.path, self.temporary = path, path.with_name(f".{path.name}.{uuid.uuid4().hex}")
