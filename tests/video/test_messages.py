@@ -142,6 +142,9 @@ def test_names_of_a_video(part):
 def test_contents_of_a_video():
     part = {"type": "input_video", "input_video": {"data": "AAAA", "format": "webm"}}
     assert followed(part) == {"type": "video", "video": "data:video/webm;base64,AAAA"}
+    for content in ("AAAA", "data:video/mp4;base64,AAAA"):
+        assert followed({"type": "video", "data": content}) == {"type": "video", "video": "data:video/mp4;base64,AAAA"}
+    assert followed({"type": "image", "base64": "AAAA"}) == {"type": "image", "image": "data:image/png;base64,AAAA"}
 
 
 def test_settings_in_a_nested_address():

@@ -141,7 +141,7 @@ def _data_content(address: str, max_bytes: int) -> bytes:
         return content
     except ValueError as error:
         raise ValueError(
-            f"The video given as {address[:40]!r}... cannot be read: {error}. Write data:video/mp4;base64, and then the file in base64."
+            f"What is given as {address[:40]!r}... cannot be read: {error}. Write such as data:video/mp4;base64, and then the file in base64."
         ) from None
 
 

@@ -42,7 +42,7 @@ _KEYS = {"text": _TEXT_KEYS, "video": _VIDEO_KEYS, "image": _IMAGE_KEYS}
 _MARKS = {
     "text": {"cache_control", "annotations", "logprobs"},
     "video": {"cache_control", "format"},
-    "image": {"cache_control"},
+    "image": {"cache_control", "format"},
 }
 _PIXEL_BOUNDS = ("min_pixels", "max_pixels")
 # Keys beside a video: the settings of ours that they stand for.
@@ -259,6 +259,10 @@ def _content_of(kind: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"A part of type {kind} holds {' and '.join(found)}: give one of them.")
     beside = {name: value for name, value in given.items() if name not in found and name not in _MARKS[kind]}
     content = given[found[0]] if found else None
+    bare = found and found[0] in ("data", "base64") and isinstance(content, str)
+    if bare and not content[:10].lstrip().lower().startswith("data:"):
+        form = given.get("format") or ("mp4" if kind == "video" else "png")
+        content = f"data:{kind}/{form};base64,{content}"
     if isinstance(content, Mapping):
         inner = {name: value for name, value in content.items() if value is not None}
         if not any(name in inner for name in _KEYS[kind]):
@@ -267,15 +271,7 @@ def _content_of(kind: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             )
         if twice := sorted(set(inner) & set(beside)):
             raise ValueError(f"{', '.join(twice)} stands twice in a part of type {kind}: give it once.")
-        form = inner.pop("format", None)
         content, nested = _content_of(kind, inner)
-        if (
-            found[0].startswith("input_")
-            and isinstance(content, str)
-            and "data" in inner
-            and "data:" not in content[:10]
-        ):
-            content = f"data:{kind}/{form or 'mp4'};base64,{content}"
         return content, {**nested, **beside}
     return content, beside
 
