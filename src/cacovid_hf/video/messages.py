@@ -260,7 +260,7 @@ def _content_of(kind: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     beside = {name: value for name, value in given.items() if name not in found and name not in _MARKS[kind]}
     content = given[found[0]] if found else None
     bare = found and found[0] in ("data", "base64") and isinstance(content, str)
-    if bare and not content[:10].lstrip().lower().startswith("data:"):
+    if bare and not str(content)[:10].lstrip().lower().startswith("data:"):
         form = given.get("format") or ("mp4" if kind == "video" else "png")
         content = f"data:{kind}/{form};base64,{content}"
     if isinstance(content, Mapping):
