@@ -80,7 +80,7 @@ def check_generation(settings: GenerationConfig, arguments: dict[str, Any], meth
     """
     if arguments.get("inputs") is not None and arguments.get("input_ids") is not None:
         raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
-    values = {**settings.to_dict(), **{name: value for name, value in arguments.items() if value is not None}}
+    values = {**vars(settings), **{name: value for name, value in arguments.items() if value is not None}}
     _look_up({**ARGUMENTS, **SETTINGS}, values)
     _check_cache(settings, arguments.get(CACHE))
     mode = settings.get_generation_mode()
