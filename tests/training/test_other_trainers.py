@@ -163,7 +163,7 @@ def test_accelerate(batch):
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(expected, rel=1e-5)
     assert losses[1] < losses[0]
 
