@@ -47,7 +47,7 @@ def extract_answer(text: str) -> str:
 
 
 def multiple_choice_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
-    """1 for the right option, else 0.
+    """1 for the right option, else 0: for generated answers alone; by default multiple choice is scored, see `SCORED_REWARDS`.
 
     Letters are read as in the evaluation (`named_letter`): one may stand alone (`b`), begin the answer (`B. a dog`, `(b) a dog`, `B - a dog`) or be named
     in it (`the answer is B`, `\\boxed{B}`). A solution may be a letter, a letter and its text (`B. a dog`), or a text. The text counts as

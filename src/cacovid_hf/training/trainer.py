@@ -3,7 +3,7 @@
 A batch of samples is read and vision-encoded once and trained on for several iterations, one optimiser step each. `compute_loss` below is one
 iteration, in the order of the mathematics (arXiv 2602.01649, section on training):
 
-    old policy -> sampling -> rollouts -> rewards -> replay memory -> advantages -> clipped loss
+    old policy -> sampling -> rollouts -> rewards -> replay memory -> advantages -> clipped loss -> next ratio
 
 The functions are in `sampling`, `rollouts`, `judge`, `rewards` and `objective`. What has to do with transformers' `Trainer` is in `engine`.
 
@@ -191,8 +191,9 @@ class ContributionTrainer(SampleEngine):
         for video, subsets, earned in zip(memory.videos, drawn, rewards.split([*map(len, keeps)]), strict=True):
             mask, frames = subsets.tokens, subsets.frames  # (G, T, P), (F, T)
             answered = earned[: len(mask)].to(mask.device)  # (G,)
+            net = priced(answered, mask, self.args.token_price)  # (G,), less what the kept tokens cost
             video.remember(
-                Rollouts(mask, priced(answered, mask, self.args.token_price)),
+                Rollouts(mask, net),
                 None if frames is None else Rollouts(frames, earned[len(mask) :].to(frames.device)),
                 behind_former=self.args.replay and header.iteration > 0,
             )
