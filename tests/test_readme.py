@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.fresh import run_fresh
-from helpers.models import PROMPTS, prompt_inputs, stock_model
+from helpers.models import PROMPTS, masked_inputs, prompt_inputs, stock_model, wrapped
 from helpers.small_training import trainer
 
 from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.backbones import BACKBONES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,6 +68,34 @@ def test_accuracies_are_those_of_the_evidence():
     assert len(rows) >= 8
     for row in rows:
         assert row.replace("**", "") in tables, row
+
+
+def test_the_backbone_of_contributing_works(monkeypatch):
+    """The family that CONTRIBUTING shows, run as it stands on a model whose prompts are laid out so."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = text[text.index("## Add a backbone") :].split("```python\n")[1].split("```")[0]
+    names: dict = {"__name__": "cacovid_hf.backbones.my_model", "__package__": "cacovid_hf.backbones"}
+    exec(block, names)
+    stock, model = wrapped("qwen2_5_vl")
+    monkeypatch.setitem(BACKBONES, "qwen2_5_vl", names["MyBackbone"]())
+    assert type(model.family) is names["MyBackbone"]
+    how = dict(do_sample=False, max_new_tokens=4)
+    for prompt in ("image beside video", "two videos"):
+        inputs = prompt_inputs(stock, PROMPTS[prompt])
+        del inputs["second_per_grid_ts"]  # which this family does not have
+        encoded = model.encode_videos(**inputs, frames_per_chunk=3)
+        pixels = model.family.video_inputs
+        text = {name: value for name, value in inputs.items() if name not in (*pixels, *model.family.video_settings)}
+        # Videos are counted by their grids, not by rows of pixels, which here are patches.
+        unsettled = type("Unsettled", (names["MyBackbone"],), {"video_settings": ()})()
+        assert unsettled.num_videos(stock.config, inputs) == len(encoded)
+        assert model.family.take(inputs, [0], []).get("pixel_values") is None
+        for ratio in (0.25, [0.25] * len(encoded)):
+            compressed = model.compress(**inputs, retention_ratio=ratio)
+            assert len(compressed.videos) == len(encoded)
+            expected = stock.generate(**masked_inputs(stock, inputs, compressed.kept_indices), **how)
+            assert torch.equal(model.generate(**inputs, retention_ratio=ratio, **how), expected)
+            assert torch.equal(model.generate(**text, encoded_videos=encoded, retention_ratio=ratio, **how), expected)
 
 
 def test_the_method_of_contributing_works():

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model, tower
+from helpers.models import BY_NAME, FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model, tower
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, GenerationConfig, LlavaOnevisionModel
 
@@ -152,7 +152,7 @@ def test_every_use_leaves_the_model_as_it_was(family, state):
     inputs = prompt_inputs(stock, RAGGED)
     with torch.no_grad():
         logits = stock(**inputs).logits
-    if family == "qwen2_5_vl":
+    if BY_NAME[family].mrope:
         # State of the stock model, as an earlier stock call leaves it.
         stock.model.rope_deltas = torch.tensor([[-5], [-6], [-7]])
     before = state_of(stock)
@@ -215,10 +215,10 @@ def test_generation_config_is_the_backbones(family):
 # ---------------------------------------------------------------- dispatched, adapted, quantised
 
 
-def device_maps(family):
+def device_maps(stock):
     parts = ["lm_head", "model.language_model.embed_tokens", "model.language_model.norm"]
     parts += ["model.language_model.rotary_emb", *(f"model.language_model.layers.{i}" for i in range(3))]
-    vision = ["model.vision_tower", "model.multi_modal_projector"] if family == "llava_onevision" else ["model.visual"]
+    vision = [f"model.{name}" for name, _ in stock.model.named_children() if name != "language_model"]
     # The newline is a parameter of the model itself, which accelerate would not bring back from disk.
     everywhere = {**dict.fromkeys([*parts, *vision], "cpu"), "model.image_newline": "cpu"}
     return {
@@ -241,7 +241,7 @@ def test_dispatched_by_accelerate(family, placement, tmp_path):
     pytest.importorskip("accelerate")
     plain = stock_model(family)
     plain.save_pretrained(tmp_path / "model")
-    device_map = {"": "cpu"} if placement == "one device" else device_maps(family)[placement]
+    device_map = {"": "cpu"} if placement == "one device" else device_maps(plain)[placement]
     stock = AutoModelForImageTextToText.from_pretrained(
         tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload", dtype=torch.float32
     )

@@ -8,10 +8,12 @@ import struct
 
 import pytest
 import torch
-from helpers.models import stock_model
+from helpers.models import FAMILIES, stock_model
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLConfig
 
 from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.checkpoints.loading import least_parameters
 
 CANARY = "a-pickle-was-opened"
 
@@ -264,3 +266,12 @@ def test_code_beside_a_sound_checkpoint_is_not_run(here, tmp_path):
     for name in ("policy", "whole"):
         CaCoVidForConditionalGeneration.from_pretrained(name, trust_remote_code=True)
     assert not list(here.rglob(CANARY))
+
+
+def test_the_least_parameters_of_a_config():
+    """120 x 64 of embeddings and 3 layers of three 64 x 96 matrices; this family's vision config has no `intermediate_size`."""
+    text = dict(vocab_size=120, hidden_size=64, num_hidden_layers=3, intermediate_size=96)
+    assert least_parameters(Qwen2VLConfig(text_config=text)) == 120 * 64 + 3 * 3 * 64 * 96
+    for family in FAMILIES:
+        stock = stock_model(family, tie_word_embeddings=True)
+        assert least_parameters(stock.config) <= sum(weight.numel() for weight in stock.parameters())

@@ -1,11 +1,13 @@
 """Compression methods of others: what they are given, and what every one of them promises."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.models import (
+    BY_NAME,
     FAMILIES,
     IMAGE_AND_VIDEO,
     RAGGED,
@@ -13,6 +15,7 @@ from helpers.models import (
     Video,
     masked_inputs,
     prompt_inputs,
+    tower,
     wrapped,
 )
 
@@ -123,14 +126,13 @@ def test_tower_attention_is_that_of_the_eager_tower(family, rows):
     assert torch.equal(prompt.inputs_embeds, plain.inputs_embeds)
 
     maps = []
-    attention = stock.model.vision_tower if family == "llava_onevision" else stock.model.visual.blocks[-1].attn
-    if family == "llava_onevision":
+    if not BY_NAME[family].packed_pixels:
         pixels = inputs["pixel_values_videos"].flatten(0, 1)
-        maps = list(attention(pixels, output_attentions=True).attentions[-1])
+        maps = list(tower(stock)(pixels, output_attentions=True).attentions[-1])
     else:
         # One call of the eager attention function a frame.
-        from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as module
-
+        attention = tower(stock).blocks[-1].attn
+        module = sys.modules[type(attention).__module__]
         original = module.eager_attention_forward
 
         def noting(layer, *args, **kwargs):
@@ -141,7 +143,7 @@ def test_tower_attention_is_that_of_the_eager_tower(family, rows):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "eager_attention_forward", noting)
-            stock.model.visual(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
+            tower(stock)(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
     frame = 0
     for span, found in zip(prompt.layout.videos, prompt.tower, strict=True):
         received = found.received()
@@ -149,12 +151,13 @@ def test_tower_attention_is_that_of_the_eager_tower(family, rows):
         for t in range(span.num_frames):
             of_patches = maps[frame].mean((0, 1))
             frame += 1
-            if family == "llava_onevision":
+            if not BY_NAME[family].packed_pixels:
                 expected = stock.model.apply_pooling(of_patches[None, :, None])[0, :, 0]
             else:
                 cells = of_patches.view(-1, 4).mean(1)
                 expected = torch.empty_like(cells)
-                expected[window_order(*span.grid[1:], 2)] = cells
+                window = BY_NAME[family].tower_window or max(span.grid)  # one window is the frame in raster order
+                expected[window_order(*span.grid[1:], window)] = cells
             torch.testing.assert_close(received[t], expected, atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(found.of_mean_query().sum(1), torch.ones(span.num_frames))
         assert found.mean_keys().shape[:2] == (span.num_frames, span.tokens_per_frame)
@@ -290,7 +293,7 @@ def test_a_row_is_compressed_as_it_would_be_alone(family, method):
     alone = model.compress(**prompt_inputs(stock, RAGGED[:1]), retention_ratio=0.3, compressor=method)
     inputs = prompt_inputs(stock, RAGGED)
     first = {k: v[:1] for k, v in inputs.items()}
-    if family == "qwen2_5_vl":
+    if BY_NAME[family].packed_pixels:
         first["pixel_values_videos"] = inputs["pixel_values_videos"][: len(inputs["pixel_values_videos"]) // 3]
     alone = model.compress(**first, retention_ratio=0.3, compressor=method)
     assert torch.equal(alone.videos[0].keep, both.videos[0].keep)

@@ -8,7 +8,7 @@ positions has no gaps, and decoding has one position, so those go through the pl
 import pytest
 import torch
 from helpers import flash_stand_in
-from helpers.models import FAMILIES, PROMPTS, masked_inputs, prompt_inputs, stock_model
+from helpers.models import BY_NAME, FAMILIES, PROMPTS, masked_inputs, prompt_inputs, stock_model
 from torch.nn import functional as F
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -66,7 +66,7 @@ def test_greedy_tokens_logits_and_kernels(family, prompt, kernels):
     ragged = len(set(lengths)) > 1
     expected = [
         flash_stand_in.Call(
-            "varlen" if ragged or (step == 0 and family == "llava_onevision") else "func",
+            "varlen" if ragged or (step == 0 and not BY_NAME[family].mrope) else "func",
             True,
             tuple(lengths) if step == 0 else (1,) * len(lengths),
             tuple(length + step for length in lengths),

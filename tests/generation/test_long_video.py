@@ -7,6 +7,7 @@ import torch
 from helpers.chats import chat_inputs
 from helpers.media import write_video
 from helpers.models import (
+    BY_NAME,
     FAMILIES,
     PROMPTS,
     RAGGED,
@@ -86,7 +87,7 @@ def test_prompts_of_many_frames_are_encoded_in_chunks(family, monkeypatch):
     seen = []
 
     def count(module, args, kwargs):
-        seen.append(len(args[0]) if family == "llava_onevision" else int(kwargs["grid_thw"][:, 0].sum()))
+        seen.append(int(kwargs["grid_thw"][:, 0].sum()) if BY_NAME[family].packed_pixels else len(args[0]))
 
     handle = tower(stock).register_forward_pre_hook(count, with_kwargs=True)
     inputs = prompt_inputs(stock, TWO_VIDEOS)
@@ -161,14 +162,9 @@ def test_wrong_encoded_videos(family):
     two = prompt_inputs(stock, TWO_VIDEOS)
     with pytest.raises(ValueError, match=r"video placeholders, the pixel inputs of 1 video\(s\)"):
         model.generate(**without_pixels(two), encoded_videos=encoded, retention_ratio=0.25)
-    other = CaCoVidForConditionalGeneration.from_backbone(
-        stock_model(family, hidden_size=128, rope_parameters=None)
-        if family == "llava_onevision"
-        else stock_model(family, hidden_size=64)
-    )
-    if family == "llava_onevision":
-        with pytest.raises(ValueError, match="encoded with hidden size 64, the model has 128"):
-            other.generate(**without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25)
+    other = CaCoVidForConditionalGeneration.from_backbone(stock_model(family, hidden_size=128, num_attention_heads=8))
+    with pytest.raises(ValueError, match="encoded with hidden size 64, the model has 128"):
+        other.generate(**without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25)
 
 
 # ------------------------------------------------------------------ files

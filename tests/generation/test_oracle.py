@@ -4,7 +4,7 @@ explicit original positions. Promises 1 and 4 are checked beside it.
 
 import pytest
 import torch
-from helpers.models import FAMILIES, PROMPTS, RAGGED, TEXT_ONLY, masked_inputs, prompt_inputs, stock_model
+from helpers.models import BY_NAME, FAMILIES, PROMPTS, RAGGED, TEXT_ONLY, masked_inputs, prompt_inputs, stock_model
 from transformers import StaticCache
 from transformers.generation.streamers import BaseStreamer
 
@@ -195,7 +195,7 @@ def test_text_after_the_video_goes_on_from_the_uncompressed_length(family):
     rows = torch.arange(3)[:, None]
     kept = compressed.kept_indices
     expected = whole[..., rows, kept.clamp(min=0)].masked_fill(kept < 0, 0)
-    if family == "qwen2_5_vl":
+    if BY_NAME[family].mrope:
         assert torch.equal(compressed.position_ids[1:], expected[1:])
         # The text row has no gaps: jumps there are read as packed sequences.
         assert torch.equal(compressed.position_ids[0], (compressed.attention_mask.cumsum(1) - 1).clamp(min=0))

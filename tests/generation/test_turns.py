@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from helpers import flash_stand_in
-from helpers.models import FAMILIES, Image, Video, masked_inputs, prompt_inputs, stock_model, wrapped
+from helpers.models import BY_NAME, FAMILIES, Image, Video, masked_inputs, prompt_inputs, stock_model, wrapped
 from transformers import DynamicCache, StaticCache
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -425,7 +425,7 @@ def test_after_an_uncompressed_turn(family):
     talk.turn(0)
     first = model.generate(**talk.inputs, retention_ratio=1.0, **STEP)
     start, new, later = talk.turn(1, first.sequences)
-    if family == "qwen2_5_vl":
+    if BY_NAME[family].mrope:
         with pytest.raises(ValueError, match="not those of the whole conversation"):
             model.generate(**later, retention_ratio=0.25, past_key_values=first.past_key_values, **STEP)
     kept = model.compress(**new, retention_ratio=0.25, compressor="uniform").kept_indices + start

@@ -86,11 +86,17 @@ class Family(ABC):
         name: its `model_type`.
         model_class: the stock model's.
         has_token_types: whether its processor returns `mm_token_type_ids`.
+        packed_pixels: whether pixels are patches, those of one video after the other; if not, one row per video.
+        mrope: whether positions are `(4, B, L)`: text, time, height and width.
+        tower_window: side, in tokens, of the windows in whose order the vision tower takes a frame; None: raster order.
     """
 
     name: ClassVar[str]
     model_class: ClassVar[type]
     has_token_types: ClassVar[bool]
+    packed_pixels: ClassVar[bool]
+    mrope: ClassVar[bool]
+    tower_window: ClassVar[int | None] = None
 
     @abstractmethod
     def config(self, text: dict[str, Any]) -> Any:
@@ -128,6 +134,8 @@ class LlavaOnevision(Family):
     name = "llava_onevision"
     model_class = LlavaOnevisionForConditionalGeneration
     has_token_types = False
+    packed_pixels = False
+    mrope = False
 
     def config(self, text):
         return LlavaOnevisionConfig(
@@ -179,6 +187,9 @@ class Qwen25VL(Family):
     name = "qwen2_5_vl"
     model_class = Qwen2_5_VLForConditionalGeneration
     has_token_types = True
+    packed_pixels = True
+    mrope = True
+    tower_window = 2
 
     def config(self, text):
         return Qwen2_5_VLConfig(

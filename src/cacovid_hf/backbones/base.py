@@ -38,8 +38,8 @@ class _Captured(Exception):
 class Backbone(ABC):
     """A family of video language models: how its prompts are laid out. Stateless.
 
-    Subclasses set `model_type` and implement `video_grids`, where the family has its own, `position_ids`, and for the methods that look at the
-    vision tower's attention, `tower_attention`.
+    Subclasses set `model_type` and implement what is abstract; where the family has its own, `video_settings`, `frames_per_step`,
+    `settings_of_file` and `position_ids`; and for the methods that look at the vision tower's attention, `tower_attention`.
 
     Attributes:
         model_type: `config.model_type` of the family.
@@ -62,14 +62,11 @@ class Backbone(ABC):
         encoded: EncodedVideos | None = inputs.get("encoded_videos")
         return self.video_grids(config, inputs) if encoded is None else list(encoded.grids)
 
-    def num_videos(self, inputs: dict[str, Any]) -> int:
-        """How many videos the inputs of the call hold, told without a look into their pixels."""
-        encoded: EncodedVideos | None = inputs.get("encoded_videos")
-        if encoded is not None:
-            return len(encoded)
-        if all(inputs.get(name) is None for name in self.video_inputs):
+    def num_videos(self, config, inputs: dict[str, Any]) -> int:
+        """How many videos the inputs of the call hold; none without pixels, whose grids later steps of a generation may still carry."""
+        if all(inputs.get(name) is None for name in ("encoded_videos", *self.video_inputs)):
             return 0
-        return next(len(inputs[n]) for n in (*self.video_settings, *self.video_inputs) if inputs.get(n) is not None)
+        return len(self.grids(config, inputs))
 
     @abstractmethod
     def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:

@@ -154,14 +154,9 @@ def check_backbone(place: Source, config: CaCoVidConfig | None, settings: dict[s
 
 
 def least_parameters(config: Any) -> int:
-    """A lower bound of a backbone's parameters, from its config alone."""
-    text, vision = config.get_text_config(), config.vision_config
-    layers: int = getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 0
-    return (
-        text.vocab_size * text.hidden_size
-        + 3 * text.num_hidden_layers * text.hidden_size * text.intermediate_size
-        + 2 * layers * vision.hidden_size * vision.intermediate_size
-    )
+    """A lower bound of a backbone's parameters, from its config alone: embeddings and MLPs of the language model."""
+    text = config.get_text_config()
+    return text.vocab_size * text.hidden_size + 3 * text.num_hidden_layers * text.hidden_size * text.intermediate_size
 
 
 def load_stock_model(name: str | os.PathLike, **settings: Any) -> PreTrainedModel:

@@ -143,7 +143,7 @@ def ratios_unless_stock(
         ValueError: as of `resolve`.
     """
     family = model.family
-    num_videos = family.num_videos(others)
+    num_videos = family.num_videos(model.backbone.config, others)
     ratios = resolve(asked, model.config, num_videos)
     if others.get("encoded_videos") is not None or family.is_padded(others):
         return ratios  # the stock forward takes pixels, and clips of one length

@@ -85,7 +85,7 @@ class CompressedGenerationMixin:
 
     def _ratios(self, asked: Any, inputs: dict[str, Any]) -> tuple[float | AutoBudget, ...]:
         """One ratio per video of a call."""
-        return resolve(asked, self.config, self.family.num_videos(inputs))
+        return resolve(asked, self.config, self.family.num_videos(self.backbone.config, inputs))
 
     def embed(
         self,
