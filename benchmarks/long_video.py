@@ -69,9 +69,9 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     kept = tokens = 0
     settings: dict[str, Any] = dict(max_new_tokens=1, do_sample=False)
     if options.way == "streamed":
-        session = model.session(
-            options.clip, processor, num_frames=options.frames[0], frames_per_chunk=options.frames_per_chunk
-        )
+        reader = processor.video_processor
+        how = dict(num_frames=options.frames[0], frames_per_chunk=options.frames_per_chunk)
+        session = model.session(encode_file(model, reader, options.clip, **how))
         times["read_and_encode"] = time.perf_counter() - started
         tokens = len(session.encoded.features[0]) - 1
         session.generate(prompt_ids(model, tokens + 1), retention_ratio=options.ratio, **settings).tolist()

@@ -3,6 +3,7 @@
 import json
 import threading
 
+import huggingface_hub
 import pytest
 import torch
 from helpers.hub_server import OWNER, READER, LoopbackHub, use
@@ -10,6 +11,7 @@ from helpers.models import FAMILIES, PROMPTS, prompt_inputs, stock_model
 from helpers.processors import tiny_processor
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from packaging.version import Version
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cacovid_cli.main import main
@@ -449,6 +451,10 @@ def test_the_server_takes_model_and_processor_of_a_revision(hub, monkeypatch, re
     assert processor.video_processor.num_frames == {"main": 4, "v2": 6}[revision]
 
 
+@pytest.mark.skipif(
+    Version(huggingface_hub.__version__) < Version("1.6"),
+    reason="huggingface_hub 1.5 gives up where a connection closes half-way",
+)
 def test_a_download_that_breaks_off_is_resumed(hub, tmp_path):
     model = wrapped(hub)
     model.push_to_hub(REPO)

@@ -1,6 +1,8 @@
 """The arguments of a call: settings, masks, and which of them embed the prompt."""
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,8 +59,13 @@ def stock_attention_mask(input_ids: Tensor, settings: GenerationConfig) -> Tenso
 
 def embedding_arguments(model: PreTrainedModel, family: Backbone) -> set[str]:
     """Names of the arguments that embed a prompt: pixels, grids, positions, and what the family's videos bring besides."""
-    own = set(inspect.signature(model.forward).parameters) | set(family.video_inputs)
-    return own - DECODING_ARGUMENTS
+    return {*_parameters(type(model).forward), *family.video_inputs} - DECODING_ARGUMENTS
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    """Names that a class's forward takes; reading a signature takes longer than the rest of a call's checks."""
+    return frozenset(inspect.signature(forward).parameters) - {"self"}
 
 
 def take_embedding_arguments(model: PreTrainedModel, family: Backbone, arguments: dict[str, Any]) -> dict[str, Any]:

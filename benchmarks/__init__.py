@@ -1,0 +1,1 @@
+"""Measurements that a user would run; see README.md."""
