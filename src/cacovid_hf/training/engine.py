@@ -251,7 +251,7 @@ class SampleEngine(CheckpointHooks, Trainer):
     def note(self, **values: float | Tensor) -> None:
         """Remember figures of a sample for the next log, which has their means."""
         for name, value in values.items():
-            self._metrics[name].append(float(value))
+            self._metrics[name].append(float(torch.as_tensor(value).detach()))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of what happened since the last log, over all processes."""
