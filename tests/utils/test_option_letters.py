@@ -235,3 +235,19 @@ def test_answers_by_number():
     for index in (3, -1, "x", None, 0.5, True, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="the answer"):
             index_letter(index, texts)
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("answer: 'D'", "D"),
+        ("The answer is \u2018D\u2019", "D"),
+        ("The correct option is 'B'.", "B"),
+        ("I choose 'C'", "C"),
+        ("{'answer': 'C'}", "C"),
+        ("I'm sure of nothing", ""),
+        ("The answer is A's colour", ""),
+    ],
+)
+def test_single_quotes_are_no_apostrophes(response, letter):
+    assert extract_choice(response, ["red", "green", "blue", "teal"]) == letter

@@ -252,3 +252,10 @@ def test_redirects_are_checked(server, monkeypatch):
 )
 def test_public_addresses(number, public):
     assert is_public(number) is public
+
+
+@pytest.mark.parametrize("form", [" {}", "{}\n", "\n file://{} "])
+def test_white_space_around_a_path(form, tmp_path):
+    file = tmp_path / "a b.mp4"
+    file.write_bytes(b"")
+    assert local_path(form.format(file)) == str(file)

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import io
 import pickle
 from pathlib import Path
 
@@ -303,3 +304,19 @@ def test_frames_without_times(qwen, caplog):
             inputs = qwen(text=qwen.video_token, videos=[frames], return_tensors="pt", **settings)
         assert float(inputs["second_per_grid_ts"][0]) == pytest.approx(seconds), settings
         assert said in caplog.text, settings
+
+
+@pytest.mark.parametrize("key", ["parts", "contents", "attachments", "video_path"])
+def test_a_message_that_says_it_under_another_name(key):
+    with pytest.raises(ValueError, match=f"A message has '{key}' and no content"):
+        follow_messages([{"role": "user", key: [{"type": "text", "text": "why"}]}], pixel_bounds=False)
+    called = {"role": "assistant", "content": None, "tool_calls": []}
+    assert follow_messages([called], pixel_bounds=False) == [called]
+
+
+@pytest.mark.parametrize(
+    "video", [b"bytes", 5, [], io.BytesIO(b"bytes")], ids=["bytes", "number", "nothing", "open file"]
+)
+def test_a_video_that_is_not_one(video):
+    with pytest.raises(ValueError, match=r"A video (of type|is an open file)"):
+        follow_messages([{"role": "user", "content": [{"type": "video", "video": video}]}], pixel_bounds=False)

@@ -8,10 +8,11 @@ from ..utils.answer_tags import boxed, final_answer, plain_characters
 from ..utils.options import comparable, first_alike, read_options
 
 # Before a letter: brackets, quotes, emphasis.
-_OPEN = r"[\s(\[{*_\"'`]*"
+_OPEN = r"[\s(\[{*_\"'`\u2018]*"
 # Behind one: brackets, quotes, emphasis.
 _CLOSE = r"[\s*_\"'`)\]}]*"
-_LETTER = r"([A-Za-z])(?!_*[^\W_]|['\u2019])"
+# No apostrophe of a word (I'm, A's) behind it; a closing quote may stand there.
+_LETTER = r"([A-Za-z])(?!_*[^\W_]|['\u2019]\w)"
 _ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 # "B. a dog", "(b) a dog", "**B** ...", "B - a dog", '"B" it is', a line of its own; quotes end none that they have not begun ('A "stop" sign').
 _LABEL = re.compile(

@@ -95,6 +95,8 @@ def local_path(address: str) -> str:
         raise ValueError(
             f"{shown(address)} has {len(address)} characters, too many for a path: write data:video/mp4;base64, in front of contents in base64."
         )
+    if not os.path.exists(address):
+        address = address.strip()  # white space around what was pasted
     if address[:5].lower() == "file:":
         readings = _readings_of_file_address(address[5:])
     elif "://" in address and (found := _SCHEME.match(address)) and not os.path.exists(address):

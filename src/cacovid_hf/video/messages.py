@@ -4,6 +4,7 @@ Templates and processors of transformers look for the keys that they know and pa
 answered without, and a setting beside a video would change nothing.
 """
 
+import io
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -70,6 +71,18 @@ _REFUSED = {
 }
 # What belongs into a part, and would be passed over in a message.
 _BESIDE_CONTENT = {*_KINDS, *_VIDEO_KEYS, *_IMAGE_KEYS, *_SETTINGS, *_REFUSED, "videos", "images", "media"} - {"text"}
+
+# What a message without content may have: the tools that an assistant called, or nothing.
+_MESSAGE_KEYS = {
+    "role",
+    "content",
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "reasoning_content",
+    "refusal",
+    "function_call",
+}
 
 
 @dataclass(frozen=True)
@@ -169,6 +182,8 @@ class _Walk:
                     f"The key {name!r} beside a message's content is not followed: give it in a part of the content."
                 )
         content = message.get("content")
+        if content is None and (others := [name for name in message if name not in _MESSAGE_KEYS]):
+            raise ValueError(f"A message has {others[0]!r} and no content: give what it says as its content.")
         if isinstance(content, Mapping):
             raise ValueError("A message's content is one part: give a list of parts, or a text.")
         if content is None or isinstance(content, str):
@@ -204,6 +219,14 @@ class _Walk:
                 )
             if video is None:
                 return {"type": "video"}
+            if isinstance(video, (bytes, bytearray, int, float)) or (isinstance(video, (list, tuple)) and not video):
+                raise ValueError(
+                    f"A video of type {type(video).__name__} is not followed: give a path, an address or decoded frames."
+                )
+            if isinstance(video, io.IOBase):
+                raise ValueError(
+                    "A video is an open file: give its path, or the frames of cacovid_hf.read_video(file)."
+                )
             if isinstance(video, (list, tuple)) and video and all(isinstance(one, (str, os.PathLike)) for one in video):
                 addresses = [os.fspath(one) for one in video]
                 video = addresses if self.read_picture is None else [self.read_picture(one) for one in addresses]
