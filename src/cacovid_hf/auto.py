@@ -69,7 +69,8 @@ def load_processor(
         if any(cached_file_or_none(source, file, **options) for file in PROCESSOR_FILES):
             return with_video_reader(load_stock_processor(Source(os.fspath(source), options)))
     raise ValueError(
-        f"{' and '.join(os.fspath(source) for source, _ in sources)} have no processor: save one there with processor.save_pretrained."
+        f"{' or '.join(PROCESSOR_FILES)} is missing in {' and in '.join(os.fspath(source) for source, _ in sources)}: copy it there, or save a "
+        "processor with processor.save_pretrained."
     )
 
 

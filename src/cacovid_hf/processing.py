@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jinja2 import TemplateSyntaxError
 from PIL import Image
 from transformers import (
     AutoProcessor,
@@ -51,15 +52,24 @@ class MessagesMixin(ProcessorMixin):
         """As the stock processor.
 
         Raises:
-            ValueError: a part or key of a message that is not followed, or what the stock processor raises.
+            ValueError: a part or key of a message that is not followed, no chat template or a damaged one, or what the stock processor raises.
         """
+        if not self.chat_template and not kwargs.get("chat_template") and not args:
+            raise ValueError(
+                "The processor has no chat template: copy chat_template.jinja of the model beside its tokenizer.json, or give chat_template=..."
+            )
         followed = follow_messages(
             conversation,
             pixel_bounds=self.video_processor.bounds_pixels,
             read_picture=read_picture if tokenize else None,
         )
         kwargs["tokenize"] = tokenize
-        return super().apply_chat_template(followed, *args, **kwargs)
+        try:
+            return super().apply_chat_template(followed, *args, **kwargs)
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"The chat template cannot be read (line {error.lineno}: {error.message}): copy chat_template.jinja of the model again."
+            ) from error
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:

@@ -10,8 +10,9 @@ from helpers.damaged_checkpoints import make_checkpoint, run_cases
 from helpers.killed_saves import clean_processes
 from helpers.models import FAMILIES
 from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
 
-from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.auto import load_config, load_model, load_processor
 
 JSON = (
@@ -109,6 +110,75 @@ def test_a_processor_that_cannot_be(pristine, tmp_path, case):
     edit(tmp_path / "m" / file, **values)
     with pytest.raises(ValueError, match=rf"^{file}.* of {tmp_path}/m .*copy or download it again"):
         load_processor(tmp_path / "m")
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12\n"
+REPLACED = {  # what a file holds, None if it is gone, and what the error says of it
+    "no template": ("chat_template.jinja", None, "is missing or empty"),
+    "an empty template": ("chat_template.jinja", "", "is missing or empty"),
+    "a cut template": ("chat_template.jinja", "{% for message in messages %}{{ mess", "TemplateSyntaxError"),
+    "a pointer instead of a template": ("chat_template.jinja", LFS, "writes no text or no video of a message"),
+    "a template that calls what is not there": ("chat_template.jinja", "{{ nothing() }}", "'nothing' is undefined"),
+    "a template of zeros": ("chat_template.jinja", "\0" * 50, "writes no text or no video of a message"),
+    "a template of former times without text": ("chat_template.json", "{}", "has no chat_template"),
+    "a template of former times of another type": ("chat_template.json", '{"chat_template": 3}', "cannot be used"),
+    "no tokenizer": ("tokenizer.json", None, "is missing"),
+    "an empty tokenizer": ("tokenizer.json", "{}", "Model missing"),
+    "no settings of the tokenizer": ("tokenizer_config.json", None, "is missing or empty"),
+    "empty settings of the tokenizer": ("tokenizer_config.json", "{}", "is missing or empty"),
+    "a pointer instead of settings": ("tokenizer_config.json", LFS, "is not readable JSON"),
+    "an empty processor": ("processor_config.json", "{}", "has no video_processor"),
+    "a list instead of a processor": ("processor_config.json", "[1]", "holds no JSON object"),
+    "no class": ("preprocessor_config.json", "{}", "image_processor_type"),
+    "half a video processor": ("video_preprocessor_config.json", '{"size": {', "is not readable JSON"),
+}
+
+
+@pytest.mark.parametrize("case", REPLACED)
+def test_a_file_of_a_processor_that_is_another(pristine, tmp_path, case):
+    file, content, said = REPLACED[case]
+    shutil.copytree(pristine / ("qwen2_5_vl, legacy" if file in LEGACY else "qwen2_5_vl"), tmp_path / "m")
+    (tmp_path / "m" / file).unlink(missing_ok=True)
+    if content is not None:
+        (tmp_path / "m" / file).write_text(content)
+    with pytest.raises(ValueError, match=rf"^{file}.* of {tmp_path}/m .*{said}.*copy or download it again\.$"):
+        load_processor(tmp_path / "m")
+
+
+def test_a_template_that_is_no_text(pristine, tmp_path):
+    shutil.copytree(pristine / "llava_onevision", tmp_path / "m")
+    (tmp_path / "m" / "chat_template.jinja").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ValueError, match=r"^chat_template.jinja of .* codec can't decode .*copy or download it again"):
+        load_processor(tmp_path / "m")
+
+
+def test_a_processor_without_its_class(pristine, tmp_path):
+    """Then stock loading takes the tokenizer for the processor."""
+    shutil.copytree(pristine / "qwen2_5_vl, legacy", tmp_path / "m")
+    settings = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
+    del settings["processor_class"]
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"^preprocessor_config.json .*name no processor_class: copy or download"):
+        load_processor(tmp_path / "m")
+
+
+def test_no_processor_at_all(pristine, tmp_path):
+    shutil.copytree(pristine / "qwen2_5_vl", tmp_path / "m")
+    (tmp_path / "m" / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match=rf"^processor_config.json or .* is missing in {tmp_path}/m: copy it there"):
+        load_processor(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"), [(None, "has no chat template"), ("{% if", "cannot be read \\(line 1: ")]
+)
+def test_a_template_that_reaches_a_call(pristine, template, said):
+    processor = with_video_reader(AutoProcessor.from_pretrained(pristine / "llava_onevision"))
+    processor.chat_template = template
+    messages = [{"role": "user", "content": "What is shown?"}]
+    with pytest.raises(ValueError, match=rf"{said}.*copy chat_template.jinja of the model"):
+        processor.apply_chat_template(messages)
+    assert processor.apply_chat_template(messages, chat_template="{{ messages[0].content }}") == "What is shown?"
 
 
 def test_a_tokenizer_of_70_megabytes(pristine, tmp_path):

@@ -3,9 +3,11 @@
 import math
 import os
 import reprlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, AutoVideoProcessor, ProcessorMixin
 
 from ..hub.source import LARGEST_JSON, PROCESSOR_FILES, Source
@@ -19,8 +21,9 @@ TOKENIZER = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
-    "chat_template.json",
 )
+# Stock loading takes the first that is there.
+TEMPLATES = ("chat_template.json", "chat_template.jinja")
 # Pixels of a side, and pixels of a frame where a family limits those. Generous, as `hub.source.LARGEST_SIZES`.
 LARGEST_SIDE, LARGEST_FRAME = 1 << 12, 1 << 24
 _SIDES = ("height", "width")
@@ -42,14 +45,16 @@ def load_stock_processor(source: Source) -> ProcessorMixin:
 
     Raises:
         OSError: files are missing or cannot be fetched.
-        ValueError: a file is damaged or asks for what it must not; it is named.
+        ValueError: a file is damaged, missing or asks for what it must not; it is named.
     """
     for file in SETTINGS:
         if (values := source.json(file)) is not None:
             check_settings(values, f"{file} of {source.name}")
-    for file in TOKENIZER:
+    for file in (*TOKENIZER, *TEMPLATES):
         if (path := source.file(file)) and (size := os.path.getsize(path)) > LARGEST_JSON:
             raise ValueError(f"{file} of {source.name} has {size} bytes, far too many: do not use this checkpoint.")
+    if not source.json("tokenizer_config.json"):  # without it, padding and end of text are missing in silence
+        raise ValueError(f"tokenizer_config.json of {source.name} is missing or empty: copy or download it again.")
     try:
         processor = AutoProcessor.from_pretrained(source.name, trust_remote_code=False, **source.hub)
     except ImportError:
@@ -59,23 +64,53 @@ def load_stock_processor(source: Source) -> ProcessorMixin:
         raise ValueError(
             f"The processor of {source.name} cannot be loaded ({one_line(error)}): copy or download its files again, {', '.join(_present(source))}."
         ) from error
+    if not isinstance(processor, ProcessorMixin):
+        files = " and ".join(file for file in (*SETTINGS, "tokenizer_config.json") if source.file(file))
+        raise ValueError(f"{files} of {source.name} name no processor_class: copy or download them again.")
     with blamed_on(" or ".join(file for file in SETTINGS if source.file(file)), source.name):
         check_settings(processor.video_processor.to_dict(), f"{SETTINGS[0]} or {VIDEO_FILE} of {source.name}")
         frames = np.zeros((2, 64, 64, 3), dtype=np.uint8)
         processor.video_processor(frames, do_sample_frames=False, return_tensors="pt")
+    _check_template(processor, source)
     return processor
 
 
+def _check_template(processor: Any, source: Source) -> None:
+    """Write one message, in which the text and the video must be found again."""
+    file = next((file for file in TEMPLATES if source.file(file)), TEMPLATES[-1])
+    if not processor.chat_template:
+        raise ValueError(f"{file} of {source.name} is missing or empty: copy or download it again.")
+    if isinstance(processor.chat_template, dict) and "default" not in processor.chat_template:
+        return  # each call names one
+    content = [{"type": "video"}, {"type": "text", "text": "What is shown?"}]
+    with blamed_on(file, source.name):
+        text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        if "What is shown?" not in text or processor.video_token not in text:
+            raise ValueError("it writes no text or no video of a message")
+
+
 def _present(source: Source) -> list[str]:
-    return [file for file in (*SETTINGS, *TOKENIZER) if source.file(file)]
+    return [file for file in (*SETTINGS, *TOKENIZER, *TEMPLATES) if source.file(file)]
 
 
 def _blame(source: Source) -> None:
     """Raise a `ValueError` that names the file which keeps a processor from being loaded, if it can be told."""
     for file in TOKENIZER:
         source.json(file)
+    template = source.json(TEMPLATES[0])
+    if template is not None and not isinstance(template.get("chat_template"), (str, list)):
+        raise ValueError(f"{TEMPLATES[0]} of {source.name} has no chat_template: copy or download it again.")
+    if path := source.file(TEMPLATES[1]):
+        with blamed_on(TEMPLATES[1], source.name):
+            Path(path).read_text(encoding="utf-8")
+    if path := source.file(TOKENIZER[0]):
+        with blamed_on(TOKENIZER[0], source.name):
+            Tokenizer.from_file(path)
+    settings = [file for file in SETTINGS if source.file(file)]
+    if settings == [SETTINGS[0]] and "video_processor" not in (source.json(SETTINGS[0]) or {}):
+        raise ValueError(f"{SETTINGS[0]} of {source.name} has no video_processor: copy or download it again.")
     parts: list[tuple[Any, tuple[str, ...]]] = [
-        (AutoTokenizer, TOKENIZER),
+        (AutoTokenizer, TOKENIZER[1:]),
         (AutoVideoProcessor, SETTINGS),
         (AutoImageProcessor, SETTINGS),
     ]
@@ -83,6 +118,8 @@ def _blame(source: Source) -> None:
         try:
             kind.from_pretrained(source.name, trust_remote_code=False, **source.hub)
         except Exception as error:
+            if kind is AutoTokenizer and not source.file(TOKENIZER[0]):
+                raise ValueError(f"{TOKENIZER[0]} of {source.name} is missing: copy or download it again.") from error
             names = " or ".join(file for file in files if source.file(file))
             raise ValueError(
                 f"{names} of {source.name} cannot be used ({one_line(error)}): copy or download it again."
