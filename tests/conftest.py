@@ -2,11 +2,15 @@
 
 import gc
 import os
+from collections import Counter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from helpers.models import FAMILIES, FIRST
+
+FURTHER = FAMILIES[len(FIRST) :]
 
 # Tiny tensors: a second thread costs more than it brings, and workers share the cores.
 torch.set_num_threads(1)
@@ -18,11 +22,32 @@ def seed():
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked gpu say why they cannot run where there is no device."""
+    """Mark the cases of further families slow, except for those of a spread; tests marked gpu say why they cannot run where there is no device.
+
+    The quick run takes the first two families through every test. Of a test marked `spread(n)` it takes each further family through one case in
+    `n`, and each family through others. No other test takes a further family there.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    for item in items:
+        family = further_family(item)
+        if family is not None:
+            marker = item.get_closest_marker("spread")
+            case = (item.nodeid.partition("[")[0], family)
+            every = marker.args[0] if marker else 0
+            if not every or (counts[case] - FURTHER.index(family)) % every:
+                item.add_marker(pytest.mark.slow)
+            counts[case] += 1
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def further_family(item):
+    """The family that a case is about, if it is not one of the first two; else None."""
+    callspec = getattr(item, "callspec", None)
+    values = callspec.params.values() if callspec else ()
+    return next((value for value in values if isinstance(value, str) and value in FURTHER), None)
 
 
 def pytest_collection_finish():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.damaged_checkpoints import make_checkpoint, run_cases
 from helpers.killed_saves import clean_processes
-from helpers.models import FAMILIES
+from helpers.models import FIRST
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
@@ -31,7 +31,7 @@ FUZZ_CASES = {"quick": range(3), "slow": range(100)}  # of each file
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pristine")
-    for family in FAMILIES:
+    for family in FIRST:
         make_checkpoint(folder / family, family)
         make_checkpoint(folder / f"{family}, legacy", family, legacy=True)
     return folder
@@ -59,7 +59,7 @@ def fuzz(processes, pristine, scratch, name, file, numbers):
 @pytest.mark.parametrize(
     ("family", "file"),
     [
-        (FAMILIES[place % 2] + (", legacy" if file in LEGACY else ""), file)
+        (FIRST[place % 2] + (", legacy" if file in LEGACY else ""), file)
         for place, file in enumerate((*JSON, *LEGACY, *WEIGHTS))
     ],
 )
@@ -72,7 +72,7 @@ def test_a_few_mutated_files(processes, pristine, tmp_path, family, file):
 @pytest.mark.parametrize("files", [JSON, LEGACY, WEIGHTS], ids=["settings", "legacy settings", "weights"])
 def test_mutated_files(processes, pristine, tmp_path, files):
     total = Counter()
-    for family in FAMILIES:
+    for family in FIRST:
         for file in files:
             name = f"{family}, legacy" if files is LEGACY else family
             total += fuzz(processes, pristine, tmp_path, name, file, FUZZ_CASES["slow"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.chats import chat_inputs
 from helpers.media import numbers_of, write_video
-from helpers.models import FAMILIES, stock_model, tower
+from helpers.models import FIRST, stock_model, tower
 from helpers.processors import tiny_processor
 
 from cacovid_cli.ask import UNTRAINED, Answer, ask
@@ -27,7 +27,7 @@ def video(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", 240, fps=20)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=FIRST)
 def wrapped(request):
     model = CaCoVidForConditionalGeneration.from_backbone(stock_model(request.param))
     return model, with_video_reader(tiny_processor(request.param))
@@ -180,7 +180,7 @@ def test_bad_settings(wrapped, video, settings, message):
 # ---------------------------------------------------------------- loading
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=FIRST)
 def stock_folder(request, tmp_path):
     stock_model(request.param).save_pretrained(tmp_path / "stock")
     tiny_processor(request.param).save_pretrained(tmp_path / "stock")

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from helpers.media import write_audio, write_video
-from helpers.models import FAMILIES, stock_model
+from helpers.models import FIRST, stock_model
 from helpers.processors import tiny_processor
 from PIL import Image
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
     (folder / "bert").mkdir()
     (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
     (folder / "no model").mkdir()
-    for family in FAMILIES:
+    for family in FIRST:
         stock_model(family).save_pretrained(folder / family)
         tiny_processor(family).save_pretrained(folder / family)
     return folder
@@ -60,7 +60,7 @@ def in_a_process(*arguments, cwd=None):
     return subprocess.run([sys.executable, "-m", "cacovid_hf", *arguments], capture_output=True, text=True, cwd=cwd)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FIRST)
 @pytest.mark.parametrize("ratio", [None, "1.0", "0.25"])
 def test_ask(run, folder, family, ratio):
     options = [] if ratio is None else ["--retention-ratio", ratio]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import flash_stand_in
 from helpers.cut_models import BOTH, GREEDY, LAYERS, number_of_hooks, wrapped
-from helpers.models import FAMILIES, PROMPTS, Image, Video, prompt_inputs
+from helpers.models import FAMILIES, FIRST, PROMPTS, Image, Video, prompt_inputs
 from torch.nn import functional as F
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -212,7 +212,7 @@ def test_cutting_equals_masking_and_merging_by_hand(family, prompt, method, rati
 def test_the_table_reaches_every_way_of_cutting():
     """Merging in several layers, dropping by attention, merging below the threshold, and batches whose rows keep different numbers."""
     ways = set()
-    for family in FAMILIES:
+    for family in FIRST:
         stock, model = wrapped(family)
         for prompt in ("one video", "ragged batch", "two videos"):
             inputs = prompt_inputs(stock, PROMPTS[prompt])

@@ -128,7 +128,7 @@ def test_tower_attention_is_that_of_the_eager_tower(family, rows):
     maps = []
     if not BY_NAME[family].packed_pixels:
         pixels = inputs["pixel_values_videos"].flatten(0, 1)
-        maps = list(tower(stock)(pixels, output_attentions=True).attentions[-1])
+        maps = list(tower(stock)(pixels, output_attentions=True).attentions[stock.config.vision_feature_layer])
     else:
         # One call of the eager attention function a frame.
         attention = tower(stock).blocks[-1].attn
@@ -152,7 +152,7 @@ def test_tower_attention_is_that_of_the_eager_tower(family, rows):
             of_patches = maps[frame].mean((0, 1))
             frame += 1
             if not BY_NAME[family].packed_pixels:
-                expected = stock.model.apply_pooling(of_patches[None, :, None])[0, :, 0]
+                expected = BY_NAME[family].pooled(stock, of_patches)
             else:
                 cells = of_patches.view(-1, 4).mean(1)
                 expected = torch.empty_like(cells)

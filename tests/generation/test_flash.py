@@ -43,6 +43,7 @@ def generated(model, inputs, **settings):
     return model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, **settings)
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_logits_and_kernels(family, prompt, kernels):

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.fresh import run_fresh
-from helpers.models import FAMILIES
+from helpers.models import FIRST
 
 TESTS = Path(__file__).parents[1]
 CASES = [
-    *((family, policy, "frame", "one video") for family in FAMILIES for policy in ("question", "causal", "light")),
-    *((family, "light", "tokens", "ragged batch") for family in FAMILIES),
+    *((family, policy, "frame", "one video") for family in FIRST for policy in ("question", "causal", "light")),
+    *((family, "light", "tokens", "ragged batch") for family in FIRST),
     ("llava_onevision", "question", "frame", "two videos"),
 ]
 
@@ -49,7 +49,7 @@ def test_the_host_does_not_wait_behind_vision(found, case):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("policy_type", ["full", "light"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FIRST)
 def test_scores_and_selection_on_cuda(family, policy_type):
     """The same of a real device: policy, selection and gather raise where they would synchronise."""
     from helpers.models import PROMPTS, prompt_inputs, stock_model

@@ -39,6 +39,7 @@ def oracle(stock, inputs, kept_indices, **settings):
     return generated(stock, masked_inputs(stock, inputs, kept_indices), **settings)
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,6 +61,7 @@ def test_greedy_tokens_and_logits(family, prompt, attention):
     assert torch.equal(again[:, -6:], tokens[:, -6:])
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("decoding", DECODINGS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_decoding_on_a_ragged_batch(family, decoding):
@@ -74,6 +76,7 @@ def test_every_decoding_on_a_ragged_batch(family, decoding):
     )
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("prompt", ["one video", "ragged batch", "image beside video"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16(family, prompt):
@@ -128,6 +131,7 @@ def test_static_cache_is_as_small_as_the_compressed_prompt(family):
     assert outputs.past_key_values.layers[0].max_cache_len == kept + 6
 
 
+@pytest.mark.spread(11)
 @pytest.mark.parametrize(
     "decoding", [name for name, settings in DECODINGS.items() if "prefill_chunk_size" not in settings]
 )
@@ -167,6 +171,7 @@ def test_forward_keeping_everything_is_the_stock_model(family):
         assert ours.kept_indices.tolist() == [list(range(labels.shape[1]))] * len(rows)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_explicit_position_ids_are_kept(family):
     """Promise 4: the caller's own positions are those of the kept tokens."""

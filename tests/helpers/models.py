@@ -1,6 +1,7 @@
 """Tiny random models of every family, and prompts for them: the rows that the tables of cases share.
 
-A further family is a further subclass of `Family` and its row in `BY_NAME`.
+A further family is a further subclass of `Family` and its row in `BY_NAME`. The quick run takes `FIRST` everywhere, and the other families through a
+spread of the cases (see `conftest.py`); `-m slow` runs the rest.
 """
 
 from abc import ABC, abstractmethod
@@ -10,10 +11,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import (
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -123,6 +128,24 @@ class Family(ABC):
         names = dict.fromkeys(name for part in parts for name in part.fields)
         return {name: torch.cat([part.fields[name] for part in parts if name in part.fields]) for name in names}
 
+    def amplify(self, stock: Any) -> None:  # noqa: B027
+        """Make what is special in a stock model large enough to be noticed when it is lost; without this method nothing is."""
+
+    def beside(self, found: dict[str, Any], row: int, places: Tensor, new: int) -> dict[str, Any]:
+        """What the language model takes of some places of a row beside their embeddings, and of `new` words behind them.
+
+        Args:
+            found: the keyword arguments of its call by the stock forward.
+            row: of the batch.
+            places: int64 `(n,)`.
+            new: how many words follow.
+        """
+        return {}
+
+    def pooled(self, stock: Any, patches: Tensor) -> Tensor:
+        """What each of a frame's tokens is made of, from its patches `(S,)`, where pixels are one row per video: `(P,)`."""
+        return stock.model.apply_pooling(patches[None, :, None])[0, :, 0]
+
     def positions(self, stock: Any, inputs: dict[str, Tensor], places: Tensor) -> Tensor:
         """Explicit `position_ids` of an uncompressed prompt, from the places `(B, L)` of its tokens."""
         return places
@@ -190,42 +213,54 @@ class Qwen25VL(Family):
     packed_pixels = True
     mrope = True
     tower_window = 2
+    times = ("second_per_grid_ts",)
+    patch = 14
+    vision: ClassVar[dict[str, Any]] = dict(
+        hidden_size=32,
+        intermediate_size=64,
+        depth=2,
+        num_heads=2,
+        patch_size=14,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        window_size=56,
+        fullatt_block_indexes=[1],
+        tokens_per_second=2,
+    )
+    rope: ClassVar[dict[str, Any]] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+    config_class: ClassVar[type] = Qwen2_5_VLConfig
 
     def config(self, text):
-        return Qwen2_5_VLConfig(
-            vision_config=dict(
-                hidden_size=32,
-                intermediate_size=64,
-                depth=2,
-                num_heads=2,
-                patch_size=14,
-                spatial_merge_size=2,
-                temporal_patch_size=2,
-                window_size=56,
-                out_hidden_size=text["hidden_size"],
-                fullatt_block_indexes=[1],
-                tokens_per_second=2,
-            ),
-            text_config=dict(
-                rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}, **text
-            ),
+        return self.config_class(
+            vision_config=self.vision_config(text["hidden_size"]),
+            text_config=dict(rope_parameters=dict(self.rope), **text),
             image_token_id=IMAGE,
             video_token_id=VIDEO,
             vision_start_token_id=VISION_START,
             vision_end_token_id=VISION_END,
         )
 
+    def vision_config(self, size: int) -> dict[str, Any]:
+        """Settings of the vision tower in front of a language model of this hidden size."""
+        return dict(out_hidden_size=size, **self.vision)
+
+    def pixels(self, video, draw) -> dict[str, Tensor]:
+        """The fields of a video."""
+        count = video.height * video.width * video.frames
+        return {
+            "pixel_values_videos": draw.noise(count * 4, 3 * 2 * self.patch**2),
+            "video_grid_thw": torch.tensor([[video.frames, video.height * 2, video.width * 2]]),
+        }
+
     def video(self, video, draw):
         count = video.height * video.width * video.frames
-        fields = {
-            "pixel_values_videos": draw.noise(count * 4, 3 * 2 * 14 * 14),
-            "video_grid_thw": torch.tensor([[video.frames, video.height * 2, video.width * 2]]),
-            "second_per_grid_ts": torch.tensor([video.seconds_per_step]),
-        }
+        fields = self.pixels(video, draw)
+        if self.times:
+            fields["second_per_grid_ts"] = torch.tensor([video.seconds_per_step])
         return Part([VISION_START, *[VIDEO] * count, VISION_END], [0, *[2] * count, 0], fields)
 
     def image(self, draw):
-        fields = {"pixel_values": draw.noise(16, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+        fields = {"pixel_values": draw.noise(16, 3 * 2 * self.patch**2), "image_grid_thw": torch.tensor([[1, 4, 4]])}
         return Part([VISION_START, *[IMAGE] * 4, VISION_END], [0, 1, 1, 1, 1, 0], fields)
 
     def tower(self, stock):
@@ -244,7 +279,7 @@ class Qwen25VL(Family):
         )
 
     def positions(self, stock, inputs, places):
-        grids = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")}
+        grids = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw", *self.times)}
         mrope, _ = stock.model.get_rope_index(
             inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
@@ -252,6 +287,80 @@ class Qwen25VL(Family):
             **grids,
         )
         return torch.cat([places[None], mrope])
+
+
+class Qwen2VL(Qwen25VL):
+    """As Qwen2.5-VL, without windows and seconds."""
+
+    name = "qwen2_vl"
+    model_class = Qwen2VLForConditionalGeneration
+    tower_window = None
+    times = ()
+    vision: ClassVar[dict[str, Any]] = dict(
+        embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, patch_size=14, spatial_merge_size=2, temporal_patch_size=2
+    )
+    config_class = Qwen2VLConfig
+
+    def vision_config(self, size):
+        return dict(hidden_size=size, **self.vision)
+
+    def processor(self, tokenizer):
+        from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+        size = {"shortest_edge": 56 * 56, "longest_edge": 84 * 84 * 16}
+        marked = "<|vision_start|>{}<|vision_end|>"
+        return Qwen2VLProcessor(
+            image_processor=Qwen2VLImageProcessor(size=size),
+            video_processor=Qwen2VLVideoProcessor(size=size),
+            tokenizer=tokenizer,
+            chat_template=chat_template(marked.format("<video>"), marked.format("<image>")),
+        )
+
+
+class LlavaNextVideo(LlavaOnevision):
+    """4 tokens per frame, nothing behind a video; the tower's class token is left out."""
+
+    name = "llava_next_video"
+    model_class = LlavaNextVideoForConditionalGeneration
+
+    def config(self, text):
+        return LlavaNextVideoConfig(
+            vision_config=dict(
+                model_type="clip_vision_model",
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                image_size=56,
+                patch_size=14,
+                projection_dim=32,
+            ),
+            text_config=dict(model_type="llama", **text),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_grid_pinpoints=[[56, 56], [56, 112]],
+        )
+
+    def video(self, video, draw):
+        count = video.frames * 4
+        return Part([VIDEO] * count, [2] * count, {"pixel_values_videos": draw.noise(1, video.frames, 3, 56, 56)})
+
+    def processor(self, tokenizer):
+        from transformers import LlavaNextImageProcessor, LlavaNextVideoProcessor, LlavaNextVideoVideoProcessor
+
+        sizes = dict(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+        return LlavaNextVideoProcessor(
+            image_processor=LlavaNextImageProcessor(**sizes, image_grid_pinpoints=[[56, 56], [56, 112]]),
+            video_processor=LlavaNextVideoVideoProcessor(**sizes),
+            tokenizer=tokenizer,
+            patch_size=14,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=chat_template("<video>", "<image>"),
+        )
+
+    def pooled(self, stock, patches):
+        return stock.model.vision_resampler(patches[None, 1:, None])[0, :, 0]
 
 
 def chat_template(video: str, image: str) -> str:
@@ -263,8 +372,11 @@ def chat_template(video: str, image: str) -> str:
     )
 
 
-BY_NAME: dict[str, Family] = {family.name: family for family in (LlavaOnevision(), Qwen25VL())}
+BY_NAME: dict[str, Family] = {
+    family.name: family for family in (LlavaOnevision(), Qwen25VL(), Qwen2VL(), LlavaNextVideo())
+}
 FAMILIES = tuple(BY_NAME)
+FIRST = FAMILIES[:2]
 
 
 def family_of(stock) -> Family:
@@ -289,6 +401,7 @@ def stock_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch
                 weight.normal_(std=0.2)
         model.lm_head.weight.normal_(std=0.5)
         model.get_input_embeddings().weight.normal_(std=1.0)
+        BY_NAME[family].amplify(model)
     model.to(dtype)
     # No end of text, so that every case decodes its full length.
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = PAD, None

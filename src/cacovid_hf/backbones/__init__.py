@@ -1,11 +1,14 @@
 """The supported families of backbones, one small file each."""
 
 from .base import Backbone
+from .llava_next_video import LlavaNextVideoBackbone
 from .llava_onevision import LlavaOnevisionBackbone
 from .qwen2_5_vl import Qwen2_5_VLBackbone
+from .qwen2_vl import Qwen2VLBackbone
 
 BACKBONES: dict[str, Backbone] = {
-    family.model_type: family for family in (LlavaOnevisionBackbone(), Qwen2_5_VLBackbone())
+    family.model_type: family
+    for family in (LlavaOnevisionBackbone(), Qwen2_5_VLBackbone(), Qwen2VLBackbone(), LlavaNextVideoBackbone())
 }
 
 

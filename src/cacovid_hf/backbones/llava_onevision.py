@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ class LlavaOnevisionBackbone(Backbone):
     video_inputs = ("pixel_values_videos", "video_lengths")
     trailing_tokens = 1
 
+    def side(self, config) -> int:
+        """Tokens along an edge of a frame."""
+        return math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
+
     def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
         """`pixel_values_videos` is `(videos, T, channels, H, W)`; the tower's patches are pooled two by two.
 
@@ -31,9 +36,9 @@ class LlavaOnevisionBackbone(Backbone):
             return []
         if pixels.ndim != 5:
             raise ValueError(
-                f"pixel_values_videos has shape {tuple(pixels.shape)}: LLaVA-OneVision takes (videos, frames, channels, height, width)."
+                f"pixel_values_videos has shape {tuple(pixels.shape)}: {type(self).__name__.removesuffix('Backbone')} takes (videos, frames, channels, height, width)."
             )
-        side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
+        side = self.side(config)
         lengths = inputs.get("video_lengths")
         if lengths is None:
             return [(pixels.shape[1], side, side)] * pixels.shape[0]
@@ -67,11 +72,15 @@ class LlavaOnevisionBackbone(Backbone):
             images,
         )
 
+    def pooled(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
+        """`(T, S, C)` of what the vision tower attends to, brought down to `(T, P, C)` of tokens by the model itself."""
+        return model.model.apply_pooling(patches)
+
     @contextmanager
     def tower_attention(
         self, model: PreTrainedModel, layout: PromptLayout
     ) -> Iterator[Callable[[], tuple[TowerAttention, ...]]]:
-        """SigLIP's layer that the features come from; patches become tokens by the model's own pooling."""
+        """The tower's layer that the features come from; patches become tokens by the model's own pooling."""
         layers = [m for name, m in model.model.vision_tower.named_modules() if name.endswith("self_attn")]
         chosen = model.config.vision_feature_layer
         depth = chosen if isinstance(chosen, int) else chosen[-1]
@@ -87,7 +96,7 @@ class LlavaOnevisionBackbone(Backbone):
                     for name in ("queries", "keys")
                 )
                 return tuple(
-                    TowerAttention(q, k, model.model.apply_pooling)
+                    TowerAttention(q, k, partial(self.pooled, model))
                     for q, k in zip(queries.split(frames), keys.split(frames), strict=True)
                 )
 

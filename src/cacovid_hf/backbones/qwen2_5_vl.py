@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class Qwen2_5_VLBackbone(Backbone):
     """`Qwen2_5_VLForConditionalGeneration`; positions are text, time, height and width rows."""
 
     model_type = "qwen2_5_vl"
-    video_settings = ("video_grid_thw", "second_per_grid_ts")
+    video_settings: ClassVar[tuple[str, ...]] = ("video_grid_thw", "second_per_grid_ts")
 
     def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
         """`video_grid_thw` is `(videos, 3)` in patches."""
@@ -101,27 +101,37 @@ class Qwen2_5_VLBackbone(Backbone):
             inputs = take_rows(inputs, (grids, *others), numbers)
         return inputs
 
+    def tower_layer(self, config) -> int:
+        """The last block that attends to whole frames."""
+        return max(config.vision_config.fullatt_block_indexes)
+
+    def tower_window(self, config) -> int | None:
+        """Side, in tokens, of the windows in whose order the vision tower takes a frame; None: raster order."""
+        vision = config.vision_config
+        return vision.window_size // vision.spatial_merge_size // vision.patch_size
+
     @contextmanager
     def tower_attention(
         self, model: PreTrainedModel, layout: PromptLayout
     ) -> Iterator[Callable[[], tuple[TowerAttention, ...]]]:
-        """The last block that attends to whole frames; the patches of a merged cell are averaged, and come back from window order."""
-        config = model.config.vision_config
-        block = model.model.visual.blocks[max(config.fullatt_block_indexes)].attn
-        window = config.window_size // config.spatial_merge_size // config.patch_size
-        patches = config.spatial_merge_size**2
+        """Of the block `tower_layer`; the patches of a merged cell are averaged, and come back from window order."""
+        vision = model.config.vision_config
+        block = model.model.visual.blocks[self.tower_layer(model.config)].attn
+        window = self.tower_window(model.config)
+        patches = vision.spatial_merge_size**2
         with recorded({"projected": block.qkv, "block": block}) as notes:
 
             def attention() -> tuple[TowerAttention, ...]:
                 # Of images the tower knows in a call before.
-                queries, keys, _ = notes["projected"][-1].unflatten(-1, (3, config.num_heads, -1)).unbind(1)
+                queries, keys, _ = notes["projected"][-1].unflatten(-1, (3, vision.num_heads, -1)).unbind(1)
                 cos, sin = (table[:, None].float() for table in notes["block.kwargs"][-1]["position_embeddings"])
                 queries, keys = (x.float() * cos + _quarter_turn(x.float()) * sin for x in (queries, keys))
                 sizes = [span.num_tokens * patches for span in layout.videos]
                 found = []
                 for span, q, k in zip(layout.videos, queries.split(sizes), keys.split(sizes), strict=True):
                     q, k = (x.unflatten(0, (span.num_frames, -1)).transpose(1, 2) for x in (q, k))
-                    places = window_places(span.grid[1], span.grid[2], window).to(q.device)
+                    # One window is the frame in raster order.
+                    places = window_places(span.grid[1], span.grid[2], window or max(span.grid)).to(q.device)
                     found.append(TowerAttention(q, k, partial(_cell_means, patches=patches, places=places)))
                 return tuple(found)
 
