@@ -25,7 +25,8 @@ from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.tools.selection import top_tokens
 from cacovid_hf.generation.inputs import effective_settings
 from cacovid_hf.generation.stock import generate_compressed
-from cacovid_hf.policies.base import RMSNorm, logits, split_heads
+from cacovid_hf.policies.base import logits
+from cacovid_hf.policies.layer import RMSNorm, split_heads
 from cacovid_hf.utils.tensors import rotate
 
 
@@ -71,7 +72,7 @@ def dense_scores(policy: Any, prompt: Any) -> torch.Tensor:
         return (F.rms_norm(states.float(), states.shape[-1:], eps=module.eps) * module.weight.float()).to(states.dtype)
 
     attention, states = layer.self_attn, norm(layer.input_layernorm, embeds)
-    query = rotate(split_heads(attention.q_proj(states), policy.head_dim), *rope)
+    query = rotate(split_heads(attention.q_proj(states), policy.shape.head_dim), *rope)
     key, value = attention.read(states, rope)
     mask = layout.text[0].to(embeds.device).expand(len(embeds), -1)
     mixed = F.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask)[0]

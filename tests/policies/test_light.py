@@ -39,7 +39,7 @@ def test_scores_equal_the_plain_computation(family, prompt):
     """Whole rows, a dense mask, one head after the other."""
     model = light_model(family)
     policy, whole = model.policy, embedded(model, prompt)
-    layer, dim = policy.layer, policy.head_dim
+    layer, dim = policy.layer, policy.shape.head_dim
     with torch.no_grad():
         outputs = policy(whole.inputs_embeds, whole.position_ids, whole.layout)
         for span, output in zip(whole.layout.videos, outputs, strict=True):
@@ -66,7 +66,7 @@ def test_scores_equal_the_plain_computation(family, prompt):
 def test_it_starts_from_the_language_models_layer_0(family):
     """A mean query scores a key by the mean of what the queries of its group score it."""
     model = light_model(family)
-    policy, dim = model.policy, model.policy.head_dim
+    policy, dim = model.policy, model.policy.shape.head_dim
     attention = model.get_decoder().layers[0].self_attn
     groups = (policy.config.num_key_value_heads, -1, dim)
     states = torch.randn(5, policy.config.hidden_size)

@@ -112,10 +112,10 @@ def plain_scores(policy, embeds, positions, layout, span):
     cos, sin = policy._rope(positions)
 
     def heads(x):
-        return x.view(length, -1, attention.head_dim).transpose(0, 1)
+        return x.view(length, -1, policy.shape.head_dim).transpose(0, 1)
 
     def turn(x):
-        half = attention.head_dim // 2
+        half = policy.shape.head_dim // 2
         return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
 
     query, key, value = (
@@ -124,7 +124,9 @@ def plain_scores(policy, embeds, positions, layout, span):
         heads(attention.v_proj(normed)),
     )
     key, value = key.repeat_interleave(attention.groups, 0), value.repeat_interleave(attention.groups, 0)
-    weights = (query @ key.transpose(1, 2) / attention.head_dim**0.5).masked_fill(~allowed, float("-inf")).softmax(-1)
+    weights = (
+        (query @ key.transpose(1, 2) / policy.shape.head_dim**0.5).masked_fill(~allowed, float("-inf")).softmax(-1)
+    )
     states = embeds + attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
     normed = layer.post_attention_layernorm(states)
     states = states + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))

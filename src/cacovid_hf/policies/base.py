@@ -1,8 +1,7 @@
 """The contribution policy: prompt embeddings in, a keep score for every video token and every frame out.
 
-`Policy` is what every policy is: rows of a batch without their padding, so that attention needs no mask, and logits in float32. The full one is here: one
-decoder layer of the backbone's language-model type, initialised from its layer 0, a norm and two small heads (CaCoVID, arXiv 2602.01649, section on
-the policy network). Only what the heads read is computed: queries, MLP and norms run on the video tokens alone. The light one is in `light_policy.py`.
+`Policy` is what every policy is: rows of a batch without their padding, so that attention needs no mask, and logits in float32. Only what the heads read
+is computed: queries, MLP and norms run on the video tokens alone. The published one is in `full.py`, the light one in `light.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -12,11 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..prompt import PromptLayout, VideoSpan
 from ..utils.tensors import full_precision, to_device_async
+from .layer import RMSNorm
+from .rotary import cos_sin
 from .settings import check_policy
+from .shape import AttentionShape
 
 Context = tuple[Tensor, ...]
 
@@ -44,35 +45,6 @@ class PolicyOutput:
         return self.frame_logits[..., 1] - self.frame_logits[..., 0]
 
 
-def head_size(config) -> int:
-    """Width of one attention head of a language model."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with the mean taken in float32, as in Qwen2."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, states: Tensor) -> Tensor:
-        """`(..., size)` to the same shape and dtype; one kernel that rounds once, after the weight (Qwen2 rounds before it too)."""
-        return F.rms_norm(states, states.shape[-1:], self.weight, self.eps)
-
-
-def split_heads(states: Tensor, head_dim: int) -> Tensor:
-    """`(n, H * head_dim)` to `(H, n, head_dim)`."""
-    return states.unflatten(-1, (-1, head_dim)).transpose(0, 1)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
-    """Attention `(H, n, head_dim)` over `(H, m, head_dim)`, without a mask, to `(n, H * head_dim)`."""
-    mixed = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=is_causal)[0]
-    return mixed.transpose(0, 1).flatten(1)
-
-
 def logits(head: nn.Sequential, states: Tensor) -> Tensor:
     """What a head says of `(..., S)` states, float32: its last layer is computed so, lest scores tie in half precision."""
     last: Any = head[-1]
@@ -85,8 +57,9 @@ class Policy(nn.Module, ABC):
     """Scores every video token and every frame of a prompt by its contribution to the answer.
 
     Args:
-        config: the text config of the backbone (Qwen2 or Qwen2.5-VL): sizes, activation, rotary parameters.
+        config: the text config of the backbone: sizes, activation, rotary parameters.
         attention: what a video token may attend to.
+        shape: the attention of the language model's layer that the policy starts from.
 
     Attributes:
         tokens_per_chunk: so many video tokens are scored at a time where no gradients are wanted: enough to keep a device busy, few enough
@@ -95,14 +68,14 @@ class Policy(nn.Module, ABC):
 
     policy_type: ClassVar[str]
     tokens_per_chunk: ClassVar[int]
-    norm: "RMSNorm"
+    norm: RMSNorm
 
-    def __init__(self, config, attention: str):
+    def __init__(self, config, attention: str, shape: AttentionShape):
         super().__init__()
         check_policy(self.policy_type, attention)
         self.config = config
         self.attention = attention
-        self.head_dim = head_size(config)
+        self.shape = shape
 
     @property
     def dtype(self) -> torch.dtype:
@@ -166,7 +139,13 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def init_from_layer(self, layer: Any) -> None:
-        """Start from a decoder layer of the language model (published: the layer 0), in the policy's dtype."""
+        """Start from a decoder layer of the language model, in the policy's dtype.
+
+        Published: the layer 0. Where that is linear attention, the first one that attends, `shape.layer`.
+
+        Raises:
+            ValueError: a layer without the parts that the policy was made for.
+        """
 
     def _chunks(self, span: VideoSpan) -> tuple[Tensor, ...]:
         """Places of a video's tokens, whole frames at a time: all of them where gradients are wanted, else few enough to bound the memory."""
@@ -184,23 +163,5 @@ class Policy(nn.Module, ABC):
         return to_device_async(places, self.device)
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """`(n,)` or `(R, n)` positions to cos and sin `(n, head_dim)`, the language model's own frequencies."""
-        parameters = self.config.rope_parameters
-        scaling = 1.0
-        if parameters.get("rope_type", "default") in ("default", "mrope"):
-            exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device) / self.head_dim
-            frequencies = 1.0 / parameters["rope_theta"] ** exponents
-        else:
-            frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](self.config, positions.device)
-        if positions.ndim == 2:
-            sections = parameters.get("mrope_section", [16, 24, 24])
-            rows = positions[-len(sections) :]
-            # (n, head_dim / 2): each frequency turns with its own axis.
-            positions = torch.cat(
-                [row[:, None].expand(-1, size) for row, size in zip(rows, sections, strict=True)], dim=1
-            )
-        else:
-            positions = positions[:, None]
-        angles = positions.float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        return (angles.cos() * scaling).to(self.dtype), (angles.sin() * scaling).to(self.dtype)
+        """`(n,)` or `(R, n)` positions to cos and sin, see `cos_sin`."""
+        return cos_sin(self.config, self.shape.head_dim, self.shape.layer_type, positions, self.dtype)

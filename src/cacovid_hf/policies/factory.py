@@ -1,6 +1,7 @@
 """Make the policy that a config describes."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..backbones.loaded import embedding_device
@@ -16,26 +17,43 @@ class PolicyChoice(Protocol):
     policy_attention: str
 
 
+# Of a text config; not every kind of language model has all of them.
+SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "num_experts",
+    "moe_intermediate_size",
+)
+
+
 def check_policy_size(policy_config, backbone_config) -> None:
     """Raise a `ValueError` if a policy made for one text config cannot serve the backbone of another."""
-    expected, found = backbone_config.get_text_config(), policy_config
-    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        if getattr(expected, name) != getattr(found, name):
+    expected, found = backbone_config.get_text_config().to_dict(), policy_config.to_dict()
+    for name in SIZES:
+        if expected.get(name) != found.get(name):
             raise ValueError(
-                f"The policy was made for {name}={getattr(found, name)}, the backbone has {getattr(expected, name)}: use the policy with the "
+                f"The policy was made for {name}={found.get(name)}, the backbone has {expected.get(name)}: use the policy with the "
                 "backbone that it was made for."
             )
 
 
 def untrained_policy(backbone: Any, config: PolicyChoice) -> Policy:
-    """The policy that `config` describes, on the device and in the dtype of a stock model: its layer from the LLM's layer 0, random heads."""
+    """The policy that `config` describes, on the device and in the dtype of a stock model: its layer from the LLM, random heads.
+
+    The layer is the LLM's layer 0. Where that is linear attention, it is the first one that attends.
+    """
     policy = make_policy(config, backbone.config)
     policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
-    policy.init_from_layer(backbone.get_decoder().layers[0])
+    policy.init_from_layer(backbone.get_decoder().layers[policy.shape.layer])
     return policy
 
 
-POLICIES: dict[str, type[Policy]] = {kind.policy_type: kind for kind in (ContributionPolicy, LightPolicy)}
+POLICIES: dict[str, Callable[[Any, str], Policy]] = {
+    kind.policy_type: kind for kind in (ContributionPolicy, LightPolicy)
+}
 
 
 def make_policy(config: PolicyChoice, backbone_config) -> Policy:

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .layer import DecoderLayer, Experts, Heads
+from .shape import GEMMA_NORMS, GLM_NORMS
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
@@ -21,24 +24,42 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def norm_weight(norm: Any) -> Tensor:
-    """Weight of an RMS norm, also where the parameter itself is offloaded: the norm of (1, ..., 1) times the weight is the weight."""
-    if not norm.weight.is_meta:
-        return norm.weight
+    """The factor `(size,)` that an RMS norm multiplies by, whether it stores that or what is added to 1.
+
+    It is told from the norm of (1, ..., 1), which is the factor up to rounding, also where the parameter itself is offloaded.
+    """
     ones = torch.ones(1, norm.weight.numel(), dtype=norm.weight.dtype)
-    return norm(ones)[0]
+    if norm.weight.is_meta:
+        return norm(ones)[0]
+    found = norm(ones.to(norm.weight.device))[0]
+    return torch.where((found - norm.weight).abs() < 0.5, norm.weight, norm.weight.float() + 1)
 
 
-def copy_linear(target: Any, source: Any) -> None:
+def copy_norm(target: Any, source: Any) -> None:
+    """Copy the weight of an RMS norm."""
+    target.weight.copy_(norm_weight(source))
+
+
+def copy_linear(target: Any, source: Any, rows: Tensor | None = None) -> None:
     """Copy weight and bias of `source`, a linear layer of any kind (quantised, offloaded, with an adapter).
 
     Plain layers are copied; of any other, the columns are read off its output for unit vectors, in chunks.
+
+    Args:
+        target: a plain linear layer.
+        source: that has at least as many outputs.
+        rows: int64, which outputs of `source` are those of `target`; None: all.
     """
     weight = source.weight
     plain = (
         type(source) is nn.Linear and type(weight.data) is Tensor and weight.is_floating_point() and not weight.is_meta
     )
+
+    def chosen(values: Tensor) -> Tensor:
+        return values if rows is None else values[rows.to(values.device)]
+
     if plain:
-        target.weight.copy_(source.weight)
+        target.weight.copy_(chosen(source.weight))
         bias = source.bias
     else:
         dtype = source.weight.dtype if source.weight.is_floating_point() else target.weight.dtype
@@ -48,6 +69,123 @@ def copy_linear(target: Any, source: Any) -> None:
             stop = min(start + 1024, target.in_features)
             units = torch.zeros(stop - start, target.in_features, dtype=dtype, device=device)
             units[:, start:stop].fill_diagonal_(1)
-            target.weight[:, start:stop] = (source(units) - bias).T
+            target.weight[:, start:stop] = chosen((source(units) - bias).T)
     if target.bias is not None:
-        target.bias.copy_(bias if bias is not None else torch.zeros_like(target.bias))
+        target.bias.copy_(chosen(bias) if bias is not None else torch.zeros_like(target.bias))
+
+
+def attention_of(layer: Any) -> Any:
+    """The attention of a decoder layer.
+
+    Raises:
+        ValueError: a layer that does not attend, such as one of linear attention.
+    """
+    parts = dict(layer.named_children())
+    if "self_attn" not in parts:
+        raise ValueError(
+            f"The decoder layer has {', '.join(sorted(parts))} and does not attend. Give the layer of index policy.shape.layer."
+        )
+    return parts["self_attn"]
+
+
+def copy_layer(ours: DecoderLayer, layer: Any) -> None:
+    """Copy a whole decoder layer.
+
+    Raises:
+        ValueError: a layer without the parts that `ours` has.
+    """
+    attention, parts = attention_of(layer), dict(layer.named_children())
+    with evaluating(layer):  # an adapter's dropout would be read as part of its weight
+        names = {"input_layernorm": "input_layernorm", "post_attention_layernorm": "post_attention_layernorm"}
+        if parts.keys() >= GLM_NORMS:
+            names |= {"attention_output_norm": "post_self_attn_layernorm", "mlp_output_norm": "post_mlp_layernorm"}
+        if parts.keys() >= GEMMA_NORMS:
+            names |= {
+                "post_attention_layernorm": "pre_feedforward_layernorm",
+                "attention_output_norm": "post_attention_layernorm",
+                "mlp_output_norm": "post_feedforward_layernorm",
+            }
+        for name, stock_name in names.items():
+            copy_norm(ours.get_submodule(name), parts[stock_name])
+        copy_keys_values(ours.self_attn, attention)
+        _copy_queries(ours.self_attn, attention)
+        copy_linear(ours.self_attn.o_proj, attention.o_proj)
+        if isinstance(ours.mlp, Experts):
+            _copy_experts(ours.mlp, layer.mlp)
+        else:
+            _copy_mlp(ours.mlp, layer.mlp)
+        if ours.scaled:
+            ours.output_scale.copy_(layer.layer_scalar)
+
+
+def copy_keys_values(ours: Heads, attention: Any) -> None:
+    """Copy what makes keys and values; where a model's values are its keys, both start from those."""
+    parts = dict(attention.named_children())
+    copy_linear(ours.k_proj, attention.k_proj)
+    copy_linear(ours.v_proj, parts.get("v_proj", attention.k_proj))
+    if "k_norm" in ours.shape.norms:
+        copy_norm(ours.k_norm, attention.k_norm)
+
+
+def copy_mean_queries(ours: Heads, attention: Any) -> None:
+    """One query per key-value head, the mean of those that share it; they stand side by side."""
+    shape, first = ours.shape, ours.q_proj.weight
+    queries = nn.Linear(
+        shape.hidden_size,
+        shape.num_heads * shape.head_dim,
+        bias=ours.q_proj.bias is not None,
+        device=first.device,
+        dtype=first.dtype,
+    )
+    copy_linear(queries, attention.q_proj, _query_rows(shape.num_heads, shape.head_dim)[0] if shape.gated else None)
+    groups = (shape.num_key_value_heads, -1, shape.head_dim)
+    ours.q_proj.weight.copy_(queries.weight.unflatten(0, groups).mean(1).flatten(0, 1))
+    if ours.q_proj.bias is not None:
+        ours.q_proj.bias.copy_(queries.bias.unflatten(0, groups).mean(1).flatten())
+    if "q_norm" in shape.norms:
+        copy_norm(ours.q_norm, attention.q_norm)
+
+
+def _query_rows(heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Rows of queries and of gates in a projection to `heads * 2 * head_dim`, a head's query before its gate."""
+    query, gate = torch.arange(heads * 2 * head_dim).view(heads, 2, head_dim).unbind(1)
+    return query.flatten(), gate.flatten()
+
+
+def _copy_queries(ours: Any, attention: Any) -> None:
+    if ours.shape.gated:
+        query, gate = _query_rows(ours.shape.num_heads, ours.shape.head_dim)
+        copy_linear(ours.q_proj, attention.q_proj, query)
+        copy_linear(ours.gate_proj, attention.q_proj, gate)
+    else:
+        copy_linear(ours.q_proj, attention.q_proj)
+    if "q_norm" in ours.shape.norms:
+        copy_norm(ours.q_norm, attention.q_norm)
+
+
+def _copy_mlp(ours: Any, mlp: Any) -> None:
+    parts = dict(mlp.named_children())
+    if "gate_up_proj" in parts:
+        gate, up = torch.arange(2 * ours.gate_proj.out_features).chunk(2)
+        copy_linear(ours.gate_proj, parts["gate_up_proj"], gate)
+        copy_linear(ours.up_proj, parts["gate_up_proj"], up)
+        copy_linear(ours.down_proj, parts["down_proj"])
+        return
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        copy_linear(ours.get_submodule(name), parts[name])
+
+
+def _copy_experts(ours: Experts, mlp: Any) -> None:
+    stored = [mlp.gate.weight, mlp.experts.gate_up_proj, mlp.experts.down_proj]
+    if any(weight.is_meta or not weight.is_floating_point() for weight in stored):
+        raise ValueError(
+            "The experts of the language model are offloaded or quantised, and cannot be read. Use policy_type='light', or load them as they are."
+        )
+    ours.router.weight.copy_(mlp.gate.weight)
+    gate, up = mlp.experts.gate_up_proj.chunk(2, dim=1)
+    ours.experts.gate_proj.copy_(gate)
+    ours.experts.up_proj.copy_(up)
+    ours.experts.down_proj.copy_(mlp.experts.down_proj)
+    if ours.shape.shared_width is not None:
+        _copy_mlp(ours.shared_expert, mlp.shared_expert)
+        copy_linear(ours.shared_expert_gate, mlp.shared_expert_gate)

@@ -5,31 +5,27 @@ queries that share it. What the token holds (its value) and what it read are com
 trunk serves both heads. There is no output projection, no MLP and no attention between video tokens.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..prompt import PromptLayout
-from ..utils.tensors import rotate
-from .base import Context, Policy, PolicyOutput, RMSNorm, attend, head_size, logits, split_heads
-from .from_layer import copy_linear, evaluating, norm_weight
+from .base import Context, Policy, PolicyOutput, logits
+from .from_layer import attention_of, copy_keys_values, copy_mean_queries, copy_norm, evaluating
+from .layer import Heads, RMSNorm, attend
+from .rotary import turning_of
+from .shape import AttentionShape, attention_shape, stock_layer
 
-if TYPE_CHECKING:
-    pass
 
+class Reading(Heads):
+    """The part of a decoder layer by which a video token reads the question: as many queries as keys."""
 
-class Reading(nn.Module):
-    """The part of a decoder layer by which a video token reads the question; `W = num_key_value_heads * head_dim`."""
-
-    def __init__(self, config):
+    def __init__(self, shape: AttentionShape, pairs: bool):
         super().__init__()
-        size, width = config.hidden_size, config.num_key_value_heads * head_size(config)
-        self.input_layernorm = RMSNorm(size, config.rms_norm_eps)
-        self.q_proj = nn.Linear(size, width)
-        self.k_proj = nn.Linear(size, width)
-        self.v_proj = nn.Linear(size, width)
+        self.input_layernorm = RMSNorm(shape.hidden_size, shape.eps)
+        self.add_projections(shape, shape.num_key_value_heads, pairs)
 
 
 class LightPolicy(Policy):
@@ -44,10 +40,11 @@ class LightPolicy(Policy):
     tokens_per_chunk = 16384
 
     def __init__(self, config, attention: str = "question"):
-        super().__init__(config, attention)
-        width = config.num_key_value_heads * self.head_dim
-        self.layer = Reading(config)
-        self.norm = RMSNorm(width, config.rms_norm_eps)
+        shape = attention_shape(config, stock_layer(config))
+        super().__init__(config, attention, shape)
+        width = shape.num_key_value_heads * shape.head_dim
+        self.layer = Reading(shape, turning_of(config.model_type).pairs)
+        self.norm = RMSNorm(width, shape.eps)
         self.trunk = nn.Linear(3 * width, width)
         self.token_head = nn.Sequential(nn.Linear(width, width // 4), nn.SiLU(), nn.Linear(width // 4, 2))
         self.frame_head = nn.Sequential(nn.Linear(2 * width, width // 4), nn.SiLU(), nn.Linear(width // 4, 2))
@@ -56,15 +53,15 @@ class LightPolicy(Policy):
         """Keys and values of the row's text."""
         places = self._text_places(layout, row)
         states = self.layer.input_layernorm(embeds[places])
-        key = rotate(split_heads(self.layer.k_proj(states), self.head_dim), *self._rope(positions[..., places]))
-        return key, split_heads(self.layer.v_proj(states), self.head_dim)
+        return self.layer.keys(states, self._rope(positions[..., places])), self.layer.values(states)
 
     def _states(self, context: Context, embeds: Tensor, positions: Tensor, places: Tensor) -> Tensor:
         """The trunk's output `(n, W)`."""
         states = self.layer.input_layernorm(embeds[places])
-        query = rotate(split_heads(self.layer.q_proj(states), self.head_dim), *self._rope(positions[..., places]))
+        query = self.layer.queries(states, self._rope(positions[..., places]))
         key, value = context
-        held, read = self.norm(self.layer.v_proj(states)), self.norm(attend(query, key, value))
+        held = self.norm(self.layer.values(states).transpose(0, 1).flatten(1))
+        read = self.norm(attend(query, key, value, scale=self.shape.scale))
         return F.silu(self.trunk(torch.cat((held, read, held * read), dim=-1)))
 
     def _score(self, states: Tensor) -> PolicyOutput:
@@ -76,20 +73,13 @@ class LightPolicy(Policy):
     def init_from_layer(self, layer: Any) -> None:
         """Start from the norm, keys and values of a decoder layer, and the mean of the queries that share a key.
 
-        The mean query scores a key by the mean of what the queries score it, exactly: the score is linear in the query.
+        The layer is 0, or where that is linear attention the first one that attends, `shape.layer`.
+        Without a norm of the queries, the mean query scores a key by the mean of what the queries score it, exactly: the score is
+        linear in the query. With one (Qwen3, Gemma), the mean is normed itself: it points where the queries point together, and is
+        as long as one of them.
         """
-        attention = layer.self_attn
+        attention = attention_of(layer)
         with evaluating(layer):
-            self.layer.input_layernorm.weight.copy_(norm_weight(layer.input_layernorm))
-            copy_linear(self.layer.k_proj, attention.k_proj)
-            copy_linear(self.layer.v_proj, attention.v_proj)
-            queries = nn.Linear(
-                self.config.hidden_size,
-                self.config.num_attention_heads * self.head_dim,
-                device=self.device,
-                dtype=self.dtype,
-            )
-            copy_linear(queries, attention.q_proj)
-        groups = (self.config.num_key_value_heads, -1, self.head_dim)  # query heads of a group stand side by side
-        self.layer.q_proj.weight.copy_(queries.weight.unflatten(0, groups).mean(1).flatten(0, 1))
-        self.layer.q_proj.bias.copy_(queries.bias.unflatten(0, groups).mean(1).flatten())
+            copy_norm(self.layer.input_layernorm, layer.input_layernorm)
+            copy_keys_values(self.layer, attention)
+            copy_mean_queries(self.layer, attention)

@@ -8,8 +8,21 @@ import torch
 from torch import Tensor
 
 
-def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of `(H, n, head_dim)` by `(n, head_dim)`: halves of the head rotated against each other."""
+def rotate(states: Tensor, cos: Tensor, sin: Tensor, pairs: bool = False) -> Tensor:
+    """Rotary embedding of `(H, n, head_dim)` by `(n, E)`, the last `head_dim - E` channels left as they are.
+
+    Args:
+        states: of the heads.
+        cos: of the angles.
+        sin: likewise.
+        pairs: turn neighbouring channels against each other, as GLM does; if not, the two halves.
+    """
+    if cos.shape[-1] < states.shape[-1]:
+        turned, rest = states.split((cos.shape[-1], states.shape[-1] - cos.shape[-1]), dim=-1)
+        return torch.cat((rotate(turned, cos, sin, pairs), rest), dim=-1)
+    if pairs:
+        first, second = states[..., 0::2], states[..., 1::2]
+        return states * cos + torch.stack((-second, first), dim=-1).flatten(-2) * sin
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 

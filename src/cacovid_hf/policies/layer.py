@@ -1,0 +1,208 @@
+"""A decoder layer of any known language model, computed for chosen queries only.
+
+Its parts have the same names whatever the stock layer is called inside, because they are the names of a checkpoint:
+
+| name | part | stock layers that have it otherwise |
+|---|---|---|
+| `self_attn.q_proj`, `.k_proj`, `.v_proj`, `.o_proj` | projections | |
+| `self_attn.gate_proj` | gate of each head's result | Qwen3.5: the second half of each head in `q_proj` |
+| `self_attn.q_norm`, `.k_norm` | norms over a head | |
+| `input_layernorm` | norm before the attention | |
+| `post_attention_layernorm` | norm before the MLP | Gemma: `pre_feedforward_layernorm` |
+| `attention_output_norm` | norm of what attention adds | GLM: `post_self_attn_layernorm`; Gemma: `post_attention_layernorm` |
+| `mlp_output_norm` | norm of what the MLP adds | GLM: `post_mlp_layernorm`; Gemma: `post_feedforward_layernorm` |
+| `output_scale` | factor of the layer's output | Gemma 4: `layer_scalar` |
+| `mlp.gate_proj`, `.up_proj`, `.down_proj` | gated MLP | GLM: `gate_up_proj` |
+| `mlp.router`, `mlp.experts.*`, `mlp.shared_expert.*`, `mlp.shared_expert_gate` | experts | `mlp.gate`, `mlp.experts.gate_up_proj` |
+
+The weight of a norm is the factor itself, also where stock code stores what is added to 1.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from ..utils.tensors import rotate
+from .shape import AttentionShape, BlockShape, ExpertsShape
+
+Rope = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with the mean taken in float32, as in Qwen2; without a weight if `weighted` is false."""
+
+    weight: nn.Parameter
+
+    def __init__(self, size: int, eps: float, weighted: bool = True):
+        super().__init__()
+        self.register_parameter("weight", nn.Parameter(torch.ones(size)) if weighted else None)
+        self.eps = eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`(..., size)` to the same shape and dtype; one kernel that rounds once, after the weight (Qwen2 rounds before it too)."""
+        return F.rms_norm(states, states.shape[-1:], self.weight, self.eps)
+
+
+def split_heads(states: Tensor, head_dim: int) -> Tensor:
+    """`(n, H * head_dim)` to `(H, n, head_dim)`."""
+    return states.unflatten(-1, (-1, head_dim)).transpose(0, 1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None) -> Tensor:
+    """Attention `(H, n, head_dim)` over `(H, m, head_dim)`, without a mask, to `(n, H * head_dim)`; scale None: `head_dim ** -0.5`."""
+    mixed = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=is_causal, scale=scale)[0]
+    return mixed.transpose(0, 1).flatten(1)
+
+
+class Heads(nn.Module):
+    """Projections to queries, keys and values, with the norms and the turning of their heads."""
+
+    shape: AttentionShape
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    q_norm: nn.Module
+    k_norm: nn.Module
+    v_norm: nn.Module
+
+    def add_projections(self, shape: AttentionShape, num_queries: int, pairs: bool) -> None:
+        """Register the parts, for so many query heads; `pairs` as in `Turning`."""
+        self.shape, self.pairs = shape, pairs
+        size, dim = shape.hidden_size, shape.head_dim
+        for name, heads in (("q", num_queries), ("k", shape.num_key_value_heads), ("v", shape.num_key_value_heads)):
+            self.add_module(f"{name}_proj", nn.Linear(size, heads * dim, bias=f"{name}_proj" in shape.biases))
+        for name in ("q_norm", "k_norm"):
+            self.add_module(name, RMSNorm(dim, shape.eps) if name in shape.norms else nn.Identity())
+        self.v_norm = RMSNorm(dim, shape.eps, weighted=False) if "v_norm" in shape.norms else nn.Identity()
+
+    def queries(self, states: Tensor, rope: Rope) -> Tensor:
+        """`(n, D)` normed states to `(H, n, head_dim)`."""
+        return rotate(self.q_norm(split_heads(self.q_proj(states), self.shape.head_dim)), *rope, pairs=self.pairs)
+
+    def keys(self, states: Tensor, rope: Rope) -> Tensor:
+        """`(m, D)` normed states to `(H, m, head_dim)`, `H` key-value heads."""
+        return rotate(self.k_norm(split_heads(self.k_proj(states), self.shape.head_dim)), *rope, pairs=self.pairs)
+
+    def values(self, states: Tensor) -> Tensor:
+        """`(m, D)` normed states to `(H, m, head_dim)`, `H` key-value heads."""
+        return self.v_norm(split_heads(self.v_proj(states), self.shape.head_dim))
+
+
+class Attention(Heads):
+    """Grouped-query attention of `n` queries over `m` keys of one row, rotary positions given."""
+
+    def __init__(self, shape: AttentionShape, pairs: bool):
+        super().__init__()
+        self.add_projections(shape, shape.num_heads, pairs)
+        self.groups = shape.num_heads // shape.num_key_value_heads
+        width = shape.num_heads * shape.head_dim
+        self.o_proj = nn.Linear(width, shape.hidden_size, bias="o_proj" in shape.biases)
+        if shape.gated:
+            self.gate_proj = nn.Linear(shape.hidden_size, width, bias="q_proj" in shape.biases)
+
+    def read(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """`(m, D)` normed states to keys and values `(H, m, head_dim)`, one a query head."""
+        key, value = self.keys(states, rope), self.values(states)
+        return key.repeat_interleave(self.groups, dim=0), value.repeat_interleave(self.groups, dim=0)
+
+    def forward(self, states: Tensor, rope: Rope, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
+        """`(n, D)` normed states over keys and values to `(n, H * head_dim)`: the heads side by side, before the output projection."""
+        mixed = attend(self.queries(states, rope), key, value, is_causal, self.shape.scale)
+        return mixed * self.gate_proj(states).sigmoid() if self.shape.gated else mixed
+
+
+class MLP(nn.Module):
+    """Gated MLP (SwiGLU in Qwen2)."""
+
+    def __init__(self, size: int, width: int, activation: str, bias: bool = False):
+        super().__init__()
+        self.gate_proj = nn.Linear(size, width, bias=bias)
+        self.up_proj = nn.Linear(size, width, bias=bias)
+        self.down_proj = nn.Linear(width, size, bias=bias)
+        self.activation = ACT2FN[activation]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`(n, D)` to `(n, D)`."""
+        return self.down_proj(self.activation(self.gate_proj(states)) * self.up_proj(states))
+
+
+class ExpertWeights(nn.Module):
+    """The weights of gated MLPs, `(E, I, D)` and `(E, D, I)`."""
+
+    gate_proj: nn.Parameter
+    up_proj: nn.Parameter
+    down_proj: nn.Parameter
+
+    def __init__(self, count: int, size: int, width: int):
+        super().__init__()
+        for name, shape in (("gate_proj", (width, size)), ("up_proj", (width, size)), ("down_proj", (size, width))):
+            # The range of `nn.Linear`.
+            weight = torch.empty(count, *shape).uniform_(-(shape[1] ** -0.5), shape[1] ** -0.5)
+            self.register_parameter(name, nn.Parameter(weight))
+
+
+class Experts(nn.Module):
+    """MLPs of which a router chooses a few for each token, and one for all tokens where the model has it."""
+
+    def __init__(self, size: int, shape: ExpertsShape, activation: str):
+        super().__init__()
+        self.shape = shape
+        self.router = nn.Linear(size, shape.count, bias=False)
+        self.experts = ExpertWeights(shape.count, size, shape.width)
+        self.activation = ACT2FN[activation]
+        if shape.shared_width is not None:
+            self.shared_expert = MLP(size, shape.shared_width, activation)
+            self.shared_expert_gate = nn.Linear(size, 1, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`(n, D)` to `(n, D)`. Waits for the device once: how many tokens an expert serves."""
+        weights, chosen = self.router(states).softmax(dim=-1, dtype=torch.float32).topk(self.shape.chosen, dim=-1)
+        if self.shape.normalised:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        order = chosen.flatten().argsort(stable=True)  # by expert
+        counts = chosen.flatten().bincount(minlength=self.shape.count).tolist()
+        served = states[order // self.shape.chosen].split(counts)
+        given = torch.cat([self._serve(expert, part) for expert, part in enumerate(served) if len(part)])
+        # Back in the order of tokens, so that the sum is taken in the same order every time.
+        given = torch.empty_like(given).index_copy(0, order, given).unflatten(0, chosen.shape)
+        mixed = (given * weights.to(given.dtype)[..., None]).sum(dim=1)
+        if self.shape.shared_width is None:
+            return mixed
+        return mixed + self.shared_expert_gate(states).sigmoid() * self.shared_expert(states)
+
+    def _serve(self, expert: int, states: Tensor) -> Tensor:
+        weights = self.experts
+        gate, up, down = weights.gate_proj[expert], weights.up_proj[expert], weights.down_proj[expert]
+        return F.linear(self.activation(F.linear(states, gate)) * F.linear(states, up), down)
+
+
+class DecoderLayer(nn.Module):
+    """One layer; the names of its parts are in the text above."""
+
+    attention_output_norm: nn.Module
+    mlp_output_norm: nn.Module
+    output_scale: Tensor
+
+    def __init__(self, attention: AttentionShape, block: BlockShape, pairs: bool):
+        super().__init__()
+        size, eps = attention.hidden_size, attention.eps
+        self.self_attn = Attention(attention, pairs)
+        self.mlp: nn.Module
+        if isinstance(block.mlp, ExpertsShape):
+            self.mlp = Experts(size, block.mlp, block.activation)
+        else:
+            self.mlp = MLP(size, block.mlp.width, block.activation, block.mlp.biased)
+        self.input_layernorm = RMSNorm(size, eps)
+        self.post_attention_layernorm = RMSNorm(size, eps)
+        for name in ("attention_output_norm", "mlp_output_norm"):
+            self.add_module(name, RMSNorm(size, eps) if block.output_norms else nn.Identity())
+        self.scaled = block.scaled
+        if block.scaled:
+            self.register_buffer("output_scale", torch.ones(1))
+
+    def finish(self, states: Tensor, mixed: Tensor) -> Tensor:
+        """Output projection, residuals and MLP for `(n, D)` input states and their attention result."""
+        states = states + self.attention_output_norm(self.self_attn.o_proj(mixed))
+        states = states + self.mlp_output_norm(self.mlp(self.post_attention_layernorm(states)))
+        return states * self.output_scale if self.scaled else states
