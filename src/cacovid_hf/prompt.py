@@ -321,6 +321,10 @@ class TowerAttention:
     keys: Tensor
     pool: Callable[[Tensor], Tensor]
 
+    def frames(self, part: slice) -> "TowerAttention":
+        """Of these frames alone."""
+        return replace(self, queries=self.queries[part], keys=self.keys[part])
+
     @torch.no_grad()
     def received(self) -> Tensor:
         """Attention that each token receives from its frame's patches, mean over heads and queries: float32 `(T, P)`, larger = more.

@@ -232,6 +232,18 @@ SMALL = [
     ("vcast", [[X, X, X, Y], [X, Z, X, X]], 0.25, [[3], [1]]),
     ("vcast", [[X, X], [[2.0, 0, 0], X], [X, [3.0, 0, 0]]], 0.5, [[0], [0], [1]]),  # alike but for their size
     ("prunevid", [[X, Y], [X, Y], [X, Y], [X, Y]], 0.25, [[0, 1], [], [], []]),  # nothing moves: one frame says all
+    ("simplecluster", [[X, X, Y], [Y, X, X]], 1 / 3, [[0, 2], []]),  # the first of each cluster
+    ("simplecluster", [[X, X, X, X]], 0.5, [[0, 1]]),  # an empty cluster takes a token that is not the best of its own
+    (
+        "gleanvid",
+        [[X, X, X, Y]],
+        0.25,
+        [[3]],
+    ),  # without X - Y all are alike; 3 is more like its cell than like its frame
+    ("gleanvid", [[X, X, X, Y], [X, X, X, Y]], 5 / 8, [[0, 1, 2, 3], [3]]),  # no news: 0.2 of the budget, Gini 0.5
+    ("marc", [[X, Y], [X, Y], [Z, Z]], 2 / 3, [[], [0, 1], [0, 1]]),  # the two alike are one, at the second's place
+    ("marc", [[X, Y], [X, Z], [Y, X]], 5 / 6, [[1], [0, 1], [0, 1]]),  # and what that merge changes most stays
+    ("marc", [[X, X], [Y, X], [Y, X]], 1 / 6, [[], [], [0]]),  # less than a frame: 0.5 X + 0.5 Y, X; tied
 ]
 
 

@@ -14,8 +14,14 @@ from .evs import Evs
 from .fastv import FastV
 from .fastvid import FastVid
 from .flashvid import FlashVid
+from .frame_prior import FramePrior
 from .framefusion import FrameFusion
+from .gleanvid import GleanVid
+from .infomerge import InfoMerge
+from .marc import Marc
 from .prunevid import PruneVid
+from .simplecluster import SimpleCluster
+from .streamingtom import StreamingTom
 from .vcast import VCast
 from .vidcom2 import VidCom2
 from .visionzip import VisionZip

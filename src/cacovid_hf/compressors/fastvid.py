@@ -72,8 +72,19 @@ class FastVid(Compressor):
         return merge(features, saliency, segments, salient, context, self.beta, self.num_neighbours)
 
 
+def context_tokens(a_frame: Tensor, context_share: float) -> Tensor:
+    """How many of the tokens kept a frame, int64 `(T,)`, are context tokens: their share, rounded down in every frame."""
+    return (a_frame * context_share + 1e-9).long()
+
+
 def frame_counts(
-    a_frame: Tensor, segments: list[int], tokens_per_frame: int, context_share: float, anchor_stride: int, exact: bool
+    a_frame: Tensor,
+    segments: list[int],
+    tokens_per_frame: int,
+    context_share: float,
+    anchor_stride: int,
+    exact: bool,
+    totals: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Salient and context tokens of every frame, int64 `(T,)` on the CPU: context tokens of a segment are split evenly over its anchors.
 
@@ -84,12 +95,13 @@ def frame_counts(
         context_share: part of them that are context tokens, rounded down in every frame.
         anchor_stride: every so-many-th frame, counted from a segment's last, is an anchor.
         exact: whether all add up to `a_frame.sum()`; otherwise remainders are lost, and what an anchor cannot hold.
+        totals: context tokens of every segment; None: those of its frames.
     """
-    of_context = (a_frame * context_share + 1e-9).long()
+    of_context = context_tokens(a_frame, context_share)
     salient, context = a_frame - of_context, torch.zeros_like(a_frame)
-    for frames in frame_slices(segments):
+    slices = frame_slices(segments)
+    for frames, total in zip(slices, totals or [int(of_context[part].sum()) for part in slices], strict=True):
         anchors = torch.arange(frames.stop - 1, frames.start - 1, -anchor_stride)
-        total = int(of_context[frames].sum())
         share = even_counts(total, len(anchors)) if exact else torch.full_like(anchors, total // len(anchors))
         context[anchors] = share.minimum(tokens_per_frame - salient[anchors])
     if exact:
@@ -126,6 +138,23 @@ def merge(
     is_salient = top_tokens(saliency, salient.to(device))
     anchors = context.nonzero()[:, 0].tolist()
     densest, _ = density_peaks(features[anchors], ~is_salient[anchors], context[anchors].to(device), num_neighbours)
+    return merge_into(features, is_salient, densest, segments, context, beta)
+
+
+def merge_into(
+    features: Tensor, is_salient: Tensor, densest: Tensor, segments: list[int], context: Tensor, beta: float
+) -> Merged:
+    """The merge itself, into centres that are chosen.
+
+    Args:
+        features: float32 `(T, P, D)`.
+        is_salient: bool `(T, P)`, tokens kept as they are.
+        densest: bool `(A, P)`, the centres of every anchor, a frame with context tokens.
+        segments: lengths in frames.
+        context: int64 `(T,)` on the CPU, how many centres a frame has.
+        beta: least weight of a centre's own token.
+    """
+    anchors = context.nonzero()[:, 0].tolist()
     units = normalize(features, dim=-1)
     keep, out = is_salient.clone(), features.clone()
     order = {frame: i for i, frame in enumerate(anchors)}

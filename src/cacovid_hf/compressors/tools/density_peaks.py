@@ -1,5 +1,7 @@
 """Clustering by density peaks (DPC-kNN) of many small sets at once, without randomness: shared by the methods that merge tokens."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -27,23 +29,61 @@ def density_peaks(
         Centres bool `(R, M)`, and int64 `(R, M)`, the place in its row of every token's nearest centre, a centre's its own; of tokens
         that are not there, or in a set without centres, nothing is said.
     """
-    rows, size = valid.shape
+    rows = len(valid)
     if rows == 0:
         return valid, valid.long()
     counts = torch.as_tensor(counts, device=features.device).expand(rows)
+    found: list[tuple[Tensor, Tensor]] = []
+    for block, squared, score in _scored_blocks(features, valid, num_neighbours):
+        centres = best_of(score, counts[block], valid[block])
+        nearest = squared.masked_fill(~centres[:, None, :], torch.inf).argmin(-1)
+        places = torch.arange(valid.shape[1], device=nearest.device)
+        found.append((centres, torch.where(centres, places, nearest)))
+    return torch.cat([centres for centres, _ in found]), torch.cat([nearest for _, nearest in found])
+
+
+@torch.no_grad()
+def peak_scores(features: Tensor, valid: Tensor, num_neighbours: Tensor | int) -> Tensor:
+    """The scores that `density_peaks` chooses its centres by: float32 `(R, M)`, larger = rather a centre, -inf of tokens that are not there.
+
+    Args:
+        features: `(R, M, D)`, a set a row.
+        valid: bool `(R, M)`, the tokens that are there.
+        num_neighbours: as of `density_peaks`.
+    """
+    scores = [score for _, _, score in _scored_blocks(features, valid, num_neighbours)]
+    return torch.cat(scores) if scores else valid.float()
+
+
+def best_of(score: Tensor, counts: Tensor, *classes: Tensor) -> Tensor:
+    """Mark the `counts` `(R,)` best of every row of `score` `(R, M)`; at ties the lower index wins.
+
+    A token within a class, bool `(R, M)`, comes before every token outside it, whatever their scores; the last class counts most.
+    """
+    # Sorted by classes too: equal tokens have score -inf as well as those that are not there.
+    order = score.sort(dim=-1, descending=True, stable=True).indices
+    for is_within in classes:
+        order = order.gather(1, (~is_within).gather(1, order).sort(dim=-1, stable=True).indices)
+    places = torch.arange(score.shape[1], device=order.device)
+    rank = torch.empty_like(order).scatter_(1, order, places.expand_as(order))
+    return rank < counts[:, None]
+
+
+def _scored_blocks(
+    features: Tensor, valid: Tensor, num_neighbours: Tensor | int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Some rows at a time: which, their squared distances `(R, M, M)` over `D`, and their scores."""
+    rows, size = valid.shape
     neighbours = torch.as_tensor(num_neighbours, device=features.device).expand(rows)
     most = min(num_neighbours, size) if isinstance(num_neighbours, int) else size
     block = max(1, _BLOCK // size**2)
-    blocks = [slice(start, start + block) for start in range(0, rows, block)]
-    found = [_density_peaks(features[b], valid[b], counts[b], neighbours[b], most) for b in blocks]
-    centres, nearest = zip(*found, strict=True)
-    return torch.cat(centres), torch.cat(nearest)
+    for start in range(0, rows, block):
+        b = slice(start, start + block)
+        yield b, *_scored(features[b], valid[b], neighbours[b], most)
 
 
-def _density_peaks(
-    features: Tensor, valid: Tensor, counts: Tensor, neighbours: Tensor, most: int
-) -> tuple[Tensor, Tensor]:
-    """One block of rows; `most` bounds `neighbours`."""
+def _scored(features: Tensor, valid: Tensor, neighbours: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Squared distances and scores of one block of rows; `most` bounds `neighbours`."""
     size, width = features.shape[-2:]
     pair = valid[:, :, None] & valid[:, None, :]
     squared = squared_distances(features) / width
@@ -55,14 +95,7 @@ def _density_peaks(
     denser = (mean[:, None, :] < mean[:, :, None]) | ((mean[:, None, :] == mean[:, :, None]) & first)
     largest = squared.masked_fill(~pair, 0).amax((1, 2))[:, None]
     to_denser = squared.masked_fill(~(denser & pair), torch.inf).amin(-1).minimum(largest)
-    score = (0.5 * to_denser.log() - mean).masked_fill(~valid, -torch.inf)
-    # Sorted by validity first: equal tokens have score -inf too.
-    order = score.sort(dim=-1, descending=True, stable=True).indices
-    order = order.gather(1, (~valid).gather(1, order).sort(dim=-1, stable=True).indices)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(size, device=order.device).expand_as(order))
-    centres = rank < counts[:, None]
-    nearest = squared.masked_fill(~centres[:, None, :], torch.inf).argmin(-1)
-    return centres, torch.where(centres, torch.arange(size, device=order.device), nearest)
+    return squared, (0.5 * to_denser.log() - mean).masked_fill(~valid, -torch.inf)
 
 
 def squared_distances(features: Tensor) -> Tensor:
