@@ -29,7 +29,7 @@ from .hub.auto_file import AUTO_MODULE, AUTO_SOURCE
 from .hub.source import PROCESSOR_FILES, Source
 from .video.addresses import opened_address, shown
 from .video.files import SampledVideo
-from .video.messages import follow_messages
+from .video.messages import ONE_SIZE, PIXEL_BOUNDS, follow_messages
 from .video_processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor, paths_as_text
 
 logger = logging.get_logger(__name__)
@@ -45,7 +45,12 @@ class MessagesMixin(ProcessorMixin):
     """Follows or refuses every part and key of chat messages (see `cacovid_hf.video.messages.follow_messages`); else the stock processor."""
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As the stock processor; videos may be `Path` objects."""
+        """As the stock processor; videos may be `Path` objects.
+
+        Raises:
+            ValueError: bounds of a frame's pixels where the model sees every frame in one size, or what the stock processor raises.
+        """
+        self._check_pixel_bounds(kwargs)
         return super().__call__(images, text, paths_as_text(videos), *args, **kwargs)
 
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -58,6 +63,7 @@ class MessagesMixin(ProcessorMixin):
             raise ValueError(
                 "The processor has no chat template: copy chat_template.jinja of the model beside its tokenizer.json, or give chat_template=..."
             )
+        self._check_pixel_bounds(kwargs)
         followed = follow_messages(
             conversation,
             pixel_bounds=self.video_processor.bounds_pixels,
@@ -70,6 +76,11 @@ class MessagesMixin(ProcessorMixin):
             raise ValueError(
                 f"The chat template cannot be read (line {error.lineno}: {error.message}): copy chat_template.jinja of the model again."
             ) from error
+
+    def _check_pixel_bounds(self, kwargs: dict[str, Any]) -> None:
+        for name in () if self.video_processor.bounds_pixels else PIXEL_BOUNDS:
+            if any(place.get(name) is not None for place in (kwargs, kwargs.get("videos_kwargs") or {})):
+                raise ValueError(f"{name} is not followed, because {ONE_SIZE}: leave it out, or give size.")
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:

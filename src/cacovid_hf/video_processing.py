@@ -17,7 +17,7 @@ from transformers.video_utils import VideoInput, VideoMetadata, make_batched_vid
 from .hub.auto_file import AUTO_MODULE, AUTO_SOURCE
 from .video.addresses import opened_address
 from .video.files import iter_chosen_frames, read_chosen_frames, uniform_indices
-from .video.messages import ClipSettings, VideoAddress
+from .video.messages import PIXEL_BOUNDS, ClipSettings, VideoAddress, check_frames, check_pixel_bounds
 from .video.timeline import ClipMetadata, frames_between
 
 logger = logging.get_logger(__name__)
@@ -60,6 +60,9 @@ class VideoFileMixin(BaseVideoProcessor):
         videos = paths_as_text(videos)
         flat = make_batched_videos(videos)
         is_file = [isinstance(video, str) for video in flat]
+        for video in flat:
+            if not isinstance(video, str):
+                check_frames(video)
         if any(is_file):
             if not all(is_file):
                 raise ValueError(
@@ -68,21 +71,31 @@ class VideoFileMixin(BaseVideoProcessor):
             kwargs["do_sample_frames"] = True
             if any(settings_of(video).pixels for video in flat):
                 return _joined(
-                    [super(VideoFileMixin, self).preprocess([video], **self._sized(video, kwargs)) for video in flat]
+                    [super(VideoFileMixin, self).preprocess([video], **self._sized(kwargs, video)) for video in flat]
                 )
         elif kwargs.get("video_metadata") is None and not kwargs.get("do_sample_frames"):
             kwargs["video_metadata"] = self._assumed_times(flat, kwargs.get("fps"))
-        return super().preprocess(videos, **kwargs)
+        return super().preprocess(videos, **self._sized(kwargs))
 
-    def _sized(self, video: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a call for one video, with its own bounds of a frame's pixels."""
-        bounds = settings_of(video).pixels
-        if not bounds:
+    def _sized(self, kwargs: dict[str, Any], video: Any = None) -> dict[str, Any]:
+        """The arguments of a call, the bounds of a frame's pixels (its own, over them those of one video) as the stock `size`."""
+        if not self.bounds_pixels:
             return kwargs
+        own = {name: value for name in PIXEL_BOUNDS if (value := kwargs.get(name)) is not None}
+        bounds = {**own, **settings_of(video).pixels}
+        check_pixel_bounds(**bounds)
+        kwargs = {name: value for name, value in kwargs.items() if name not in PIXEL_BOUNDS}
         size: dict[str, Any] = dict(kwargs.get("size") or self.to_dict()["size"])
-        largest = bounds.get("max_pixels", size["longest_edge"])
-        smallest = min(bounds.get("min_pixels", size["shortest_edge"]), largest)
-        return {**kwargs, "size": {"shortest_edge": smallest, "longest_edge": largest}}
+        largest, smallest = size.get("longest_edge"), size.get("shortest_edge")
+        if "max_pixels" in bounds:  # a smaller frame than the processor's smallest is then meant
+            largest = bounds["max_pixels"]
+            smallest = smallest and min(smallest, largest)
+        smallest = bounds.get("min_pixels", smallest)
+        if largest and smallest and smallest > largest:
+            raise ValueError(
+                f"A frame would have at least {smallest} pixels and at most {largest}: give min_pixels and max_pixels in order."
+            )
+        return {**kwargs, "size": {"shortest_edge": smallest, "longest_edge": largest}} if bounds else kwargs
 
     def _assumed_times(self, videos: Sequence[Any], fps: Any) -> list[VideoMetadata] | None:
         """Metadata of decoded frames that come without: at the rate of the call's `fps`, which such frames say of themselves; else None."""

@@ -96,6 +96,10 @@ PROCESSORS = {
     "images of 10^5 pixels": ("processor_config.json", dict(image_processor__size={"height": 384, "width": 100_000})),
     "a size in words": ("processor_config.json", dict(video_processor__size="large")),
     "a frame of 10^10 pixels": ("processor_config.json", dict(video_processor__size={"longest_edge": 10**10})),
+    "a smallest frame over the largest": (
+        "processor_config.json",
+        dict(video_processor__size={"shortest_edge": 9, "longest_edge": 4}),
+    ),
     "a mean of no number": ("processor_config.json", dict(video_processor__image_mean="grey")),
     "no such filter": ("processor_config.json", dict(video_processor__resample=99)),
     "endless frames": ("processor_config.json", dict(video_processor__num_frames=10**9)),

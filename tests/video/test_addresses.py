@@ -34,6 +34,8 @@ def test_names_of_files(name, tmp_path, monkeypatch):
         path.as_uri(),
         f"file://{path}",
         f"FILE://localhost{path}",
+        f"file://127.0.0.1{path}",
+        f"file://[::1]{path}",
         f"file:{path}",
         f"file://{name}",
     ):
@@ -50,7 +52,8 @@ def test_the_quoted_reading_comes_first(tmp_path):
 def test_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "film.mp4").write_bytes(CONTENT)
-    for address in ("~/film.mp4", "file://~/film.mp4"):
+    files = ("file://~/", "file:///~/", "file://localhost/~/", "file://127.0.0.1/~/")
+    for address in ("~/film.mp4", *(f"{start}film.mp4" for start in files)):
         assert content_of(address) == CONTENT
     assert local_path("~/other.mp4") == "~/other.mp4"
     (tmp_path / "~").mkdir()

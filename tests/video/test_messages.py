@@ -113,6 +113,67 @@ def test_pixels_of_one_video(qwen, clip):
     assert int((inputs["input_ids"] == qwen.video_token_id).sum()) == places
 
 
+@pytest.mark.parametrize("place", ["call", "videos_kwargs", "frames"])
+@pytest.mark.parametrize(
+    ("bounds", "patches"),
+    [
+        ({"max_pixels": 28 * 28}, (2, 2)),
+        ({"min_pixels": 112 * 112}, (8, 10)),  # 48 x 64 pixels times sqrt(12544 / 3072), rounded up to 28s: 112 x 140
+        ({"min_pixels": 56 * 84, "max_pixels": 84 * 84}, (6, 6)),  # times sqrt(4704 / 3072): 84 x 84
+        ({"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}}, (2, 2)),
+    ],
+)
+def test_pixels_of_a_call(qwen, clip, place, bounds, patches):
+    """One bound alone too, which transformers 5.17 passes over."""
+    if place == "frames":
+        inputs = qwen(
+            text="<video>", videos=[np.zeros((2, 48, 64, 3), np.uint8)], fps=1.0, return_tensors="pt", **bounds
+        )
+    else:
+        settings = dict(bounds) if place == "call" else {"videos_kwargs": dict(bounds)}
+        part = {"type": "video", "video": str(clip), "nframes": 2}
+        inputs = qwen.apply_chat_template(ask(part), **CHAT, processor_kwargs=settings)
+    assert inputs["video_grid_thw"].tolist() == [[1, *patches]]
+
+
+def test_pixels_of_a_video_go_before_those_of_the_call(qwen, clip):
+    part = {"type": "video", "video": str(clip), "nframes": 2, "max_pixels": 28 * 28}
+    inputs = qwen.apply_chat_template(ask(part), **CHAT, processor_kwargs={"max_pixels": 112 * 112})
+    assert inputs["video_grid_thw"].tolist() == [[1, 2, 2]]
+    with pytest.raises(ValueError, match="min_pixels=3136 is over max_pixels=784: give a larger max_pixels"):
+        qwen.apply_chat_template(ask(part), **CHAT, processor_kwargs={"min_pixels": 3136})
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason"),
+    [
+        ({"min_pixels": 3136, "max_pixels": 784}, "min_pixels=3136 is over max_pixels=784"),
+        ({"min_pixels": 10**7}, "at least 10000000 pixels and at most 112896: give min_pixels and max_pixels in order"),
+        ({"max_pixels": 0}, "max_pixels=0: give a whole number of at least 1"),
+        ({"max_pixels": -5}, "max_pixels=-5: give a whole number of at least 1"),
+        ({"size": {"shortest_edge": 3136, "longest_edge": 784}}, "at least 3136 pixels and at most 784"),
+    ],
+)
+def test_pixels_that_cannot_be(qwen, bounds, reason):
+    frames = np.zeros((2, 48, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match=reason):
+        qwen(text="<video>", videos=[frames], fps=1.0, return_tensors="pt", **bounds)
+
+
+def test_pixels_where_frames_have_one_size(llava):
+    frames = np.zeros((2, 48, 64, 3), np.uint8)
+    for settings in ({"max_pixels": 784}, {"videos_kwargs": {"max_pixels": 784}}):
+        with pytest.raises(ValueError, match="max_pixels is not followed, because this model sees every frame in one"):
+            llava(text="<video>", videos=[frames], return_tensors="pt", **settings)
+        with pytest.raises(ValueError, match="max_pixels is not followed, because this model sees every frame in one"):
+            llava.apply_chat_template(ask({"type": "text", "text": "a"}), **settings)
+
+
+def test_frames_of_a_call_that_are_none(qwen):
+    with pytest.raises(ValueError, match=r"frames of shape \(0, 48, 64, 3\) and type uint8 are not a video"):
+        qwen(text="<video>", videos=[np.zeros((0, 48, 64, 3), np.uint8)], return_tensors="pt")
+
+
 VIDEO = {"type": "video", "video": "a.mp4"}
 
 
@@ -178,6 +239,36 @@ def test_other_parts():
     [
         ({**VIDEO, "fsp": 2}, "'fsp' of a part of type video is not followed: did you mean fps"),
         ({**VIDEO, "nframe": 2}, "did you mean nframes"),
+        ({**VIDEO, "FPS": 2}, "'FPS' of a part of type video is not followed: did you mean fps"),
+        ({**VIDEO, "start": 2}, "start beside a video is not followed: give seconds as video_start"),
+        ({**VIDEO, "end_time": 2}, "end_time beside a video is not followed: give seconds as video_end"),
+        ({**VIDEO, "frames": 8}, "frames beside a video is not followed: .* their number as nframes"),
+        (
+            {**VIDEO, "min_pixels": 100, "max_pixels": 50},
+            "min_pixels=100 is over max_pixels=50: give a larger max_pixels",
+        ),
+        ({"type": "video", "vidoe": "a.mp4"}, "'vidoe' of a part of type video is not followed: did you mean video\\?"),
+        ({"type": "video", "videos": ["a.mp4"]}, "'videos' of a part of type video .*: did you mean video\\?"),
+        ({"type": "video", "video_path": "a.mp4"}, "'video_path' of a part of type video .*: did you mean video\\?"),
+        ({"type": "video", "Video": "a.mp4"}, "'Video' of a part of type video .*: did you mean video\\?"),
+        ({"type": "video", "file": "a.mp4"}, "'file' of a part .*: give the video under the key 'video'"),
+        ({"type": "image", "images": ["a.png"]}, "'images' of a part of type image .*: did you mean image\\?"),
+        ({"type": "image", "file": "a.png"}, "'file' of a part .*: give the image under the key 'image'"),
+        ({"type": "VIDEO", "video": "a.mp4"}, "'VIDEO' is not followed: did you mean video\\?"),
+        ({"type": "video", "video": ""}, "The address of a part of type video is empty: give a path"),
+        ({"type": "video_url", "video_url": {"url": " "}}, "The address of a part of type video is empty"),
+        ({"type": "video", "video": [""]}, "The address of a part of type image is empty"),
+        ({"type": "image_url", "image_url": {"url": ""}}, "The address of a part of type image is empty"),
+        ({"type": "video", "video": {1}}, "A video of type set is not followed"),
+        ({"type": "video", "video": object()}, "A video of type object is not followed"),
+        ({"type": "video", "video": [["a.png"]]}, "A video of type list is not followed"),
+        ({"type": "video", "video": ["a.png", np.zeros((4, 4, 3))]}, "A video of type list is not followed"),
+        (
+            {"type": "video", "video": np.zeros((4, 4, 3))},
+            r"frames of shape \(4, 4, 3\) and type float64 are not a video",
+        ),
+        ({"type": "video", "video": np.zeros((0, 4, 4, 3))}, r"frames of shape \(0, 4, 4, 3\) .* are not a video"),
+        ({"type": "video", "video": np.array("a.mp4")}, r"frames of shape \(\) and type <U5 are not a video"),
         ({**VIDEO, "video_begin": 2}, "'video_begin' of a part of type video is not followed"),
         ({**VIDEO, "total_pixels": 2}, "total_pixels beside a video is not followed: give max_pixels"),
         ({**VIDEO, "resized_height": 28}, "resized_height beside a video is not followed"),

@@ -132,6 +132,12 @@ def check_settings(values: Any, file: str, place: str = "") -> None:
     Raises:
         ValueError: naming the file, the place and the value.
     """
+    for low, high in (
+        (("min_pixels", "max_pixels"), ("shortest_edge", "longest_edge")) if isinstance(values, dict) else ()
+    ):
+        least, most = values.get(low), values.get(high)
+        if _is_number(least) and _is_number(most) and least > most:
+            raise ValueError(f"{file} says {place}{low}={least} and {place}{high}={most}: copy or download it again.")
     for key, value in values.items() if isinstance(values, dict) else ():
         where = f"{place}{key}"
         if value is None:

@@ -5,9 +5,13 @@ from collections.abc import Iterable
 
 
 def nearest(name: object, known: Iterable[str], otherwise: str) -> str:
-    """The remedy of an error about an unknown name: the known name that may be meant, or `otherwise` if none is close."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"did you mean {near[0]}?" if near else otherwise
+    """The remedy of an error about an unknown name: the known name that may be meant, or `otherwise` if none is close.
+
+    Capitals and white space around a name do not count.
+    """
+    spelled = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(str(name).strip().lower(), spelled, n=1)
+    return f"did you mean {spelled[near[0]]}?" if near else otherwise
 
 
 def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 _DATA_HEADER = re.compile(r"\s*data:(?P<type>.{0,1000}?);\s*base64\s*,", re.IGNORECASE | re.DOTALL)
 _DRIVE = re.compile(r"/?[a-z]:[\\/]", re.IGNORECASE)
+_THIS_MACHINE = re.compile(r"^(localhost|127\.0\.0\.1|\[::1\])(?=/)", re.IGNORECASE)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _LONGEST_PATH = 4096  # characters; longer ones are contents in the place of an address
 _SHOWN = 60  # characters of an address in a message
@@ -118,9 +119,9 @@ def _readings_of_file_address(rest: str) -> list[str]:
     """What may be meant behind `file:`, the standard's reading first: quoted characters, then the path as it is."""
     if rest.startswith("//"):
         rest = rest[2:]
-        if rest.lower().startswith("localhost/"):
-            rest = rest[len("localhost") :]
+        rest = _THIS_MACHINE.sub("", rest)
     forms = [unquote(rest), rest]
+    forms += [form[1:] for form in forms if form.startswith("/~")]
     if _DRIVE.match(rest) and rest.startswith("/"):
         forms = [form[1:] for form in forms] + forms
     return forms

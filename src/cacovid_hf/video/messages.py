@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
 from ..utils.names import nearest
 from .addresses import shown
 
@@ -45,7 +49,8 @@ _MARKS = {
     "video": {"cache_control", "format"},
     "image": {"cache_control", "format"},
 }
-_PIXEL_BOUNDS = ("min_pixels", "max_pixels")
+PIXEL_BOUNDS = ("min_pixels", "max_pixels")
+ONE_SIZE = "this model sees every frame in one size"
 # Keys beside a video: the settings of ours that they stand for.
 _SETTINGS = {
     "fps": "max_fps",
@@ -55,7 +60,7 @@ _SETTINGS = {
     "max_frames": "num_frames",
     "video_start": "start",
     "video_end": "end",
-    **{name: name for name in _PIXEL_BOUNDS},
+    **{name: name for name in PIXEL_BOUNDS},
 }
 _SIZES = "give max_pixels beside it, or size in processor_kwargs"
 _REFUSED = {
@@ -68,6 +73,11 @@ _REFUSED = {
     "raw_fps": "give video_metadata in processor_kwargs",
     "video_metadata": "give it in processor_kwargs",
     "do_sample_frames": "give it in processor_kwargs",
+    **dict.fromkeys(("start", "start_time"), "give seconds as video_start"),
+    **dict.fromkeys(("end", "end_time"), "give seconds as video_end"),
+    **dict.fromkeys(("frame_rate", "video_fps"), "give fps"),
+    "detail": "leave it out",
+    "frames": "give decoded frames as video, or their number as nframes",
 }
 # What belongs into a part, and would be passed over in a message.
 _BESIDE_CONTENT = {*_KINDS, *_VIDEO_KEYS, *_IMAGE_KEYS, *_SETTINGS, *_REFUSED, "videos", "images", "media"} - {"text"}
@@ -108,12 +118,12 @@ class ClipSettings:
     @property
     def sampling(self) -> dict[str, Any]:
         """Those that choose frames, as arguments of `sample_frames`."""
-        return {name: value for name, value in vars(self).items() if value is not None and name not in _PIXEL_BOUNDS}
+        return {name: value for name, value in vars(self).items() if value is not None and name not in PIXEL_BOUNDS}
 
     @property
     def pixels(self) -> dict[str, int]:
         """Those that bound the size of frames."""
-        return {name: value for name, value in vars(self).items() if value is not None and name in _PIXEL_BOUNDS}
+        return {name: value for name, value in vars(self).items() if value is not None and name in PIXEL_BOUNDS}
 
 
 class VideoAddress(str):
@@ -199,7 +209,7 @@ class _Walk:
         named = given.pop("type", None)
         kind = _kind_of(named, given)
         if kind == "text":
-            _refuse_others(given, set(_TEXT_KEYS) | _MARKS[kind], "text")
+            _refuse_others(given, _MARKS[kind], kind)
             if not isinstance(given.get("text"), str):
                 raise ValueError(f"A part of type {named!r} has no text: give it under the key text.")
             return {"type": "text", "text": given["text"]}
@@ -209,6 +219,7 @@ class _Walk:
         return self.video(content, beside) if kind == "video" else self.picture(content, beside)
 
     def video(self, video: Any, beside: dict[str, Any]) -> dict[str, Any]:
+        _refuse_lost_content(video, beside, "video")
         settings = _settings_of(beside, self.pixel_bounds)
         given = settings != ClipSettings()
         if video is None or not isinstance(video, (str, os.PathLike)):
@@ -219,31 +230,30 @@ class _Walk:
                 )
             if video is None:
                 return {"type": "video"}
-            if isinstance(video, (bytes, bytearray, int, float)) or (isinstance(video, (list, tuple)) and not video):
-                raise ValueError(
-                    f"A video of type {type(video).__name__} is not followed: give a path, an address or decoded frames."
-                )
             if isinstance(video, io.IOBase):
                 raise ValueError(
                     "A video is an open file: give its path, or the frames of cacovid_hf.read_video(file)."
                 )
             if isinstance(video, (list, tuple)) and video and all(isinstance(one, (str, os.PathLike)) for one in video):
-                addresses = [os.fspath(one) for one in video]
+                addresses = [_checked_address(one, "image") for one in video]
                 video = addresses if self.read_picture is None else [self.read_picture(one) for one in addresses]
+            else:
+                check_frames(video)
             return {"type": "video", "video": video}
-        address = os.fspath(video)
+        address = _checked_address(video, "video")
         return {"type": "video", "video": VideoAddress(address, settings) if given else address}
 
     def picture(self, picture: Any, beside: dict[str, Any]) -> dict[str, Any]:
+        _refuse_lost_content(picture, beside, "image")
         detail = beside.pop("detail", "auto")
         if detail != "auto":
             raise ValueError(f"detail={detail!r} of a picture is not followed: leave it out.")
-        _refuse_others(beside, set(_IMAGE_KEYS), "image")
+        _refuse_others(beside, set(), "image")
         if picture is None:
             return {"type": "image"}
         if not isinstance(picture, (str, os.PathLike)):
             return {"type": "image", "image": picture}
-        address = os.fspath(picture)
+        address = _checked_address(picture, "image")
         start = address[:200].lower().lstrip()
         if start.startswith("data:video/") or (len(address) < 5000 and _suffix(address) in VIDEO_SUFFIXES):
             raise ValueError(
@@ -305,12 +315,12 @@ def _settings_of(beside: dict[str, Any], pixel_bounds: bool) -> ClipSettings:
     Raises:
         ValueError: unknown, refused, or out of range.
     """
-    known = {name: key for name, key in _SETTINGS.items() if pixel_bounds or name not in _PIXEL_BOUNDS}
+    known = {name: key for name, key in _SETTINGS.items() if pixel_bounds or name not in PIXEL_BOUNDS}
     for name in beside:
         if name in _REFUSED:
             raise ValueError(f"{name} beside a video is not followed: {_REFUSED[name]}.")
-        if name in _PIXEL_BOUNDS and not pixel_bounds:
-            raise ValueError(f"{name} beside a video is not followed: this model sees every frame in one size.")
+        if name in PIXEL_BOUNDS and not pixel_bounds:
+            raise ValueError(f"{name} beside a video is not followed: {ONE_SIZE}.")
     _refuse_others(beside, set(known), "video")
     found: dict[str, Any] = {}
     for name, value in beside.items():
@@ -326,7 +336,17 @@ def _settings_of(beside: dict[str, Any], pixel_bounds: bool) -> ClipSettings:
     settings = ClipSettings(**found)
     if settings.start is not None and settings.end is not None and settings.start >= settings.end:
         raise ValueError(f"video_start={settings.start} is not before video_end={settings.end}: give seconds in order.")
+    check_pixel_bounds(**settings.pixels)
     return settings
+
+
+def check_pixel_bounds(min_pixels: Any = None, max_pixels: Any = None) -> None:
+    """Raise a `ValueError` unless each is None or a whole number of at least 1, and the smaller one is not the larger."""
+    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name}={value!r}: give a whole number of at least 1.")
+    if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
+        raise ValueError(f"min_pixels={min_pixels} is over max_pixels={max_pixels}: give a larger max_pixels.")
 
 
 def _checked(name: str, setting: str, value: Any) -> Any:
@@ -342,7 +362,43 @@ def _checked(name: str, setting: str, value: Any) -> Any:
     return int(value)
 
 
+def check_frames(video: Any) -> None:
+    """Raise a `ValueError` unless a video is decoded frames: `(T, H, W, C)` or `(T, C, H, W)`, or a list of pictures."""
+    frames, dimensions = ([video], 4) if isinstance(video, (np.ndarray, Tensor)) else (video, 3)
+    if not isinstance(frames, (list, tuple)) or not frames or any(_is_no_picture(frame) for frame in frames):
+        raise ValueError(
+            f"A video of type {type(video).__name__} is not followed: give a path, an address or decoded frames."
+        )
+    for frame in (frame for frame in frames if isinstance(frame, (np.ndarray, Tensor))):
+        numbers = frame.dtype.kind in "buif" if isinstance(frame, np.ndarray) else not frame.is_complex()
+        if not numbers or frame.ndim != dimensions or 0 in frame.shape:
+            raise ValueError(
+                f"Decoded frames of shape {tuple(frame.shape)} and type {frame.dtype} are not a video: give (T, H, W, 3) with T at least 1."
+            )
+
+
+def _is_no_picture(frame: Any) -> bool:
+    return not isinstance(frame, (np.ndarray, Tensor, Image.Image))
+
+
+def _checked_address(address: str | os.PathLike, kind: str) -> str:
+    address = os.fspath(address)
+    if not address.strip():
+        raise ValueError(f"The address of a part of type {kind} is empty: give a path or an address.")
+    return address
+
+
+def _refuse_lost_content(content: Any, beside: Mapping[str, Any], kind: str) -> None:
+    """Raise a `ValueError` if a part shows nothing and has a key that is not known: what it shows may stand there."""
+    known = {*_KEYS[kind], *_MARKS[kind], *(_SETTINGS if kind == "video" else ("detail",)), *_REFUSED}
+    for name in beside if content is None else ():
+        if name not in known:
+            remedy = nearest(name, _KEYS[kind], f"give the {kind} under the key {kind!r}.")
+            raise ValueError(f"The key {name!r} of a part of type {kind} is not followed: {remedy}")
+
+
 def _refuse_others(given: Mapping[str, Any], known: set[str], kind: str) -> None:
+    known = {*known, *_KEYS[kind]}
     for name in given:
         if name not in known:
             remedy = nearest(name, sorted(known), "leave it out.")
