@@ -373,18 +373,22 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
                 "Give the videos once: files or encoded videos as `video`, or what the processor returned for them."
             )
         method = self.resolve_compressor(compressor)
-        if method.reads_tower or (keep_selection and method.inside_llm):
-            reason = (
-                "reads what the vision tower attends to, which encoded videos do not hold"
-                if method.reads_tower
-                else "drops tokens inside the language model, and no question can go on from such a cache (keep_selection=True)"
+        if keep_selection and method.inside_llm:
+            raise ValueError(
+                f"compressor {method.name!r} drops tokens inside the language model, and no question can go on from such a cache (keep_selection=True): "
+                "choose another for a session."
             )
-            raise ValueError(f"compressor {method.name!r} {reason}: choose another for a session.")
+        if isinstance(video, EncodedVideos) and video.tower is None and method.reads_tower:
+            raise ValueError(
+                f"compressor {method.name!r} reads what the vision tower attends to, which these encoded videos do not hold: encode them with "
+                "with_tower_attention=True."
+            )
         files = [video] if isinstance(video, (str, os.PathLike)) else video
         num_videos = len(self.family.video_grids(self.backbone.config, inputs) if files is None else files)
         method.check(self, resolve(retention_ratio, self.config, num_videos))
         if files is None:
-            encoded = self.encode_videos(frames_per_chunk=frames_per_chunk, device=device, **inputs)
+            options: dict[str, Any] = dict(frames_per_chunk=frames_per_chunk, device=device)
+            encoded = self.encode_videos(with_tower_attention=method.reads_tower, **options, **inputs)
         elif isinstance(files, EncodedVideos):
             encoded = files
         else:
@@ -392,7 +396,8 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
                 raise ValueError(
                     "A video file needs a processor to be read: give processor=AutoProcessor.from_pretrained(...)."
                 )
-            options: dict[str, Any] = dict(num_frames=num_frames, frames_per_chunk=frames_per_chunk, device=device)
+            options = dict(num_frames=num_frames, frames_per_chunk=frames_per_chunk, device=device)
+            options["with_tower_attention"] = method.reads_tower
             encoded = EncodedVideos.joined(
                 [encode_file(self, with_video_reader(processor).video_processor, file, **options) for file in files]
             )

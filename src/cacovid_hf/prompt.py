@@ -48,11 +48,13 @@ class EncodedVideos:
         grids: `(T, h, w)` of every video.
         features: of every video `(T * P + trailing, D)`, its tokens in raster order and what the family puts behind them.
         inputs: what else the model must know of the videos, one row a video (Qwen2.5-VL: `video_grid_thw`, `second_per_grid_ts`).
+        tower: what the vision tower attended to, one a video; None unless it was asked for.
     """
 
     grids: tuple[tuple[int, int, int], ...]
     features: tuple[Tensor, ...]
     inputs: dict[str, Tensor]
+    tower: "tuple[ReducedAttention, ...] | None" = None
 
     def __len__(self) -> int:
         return len(self.grids)
@@ -66,6 +68,8 @@ class EncodedVideos:
             tuple(grid for part in parts for grid in part.grids),
             tuple(features for part in parts for features in part.features),
             {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs},
+            # Of all or of none.
+            None if any(part.tower is None for part in parts) else tuple(t for part in parts for t in part.tower or ()),
         )
 
     def take(self, videos: list[int]) -> "EncodedVideos":
@@ -74,6 +78,7 @@ class EncodedVideos:
             tuple(self.grids[video] for video in videos),
             tuple(self.features[video] for video in videos),
             {name: rows[videos] for name, rows in self.inputs.items()},
+            None if self.tower is None else tuple(self.tower[video] for video in videos),
         )
 
 
@@ -117,7 +122,7 @@ class Prompt:
     input_ids: Tensor
     inputs_embeds: Tensor
     position_ids: Tensor
-    tower: "tuple[TowerAttention, ...] | None" = None
+    tower: "tuple[TowerAttention | ReducedAttention, ...] | None" = None
 
     def video_features(self, span: VideoSpan) -> Tensor:
         """`(T, P, D)`, the tokens of a video as the language model would receive them."""
@@ -126,7 +131,7 @@ class Prompt:
         )
         return tokens.unflatten(0, (span.num_frames, span.tokens_per_frame))
 
-    def tower_attention(self, span: VideoSpan) -> "TowerAttention":
+    def tower_attention(self, span: VideoSpan) -> "TowerAttention | ReducedAttention":
         """What the vision tower attended to in a video of this prompt."""
         if self.tower is None:
             raise ValueError(
@@ -351,3 +356,52 @@ class TowerAttention:
     def mean_keys(self) -> Tensor:
         """The tokens' keys, mean over heads: float32 `(T, P, d)`."""
         return self.pool(self.keys.float().mean(1))
+
+    def reduced(self) -> "ReducedAttention":
+        """All that methods read, without the queries and keys of every patch."""
+        return ReducedAttention(self.received(), self.of_mean_query(), self.mean_keys())
+
+
+@dataclass(frozen=True)
+class ReducedAttention:
+    """What is left of a video's `TowerAttention` when it is brought down to tokens, frame by frame.
+
+    Attributes:
+        to_tokens: float32 `(T, P)`, see `TowerAttention.received`.
+        to_mean_query: float32 `(T, P)`, see `TowerAttention.of_mean_query`.
+        keys: float32 `(T, P, d)`, see `TowerAttention.mean_keys`.
+    """
+
+    to_tokens: Tensor
+    to_mean_query: Tensor
+    keys: Tensor
+
+    @classmethod
+    def joined(cls, parts: "list[ReducedAttention]") -> "ReducedAttention":
+        """That of all frames, in order."""
+        fields = ((part.to_tokens, part.to_mean_query, part.keys) for part in parts)
+        return cls(*(torch.cat(each) for each in zip(*fields, strict=True)))
+
+    def to(self, device: torch.device | str | None) -> "ReducedAttention":
+        """The same on a device; None: where it is."""
+        return (
+            self
+            if device is None
+            else ReducedAttention(*(t.to(device) for t in (self.to_tokens, self.to_mean_query, self.keys)))
+        )
+
+    def frames(self, part: slice) -> "ReducedAttention":
+        """Of these frames alone."""
+        return ReducedAttention(self.to_tokens[part], self.to_mean_query[part], self.keys[part])
+
+    def received(self) -> Tensor:
+        """See `TowerAttention`."""
+        return self.to_tokens
+
+    def of_mean_query(self) -> Tensor:
+        """See `TowerAttention`."""
+        return self.to_mean_query
+
+    def mean_keys(self) -> Tensor:
+        """See `TowerAttention`."""
+        return self.keys

@@ -9,6 +9,7 @@ from helpers.media import write_video
 from helpers.models import (
     BY_NAME,
     FAMILIES,
+    IMAGE_AND_VIDEO,
     PROMPTS,
     RAGGED,
     TWO_VIDEOS,
@@ -25,6 +26,7 @@ from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.backbones import base
 from cacovid_hf.compressors import COMPRESSORS, Uniform
 from cacovid_hf.generation.long_video import encode_file, prefetched
+from cacovid_hf.prompt import EncodedVideos
 
 PIXELS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 # Windows of Qwen2.5-VL's tower are 2 x 2 tokens here: grids of several windows, odd ones among them.
@@ -102,6 +104,31 @@ def test_prompts_of_many_frames_are_encoded_in_chunks(family, monkeypatch):
     torch.testing.assert_close(parts.inputs_embeds, whole.inputs_embeds, atol=1e-5, rtol=1e-5)
 
 
+READ_THE_TOWER = [
+    name for name, method in COMPRESSORS.items() if isinstance(method.reads_tower, property) or method.reads_tower
+]
+
+
+@pytest.mark.parametrize("rows", [TWO_VIDEOS, IMAGE_AND_VIDEO], ids=["two videos", "image beside"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunks_and_encoded_videos_give_what_the_tower_attended_to(family, rows, monkeypatch):
+    """Methods that read the tower keep the same tokens, whether it ran at once, in chunks, or before."""
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, rows)
+    whole = {name: model.compress(**inputs, retention_ratio=0.3, compressor=name) for name in READ_THE_TOWER}
+    assert len(whole) >= 6
+    encoded = model.encode_videos(**inputs, frames_per_chunk=3, with_tower_attention=True)
+    again = EncodedVideos.joined([encoded.take([number]) for number in range(len(encoded))])
+    monkeypatch.setitem(base.Backbone.embed.__kwdefaults__, "frames_per_chunk", 3)
+    for name, expected in whole.items():
+        for call in (inputs, {**without_pixels(inputs), "encoded_videos": again}):
+            found = model.compress(**call, retention_ratio=0.3, compressor=name)
+            assert torch.equal(found.kept_indices, expected.kept_indices)
+            torch.testing.assert_close(found.inputs_embeds, expected.inputs_embeds, atol=1e-5, rtol=1e-4)
+    # What is held is as large as the tokens, not as the patches.
+    assert encoded.tower[0].received().shape == (encoded.grids[0][0], encoded.grids[0][1] * encoded.grids[0][2])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_encoded_video_in_a_later_turn(family):
     stock, model = wrapped(family)
@@ -157,7 +184,7 @@ def test_wrong_encoded_videos(family):
     with pytest.raises(ValueError, match="no videos to encode"):
         model.encode_videos(**without_pixels(inputs))
     reads_tower = next(name for name, method in COMPRESSORS.items() if method.reads_tower)
-    with pytest.raises(ValueError, match="not known of encoded videos"):
+    with pytest.raises(ValueError, match="not known of these encoded videos"):
         model.generate(**without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25, compressor=reads_tower)
     two = prompt_inputs(stock, TWO_VIDEOS)
     with pytest.raises(ValueError, match=r"video placeholders, the pixel inputs of 1 video\(s\)"):
@@ -185,7 +212,7 @@ def test_a_file_in_chunks_is_the_file_at_once(filmed, num_frames, frames, overla
     model, processor, path = filmed
     inputs = chat_inputs(processor, "what color", path, num_frames=num_frames, max_fps=100.0)
     processor.video_processor.max_fps = 100.0
-    expected = model.encode_videos(**inputs, frames_per_chunk=None)
+    expected = model.encode_videos(**inputs, frames_per_chunk=None, with_tower_attention=True)
     encoded = encode_file(
         model,
         processor.video_processor,
@@ -194,7 +221,11 @@ def test_a_file_in_chunks_is_the_file_at_once(filmed, num_frames, frames, overla
         frames_per_chunk=frames,
         overlap=overlap,
         device="cpu",
+        with_tower_attention=True,
     )
+    for name in ("received", "of_mean_query", "mean_keys"):
+        ours, theirs = (getattr(each.tower[0], name)() for each in (encoded, expected))
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert encoded.grids == expected.grids
     torch.testing.assert_close(encoded.features[0], expected.features[0], atol=1e-4, rtol=1e-4)
     assert encoded.inputs.keys() == expected.inputs.keys()

@@ -227,7 +227,6 @@ BEFORE_VISION = {
     "ratio": (dict(retention_ratio=25), "retention_ratio=25"),
     "list": (dict(retention_ratio=[0.1] * 9), "retention_ratio has 9 values"),
     "typo": (dict(compressor="unifrom"), "unifrom"),
-    "tower": (dict(compressor="visionzip"), "compressor 'visionzip' reads what the vision tower attends to"),
     "unreachable": (dict(compressor="fastv", retention_ratio=0.01), "cannot be met"),
     "auto": (dict(compressor="uniform", retention_ratio="auto"), "no scores to decide a budget by"),
     "inside": (dict(compressor="fastv", retention_ratio=0.9, keep_selection=True), "drops tokens inside"),
@@ -243,7 +242,7 @@ def test_settings_are_refused_before_the_videos_are_encoded(case, settings, mess
     try:
         with pytest.raises(ValueError, match=re.escape(message)):
             model.session(**inputs, **settings)
-        if message != "drops tokens inside" and "visionzip" not in message:
+        if message != "drops tokens inside":
             with pytest.raises(ValueError, match=re.escape(message)):
                 model.generate(**inputs, **STEP, **settings)
         assert not ran
@@ -252,6 +251,17 @@ def test_settings_are_refused_before_the_videos_are_encoded(case, settings, mess
     finally:
         for handle in handles:
             handle.remove()
+
+
+def test_a_method_that_reads_the_tower_has_it_encoded_too(case):
+    _, model, inputs = case
+    for name in ("visionzip", "streamingtom"):
+        session = model.session(**inputs, retention_ratio=0.3, compressor=name)
+        expected = model.generate(**inputs, retention_ratio=0.3, compressor=name, **STEP)
+        assert torch.equal(session.generate(**inputs, **STEP), expected)
+    encoded = model.encode_videos(**inputs)
+    with pytest.raises(ValueError, match="which these encoded videos do not hold: encode them with"):
+        model.session(encoded, compressor="visionzip")
 
 
 def test_arguments_are_checked(case):

@@ -5,6 +5,7 @@ for one call, takes the arguments and stops the forward, so the stock code itsel
 placeholders are video tokens, each video's grid, and what is never dropped.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..prompt import EncodedVideos, Prompt, PromptLayout, TowerAttention, VideoSpan
+from ..prompt import EncodedVideos, Prompt, PromptLayout, ReducedAttention, TowerAttention, VideoSpan
 from ..utils.hooks import Hook, attached
 from .loaded import embedding_device
 
@@ -183,13 +184,14 @@ class Backbone(ABC):
         of the vision tower; None encodes everything at once, as the stock model does.
 
         `inputs` are the arguments of the stock forward; `position_ids` among them are taken as they are, and `encoded_videos`, if any,
-        in place of the videos' pixels. `with_tower_attention` fills `Prompt.tower`, from everything encoded at once.
+        in place of the videos' pixels. `with_tower_attention` fills `Prompt.tower`.
         """
         inputs = dict(inputs)
         encoded: EncodedVideos | None = inputs.pop("encoded_videos", None)
-        if encoded is not None and with_tower_attention:
+        if encoded is not None and encoded.tower is None and with_tower_attention:
             raise ValueError(
-                "What the vision tower attended to is not known of encoded videos: give the pixels, or choose a method that does not read it."
+                "What the vision tower attended to is not known of these encoded videos. Encode them with with_tower_attention=True, or choose a method "
+                "that does not read it."
             )
         position_ids = inputs.pop("position_ids", None)
         if position_ids is None:
@@ -197,18 +199,13 @@ class Backbone(ABC):
         else:
             position_ids = position_ids.expand(*position_ids.shape[:-2], *input_ids.shape)
         features: Iterable[Tensor] | None = None
-        tower: tuple[TowerAttention, ...] | None = None
+        tower: tuple[TowerAttention | ReducedAttention, ...] | None = None
+        many = frames_per_chunk is not None and sum(span.num_frames for span in layout.videos) > frames_per_chunk
         if encoded is not None:
-            features = encoded.features
-        elif self.is_padded(inputs):
-            features = self.encode(model, inputs, None if with_tower_attention else frames_per_chunk)
-            if with_tower_attention:
-                with self.tower_attention(model, layout) as attention:
-                    features = list(features)
-                tower = attention()
-        elif frames_per_chunk is None or with_tower_attention:
-            features = None
-        elif sum(span.num_frames for span in layout.videos) > frames_per_chunk:
+            features, tower = encoded.features, encoded.tower if with_tower_attention else None
+        elif (many or self.is_padded(inputs)) and with_tower_attention:
+            features, tower = self.encode_with_attention(model, inputs, frames_per_chunk)
+        elif many or self.is_padded(inputs):
             features = self.encode(model, inputs, frames_per_chunk)
         ids = input_ids
         if features is not None:
@@ -236,12 +233,47 @@ class Backbone(ABC):
         Returns:
             `(n, D)` each, the embeddings of the call's video placeholders, in order.
         """
+        for _, pixels, grid, is_last in self._chunks(model, inputs, frames_per_chunk):
+            num_tokens = math.prod(grid)
+            features = self.encode_frames(model, pixels, num_tokens)
+            yield features if is_last else features[:num_tokens]
+
+    def encode_with_attention(
+        self, model: PreTrainedModel, inputs: dict[str, Any], frames_per_chunk: int | None
+    ) -> tuple[list[Tensor], tuple[ReducedAttention, ...]]:
+        """As `encode`, and what the vision tower attended to in every video: brought down to tokens chunk by chunk, so that no more is held of a video.
+
+        Raises:
+            ValueError: the family does not say how.
+        """
+        features: list[Tensor] = []
+        parts: dict[int, list[ReducedAttention]] = {}
+        for video, pixels, grid, is_last in self._chunks(model, inputs, frames_per_chunk):
+            found, attention = self.encode_frames_with_attention(model, pixels, grid)
+            features.append(found if is_last else found[: math.prod(grid)])
+            parts.setdefault(video, []).append(attention)
+        return features, tuple(ReducedAttention.joined(of_video) for of_video in parts.values())
+
+    def _chunks(
+        self, model: PreTrainedModel, inputs: dict[str, Any], frames_per_chunk: int | None
+    ) -> Iterator[tuple[int, dict[str, Any], tuple[int, int, int], bool]]:
+        """Every chunk of the call's videos: the video's number, the pixels, the grid, and whether it is the video's last."""
         for video, (steps, height, width) in enumerate(self.video_grids(model.config, inputs)):
             for start in range(0, steps, frames_per_chunk or steps):
                 stop = min(start + (frames_per_chunk or steps), steps)
-                num_tokens = (stop - start) * height * width
-                features = self.encode_frames(model, self.frames(inputs, video, start, stop), num_tokens)
-                yield features if stop == steps else features[:num_tokens]
+                yield video, self.frames(inputs, video, start, stop), (stop - start, height, width), stop == steps
+
+    def encode_frames_with_attention(
+        self, model: PreTrainedModel, pixels: dict[str, Any], grid: tuple[int, int, int]
+    ) -> tuple[Tensor, ReducedAttention]:
+        """As `encode_frames` of one video of this grid, and what the vision tower attended to."""
+        num_tokens = math.prod(grid)
+        everywhere = torch.ones(1, num_tokens + self.trailing_tokens, dtype=torch.bool)
+        span = VideoSpan(0, grid, torch.arange(num_tokens))
+        layout = PromptLayout(everywhere, torch.zeros_like(everywhere), (span,))
+        with self.tower_attention(model, layout) as attention:
+            features = self.encode_frames(model, pixels, num_tokens)
+        return features, attention()[0].reduced()
 
     def encode_frames(self, model: PreTrainedModel, pixels: dict[str, Any], num_tokens: int) -> Tensor:
         """`(num_tokens + trailing_tokens, D)`: one video of so many tokens, and what stands at its end."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..prompt import EncodedVideos
+from ..prompt import EncodedVideos, ReducedAttention
 from .wrapped import WrappedModel
 
 Item = TypeVar("Item")
@@ -52,6 +52,7 @@ def encode_file(
     frames_per_chunk: int = 64,
     device: torch.device | str | None = None,
     overlap: bool = True,
+    with_tower_attention: bool = False,
 ) -> EncodedVideos:
     """Read a video file and run the vision tower over it, a chunk at a time, so that neither its frames nor its pixels are ever all in memory.
 
@@ -66,6 +67,7 @@ def encode_file(
         frames_per_chunk: so many frames (Qwen2.5-VL: temporal steps of two) at a time.
         device: where the features are to wait; None: where they are made.
         overlap: whether to decode beside the encoding, or in turn with it.
+        with_tower_attention: also keep what the vision tower attends to, for methods with `reads_tower`, brought down to tokens.
 
     Raises:
         FileNotFoundError: no such file.
@@ -88,11 +90,16 @@ def encode_file(
     features: Tensor | None = None
     steps = start = height = width = 0
     settings: dict[str, Tensor] = {}
+    tower: list[ReducedAttention] = []
     with contextlib.closing(prefetched(prepared()) if overlap else prepared()) as chunks:  # type: ignore[type-var]
         for pixels, metadata in chunks:
             ((t, height, width),) = family.video_grids(config, pixels)
             num_tokens = t * height * width
-            part = family.encode_frames(model.backbone, pixels, num_tokens)
+            if with_tower_attention:
+                part, attention = family.encode_frames_with_attention(model.backbone, pixels, (t, height, width))
+                tower.append(attention.to(device))
+            else:
+                part = family.encode_frames(model.backbone, pixels, num_tokens)
             if features is None:
                 steps = math.ceil(len(metadata.frames_indices) / per_step)
                 size = steps * height * width + family.trailing_tokens
@@ -103,7 +110,8 @@ def encode_file(
             start += num_tokens
     if features is None:
         raise RuntimeError(f"{os.fspath(video)} gave no frames.")
-    return EncodedVideos(((steps, height, width),), (features,), settings)
+    reduced = (ReducedAttention.joined(tower),) if tower else None
+    return EncodedVideos(((steps, height, width),), (features,), settings, reduced)
 
 
 def prefetched(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:

@@ -3,7 +3,7 @@
 `CaCoVidForConditionalGeneration` is one holder; the code that a checkpoint carries for stock models is another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -187,6 +187,7 @@ class CompressedGenerationMixin:
         *,
         frames_per_chunk: int | None = FRAMES_PER_CHUNK,
         device: "torch.device | str | None" = None,
+        with_tower_attention: bool = False,
         **inputs: Any,
     ) -> EncodedVideos:
         """Run the vision tower once, for any number of prompts: `generate(**inputs_without_pixels, encoded_videos=encoded)`.
@@ -196,6 +197,7 @@ class CompressedGenerationMixin:
                 memory; None: all of them. Both towers look at one at a time, so the features are the same up to rounding.
             device: where the features are to wait, such as `"cpu"`; None: where they are made. They take `N * D` numbers in the
                 model's dtype.
+            with_tower_attention: also keep what the vision tower attends to, for methods with `reads_tower`, brought down to tokens.
             **inputs: what the processor returned; pixels may lie on any device, and go to the model's a chunk at a time.
 
         Raises:
@@ -208,10 +210,15 @@ class CompressedGenerationMixin:
             raise ValueError(
                 "There are no videos to encode among the inputs: pass everything that the processor returned for a prompt with a video."
             )
-        chunks = family.encode(self.backbone, inputs, frames_per_chunk)
         sizes = [t * h * w + family.trailing_tokens for t, h, w in grids]
         settings = {n: torch.as_tensor(inputs[n]) for n in family.video_settings if inputs.get(n) is not None}
-        return EncodedVideos(tuple(grids), join_chunks(chunks, sizes, device), settings)
+        chunks: Iterable[Tensor]
+        if not with_tower_attention:
+            chunks = family.encode(self.backbone, inputs, frames_per_chunk)
+            return EncodedVideos(tuple(grids), join_chunks(chunks, sizes, device), settings)
+        chunks, attention = family.encode_with_attention(self.backbone, inputs, frames_per_chunk)
+        tower = tuple(of_video.to(device) for of_video in attention)
+        return EncodedVideos(tuple(grids), join_chunks(chunks, sizes, device), settings, tower)
 
     def stock_generate(self, **arguments: Any) -> Any:
         """The backbone's own `generate`."""
