@@ -1,0 +1,60 @@
+"""What the front end tells the worker of one video, as a row of integers: vLLM carries tensors."""
+
+import hashlib
+import struct
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VideoOrder:
+    """What is to be done with one video of a prompt.
+
+    Attributes:
+        start: its first position in the uncompressed prompt.
+        place: index of its first token in the compressed prompt.
+        length: placeholders that stay, trailing ones included.
+        advance: see `MediaItem`.
+        text_before: how many text tokens of the prompt stand before it.
+        method: number of the method in `methods.SERVED`.
+        retention_ratio: in (0, 1].
+        key: of the video alone, whatever is asked about it.
+    """
+
+    start: int
+    place: int
+    length: int
+    advance: int
+    text_before: int
+    method: int
+    retention_ratio: float
+    key: tuple[int, ...]
+
+    def packed(self) -> Tensor:
+        """Int64 `(n,)`; the ratio by its bits, because the budget must be the same integer on both sides."""
+        values = asdict(self)
+        key, ratio = values.pop("key"), values.pop("retention_ratio")
+        return torch.tensor([*values.values(), _as_integer(ratio), *key])
+
+    @classmethod
+    def unpacked(cls, row: Tensor) -> "VideoOrder":
+        """The order that `packed` gave."""
+        numbers = row.tolist()
+        names = [field.name for field in fields(cls) if field.name not in ("retention_ratio", "key")]
+        values = dict(zip(names, numbers, strict=False))
+        return cls(**values, retention_ratio=_as_float(numbers[len(names)]), key=tuple(numbers[len(names) + 1 :]))
+
+
+def _as_integer(number: float) -> int:
+    return struct.unpack("<q", struct.pack("<d", number))[0]
+
+
+def _as_float(bits: int) -> float:
+    return struct.unpack("<d", struct.pack("<q", bits))[0]
+
+
+def key_of(digest: str) -> tuple[int, ...]:
+    """A video's key from vLLM's hash of it: four integers of 64 bits."""
+    return struct.unpack("<4q", hashlib.sha256(digest.encode()).digest())

@@ -1,0 +1,140 @@
+"""What vLLM is told of us: configs, models, settings that follow from a checkpoint, the video loader."""
+
+import math
+import os
+from typing import Any
+
+from transformers import PreTrainedConfig
+from vllm import ModelRegistry
+from vllm.logger import init_logger
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
+from vllm.transformers_utils.config import _CONFIG_REGISTRY  # there is no public way to give a model type a config
+
+from ..backbones import backbone_family
+from ..checkpoints.stock_processor import load_stock_processor
+from ..hub.source import BACKBONE_FOLDER, PROCESSOR_FILES, Source
+from ..policies.base import head_size
+from ..processing import with_video_reader
+from .config import ARCHITECTURES, ATTRIBUTE, ServedConfig, ServerSettings, policy_settings
+from .cpu_runner import notice_pruning_on_cpus
+from .requests import asked_of
+from .video_loader import NAME as LOADER
+from .video_loader import PackageVideoLoader
+
+logger = init_logger(__name__)
+
+# vLLM lets a model correct the positions of kept tokens where its own pruning is on. What the rate is, nothing of ours reads.
+_ON = 0.5
+
+
+def register_all() -> None:
+    """See `register`."""
+    known = ModelRegistry.get_supported_archs()
+    for family, name in ARCHITECTURES.items():
+        if name not in known:
+            ModelRegistry.register_model(name, f"{__package__}.{family}:{name}")
+        MODELS_CONFIG_MAP[name] = ServedModelConfig
+    _CONFIG_REGISTRY[ServedConfig.model_type] = ServedConfig
+    VIDEO_LOADER_REGISTRY.register(LOADER)(PackageVideoLoader)
+    notice_pruning_on_cpus()
+
+
+class ServedModelConfig(VerifyAndUpdateConfig):
+    """What a checkpoint of ours means for vLLM's settings. vLLM calls it before anything is loaded."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        """Check the server's settings, and complete them.
+
+        Raises:
+            ValueError: a setting that is not served.
+        """
+        config = model_config.hf_config
+        backbone_family(config)
+        media = model_config.multimodal_config
+        if media.video_pruning_rate:
+            raise ValueError(
+                "--video-pruning-rate is vLLM's own pruning: leave it out, and give --mm-processor-kwargs '{\"retention_ratio\": ...}'."
+            )
+        ServerSettings.of(config)
+        asked_of(_ratios_of_server(media.mm_processor_kwargs or {}), {}, policy_settings(config), 1)
+        media.video_pruning_rate = _ON
+        if config.model_type == "llava_onevision":
+            _give_rows(config.get_text_config())
+        _complete_files(model_config)
+        _complete_reading(model_config)
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Refuse ways of running that would give wrong answers.
+
+        Raises:
+            ValueError: one of them is asked for.
+        """
+        if vllm_config.parallel_config.pipeline_parallel_size > 1:
+            raise ValueError(
+                "--pipeline-parallel-size above 1 is not served, because later stages never learn the positions of kept tokens: use --tensor-parallel-size."
+            )
+        lora = vllm_config.lora_config
+        if lora is not None and lora.enable_tower_connector_lora:
+            raise ValueError(
+                "--enable-tower-connector-lora is not served, because what the vision tower makes of a video is remembered for all adapters: leave it out."
+            )
+
+
+def _ratios_of_server(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The server's settings as those of a request with one video; a list says nothing of how many a request will have."""
+    ratio = kwargs.get("retention_ratio")
+    if isinstance(ratio, (list, tuple)):
+        raise ValueError(
+            f"retention_ratio={list(ratio)} of the server is a list: give one number there, and a list in requests."
+        )
+    return kwargs
+
+
+def _give_rows(text_config: PreTrainedConfig) -> None:
+    """Positions of kept tokens have gaps, and vLLM takes positions from a model where it has several rows of them: three equal rows are 1-D RoPE."""
+    half = head_size(text_config) // 2
+    part = half // 3
+    text_config.rope_parameters = {**text_config.rope_parameters, "mrope_section": [half - 2 * part, part, part]}
+
+
+def _complete_files(model_config: Any) -> None:
+    """Say where tokenizer, processor and generation settings are, where the checkpoint itself has none."""
+    config = model_config.hf_config
+    ours = vars(config).get(ATTRIBUTE)
+    if ours is None:
+        return
+    own = _source(model_config.model, model_config.revision)
+    base = None if ours["includes_backbone"] or not ours["base"] else _source(ours["base"], ours["base_revision"])
+    if base is not None and not any(own.file(file) for file in PROCESSOR_FILES):
+        if model_config.tokenizer == model_config.model:
+            model_config.tokenizer, model_config.tokenizer_revision = base.name, base.hub.get("revision")
+        config.cacovid = {**ours, "processor": base.name, "processor_revision": base.hub.get("revision")}
+        logger.info("%s has no processor: that of %s is used.", own.name, base.name)
+    backbone = base or own.inside(BACKBONE_FOLDER)
+    if model_config.generation_config == "auto" and own.file("generation_config.json") is None:
+        path = backbone.file("generation_config.json")
+        if path is not None:
+            model_config.generation_config = os.path.dirname(path)
+
+
+def _complete_reading(model_config: Any) -> None:
+    """Read video files as this package does, unless the server's settings name another loader."""
+    media = model_config.multimodal_config
+    given = media.media_io_kwargs.get("video", {})
+    if "video_backend" in given:
+        return
+    ours = vars(model_config.hf_config).get(ATTRIBUTE) or {}
+    name, revision = model_config.model, model_config.revision
+    if "processor" in ours:
+        name, revision = ours["processor"], ours["processor_revision"]
+    reader = with_video_reader(load_stock_processor(_source(name, revision))).video_processor
+    limit = {} if math.isinf(reader.max_fps) else {"fps": reader.max_fps}
+    defaults = {"video_backend": LOADER, "num_frames": reader.num_frames, **limit}
+    media.media_io_kwargs = {**media.media_io_kwargs, "video": {**defaults, **given}}
+
+
+def _source(name: str, revision: str | None) -> Source:
+    return Source(name, {"revision": revision} if revision and not os.path.isdir(name) else {})
