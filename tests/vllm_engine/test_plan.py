@@ -131,8 +131,8 @@ def test_the_oldest_use_is_forgotten_first():
 
 def test_served_methods_read_features_alone():
     assert SERVED[0] == "cacovid"
-    assert set(SERVED) >= {"cacovid", "divprune", "vidcom2", "uniform"}
-    refused = {"attention", "fastv", "fastvid", "flashvid", "framefusion", "visionzip"}
+    assert set(SERVED) >= {"cacovid", "divprune", "vidcom2", "uniform", "simplecluster"}
+    refused = {"attention", "marc", "fastv", "fastvid", "flashvid", "framefusion", "visionzip"}
     assert refused == refused & set(COMPRESSORS)
     assert not refused & set(SERVED)
     for name in refused:
@@ -224,6 +224,7 @@ def test_vllm_sees_the_backbone():
         ({"unfinished_save": ".saving-" + "0" * 32}, "was not finished"),
         ({"format_version": 99}, "format_version=99"),
         ({"scope": "nowhere"}, "scope='nowhere'"),
+        ({"backbone_config": {"model_type": "qwen2_vl"}}, "'qwen2_vl' is not served"),
     ],
 )
 def test_checkpoints_that_are_not_served(change, said):

@@ -28,7 +28,7 @@ class ServedConfig(PreTrainedConfig):
         """The backbone's config.
 
         Raises:
-            ValueError: as of `CaCoVidConfig`, or a checkpoint whose last save was not finished.
+            ValueError: as of `CaCoVidConfig`, a family that is not served, or a checkpoint whose last save was not finished.
         """
         returns_unused = kwargs.pop("return_unused_kwargs", False)
         if staging_folder(config_dict) is not None:
@@ -37,6 +37,10 @@ class ServedConfig(PreTrainedConfig):
             )
         whole = CaCoVidConfig.from_dict(dict(config_dict))
         config = whole.backbone_config
+        if config.model_type not in ARCHITECTURES:
+            raise ValueError(
+                f"Backbone family {config.model_type!r} is not served by vLLM: use one of {', '.join(ARCHITECTURES)}, or `cacovid serve`."
+            )
         config.architectures = [ARCHITECTURES[config.model_type]]
         config.dtype = whole.dtype
         config._name_or_path = str(kwargs.get("name_or_path", ""))

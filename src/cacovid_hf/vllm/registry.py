@@ -11,10 +11,8 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 from vllm.transformers_utils.config import _CONFIG_REGISTRY  # there is no public way to give a model type a config
 
-from ..backbones import backbone_family
 from ..checkpoints.stock_processor import load_stock_processor
 from ..hub.source import BACKBONE_FOLDER, PROCESSOR_FILES, Source
-from ..policies.base import head_size
 from ..processing import with_video_reader
 from .config import ARCHITECTURES, ATTRIBUTE, ServedConfig, ServerSettings, policy_settings
 from .cpu_runner import notice_pruning_on_cpus
@@ -51,7 +49,6 @@ class ServedModelConfig(VerifyAndUpdateConfig):
             ValueError: a setting that is not served.
         """
         config = model_config.hf_config
-        backbone_family(config)
         media = model_config.multimodal_config
         if media.video_pruning_rate:
             raise ValueError(
@@ -95,7 +92,8 @@ def _ratios_of_server(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _give_rows(text_config: PreTrainedConfig) -> None:
     """Positions of kept tokens have gaps, and vLLM takes positions from a model where it has several rows of them: three equal rows are 1-D RoPE."""
-    half = head_size(text_config) // 2
+    width = text_config.to_dict().get("head_dim") or text_config.hidden_size // text_config.num_attention_heads
+    half = width // 2
     part = half // 3
     text_config.rope_parameters = {**text_config.rope_parameters, "mrope_section": [half - 2 * part, part, part]}
 

@@ -118,6 +118,7 @@ CASES: list[Case] = [
     _about(Text(3, 9), 0.25, method="divprune"),
     _about(Text(2, 12), 0.25, method="vidcom2"),
     _about(Text(2, 12), 0.1, method="uniform"),
+    _about(Text(2, 12), 0.25, method="simplecluster"),
     _about(Text(2, 12), 0.25, method="prunevid"),
     Case((Text(6, 3), Clip(0), Text(7, 2), Clip(2, 8, 1.0), Text(8, 8)), [0.25, 0.5], "divprune"),
 ]
