@@ -449,6 +449,7 @@ def _cases() -> list[Case]:
     add("picture", "size_changes.h264", X264, join(f"{smaller}|{X264}"))
     add("picture", "size_changes.m2v", MPEG2, join(f"{smaller}|{MPEG2}"))
     # Clocks.
+    even: dict = dict(times=lambda i: i / RATE)
     squares = "N*N*0.004/TB"
     for suffix in ("mp4", "mov", "mkv", "ts", "flv", "nut"):
         add("clock", f"variable_rate.{suffix}", f"{X264} {vfr(squares)}")
@@ -460,6 +461,25 @@ def _cases() -> list[Case]:
     add("clock", "pause.mp4", f"{X264} {vfr('if(lt(N,25),N*0.04,20+N*0.04)/TB')}")
     add("clock", "pause.mkv", f"{X264} {vfr('if(lt(N,25),N*0.04,20+N*0.04)/TB')}")
     add("clock", "pause.ts", f"{X264} -bf 0 {vfr('if(lt(N,25),N*0.04,20+N*0.04)/TB')}", times=lambda i: i / RATE)
+    # Pictures that are decoded ahead have times from behind a stall before the clock of decoding stalls.
+    stall = vfr("if(lt(N,25),N*0.04,40+N*0.04)/TB")
+    for name, codec in {
+        "stall_b2.ts": X264,
+        "stall_b3.ts": X264 + " -bf 3",
+        "stall_pyramid.ts": X264 + " -bf 8 -x264-params b-pyramid=normal:b-adapt=0",
+        "stall_open_gop.ts": X264 + " -x264-params open-gop=1:scenecut=0:b-adapt=0:keyint=12",
+        "stall_hevc.ts": X265,
+        "stall_b3.m2ts": X264 + " -bf 3",
+    }.items():
+        add("clock", name, f"{codec} {stall}", **even)
+    for suffix in ("ts", "mpg", "vob"):
+        add("clock", f"stall_mpeg2.{suffix}", f"{MPEG2} {stall.replace('1/1000', '1/25')}", **even)
+    two = vfr("if(lt(N,25),N*0.04,if(lt(N,37),40+N*0.04,95+N*0.04))/TB")
+    add("clock", "two_stalls.ts", f"{X264} -bf 3 {two}", **even)
+    for suffix in ("mp4", "mov", "mkv", "flv", "nut"):
+        add("clock", f"pause_b3.{suffix}", f"{X264} -bf 3 {stall}")
+    # As many seconds as a power of two has ticks: a pause all the same.
+    add("clock", "pause_of_2_20_ticks.mp4", f"{X264} -bf 3 {stall.replace('40', '81.92')} -video_track_timescale 12800")
     for rate in ("30000/1001", "24000/1001", "60", "5", "1"):
         frames = SOURCE.replace("rate=25:duration=2", f"rate={rate}")
         name = rate.replace("/", "_")
@@ -470,6 +490,19 @@ def _cases() -> list[Case]:
         if ahead < SECONDS:
             add("clock", f"wraps_after_{ahead}.ts", f"{X264} -output_ts_offset {end - ahead} -muxdelay 0")
             add("clock", f"wraps_after_{ahead}.m2ts", f"{X264} -output_ts_offset {end - ahead} -muxdelay 0")
+    # At each place among the pictures that are decoded ahead.
+    for frames in range(5):
+        place = end - 1 - frames / RATE
+        add("clock", f"wraps_b3_{frames}.ts", f"{X264} -bf 3 -output_ts_offset {place} -muxdelay 0")
+    add(
+        "clock",
+        "wraps_pyramid.ts",
+        f"{X264} -bf 8 -x264-params b-pyramid=normal:b-adapt=0 -output_ts_offset {end - 1} -muxdelay 0",
+    )
+    for ahead in (0.06, 0.1, 1.94):  # at the first pictures and at the last ones
+        add("clock", f"wraps_b3_after_{ahead}.ts", f"{X264} -bf 3 -output_ts_offset {end - ahead} -muxdelay 0")
+    add("clock", "wraps_and_stalls.ts", f"{X264} -bf 3 {stall} -output_ts_offset {end - 0.5} -muxdelay 0", **even)
+    add("clock", "stalls_over_its_end.ts", f"{X264} -bf 3 {stall} -output_ts_offset {end - 20} -muxdelay 0", **even)
     for suffix, codec in {"mpg": MPEG2, "vob": MPEG2}.items():
         add("clock", f"wraps_after_1.0.{suffix}", f"{codec} -output_ts_offset {end - 1} -muxdelay 0 -muxpreload 0")
     add(
@@ -505,13 +538,23 @@ def _cases() -> list[Case]:
     add("clock", "no_duration.webm", VP8 + " -live 1")
     add("clock", "no_duration.mkv", X264 + " -live 1")
     add("clock", "no_duration.flv", X264 + " -flvflags no_duration_filesize")
-    even: dict = dict(times=lambda i: i / RATE)
     for name, arguments, *others in [
         ("same_clock.ts", X264, X264),
         ("same_clock_three.ts", X264, X264, X264),
         ("later_clock.ts", X264, f"{X264} -output_ts_offset 500"),
         ("earlier_clock.ts", f"{X264} -output_ts_offset 500", X264),
         ("close_clock.ts", X264, f"{X264} -output_ts_offset 1.2"),
+        ("same_clock_b3.ts", X264 + " -bf 3", X264 + " -bf 3"),
+        ("same_clock_pyramid.ts", X264 + " -bf 8", X264 + " -bf 8"),
+        ("later_clock_b3.ts", X264 + " -bf 3", X264 + " -bf 3 -output_ts_offset 40"),
+        ("close_clock_b3.ts", X264 + " -bf 3", X264 + " -bf 3 -output_ts_offset 1.5"),
+        ("stall_then_other.ts", f"{X264} -bf 3 {stall}", X264 + " -bf 3"),
+        ("short_parts.ts", X264 + " -bf 3 -frames:v 5", *[X264 + " -bf 3 -frames:v 5"] * 4),
+        (
+            "short_later_parts.ts",
+            X264 + " -bf 3 -frames:v 5",
+            *(f"{X264} -bf 3 -frames:v 5 -output_ts_offset {40 * i}" for i in (1, 2, 3)),
+        ),
         ("b_then_none.ts", X264, f"{X264} -bf 0"),
         ("none_then_b.ts", f"{X264} -bf 0", X264),
         ("same_clock_mpeg2.ts", MPEG2, MPEG2),

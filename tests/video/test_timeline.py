@@ -78,6 +78,39 @@ def test_gaps_are_pauses_in_files_and_jumps_in_broadcasts():
     assert times_of(pts, closes_gaps=True)[0] == [0, 0.04, 0.08, 0.12, 0.16]
 
 
+def test_pictures_decoded_ahead_jump_before_the_clock_does():
+    """Decoding is two pictures ahead of presentation. The stall of 40 s lies behind the picture at 80."""
+    pts = [0, 80, 40, 40_160, 40_120, 40_200]
+    dts = [-80, -40, 0, 40, 80, 40_120]
+    times, duration, timeline = times_of(pts, dts)
+    assert times == [0, 0.04, 0.08, 0.12, 0.16, 0.2]
+    assert duration == 0.24
+    assert timeline.order.tolist() == [0, 2, 1, 4, 3, 5]
+    assert times_of(pts, dts, closes_gaps=False)[0] == [0, 0.04, 0.08, 40.12, 40.16, 40.2]
+
+
+def test_two_stalls_within_the_delay_of_the_decoder():
+    """The picture from behind the second stall is decoded before the first one of the time between the two."""
+    pts = [0, 80, 40, 100_000, 50_000, 50_040, 100_080, 100_040]
+    dts = [-80, -40, 0, 40, 80, 50_000, 50_040, 100_000]
+    times, _, timeline = times_of(pts, dts)
+    assert times == [0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28]
+    assert timeline.order.tolist() == [0, 2, 1, 4, 5, 3, 7, 6]
+
+
+def test_a_pause_of_a_power_of_two_is_a_pause():
+    """2^17 ms are 131.072 s; a clock of presentation never lies a whole turn before that of decoding."""
+    pts = [0, 80, 40, 131_152, 131_112, 131_192]
+    dts = [-80, -40, 0, 40, 80, 131_112]
+    assert times_of(pts, dts, closes_gaps=False)[0] == [0, 0.04, 0.08, 131.112, 131.152, 131.192]
+
+
+def test_a_clock_that_passes_its_end_in_the_last_pictures_alone():
+    end = 1 << 33
+    times, _, _ = times_of([end - 80, 0, end - 40], [end - 160, end - 120, end - 80])
+    assert times == [0, 0.04, 0.08]
+
+
 def test_one_wrong_time_does_not_tear_the_clip():
     times, duration, _ = times_of([0, 40, 90_000_000, 120, 160])
     assert times == [0, 0.04, 0.08, 0.12, 0.16]

@@ -202,25 +202,47 @@ def _presentation_ticks(packets: Packets, visible: np.ndarray, closes_gaps: bool
     gap = max((_LARGEST_GAP if closes_gaps else _LARGEST_GAP_OF_FILES) * second, 2 * step)
     steps = np.diff(clock)
     jumps = np.flatnonzero((steps < -slack) | (steps > gap)) + 1
-    delays = np.where(has_pts, pts - clock, 0)
-    for place in np.flatnonzero(np.abs(delays) > _LARGEST_GAP * second):
-        delays[place] -= _wrap_in(int(delays[place]), second, _LARGEST_GAP)
-    ticks = clock + delays
-    offset, highest = 0, int(_extremes(ticks, visible, 0, jumps[0])[1]) if len(jumps) else 0
-    for start, end in itertools.pairwise([*jumps, len(clock)]):
-        wrap = _wrap_in(int(clock[start]) - int(clock[start - 1]), second, _WRAP_TOLERANCE)
-        lowest, last = _extremes(ticks, visible, start, end)
-        # The same clock goes on; or that of another recording, which goes on behind the last picture.
-        offset = offset - wrap if wrap else highest + max(1, round(step)) - lowest
-        ticks[start:end] += offset
-        highest = max(highest, last + offset)
+    ticks, part = _parts_of_presentation(np.where(has_pts, pts, clock), clock, jumps, second)
+    offset, highest = 0, 0
+    for number, (start, end) in enumerate(itertools.pairwise([0, *jumps, len(clock)])):
+        reach = slice(max(0, start - _DECODER_DELAY), end)
+        own = part[reach] == number
+        wrap = _wrap_in(int(clock[start]) - int(clock[start - 1]), second, _WRAP_TOLERANCE) if number else 0
+        if own.any():
+            lowest, last = _extremes(ticks[reach][own], visible[reach][own])
+            if number and not wrap:  # another recording, which goes on behind the last picture
+                offset = highest + max(1, round(step)) - lowest
+        offset -= wrap  # the same clock goes on
+        if own.any():
+            ticks[reach][own] += offset
+            highest = max(highest, last + offset) if number else last
     return ticks, not len(jumps) and not (ticks != np.where(has_pts, pts, ticks)).any()
 
 
-def _extremes(ticks: np.ndarray, visible: np.ndarray, start: int, end: int) -> tuple[int, int]:
+def _parts_of_presentation(
+    pts: np.ndarray, clock: np.ndarray, jumps: np.ndarray, second: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Presentation times without wraps of their own, and the number of the part between two jumps of the clock that each belongs to.
+
+    The times of pictures that are decoded ahead jump some packets before the clock does.
+    """
+    part = np.searchsorted(jumps, np.arange(len(clock)), side="right")
+    ticks = pts.copy()
+    for place in np.flatnonzero(np.abs(pts - clock) > _LARGEST_GAP * second):
+        time, nearest = int(pts[place]), int(clock[place])
+        for jump in jumps[part[place] :]:
+            if jump - place > _DECODER_DELAY or abs(time - int(clock[jump])) >= abs(time - nearest):
+                break
+            nearest = int(clock[jump])
+            part[place] += 1
+        if time < nearest:  # the clock of decoding passes its end later, and not in this file
+            ticks[place] -= _wrap_in(time - nearest, second, _LARGEST_GAP)
+    return ticks, part
+
+
+def _extremes(part: np.ndarray, visible: np.ndarray) -> tuple[int, int]:
     """The lowest and the highest time of a part's visible frames."""
-    part = ticks[start:end]
-    shown = part[visible[start:end]]
+    shown = part[visible]
     part = shown if shown.size else part
     return int(part.min()), int(part.max())
 
