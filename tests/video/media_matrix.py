@@ -436,6 +436,7 @@ def _cases() -> list[Case]:
     add("picture", "hdr.mp4", hdr + " -color_primaries bt2020 -x265-params log-level=error:pools=1")
     for angle in (90, 180, 270):
         add("picture", f"rotated_{angle}.mp4", f"{X264} -metadata:s:v rotate={angle}")
+    add("picture", "tag_of_a_turn.mkv", f"{X264} -metadata:s:v rotate=90")  # a tag alone turns nothing
     add("picture", "rotated.mov", f"{X264} -metadata:s:v rotate=90")
     add("picture", "wide_pixels.mp4", X264 + " -aspect 16:9")
     smaller = SOURCE.replace("96x64", "64x48")
@@ -531,6 +532,18 @@ def _cases() -> list[Case]:
         "late.flv": "100",
     }.items():
         add("clock", f"starts_{name}", f"{X264} -output_ts_offset {offset}")
+    for suffix, codec in {
+        "mp4": X264,
+        "mov": X264,
+        "mkv": X264,
+        "ts": X264,
+        "flv": X264,
+        "webm": VP9,
+        "mpg": MPEG2,
+    }.items():
+        sound = "-c:a libopus" if suffix == "webm" else "-c:a mp2" if suffix == "mpg" else "-c:a aac"
+        late = f"-f lavfi -i sine=duration=6 -vf setpts=PTS+3/TB -fps_mode passthrough {codec} {sound}"
+        add("clock", f"late_pictures.{suffix}", late)
     negative = f"{X264} -output_ts_offset -0.5 -avoid_negative_ts disabled"
     add("clock", "negative_kept.mkv", negative, times=lambda i: i / RATE, is_exact=False)
     add("clock", "trimmed.mp4", X264 + " -bf 0", trim_by_edit_list(10, 25))
@@ -672,6 +685,8 @@ SPREAD = [
     "picture/size_changes.ts",
     "clock/variable_rate.mkv",
     "clock/wraps_after_1.0.ts",
+    "clock/stall_b3.ts",
+    "clock/late_pictures.mkv",
     "joined/b_then_none.ts",
     "damaged/head.mp4",
     "flags/all_keys_mpeg4.mp4",

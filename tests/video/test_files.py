@@ -7,6 +7,7 @@ import re
 import resource
 import struct
 import sys
+import zlib
 from fractions import Fraction
 
 import av
@@ -22,6 +23,7 @@ from helpers.media import (
     write_audio,
     write_video,
 )
+from PIL import Image
 
 from cacovid_hf.video import decoding
 from cacovid_hf.video.files import iter_chosen_frames, read_chosen_frames, read_video, uniform_indices
@@ -214,6 +216,16 @@ def test_metadata_of_a_variable_rate_is_the_mean(tmp_path):
     assert metadata.fps * metadata.duration == pytest.approx(11)
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_times_count_from_the_first_picture(tmp_path, suffix):
+    """Sound begins at 0, and the pictures at 3 seconds."""
+    path = write_video(tmp_path / f"a.{suffix}", 40, pts=range(30, 70), audio=True)
+    frames, metadata = read_video(path)
+    assert numbers_of(frames) == [0, 13, 26, 39]
+    assert metadata.timestamps == pytest.approx([0, 1.3, 2.6, 3.9], abs=2e-3)
+    assert metadata.duration == pytest.approx(4.0, abs=2e-3)
+
+
 def test_one_frame_is_a_video(tmp_path):
     frames, metadata = read_video(write_video(tmp_path / "a.mp4", 1, fps=10))
     assert frames.shape == (1, HEIGHT, WIDTH, 3)
@@ -232,6 +244,20 @@ def test_chosen_frames(tmp_path):
 # --- orientation -----------------------------------------------------------------------------------------------------------------
 
 
+def copied(path, target):
+    """The packets of a file in another container, with what its track says."""
+    if not hasattr(av.container.OutputContainer, "add_stream_from_template"):
+        pytest.skip("PyAV before 14 copies tracks otherwise")
+    with av.open(str(path)) as old, av.open(str(target), "w") as new:
+        track = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = track
+                new.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
 @pytest.mark.parametrize(
     ("matrix", "turned"),
     [
@@ -244,9 +270,11 @@ def test_chosen_frames(tmp_path):
         ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
     ],
 )
-def test_display_matrix_is_honoured(tmp_path, matrix, turned):
+def test_display_matrix_is_honoured(tmp_path, matrix, turned, suffix):
     picture = numbered_picture(0b000_000_000_011)  # white in one corner, and longer that way
     path = set_display_matrix(write_video(tmp_path / "a.mp4", [picture] * 3), *matrix)
+    if suffix != "mp4":
+        path = copied(path, tmp_path / f"a.{suffix}")
 
     frames, metadata = read_video(path)
 
@@ -317,6 +345,33 @@ def playlist(path):
     path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{other}\n#EXT-X-ENDLIST\n")
 
 
+def picture(suffix, **options):
+    def make(path):
+        image = Image.new("RGB", (WIDTH, HEIGHT), "red")
+        image.save(path.with_suffix(f".{suffix}"), **options)
+        path.with_suffix(f".{suffix}").rename(path)
+
+    return make
+
+
+def sound(format, codec):
+    """A second of sound in a container that holds nothing else."""
+
+    def make(path):
+        with av.open(str(path), "w", format=format) as container:
+            stream = container.add_stream(codec, rate=16000 if codec.startswith("pcm") else 48000)
+            samples = np.zeros((1, stream.rate), np.int16 if codec.startswith("pcm") else np.float32)
+            frame = av.AudioFrame.from_ndarray(
+                samples, format="s16" if codec.startswith("pcm") else "fltp", layout="mono"
+            )
+            frame.sample_rate, frame.pts = stream.rate, 0
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+
+    return make
+
+
+ANIMATED = dict(save_all=True, append_images=[Image.new("RGB", (WIDTH, HEIGHT), "blue")], duration=100)
 BAD_FILES = {
     "missing": (lambda path: None, FileNotFoundError, "does not exist: check the path"),
     "directory": (lambda path: path.mkdir(), ValueError, "is not a file: give the path of one video file"),
@@ -329,6 +384,21 @@ BAD_FILES = {
     "text": (lambda path: write(path, "no video\n" * 500), ValueError, "is not a readable video .* of another type"),
     "playlist": (playlist, ValueError, "is not a readable video"),
     "sound alone": (write_audio, ValueError, r"has no video track \(audio alone\?\)"),
+    "sound alone, ac3": (sound("ac3", "ac3"), ValueError, r"has no video track \(audio alone\?\)"),
+    "sound alone, aiff": (sound("aiff", "pcm_s16be"), ValueError, r"has no video track \(audio alone\?\)"),
+    "sound alone, au": (sound("au", "pcm_s16be"), ValueError, r"has no video track \(audio alone\?\)"),
+    "sound alone, caf": (sound("caf", "pcm_s16be"), ValueError, r"has no video track \(audio alone\?\)"),
+    "sound alone, w64": (sound("w64", "pcm_s16le"), ValueError, r"has no video track \(audio alone\?\)"),
+    "a jpeg": (picture("jpg"), ValueError, r"is a picture \(JPEG\), not a video: give it as an image"),
+    "a png": (picture("png"), ValueError, r"is a picture \(PNG\), not a video: give it as an image"),
+    "a webp": (picture("webp"), ValueError, r"is a picture \(WEBP\), not a video: give it as an image"),
+    "a bmp": (picture("bmp"), ValueError, r"is a picture \(BMP\), not a video: give it as an image"),
+    "a tiff": (picture("tiff"), ValueError, r"is a picture \(TIFF\), not a video: give it as an image"),
+    "an animated webp": (
+        picture("webp", **ANIMATED),
+        ValueError,
+        "is an animated WebP picture, .* convert it to gif or mp4",
+    ),
     "no frames": (no_frames, ValueError, "is not a readable video|no video track|without frames"),
     "zero duration": (
         zero_duration,
@@ -534,6 +604,30 @@ def test_a_codec_that_is_not_known(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
     with pytest.raises(ValueError, match="has a video track of an unknown codec: convert it"):
         read_video(path)
+
+
+def test_a_picture_is_refused_before_it_is_decoded(tmp_path):
+    """A PNG of 160 kilobytes that takes 169 MB."""
+    side = 13_000
+    packer = zlib.compressobj()
+    rows = b"".join([packer.compress(bytes(side + 1)) for _ in range(side)]) + packer.flush()
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+    data = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(data))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"is a picture \(PNG\)"):
+        read_video(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+def test_pictures_one_behind_the_other_are_a_video(tmp_path):
+    Image.new("RGB", (WIDTH, HEIGHT), "red").save(tmp_path / "one.jpg")
+    (tmp_path / "a.mjpeg").write_bytes((tmp_path / "one.jpg").read_bytes() * 25)
+    frames, metadata = read_video(tmp_path / "a.mjpeg", 3, max_fps=math.inf)
+    assert (frames.shape, metadata.total_num_frames) == ((3, HEIGHT, WIDTH, 3), 25)
 
 
 def test_elementary_streams_have_the_rate_that_they_state(tmp_path):

@@ -153,6 +153,7 @@ def iter_chosen_frames(
     with opened(file) as source:
         source.check(max_pixels, max_duration)
         packets = index_packets(source)
+        source.check_moves(packets)
         timeline = source.timeline(packets)
         warn_if_truncated(source, packets, timeline)
         metadata: VideoMetadata | None = None

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from .boxes import is_mp4, too_many_samples
 from .timeline import Packets, Timeline, build_timeline
@@ -17,7 +19,10 @@ MAX_SAMPLED_PIXELS = 1 << 29  # 1.6 GB of RGB: 32 frames of 4096x4096, or 258 of
 # Text renderers, and playlists that make FFmpeg open other files, stay out. Sound alone is read to say that it is.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,gif,ogg,ivf,mxf,nut,rm,dv,apng,yuv4mpegpipe"
 _ELEMENTARY = "h264,hevc,m4v,mpegvideo,mjpeg,jpeg_pipe,h263,vc1,obu"
-_SOUND = "mp3,flac,wav,aac"
+_SOUND = "mp3,flac,wav,aac,ac3,eac3,aiff,amr,ape,au,caf,dsf,dts,dtshd,loas,mlp,mpc,mpc8,tak,truehd,tta,voc,w64,wv"
+_JPEG_STREAMS = ("jpeg_pipe", "mjpeg")
+# Pillow's names; FFmpeg would decode them to tell their size.
+_STILL = ("BMP", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # Containers whose clock may jump, after FFmpeg.
 _BROADCAST = ("mpegts", "mpeg", "ogg")
 _PICTURES = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
@@ -107,6 +112,11 @@ class Source:
         if self.container.duration and self.format not in _BROADCAST:
             check_duration(self.container.duration / 1e6, max_duration, self.name)
 
+    def check_moves(self, packets: Packets) -> None:
+        """Refuse a JPEG picture; several in a file are a video."""
+        if self.format in _JPEG_STREAMS and len(packets.flags) == 1:
+            raise ValueError(_is_picture(self.name, "JPEG"))
+
     def timeline(self, packets: Packets, shown: np.ndarray | None = None) -> Timeline:
         """Lay its frames on one clock (see `build_timeline`)."""
         rate = self.stream.guessed_rate or self.stream.average_rate
@@ -164,7 +174,12 @@ def opened(file: str | os.PathLike | BinaryIO) -> Iterator[Source]:
         with contextlib.ExitStack() as stack:
             binary = stack.enter_context(open(content, "rb")) if isinstance(content, str) else content
             source = stack.enter_context(contextlib.closing(Source(content, binary, name, size)))
-            source.open()
+            try:
+                source.open()
+            except av.FFmpegError:
+                if refusal := _refusal_of_picture(name, binary):
+                    raise ValueError(refusal) from None
+                raise
             yield source
     except (av.FFmpegError, PermissionError) as error:
         reason = error.strerror or type(error).__name__
@@ -172,6 +187,24 @@ def opened(file: str | os.PathLike | BinaryIO) -> Iterator[Source]:
             f"{name} is not a readable video ({reason}): it may be truncated, damaged or of another type. Read are mp4, mov, mkv, webm, avi, ts, "
             "mpg, flv, wmv, gif and others: ffmpeg -i FILE -c copy out.mp4 writes one."
         ) from error
+
+
+def _refusal_of_picture(name: str, file: BinaryIO) -> str:
+    """What to say of a file that is a picture, which is not decoded; `""` if it is not one."""
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture: Any = Image.open(file, formats=_STILL)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""
+    if picture.format == "WEBP" and picture.is_animated:
+        return f"{name} is an animated WebP picture, which FFmpeg does not decode: convert it to gif or mp4."
+    return _is_picture(name, picture.format)
+
+
+def _is_picture(name: str, kind: str) -> str:
+    return f"{name} is a picture ({kind}), not a video: give it as an image, or give a video file."
 
 
 def _size_of(file: BinaryIO) -> int:
