@@ -26,33 +26,25 @@ def embedded(model, prompt):
         return model.family.embed(model.backbone, layout, ids, mask, inputs)
 
 
-def turned(policy, states, positions):
-    """Heads of `(n, H, head_dim)` states turned by their positions, one by one."""
-    cos, sin = policy._rope(positions)
-    first, second = states.chunk(2, -1)
-    return states * cos[:, None] + torch.cat((-second, first), -1) * sin[:, None]
-
-
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_equal_the_plain_computation(family, prompt):
     """Whole rows, a dense mask, one head after the other."""
     model = light_model(family)
     policy, whole = model.policy, embedded(model, prompt)
-    layer, dim = policy.layer, policy.shape.head_dim
+    layer, shape = policy.layer, policy.shape
     with torch.no_grad():
         outputs = policy(whole.inputs_embeds, whole.position_ids, whole.layout)
         for span, output in zip(whole.layout.videos, outputs, strict=True):
             states = layer.input_layernorm(whole.inputs_embeds[span.row])
-            positions = whole.position_ids[..., span.row, :]
-            query = turned(policy, layer.q_proj(states).unflatten(-1, (-1, dim)), positions)
-            key = turned(policy, layer.k_proj(states).unflatten(-1, (-1, dim)), positions)
-            value = layer.v_proj(states)
+            rope = policy._rope(whole.position_ids[..., span.row, :])
+            query, key, value = layer.queries(states, rope), layer.keys(states, rope), layer.values(states)
             read = []
-            for head in range(query.shape[1]):
-                scores = query[:, head] @ key[:, head].T / dim**0.5
+            for head in range(shape.num_key_value_heads):
+                scores = query[head] @ key[head].T * (shape.scale or shape.head_dim**-0.5)
                 scores = scores.masked_fill(~whole.layout.text[span.row], float("-inf")).softmax(-1)
-                read.append(scores @ value[:, head * dim : (head + 1) * dim])
+                read.append(scores @ value[head])
+            value = value.transpose(0, 1).flatten(1)
             held, read = policy.norm(value), policy.norm(torch.cat(read, -1))
             hidden = F.silu(policy.trunk(torch.cat((held, read, held * read), -1)))[span.positions]
             frames = hidden.view(span.num_frames, span.tokens_per_frame, -1)
@@ -62,20 +54,21 @@ def test_scores_equal_the_plain_computation(family, prompt):
             torch.testing.assert_close(output.frame_logits, policy.frame_head(pooled), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_it_starts_from_the_language_models_layer_0(family):
-    """A mean query scores a key by the mean of what the queries of its group score it."""
-    model = light_model(family)
-    policy, dim = model.policy, model.policy.shape.head_dim
+def test_it_starts_from_the_language_models_layer_0():
+    """A mean query scores a key by the mean of what the queries of its group score it, where the model does not norm its queries."""
+    model = light_model()
+    policy, shape = model.policy, model.policy.shape
     attention = model.get_decoder().layers[0].self_attn
-    groups = (policy.config.num_key_value_heads, -1, dim)
-    states = torch.randn(5, policy.config.hidden_size)
+    groups = (shape.num_key_value_heads, -1, shape.head_dim)
+    states = torch.randn(5, shape.hidden_size)
     with torch.no_grad():
         queries = attention.q_proj(states).unflatten(-1, groups)  # (n, kv heads, queries of a key, head_dim)
-        keys = attention.k_proj(states).unflatten(-1, (groups[0], dim))
+        keys = attention.k_proj(states).unflatten(-1, (groups[0], shape.head_dim))
         expected = torch.einsum("nkqd,mkd->nmkq", queries, keys).mean(-1)
-        ours = policy.layer.q_proj(states).unflatten(-1, (groups[0], dim))
-        found = torch.einsum("nkd,mkd->nmk", ours, policy.layer.k_proj(states).unflatten(-1, (groups[0], dim)))
+        ours = policy.layer.q_proj(states).unflatten(-1, (groups[0], shape.head_dim))
+        found = torch.einsum(
+            "nkd,mkd->nmk", ours, policy.layer.k_proj(states).unflatten(-1, (groups[0], shape.head_dim))
+        )
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(policy.layer.v_proj(states), attention.v_proj(states))
 

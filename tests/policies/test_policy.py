@@ -4,11 +4,11 @@ import pytest
 import torch
 from helpers.golden import golden, policy_cases, policy_layout, with_prefix
 from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model
-from torch.nn import functional as F
 from transformers import Qwen2Config
 
 from cacovid_hf import CaCoVidForConditionalGeneration, ContributionPolicy, select_tokens
 from cacovid_hf.compressors.tools.selection import contribution_budget
+from cacovid_hf.utils.hooks import Hook, attached
 
 INDEX, TENSORS = golden("policy")
 GOLDEN_CONFIG = Qwen2Config(
@@ -72,8 +72,8 @@ def test_golden_logits(name, attention, grid):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_layer_is_the_language_models_layer_0(family, prompt):
-    """Causally, and initialised from it, the policy's layer computes what the LLM's first layer computes: rotary embedding
+def test_the_layer_is_the_language_models_layer(family, prompt):
+    """Causally, and initialised from it, the policy's layer computes what the LLM's first attending layer computes: rotary embedding
     (M-RoPE too), grouped heads, norms and MLP; whatever the padding.
     """
     stock = stock_model(family)
@@ -83,53 +83,42 @@ def test_the_layer_is_the_language_models_layer_0(family, prompt):
     layout = model.family.layout(stock.config, inputs["input_ids"], mask, inputs)
     rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     embedded = model.family.embed(stock, layout, inputs["input_ids"], mask, rest)
-    with torch.no_grad():
-        everything = torch.arange(mask.shape[1]).expand(mask.shape).masked_fill(mask == 0, -1)
-        reference = stock(**masked_inputs(stock, inputs, everything), output_hidden_states=True).hidden_states[1]
+    number, seen = model.policy.shape.layer, {}
+
+    def look(module, args, kwargs, output):
+        seen.update(given=args[0] if args else kwargs["hidden_states"], out=output.clone())
+
+    everything = torch.arange(mask.shape[1]).expand(mask.shape).masked_fill(mask == 0, -1)
+    with torch.no_grad(), attached(Hook(stock.get_decoder().layers[number], post=look)):
+        stock(**masked_inputs(stock, inputs, everything))
         for span in layout.videos:
-            row = embedded.inputs_embeds[span.row], embedded.position_ids[..., span.row, :]
-            context = model.policy._context(*row, layout, span.row)
-            ours = model.policy._states(context, *row, span.positions)
-            torch.testing.assert_close(ours, reference[span.row, span.positions], atol=1e-4, rtol=1e-4)
+            given = embedded.inputs_embeds[span.row] if number == 0 else seen["given"][span.row]
+            positions = embedded.position_ids[..., span.row, :]
+            context = model.policy._context(given, positions, layout, span.row)
+            ours = model.policy._states(context, given, positions, span.positions)
+            torch.testing.assert_close(ours, seen["out"][span.row, span.positions], atol=1e-4, rtol=1e-4)
 
 
 def plain_scores(policy, embeds, positions, layout, span):
     """The policy computed the long way: the whole row, a dense mask, every head everywhere."""
-    layer = policy.layer
+    layer, shape = policy.layer, policy.shape
     length = embeds.shape[0]
-    video = torch.zeros(length, dtype=torch.bool)
-    for other in layout.videos:
-        if other.row == span.row:
-            video[other.positions] = True
     allowed = layout.valid[span.row].expand(length, length).clone()
     if policy.attention == "causal":
         allowed &= torch.ones(length, length).tril().bool()
     if policy.attention == "question":
         allowed &= layout.text[span.row]
     allowed[~layout.valid[span.row]] = True  # padding queries: anything, they are not read
-    attention = layer.self_attn
+    attention, rope = layer.self_attn, policy._rope(positions)
     normed = layer.input_layernorm(embeds)
-    cos, sin = policy._rope(positions)
-
-    def heads(x):
-        return x.view(length, -1, policy.shape.head_dim).transpose(0, 1)
-
-    def turn(x):
-        half = policy.shape.head_dim // 2
-        return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
-
-    query, key, value = (
-        turn(heads(attention.q_proj(normed))),
-        turn(heads(attention.k_proj(normed))),
-        heads(attention.v_proj(normed)),
-    )
-    key, value = key.repeat_interleave(attention.groups, 0), value.repeat_interleave(attention.groups, 0)
-    weights = (
-        (query @ key.transpose(1, 2) / policy.shape.head_dim**0.5).masked_fill(~allowed, float("-inf")).softmax(-1)
-    )
-    states = embeds + attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
-    normed = layer.post_attention_layernorm(states)
-    states = states + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+    query, key, value = attention.queries(normed, rope), attention.keys(normed, rope), attention.values(normed)
+    groups = shape.num_heads // shape.num_key_value_heads
+    key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+    scores = query @ key.transpose(1, 2) * (shape.scale or shape.head_dim**-0.5)
+    mixed = (scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ value).transpose(0, 1).flatten(1)
+    if shape.gated:
+        mixed = mixed * attention.gate_proj(normed).sigmoid()
+    states = layer.finish(embeds, mixed)
     tokens = states[span.positions].view(span.num_frames, span.tokens_per_frame, -1)
     return policy.token_head(policy.norm(tokens)), policy.frame_head(policy.norm(tokens.mean(1)))
 
