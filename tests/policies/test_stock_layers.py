@@ -4,88 +4,16 @@ import re
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from helpers.text_models import SIZES, TEXT_MODELS, text_model
+from transformers import AutoConfig
 
 from cacovid_hf import ContributionPolicy, LightPolicy
 from cacovid_hf.policies.layer import attend
 from cacovid_hf.prompt import PromptLayout, VideoSpan
 from cacovid_hf.utils.hooks import Hook, attached
 
-SIZES = dict(
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=5,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=120,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
-EXPERTS = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=48)
-
-
-def rope(sections=None, **more):
-    found = {"rope_type": "default", "rope_theta": 1e4, **more}
-    return {"rope_parameters": found | ({"mrope_section": sections} if sections else {})}
-
-
-# By `model_type`: what its config says beside the sizes.
-TEXT_MODELS = {
-    "qwen2": {},
-    "llama": {"head_dim": 16},
-    "llama with biases": {"head_dim": 16, "attention_bias": True, "mlp_bias": True},
-    "mistral": {"head_dim": 16},
-    "qwen3": {"head_dim": 24},
-    "qwen3_moe": {"head_dim": 24, "norm_topk_prob": True, **EXPERTS},
-    "qwen3_moe not normalised": {"head_dim": 24, "norm_topk_prob": False, **EXPERTS},
-    "qwen2_vl_text": rope([2, 3, 3]),
-    "qwen2_5_vl_text": rope([2, 3, 3]),
-    "qwen3_vl_text": {"head_dim": 24, **rope([6, 3, 3])},
-    "qwen3_vl_moe_text": {"head_dim": 24, **EXPERTS, **rope([6, 3, 3])},
-    "qwen3_5_text": {"head_dim": 32, **rope([2, 1, 1], partial_rotary_factor=0.25)},
-    "qwen3_5_moe_text": {"head_dim": 32, **EXPERTS, **rope([2, 1, 1], partial_rotary_factor=0.25)},
-    "glm4v_text": rope([1, 1, 2], partial_rotary_factor=0.5),
-    "glm4v_moe_text": {
-        "n_routed_experts": 4,  # behind layer 0
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 8,
-        **rope([1, 1, 2], partial_rotary_factor=0.5),
-    },
-    "gemma3_text": {"head_dim": 24, "layer_types": ["sliding_attention"] * 4 + ["full_attention"]},
-    "gemma4_text": {
-        "head_dim": 24,
-        "layer_types": ["sliding_attention"] * 4 + ["full_attention"],
-        "hidden_size_per_layer_input": 0,
-    },
-    "gemma4_text attending first": {
-        "head_dim": 24,
-        "global_head_dim": 32,
-        "layer_types": ["full_attention"] * 5,
-        "attention_k_eq_v": True,
-        "num_global_key_value_heads": 1,
-        "hidden_size_per_layer_input": 0,
-    },
-}
 LINEAR_FIRST = ("qwen3_5_text", "qwen3_5_moe_text")
 LENGTH, GRID, FIRST = 19, (3, 2, 2), 4
-
-
-def text_model(name: str, **more):
-    """A stock language model in which every norm, bias, router and factor changes the result."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(name.split()[0], **{**SIZES, **TEXT_MODELS[name], **more})
-    model = AutoModel.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.normal_(std=0.2)
-            else:
-                weight.add_(torch.randn_like(weight) * 0.4)
-        for part, buffer in model.named_buffers():
-            if part.endswith("layer_scalar"):
-                buffer.fill_(0.7)
-    return model
 
 
 def prompt(model):

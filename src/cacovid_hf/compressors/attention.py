@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..policies.stock_parts import check_readable
 from ..prompt import Prompt, PromptLayout, VideoSpan
 from ..utils.hooks import Hook, attached
 from .base import CompressibleModel, Compressor, Scores
@@ -73,7 +74,7 @@ def video_attention(
         For each layer, for each video, float32 `(T, P)`: softmaxed attention, mean over the heads (and over the question's tokens).
 
     Raises:
-        ValueError: the language model has no such layer, or no text follows a video.
+        ValueError: the language model has no such layer, or it does not attend; or no text follows a video.
     """
     decoder: Any = model.backbone.get_decoder()
     for layer in layers:
@@ -81,6 +82,7 @@ def video_attention(
             raise ValueError(
                 f"layer={layer} is none of the language model's {len(decoder.layers)} layers, which are counted from 0."
             )
+    check_readable(decoder.config, layers)
     queries = [_queries(prompt.layout, span, query) for span in prompt.layout.videos]
     received: dict[int, list[Tensor]] = {}
 

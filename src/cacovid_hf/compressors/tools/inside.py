@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..._compat import CACHE, causal_mask
+from ...policies.stock_parts import check_readable, mlp_ends, stock_keys, stock_queries
 from ...prompt import CompressedPrompt, LayerRecord, VideoSelection, ordered_places
 from ...ratio import AutoBudget
 from ...utils.hooks import Hook, attached
-from ...utils.tensors import rotate
 
 
 class Cut(NamedTuple):
@@ -89,18 +89,17 @@ def attention_rows(attention: Any, states: Tensor, cos: Tensor, sin: Tensor, que
     """Softmaxed causal attention of a few queries, beside whatever kernel the layer uses.
 
     Args:
-        attention: a decoder layer's attention module (Qwen2 names: `q_proj`, `k_proj`, `head_dim`, `scaling`).
+        attention: a decoder layer's attention module, of a language model that `check_readable` knows.
         states: `(n, D)`, its input, one prompt without padding.
-        cos: `(n, head_dim)`, its rotary embedding.
+        cos: `(n, E)`, its rotary embedding.
         sin: likewise.
         queries: int64 `(m,)`, places among the `n`.
 
     Returns:
         float32 `(m, n)`, mean over the heads; each row adds up to one.
     """
-    query = attention.q_proj(states[queries]).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)  # (H, m, d)
-    key = attention.k_proj(states).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)  # (H / groups, n, d)
-    query, key = rotate(query, cos[queries], sin[queries]), rotate(key, cos, sin)
+    query = stock_queries(attention, states[queries], cos[queries], sin[queries])  # (H, m, d)
+    key = stock_keys(attention, states, cos, sin)  # (H / groups, n, d)
     logits = query.unflatten(0, (len(key), -1)) @ key.transpose(1, 2)[:, None] * attention.scaling  # (kv, groups, m, n)
     unseen = torch.arange(len(states), device=queries.device) > queries[:, None]
     return logits.float().masked_fill(unseen, -torch.inf).softmax(dim=-1).mean(dim=(0, 1))
@@ -138,8 +137,9 @@ class _Cutter:
             hooks.append(Hook(layer.self_attn, pre=partial(self.enter_attention, index)))
             # What the last layer's MLP drops, no layer is spared.
             if self.rule.point == "mlp" and index + 1 < len(layers):
-                hooks.append(Hook(layer.post_attention_layernorm, pre=partial(self.enter_mlp_norm, index)))
-                hooks.append(Hook(layer.mlp, post=partial(self.leave_mlp, index)))
+                first, last = mlp_ends(layer)
+                hooks.append(Hook(first, pre=partial(self.enter_mlp_norm, index)))
+                hooks.append(Hook(last, post=partial(self.leave_mlp, index)))
         return hooks
 
     def enter_layer(
@@ -294,13 +294,15 @@ def cut_inside(decoder: Any, prompt: CompressedPrompt, rule: CutRule) -> Iterato
         What each layer saw, once the prefill is done.
 
     Raises:
-        ValueError: a language model with sliding attention, whose windows would count dropped tokens or not.
+        ValueError: a language model with sliding attention, whose windows would count dropped tokens or not; one with layers of linear
+            attention, or of an unknown kind.
     """
     if "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ()):
         raise ValueError(
             "The language model has layers of sliding attention, where dropping tokens between layers has not been tried: use a compressor that "
             "drops them before the language model."
         )
+    check_readable(decoder.config, range(len(decoder.layers)))
     cutter = _Cutter(decoder, prompt, rule)
     with attached(*cutter.hooks()):
         yield cutter.record
