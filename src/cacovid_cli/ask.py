@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import ProcessorMixin
 
-from cacovid_hf.compressors import CaCoVid, Compressor
+from cacovid_hf.compressors import Compressor
 from cacovid_hf.generation.timing import Stages, timed_generate
 from cacovid_hf.modeling import CaCoVidForConditionalGeneration
 from cacovid_hf.processing import sample_video
@@ -91,7 +91,7 @@ def ask(
     text = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     selection = selections[0]
     kept, total = int(selection.keep.sum()), selection.keep.numel()
-    by_untrained_policy = kept < total and isinstance(method, CaCoVid) and not model.config.policy_trained
+    by_untrained_policy = kept < total and method.uses_policy and not model.config.policy_trained
     return Answer(
         text=text,
         kept=kept,

@@ -87,6 +87,8 @@ def test_methods_that_go_with_a_prior():
     assert FramePrior("visionzip").reads_tower
     assert not FramePrior("divprune").reads_tower
     assert FramePrior(Marc()).inner == Marc()
+    using = [FramePrior(), FramePrior(by="attention"), Marc(), Marc(clips=1), Marc(clips=1, clips_by="attention")]
+    assert [method.uses_policy for method in using] == [True, False, False, True, False]
     for inner in ("cacovid", "fastv", "nothing", Evs(exact_count=False), Marc(clips=2), COMPRESSORS["attention"]()):
         with pytest.raises(ValueError, match="method="):
             FramePrior(inner)

@@ -83,6 +83,7 @@ class Compressor(ABC):
     Attributes:
         name: what `compressor=` takes.
         inside_llm: whether tokens are dropped between the layers of the language model too, see `inside`.
+        uses_policy: whether the trained policy has a say in what stays.
         reads_tower: whether `prompt.tower_attention(span)` is read: attention of the vision tower, recorded while the prompt is embedded.
         exact_count: whether the budget is exact; False for a published rule, whose count only the method knows.
         count_rule: how many tokens are kept, in words.
@@ -90,6 +91,7 @@ class Compressor(ABC):
 
     name: ClassVar[str]
     inside_llm: ClassVar[bool] = False
+    uses_policy: bool = False
     reads_tower: bool = False
     exact_count: bool = True
     count_rule: str = "max(1, floor(retention_ratio * N)) of each video, before the language model"

@@ -20,6 +20,7 @@ class CaCoVid(Selection, Compressor):
     """
 
     name = "cacovid"
+    uses_policy = True
 
     @torch.no_grad()
     def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:

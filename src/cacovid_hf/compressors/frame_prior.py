@@ -89,6 +89,11 @@ class FramePrior(Compressor):
         return BLIND[self.method]()
 
     @property
+    def uses_policy(self) -> bool:  # type: ignore[override]
+        """If the policy is the prior."""
+        return self.by == "cacovid"
+
+    @property
     def reads_tower(self) -> bool:  # type: ignore[override]
         """As the blind method."""
         return self.inner.reads_tower

@@ -51,6 +51,11 @@ class Marc(Compressor):
         if self.min_clips < 1:
             raise ValueError(f"min_clips={self.min_clips!r} must be at least 1.")
 
+    @property
+    def uses_policy(self) -> bool:  # type: ignore[override]
+        """If it chooses the clips."""
+        return self.clips is not None and self.clips_by == "cacovid"
+
     def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
         """Those that clips are chosen by."""
         return super().score(prompt, model) if self.clips is None else prior_scores(self.clips_by, prompt, model)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from ..compressors import COMPRESSORS, CaCoVid, Compressor, FastV, resolve_compressor
+from ..compressors import COMPRESSORS, Compressor, FastV, resolve_compressor
 from ..compressors.base import CompressibleModel
 from .paper_figures import BEFORE_LLM, BEHIND_CUT, LAYER_AVERAGE
 
@@ -38,11 +38,6 @@ def ratio_definition(method: Compressor) -> str:
     if not method.inside_llm:
         return BEFORE_LLM
     return BEHIND_CUT if isinstance(method, FastV) and method.ratio_of == "kept" else LAYER_AVERAGE
-
-
-def uses_policy(method: Compressor) -> bool:
-    """Whether the trained policy decides what the method keeps."""
-    return isinstance(method, CaCoVid)
 
 
 def _settings(name: str) -> tuple[str, dict[str, Any]]:

@@ -35,7 +35,7 @@ from ..video.files import SampledVideo
 from .clips import read_clip
 from .datasets import Benchmark, Sample, load_benchmark
 from .logs import CellLog, Row, check_row, is_answered
-from .methods import describe, expand_methods, make_method, ratio_definition, uses_policy
+from .methods import describe, expand_methods, make_method, ratio_definition
 from .paper_figures import BEFORE_LLM
 from .peak_memory import PeakMemory
 from .processes import Processes
@@ -205,7 +205,7 @@ def _cells(
         for label in methods if ratio < 1 else [ALL_TOKENS]:
             method = make_method("uniform" if ratio == 1 else label, model)
             description = {"name": ALL_TOKENS, "settings": {}} if ratio == 1 else describe(method)
-            by_policy = ratio < 1 and uses_policy(method)
+            by_policy = ratio < 1 and method.uses_policy
             entry = {
                 "dataset": dataset,
                 "model": {
