@@ -7,6 +7,7 @@ saved by its name, and loads through `AutoProcessor`.
 import functools
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,10 +30,14 @@ from .hub.auto_file import AUTO_MODULE, AUTO_SOURCE
 from .hub.source import PROCESSOR_FILES, Source
 from .video.addresses import opened_address, shown
 from .video.files import SampledVideo
+from .video.limits import current_guard, current_limits
 from .video.messages import ONE_SIZE, PIXEL_BOUNDS, follow_messages
 from .video_processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor, paths_as_text
 
 logger = logging.get_logger(__name__)
+
+# Pillow's names of what browsers and cameras write; others start programs (EPS) or are read by rarely used code.
+_PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
 
 # By the name of the stock video processor that it extends.
 _READERS: dict[str, Any] = {
@@ -179,7 +184,7 @@ def read_picture(address: str) -> Image.Image:
     """
     with opened_address(address) as file:
         try:
-            return load_image(_decoded(file))
+            return load_image(_decoded(file, shown(address)))
         except FileNotFoundError:
             raise FileNotFoundError(f"{shown(address)} does not exist: check the path of the picture.") from None
         except (OSError, Image.DecompressionBombError) as error:
@@ -188,8 +193,19 @@ def read_picture(address: str) -> Image.Image:
             ) from None
 
 
-def _decoded(file: str | BinaryIO) -> Image.Image:
-    with Image.open(file) as picture:
+def _decoded(file: str | BinaryIO, name: str) -> Image.Image:
+    if isinstance(file, str) and os.path.exists(file) and not os.path.isfile(file):
+        raise IsADirectoryError
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its limit is not ours
+        picture = Image.open(file, formats=_PICTURES)
+    with picture:
+        pixels, limit = picture.width * picture.height, current_limits().max_picture_pixels
+        if pixels > limit:
+            raise ValueError(
+                f"{name} has {picture.width}x{picture.height} pixels, over the limit max_picture_pixels={limit}: scale it down."
+            )
+        current_guard().holding(pixels)
         picture.load()
         return picture
 

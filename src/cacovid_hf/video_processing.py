@@ -1,5 +1,7 @@
 """Video processors that read video files themselves: the stock ones with `cacovid_hf.video.files` in place of torchcodec."""
 
+import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_videos
 
 from .hub.auto_file import AUTO_MODULE, AUTO_SOURCE
-from .video.addresses import opened_address
+from .video.addresses import address_rules, current_rules, opened_address, shown
 from .video.files import iter_chosen_frames, read_chosen_frames, uniform_indices
 from .video.messages import PIXEL_BOUNDS, ClipSettings, VideoAddress, check_frames, check_pixel_bounds
 from .video.timeline import ClipMetadata, frames_between
@@ -69,10 +71,11 @@ class VideoFileMixin(BaseVideoProcessor):
                     "The call mixes video files with decoded frames: decode them all (cacovid_hf.read_video) or none."
                 )
             kwargs["do_sample_frames"] = True
-            if any(settings_of(video).pixels for video in flat):
-                return _joined(
-                    [super(VideoFileMixin, self).preprocess([video], **self._sized(kwargs, video)) for video in flat]
-                )
+            with _contents_apart(flat) as named:
+                if any(settings_of(video).pixels for video in named):
+                    parts = [super(VideoFileMixin, self).preprocess([one], **self._sized(kwargs, one)) for one in named]
+                    return _joined(parts)
+                return super().preprocess(named, **self._sized(kwargs))
         elif kwargs.get("video_metadata") is None and not kwargs.get("do_sample_frames"):
             kwargs["video_metadata"] = self._assumed_times(flat, kwargs.get("fps"))
         return super().preprocess(videos, **self._sized(kwargs))
@@ -239,6 +242,21 @@ class CaCoVidQwen2VLVideoProcessor(VideoFileMixin, Qwen2VLVideoProcessor):  # ty
         max_fps: float | int | None
 
     valid_kwargs = Kwargs
+
+
+@contextlib.contextmanager
+def _contents_apart(videos: list[str]) -> Iterator[list[str]]:
+    """Within the block, names stand for `data:` addresses, of which stock code would make a list with an entry for each character."""
+    rules = current_rules()
+    named, contents = list(videos), dict(rules.contents)
+    with contextlib.ExitStack() as opened:
+        for place, video in enumerate(videos):
+            if video[:100].lstrip()[:5].lower() == "data:":
+                name = f"{shown(video)} (video {place + 1})"
+                contents[name] = opened.enter_context(opened_address(video))
+                named[place] = VideoAddress(name, settings_of(video))
+        with address_rules(dataclasses.replace(rules, contents=contents)):
+            yield named
 
 
 def settings_of(video: Any) -> ClipSettings:

@@ -27,6 +27,7 @@ from cacovid_hf.backbones import base
 from cacovid_hf.compressors import COMPRESSORS, Uniform
 from cacovid_hf.generation.long_video import encode_file, prefetched
 from cacovid_hf.prompt import EncodedVideos
+from cacovid_hf.video.addresses import AddressRules, address_rules, current_rules
 
 PIXELS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 # Windows of Qwen2.5-VL's tower are 2 x 2 tokens here: grids of several windows, odd ones among them.
@@ -264,6 +265,12 @@ def test_ahead_keeps_order_depth_and_ends():
     assert made[-1] == "closed"
     assert len(made) <= 3 + 2 + 2
     assert list(prefetched(range(50))) == list(range(50))
+
+
+def test_rules_for_addresses_hold_in_the_thread_that_decodes():
+    rules = AddressRules(folders=())
+    with address_rules(rules):
+        assert list(prefetched(current_rules() for _ in range(2))) == [rules] * 2
 
 
 def test_frames_whose_size_depends_on_their_number_are_refused(tmp_path):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from cacovid_hf.video.addresses import AddressRules, address_rules, is_public, local_path, opened_address
+from cacovid_hf.video.limits import ReadingLimits, reading_limits
 
 CONTENT = bytes(range(256)) * 3 + b"\xfb\xff\xfe"  # its base64 has + and /, and it ends without padding
 BASE64 = base64.b64encode(CONTENT).decode()
@@ -199,24 +200,21 @@ def test_private_hosts_where_the_caller_forbids_them(server):
     assert content_of(server + "/whole") == CONTENT  # the rule ends with its block
 
 
-def test_what_was_connected_to_is_checked(server, monkeypatch):
-    """A name that resolves to a public address when it is looked at, and to this machine when it is connected to."""
+def test_what_was_checked_is_connected_to(server, monkeypatch):
+    """A name that resolves to a public address when it is looked at, and to this machine when it is looked at again."""
     import socket
 
     real, calls = socket.getaddrinfo, []
 
     def rebinding(host, port, *args, **kwargs):
         calls.append(host)
-        return real("8.8.8.8" if len(calls) == 1 else "127.0.0.1", port, *args, **kwargs)
+        return real("127.0.0.1" if host != "8.8.8.8" and len(calls) > 1 else "8.8.8.8", port, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     port = server.rpartition(":")[2]
-    with (
-        address_rules(AddressRules(private=False)),
-        pytest.raises(ValueError, match=r"films\.example is at 127\.0\.0\.1"),
-    ):
+    with address_rules(AddressRules(private=False, timeout=0.3)), pytest.raises(ValueError, match="cannot be fetched"):
         content_of(f"http://films.example:{port}/whole")
-    assert len(calls) == 2
+    assert calls == ["films.example", "8.8.8.8"]
 
 
 def test_redirects_are_checked(server, monkeypatch):
@@ -227,8 +225,58 @@ def test_redirects_are_checked(server, monkeypatch):
     monkeypatch.setattr(addresses, "is_public", lambda number: number == "127.0.0.1")
     with address_rules(AddressRules(private=False)):
         assert content_of(f"{server}/to?http://127.0.0.1:{port}/whole") == CONTENT
-        with pytest.raises(ValueError, match=r"is at 127\.0\.0\.2, which is not on the public internet"):
+        with pytest.raises(ValueError, match=r"127\.0\.0\.2 is not on the public internet"):
             content_of(f"{server}/to?http://127.0.0.2:{port}/whole")
+
+
+def test_allowed_hosts(server, monkeypatch):
+    """Of redirects too; the names are compared, whatever they resolve to."""
+    port = server.rpartition(":")[2]
+    with address_rules(AddressRules(hosts=("127.0.0.1",))):
+        assert content_of(server + "/whole") == CONTENT
+        for address in (f"http://localhost:{port}/whole", f"{server}/to?http://localhost:{port}/whole"):
+            with pytest.raises(ValueError, match="localhost is not one of the hosts that may be asked here"):
+                content_of(address)
+
+
+def test_files_below_a_folder(tmp_path):
+    """What lies elsewhere, by `..` and by links too, is refused in the same words whether it is there or not."""
+    inside, outside = tmp_path / "films", tmp_path / "films of others"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "a.mp4").write_bytes(CONTENT)
+    (inside / "link.mp4").symlink_to(outside / "a.mp4")
+    wrong = [outside / "a.mp4", outside / "b.mp4", inside / ".." / "films of others" / "a.mp4", inside / "link.mp4"]
+    with address_rules(AddressRules(folders=(str(inside),))):
+        for address in (f"{inside}/a.mp4", f"file://{inside}/a.mp4", f"{outside}/../films/a.mp4"):
+            assert content_of(address) == CONTENT
+        for path in wrong:
+            for address in (str(path), f"file://{path}", "a\0.mp4", ""):
+                with pytest.raises(ValueError, match="is not in a folder that is allowed, which may not be read here"):
+                    content_of(address)
+    with address_rules(AddressRules(folders=())):
+        for address in (f"{inside}/a.mp4", "/dev/zero", "ftp://a/b.mp4", ""):
+            with pytest.raises(ValueError, match="is a file of this machine, which may not be read here"):
+                content_of(address)
+
+
+def test_contents_in_place_of_addresses(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(CONTENT)
+    contents = {"video 1": io.BytesIO(CONTENT), "video 2": str(tmp_path / "a.mp4")}
+    with address_rules(AddressRules(private=False, folders=(), contents=contents)):
+        for address in ("video 1", "video 1", "video 2"):
+            assert content_of(address) == CONTENT
+        with pytest.raises(ValueError, match="may not be read here"):
+            content_of("video 3")
+
+
+def test_a_guard_ends_a_download(server):
+    class Impatient:
+        def going_on(self):
+            raise InterruptedError("enough")
+
+    with reading_limits(ReadingLimits(), Impatient()), pytest.raises(ValueError, match="enough"):
+        content_of(server + "/slow")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from PIL import Image
 
 from cacovid_hf.video import decoding
 from cacovid_hf.video.files import iter_chosen_frames, read_chosen_frames, read_video, uniform_indices
+from cacovid_hf.video.limits import ReadingLimits
 
 OPEN_GOP = {"x264-params": "open-gop=1:scenecut=0:b-adapt=0:keyint=12"}
 CLIPS = {
@@ -528,7 +529,7 @@ def test_held_frames_are_bounded_before_decoding(tmp_path, decoded):
 def test_chunks_are_bounded_each(tmp_path):
     path = gif_of(tmp_path / "a.gif", 40, 64)
     choose = lambda clip: range(8)  # noqa: E731
-    chunks = list(iter_chosen_frames(path, choose, 2, max_sampled_pixels=2 * 64 * 64))
+    chunks = list(iter_chosen_frames(path, choose, 2, ReadingLimits(max_sampled_pixels=2 * 64 * 64)))
     assert [len(frames) for frames, _ in chunks] == [2] * 4
 
 

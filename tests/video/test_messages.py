@@ -1,9 +1,15 @@
 """Chat messages: every part and key is followed or refused; what is followed shows the frames that were counted out by hand."""
 
 import base64
+import contextlib
 import copy
 import io
+import math
+import os
 import pickle
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +21,9 @@ from helpers.processors import tiny_processor
 from PIL import Image
 
 from cacovid_hf import with_video_reader
+from cacovid_hf.processing import read_picture
 from cacovid_hf.video.files import read_chosen_frames
+from cacovid_hf.video.limits import ReadingLimits, reading_limits
 from cacovid_hf.video.messages import ClipSettings, VideoAddress, follow_messages
 from cacovid_hf.video_processing import logger
 
@@ -368,6 +376,78 @@ def test_pictures_that_are_none(qwen, tmp_path):
     with pytest.raises(ValueError, match="is not a readable picture") as caught:
         qwen.apply_chat_template(ask({"type": "image_url", "image_url": {"url": inside}}), **CHAT)
     assert len(str(caught.value)) < 300
+
+
+def test_pictures_are_bounded_before_decoding(tmp_path):
+    """By their header alone: the pixels of this one are not even there. Files that start other programs are not opened."""
+    header = struct.pack(">II5B", 16_385, 8_192, 8, 2, 0, 0, 0)
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*one) for one in ((b"IHDR", header), (b"IDAT", b""))))
+    with pytest.raises(
+        ValueError, match=r"bomb\.png has 16385x8192 pixels, over the limit max_picture_pixels=134217728"
+    ):
+        read_picture(str(bomb))
+    Image.new("RGB", (100, 80)).save(tmp_path / "a.png")
+    with reading_limits(ReadingLimits(max_picture_pixels=7999)), pytest.raises(ValueError, match="100x80 pixels"):
+        read_picture(str(tmp_path / "a.png"))
+    assert read_picture(str(tmp_path / "a.png")).size == (100, 80)
+    Image.new("RGB", (100, 80)).save(tmp_path / "a.eps")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("a.eps", "pipe.png"):
+        with pytest.raises(ValueError, match="is not a readable picture"):
+            read_picture(str(tmp_path / name))
+
+
+def png_chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def test_what_is_held_is_told_before_it_is_decoded(clip, picture, qwen):
+    """A guard that a program sets hears of 4 frames of 64x64 pixels and of a picture, and may end the reading."""
+
+    class Guard:
+        def __init__(self, most):
+            self.held, self.most = [], most
+
+        def going_on(self):
+            pass
+
+        def holding(self, pixels):
+            self.held.append(pixels)
+            if sum(self.held) > self.most:
+                raise ValueError("too much")
+
+    message = ask({"type": "video", "path": clip, "nframes": 4})
+    message[0]["content"].insert(0, {"type": "image", "path": picture})
+    pixels = [
+        math.prod(Image.open(picture).size),
+        4 * math.prod(read_chosen_frames(clip, lambda clip: [0])[0].shape[1:3]),
+    ]
+    for most in (sum(pixels), sum(pixels) - 1):
+        guard = Guard(most)
+        expected = pytest.raises(ValueError, match="too much") if most < sum(pixels) else contextlib.nullcontext()
+        with reading_limits(ReadingLimits(), guard), expected:
+            qwen.apply_chat_template(message, **CHAT)
+        assert guard.held == pixels
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_contents_in_an_address_take_no_more_than_they_are(family, tmp_path):
+    """Stock code makes an entry of 8 bytes, and a number, for each character of an address."""
+    path = write_video(tmp_path / "clip.mp4", 40, fps=10)
+    with path.open("ab") as file:
+        file.write(struct.pack(">I4s", 3_000_008, b"free") + bytes(3_000_000))
+    address = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+    processor = with_video_reader(tiny_processor(family))
+    expected = processor.apply_chat_template(ask({"type": "video", "path": path, "nframes": 2}), **CHAT)
+    tracemalloc.start()
+    try:
+        found = processor.apply_chat_template(ask({"type": "video", "path": address, "nframes": 2}), **CHAT)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(found["pixel_values_videos"], expected["pixel_values_videos"])
+    assert peak < 6 * len(address)
 
 
 def test_frames_as_pictures(qwen, tmp_path):

@@ -1,6 +1,7 @@
 """Long videos: features gathered chunk by chunk, frames decoded while the frames before them are encoded."""
 
 import contextlib
+import contextvars
 import math
 import os
 import queue
@@ -115,7 +116,7 @@ def encode_file(
 
 
 def prefetched(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:
-    """The same items, made by a thread that is at most `depth` of them ahead; an error there is raised here.
+    """The same items, made by a thread that is at most `depth` of them ahead; an error there is raised here. Rules of the caller's block hold there.
 
     Closing the generator ends the thread, whatever it waits for.
     """
@@ -139,7 +140,7 @@ def prefetched(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:
         except BaseException as error:  # raised in the consumer
             put(False, error)
 
-    thread = threading.Thread(target=produce, name="decode-ahead", daemon=True)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(produce,), name="decode-ahead", daemon=True)
     thread.start()
     try:
         while True:

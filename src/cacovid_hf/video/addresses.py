@@ -11,13 +11,15 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, BinaryIO, cast
 from urllib import request
 from urllib.parse import unquote
+
+from .limits import current_guard
 
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 _DATA_HEADER = re.compile(r"\s*data:(?P<type>.{0,1000}?);\s*base64\s*,", re.IGNORECASE | re.DOTALL)
@@ -30,17 +32,23 @@ _SHOWN = 60  # characters of an address in a message
 
 @dataclass(frozen=True)
 class AddressRules:
-    """What may be fetched from the network, and how much.
+    """What may be read and fetched, and how much.
 
     Attributes:
-        private: whether hosts that are not on the public internet may be asked (loopback, private, link-local, reserved). False looks at each
-            address that a name resolves to, of each redirect, and at the one really connected to; proxies of the environment are not used then.
+        private: whether hosts that are not on the public internet may be asked (loopback, private, link-local, reserved, multicast). False looks
+            at the addresses that a name resolves to, of each redirect too, and connects to one of those; proxies of the environment are not used then.
+        hosts: names of the hosts that may be asked, of redirects too; None: any.
+        folders: below which files of this machine may be read, symbolic links followed; None: any file.
+        contents: what stands for some addresses (a path, or a binary file that can seek), whatever the other rules say.
         max_bytes: largest download, or content of a `data:` address.
         max_seconds: longest download.
         timeout: seconds without a byte.
     """
 
     private: bool = True
+    hosts: tuple[str, ...] | None = None
+    folders: tuple[str, ...] | None = None
+    contents: Mapping[str, str | BinaryIO] = field(default_factory=dict)
     max_bytes: int = 4 << 30
     max_seconds: float = 900.0
     timeout: float = 60.0
@@ -74,16 +82,44 @@ def opened_address(address: str) -> Iterator[str | BinaryIO]:
     Raises:
         ValueError: an address of another kind, what cannot be fetched, or what the rules (`address_rules`) do not allow.
     """
+    rules = _rules.get()
     found = _SCHEME.match(address)
     scheme = found.group(1).lower() if found else ""
-    if scheme in ("http", "https"):
+    if (content := rules.contents.get(address)) is not None:
+        if not isinstance(content, str):
+            content.seek(0)
+        yield content
+    elif scheme in ("http", "https"):
         with tempfile.TemporaryFile() as file:
-            _download(address.strip(), cast(BinaryIO, file), _rules.get())
+            _download(address.strip(), cast(BinaryIO, file), rules)
             yield cast(BinaryIO, file)
     elif scheme == "data":
-        yield io.BytesIO(_data_content(address, _rules.get().max_bytes))
+        yield io.BytesIO(_data_content(address, rules.max_bytes))
     else:
-        yield local_path(address)
+        yield _allowed_path(address, rules.folders)
+
+
+def current_rules() -> AddressRules:
+    """Those of the block around the caller, or the defaults."""
+    return _rules.get()
+
+
+def _allowed_path(address: str, folders: tuple[str, ...] | None) -> str:
+    """The path of an address, if it lies below one of the folders; whether there is such a file is not told otherwise."""
+    if folders is None:
+        return local_path(address)
+    try:
+        path = os.path.realpath(local_path(address)) if folders else ""
+    except (ValueError, OSError):
+        path = ""
+    if not any(os.path.commonpath([path, folder]) == folder for folder in map(os.path.realpath, folders) if path):
+        where = (
+            f"{shown(address)} is not in a folder that is allowed"
+            if folders
+            else f"{shown(address)} is a file of this machine"
+        )
+        raise ValueError(f"{where}, which may not be read here: give an http(s) address or data:...;base64,.")
+    return path
 
 
 def local_path(address: str) -> str:
@@ -156,6 +192,7 @@ def _download(address: str, file: BinaryIO, rules: AddressRules) -> None:
     guard = threading.Timer(rules.max_seconds, _shut_down, [connections])
     guard.daemon = True
     guard.start()
+    guard_of_caller = current_guard()
     try:
         with _opener(rules, connections).open(
             request.Request(address, headers={"User-Agent": "cacovid-hf"}),
@@ -166,6 +203,7 @@ def _download(address: str, file: BinaryIO, rules: AddressRules) -> None:
             if announced.isdigit() and int(announced) > rules.max_bytes:
                 raise OSError(f"it has {announced} bytes, over the limit of {rules.max_bytes}")
             while block := response.read1(1 << 20):
+                guard_of_caller.going_on()
                 size += len(block)
                 if size > rules.max_bytes:
                     raise OSError(f"it has more than {rules.max_bytes} bytes, the limit")
@@ -201,8 +239,8 @@ def _opener(rules: AddressRules, connections: list[HTTPConnection]) -> request.O
         request.HTTPDefaultErrorHandler(),
         request.HTTPRedirectHandler(),
         request.HTTPErrorProcessor(),
-        _HTTPHandler(HTTPConnection if rules.private else _PublicConnection, connections),
-        _HTTPSHandler(HTTPSConnection if rules.private else _PublicTLSConnection, connections),
+        _HTTPHandler(HTTPConnection if rules.private else _PublicConnection, rules, connections),
+        _HTTPSHandler(HTTPSConnection if rules.private else _PublicTLSConnection, rules, connections),
     ]
     if rules.private:
         handlers.append(request.ProxyHandler())
@@ -215,15 +253,19 @@ class _PublicConnection(HTTPConnection):
     """Connects to hosts on the public internet alone."""
 
     def connect(self) -> None:
-        """Check what the name resolves to, then what was connected to: it may have been resolved anew."""
-        for *_, place in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
-            _check_public(str(place[0]), self.host)
-        super().connect()
-        try:
-            _check_public(str(self.sock.getpeername()[0]), self.host)
-        except OSError:
-            self.close()
-            raise
+        """Connect to an address that was checked: a second look-up of the name could give another one."""
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        numbers = list(dict.fromkeys(str(place[0]) for *_, place in found))
+        if not all(map(is_public, numbers)):
+            raise OSError(f"{self.host} is not on the public internet, and this is not allowed here")
+        failed = OSError(f"{self.host} has no address")
+        for number in numbers:
+            try:
+                self.sock = socket.create_connection((number, self.port), self.timeout)
+                return
+            except OSError as error:
+                failed = error
+        raise failed
 
 
 class _PublicTLSConnection(HTTPSConnection, _PublicConnection):
@@ -233,9 +275,9 @@ class _PublicTLSConnection(HTTPSConnection, _PublicConnection):
 class _HTTPHandler(request.HTTPHandler):
     """Connects by connections of one kind, and notes each."""
 
-    def __init__(self, kind: type[HTTPConnection], connections: list[HTTPConnection]):
+    def __init__(self, kind: type[HTTPConnection], rules: AddressRules, connections: list[HTTPConnection]):
         super().__init__()
-        self.made = _Noted(kind, connections)
+        self.made = _Noted(kind, rules.hosts, connections)
 
     def http_open(self, req: request.Request) -> Any:
         return self.do_open(self.made, req)  # type: ignore[arg-type]
@@ -244,9 +286,9 @@ class _HTTPHandler(request.HTTPHandler):
 class _HTTPSHandler(request.HTTPSHandler):
     """The same with TLS."""
 
-    def __init__(self, kind: type[HTTPConnection], connections: list[HTTPConnection]):
+    def __init__(self, kind: type[HTTPConnection], rules: AddressRules, connections: list[HTTPConnection]):
         super().__init__()
-        self.made = _Noted(kind, connections)
+        self.made = _Noted(kind, rules.hosts, connections)
 
     def https_open(self, req: request.Request) -> Any:
         return self.do_open(self.made, req, context=ssl.create_default_context())  # type: ignore[arg-type]
@@ -254,20 +296,18 @@ class _HTTPSHandler(request.HTTPSHandler):
 
 @dataclass(frozen=True)
 class _Noted:
-    """Makes connections of one kind and notes them."""
+    """Makes connections of one kind to the hosts that may be asked, and notes them."""
 
     kind: type[HTTPConnection]
+    hosts: tuple[str, ...] | None
     connections: list[HTTPConnection]
 
     def __call__(self, host: str, **settings: Any) -> HTTPConnection:
-        self.connections.append(self.kind(host, **settings))
-        return self.connections[-1]
-
-
-def _check_public(number: str, host: str) -> None:
-    """Raise an `OSError` if an IP address is not one of the public internet."""
-    if not is_public(number):
-        raise OSError(f"{host} is at {number}, which is not on the public internet, and this is not allowed here")
+        made = self.kind(host, **settings)
+        if self.hosts is not None and made.host.lower() not in self.hosts:
+            raise OSError(f"{shown(made.host)} is not one of the hosts that may be asked here")
+        self.connections.append(made)
+        return made
 
 
 def is_public(number: str) -> bool:

@@ -21,16 +21,8 @@ from .colours import RGBConverter
 from .decoding import Unexpected, count_frames, frames_in_turn, frames_of_groups
 from .ends import warn_if_truncated
 from .index import index_packets
-from .source import (
-    MAX_DURATION,
-    MAX_PIXELS,
-    MAX_SAMPLED_PIXELS,
-    Source,
-    check_duration,
-    check_frame_pixels,
-    check_held_pixels,
-    opened,
-)
+from .limits import MAX_DURATION, MAX_PIXELS, MAX_SAMPLED_PIXELS, ReadingLimits, current_guard, current_limits
+from .source import Source, check_duration, check_frame_pixels, check_held_pixels, opened
 from .timeline import Timeline, clip_metadata
 
 logger = logging.get_logger(__name__)
@@ -110,29 +102,21 @@ def read_video(
     def choose(metadata: VideoMetadata) -> np.ndarray:
         return uniform_indices(metadata.total_num_frames, metadata.duration, num_frames, max_fps)
 
-    limits: dict[str, Any] = dict(
-        max_pixels=max_pixels, max_duration=max_duration, max_sampled_pixels=max_sampled_pixels
-    )
-    return read_chosen_frames(file, choose, **limits)
+    limits = ReadingLimits(max_pixels=max_pixels, max_duration=max_duration, max_sampled_pixels=max_sampled_pixels)
+    return read_chosen_frames(file, choose, limits)
 
 
 def read_chosen_frames(
     file: str | os.PathLike | BinaryIO,
     choose_indices: Callable[[VideoMetadata], Any],
-    *,
-    max_pixels: int = MAX_PIXELS,
-    max_duration: float = MAX_DURATION,
-    max_sampled_pixels: int = MAX_SAMPLED_PIXELS,
+    limits: ReadingLimits | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """Read the frames that `choose_indices` names, given the clip's metadata (`frames_indices` still None); else as `read_video`.
 
-    `choose_indices` returns ascending indices in `[0, total_num_frames)`, at least one. It may be asked again if the clip turns out to have
+    The limits are those of the block around the call (see `cacovid_hf.video.limits.reading_limits`) if none are given. `choose_indices` returns ascending indices in `[0, total_num_frames)`, at least one. It may be asked again if the clip turns out to have
     another number of frames than its container says.
     """
-    limits: dict[str, Any] = dict(
-        max_pixels=max_pixels, max_duration=max_duration, max_sampled_pixels=max_sampled_pixels
-    )
-    with contextlib.closing(iter_chosen_frames(file, choose_indices, None, **limits)) as chunks:
+    with contextlib.closing(iter_chosen_frames(file, choose_indices, None, limits)) as chunks:
         return next(chunks)
 
 
@@ -140,18 +124,16 @@ def iter_chosen_frames(
     file: str | os.PathLike | BinaryIO,
     choose_indices: Callable[[VideoMetadata], Any],
     frames_per_chunk: int | None,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    max_duration: float = MAX_DURATION,
-    max_sampled_pixels: int = MAX_SAMPLED_PIXELS,
+    limits: ReadingLimits | None = None,
 ) -> Generator[tuple[np.ndarray, VideoMetadata], None, None]:
     """As `read_chosen_frames`, so many frames at a time, decoded when they are asked for.
 
     Yields:
         Frames uint8 `(n, H, W, 3)`, `n <= frames_per_chunk` (None: all at once), and the metadata of the whole sample.
     """
+    limits = current_limits() if limits is None else limits
     with opened(file) as source:
-        source.check(max_pixels, max_duration)
+        source.check(limits.max_pixels, limits.max_duration)
         packets = index_packets(source)
         source.check_moves(packets)
         timeline = source.timeline(packets)
@@ -160,11 +142,9 @@ def iter_chosen_frames(
         done = 0
         if timeline.order is not None:
             try:
-                metadata, indices = _plan(source, timeline, choose_indices, max_duration)
+                metadata, indices = _plan(source, timeline, choose_indices, limits)
                 frames = frames_of_groups(source, packets, timeline, indices)
-                for chunk in _chunks(
-                    source, frames, metadata, indices, frames_per_chunk, max_pixels, max_sampled_pixels
-                ):
+                for chunk in _chunks(source, frames, metadata, indices, frames_per_chunk, limits):
                     yield chunk, metadata
                     done += len(chunk)
                 return
@@ -173,18 +153,18 @@ def iter_chosen_frames(
         shown = count_frames(source, packets)
         counted = source.timeline(packets, shown)
         if metadata is None or not done:
-            metadata, indices = _plan(source, counted, choose_indices, max_duration)
+            metadata, indices = _plan(source, counted, choose_indices, limits)
         else:  # what is left of the sample, by its times
             wanted = timeline.times[indices[done:]]
             places = np.searchsorted(counted.times, wanted + 1e-6, side="right") - 1
             indices = indices[:done] + [int(place) for place in np.maximum(places, 0)]
         frames = frames_in_turn(source, indices[done:])
-        for chunk in _chunks(source, frames, metadata, indices, frames_per_chunk, max_pixels, max_sampled_pixels, done):
+        for chunk in _chunks(source, frames, metadata, indices, frames_per_chunk, limits, done):
             yield chunk, metadata
 
 
 def _plan(
-    source: Source, timeline: Timeline, choose_indices: Callable, max_duration: float
+    source: Source, timeline: Timeline, choose_indices: Callable, limits: ReadingLimits
 ) -> tuple[VideoMetadata, list[int]]:
     """Describe a clip and choose among its frames."""
     if timeline.num_frames == 0:
@@ -193,7 +173,7 @@ def _plan(
         raise ValueError(
             f"{source.name} has {timeline.num_frames} frames but lasts {timeline.duration:.3g} seconds: export it again with timestamps."
         )
-    check_duration(timeline.duration, max_duration, source.name)
+    check_duration(timeline.duration, limits.max_duration, source.name)
     metadata = clip_metadata(timeline)
     indices = [int(i) for i in choose_indices(metadata)]
     if not indices:
@@ -207,21 +187,21 @@ def _chunks(
     metadata: VideoMetadata,
     indices: list[int],
     frames_per_chunk: int | None,
-    max_pixels: int,
-    max_sampled_pixels: int,
+    limits: ReadingLimits,
     done: int = 0,
 ) -> Iterator[np.ndarray]:
     """Convert decoded frames, the ones from number `done` of a sample on, to RGB chunks of one size."""
     size = len(indices) if frames_per_chunk is None else min(frames_per_chunk, len(indices))
-    check_held_pixels(size, *source.size, source.name, max_sampled_pixels)
+    check_held_pixels(size, *source.size, source.name, limits.max_sampled_pixels)
+    current_guard().holding(size * math.prod(source.size))
     rgb = RGBConverter()
     chunk: np.ndarray | None = None
     stored: tuple[int, int] | None = None
     for place, frame in enumerate(frames):
         if stored is None:
             stored = frame.width, frame.height
-            check_frame_pixels(*stored, max_pixels, source.name)
-            check_held_pixels(size, *stored, source.name, max_sampled_pixels)
+            check_frame_pixels(*stored, limits.max_pixels, source.name)
+            check_held_pixels(size, *stored, source.name, limits.max_sampled_pixels)
         image = rgb(frame, *stored)
         if metadata.frames_indices is None:
             metadata.frames_indices = indices

@@ -11,11 +11,9 @@ import numpy as np
 from PIL import Image
 
 from .boxes import is_mp4, too_many_samples
+from .limits import MAX_SAMPLED_PIXELS, current_guard
 from .timeline import Packets, Timeline, build_timeline
 
-MAX_PIXELS = 7680 * 4320
-MAX_DURATION = 24 * 3600.0
-MAX_SAMPLED_PIXELS = 1 << 29  # 1.6 GB of RGB: 32 frames of 4096x4096, or 258 of 1920x1080
 # Text renderers, and playlists that make FFmpeg open other files, stay out. Sound alone is read to say that it is.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,gif,ogg,ivf,mxf,nut,rm,dv,apng,yuv4mpegpipe"
 _ELEMENTARY = "h264,hevc,m4v,mpegvideo,mjpeg,jpeg_pipe,h263,vc1,obu"
@@ -129,8 +127,10 @@ class Source:
         """
         import av
 
+        guard = current_guard()
         try:
             for packet in self.container.demux(self.stream):
+                guard.going_on()
                 if not packet.size:
                     continue  # the end marker, or a repeated frame
                 self.position += 1
