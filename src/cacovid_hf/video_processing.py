@@ -245,7 +245,7 @@ class CaCoVidQwen2VLVideoProcessor(VideoFileMixin, Qwen2VLVideoProcessor):  # ty
 
 
 @contextlib.contextmanager
-def _contents_apart(videos: list[str]) -> Iterator[list[str]]:
+def _contents_apart(videos: list[Any]) -> Iterator[list[str]]:
     """Within the block, names stand for `data:` addresses, of which stock code would make a list with an entry for each character."""
     rules = current_rules()
     named, contents = list(videos), dict(rules.contents)
