@@ -6,14 +6,15 @@ Nothing heavy is imported before a command runs, so that `cacovid --help` answer
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+
+from .serve.command import serve
+from .terminal import Revision, process, progress, quiet_libraries
 
 if TYPE_CHECKING:
     from .ask import Answer
@@ -29,10 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Video language models that read only the video tokens that contribute to the answer.",
 )
-Revision = Annotated[
-    str | None,
-    typer.Option(metavar="REV", help="Commit, branch or tag of the model, if it is a Hub id. Default: main."),
-]
 Map = Annotated[
     Path | None,
     typer.Option(metavar="PNG", help="Draw kept and dropped tokens and their scores to this file (needs matplotlib)."),
@@ -100,7 +97,7 @@ def ask(
     ] = None,
 ) -> None:
     """Answer a question about a video."""
-    with _progress("Starting torch and transformers"):
+    with progress("Starting torch and transformers"):
         from cacovid_hf import auto, tiny
         from cacovid_hf.compressors import resolve_compressor
         from cacovid_hf.processing import sample_video
@@ -114,7 +111,7 @@ def ask(
         resolve_compressor(compressor)
     if save_map is not None:
         check_map_target(save_map)
-    with _quiet_libraries(bars=model is not None):
+    with quiet_libraries(bars=model is not None):
         name = tiny.model_path() if model is None else model
         config = auto.load_config(name, revision)
         processor = auto.load_processor(name, config, revision)
@@ -149,7 +146,7 @@ def demo(
 
     Beside each answer stands the accuracy on fresh clips and questions, measured now.
     """
-    with _progress("Starting torch and transformers"):
+    with progress("Starting torch and transformers"):
         from cacovid_hf import auto, tiny
         from cacovid_hf.processing import sample_video
         from cacovid_hf.tiny.accuracy import answer_accuracy
@@ -160,7 +157,7 @@ def demo(
         check_map_target(save_map)
     clip = tiny.clips()[0]
     question = clip.questions[0]
-    with _quiet_libraries(bars=False):
+    with quiet_libraries(bars=False):
         processor = auto.load_processor(tiny.model_path())
         model = auto.load_model(tiny.model_path())
         sampled = sample_video(processor, clip.path)
@@ -226,7 +223,7 @@ def evaluate(
 
     Started again, it goes on where it was stopped. For several GPUs: `accelerate launch -m cacovid_hf evaluate ...`.
     """
-    with _progress("Starting torch and transformers"):
+    with progress("Starting torch and transformers"):
         from cacovid_hf.evaluation.run import run_evaluation
         from cacovid_hf.evaluation.sweep import Settings
     given: dict[str, Any] = {
@@ -245,7 +242,7 @@ def evaluate(
         dtype=dtype,
         attention=attention,
     )
-    with _quiet_libraries(bars=False):
+    with quiet_libraries(bars=False):
         for line in run_evaluation(settings, output):
             typer.echo(line)
 
@@ -279,14 +276,14 @@ def train(
 
     For several GPUs: `accelerate launch -m cacovid_hf train CONFIG.yaml`. Ctrl-C leaves the last checkpoint, to `--resume` from.
     """
-    with _progress("Starting torch and transformers"):
+    with progress("Starting torch and transformers"):
         from cacovid_hf.tiny import model_path
         from cacovid_hf.training.from_yaml import run_training
-    with _quiet_libraries(bars=False, warnings=True):
+    with quiet_libraries(bars=False, warnings=True):
         try:
             told = run_training(config, resume, default_model=model_path())
         except KeyboardInterrupt as stopped:
-            if str(stopped) and _process() == 0:
+            if str(stopped) and process() == 0:
                 typer.echo(f"cacovid: {stopped}", err=True)
             raise
         if told:
@@ -305,50 +302,17 @@ def blind_filter(
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Read only the first N samples.")] = None,
 ) -> None:
     """Leave out training samples that the model answers rightly without their video."""
-    with _progress("Starting torch and transformers"):
+    with progress("Starting torch and transformers"):
         from cacovid_hf.tiny import model_path
         from cacovid_hf.training.from_yaml import run_blind_filter
-    with _quiet_libraries(bars=model is not None):
+    with quiet_libraries(bars=model is not None):
         for line in run_blind_filter(
             samples, out, model or model_path(), threshold=threshold, batch_size=batch_size, limit=limit
         ):
             typer.echo(line)
 
 
-@app.command()
-def serve(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", help="As for `cacovid ask`. Default: the tiny model inside this package."),
-    ] = None,
-    revision: Revision = None,
-    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen at.")] = 8000,
-    retention_ratio: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R", help="Of requests that say nothing, as for `cacovid ask`. Default: the model's, or all."
-        ),
-    ] = None,
-) -> None:
-    """Serve a model over HTTP as OpenAI's API does; a request may say its own retention_ratio."""
-    with _progress("Starting torch and transformers"):
-        from cacovid_hf import auto, tiny
-        from cacovid_hf.ratio import parse_ratio
-
-        from . import ask as asking
-        from . import serve as serving
-    name = str(tiny.model_path()) if model is None else model
-    ratio = None if retention_ratio is None else parse_ratio(retention_ratio, "--retention-ratio")
-    with _quiet_libraries(bars=True, warnings=True):
-        config = auto.load_config(name, revision)
-        processor = auto.load_processor(name, config, revision)
-        loaded = auto.load_model(name, config, revision)
-    if ratio is not None:
-        loaded.config.retention_ratio = ratio  # type: ignore[union-attr]
-    if not loaded.config.policy_trained:  # type: ignore[union-attr]
-        typer.echo(f"note    {asking.UNTRAINED}")
-    serving.serve(name, loaded, processor, host, port)
+app.command()(serve)
 
 
 @app.command(name="import-published")
@@ -371,9 +335,9 @@ def import_published(
     ] = False,
 ) -> None:
     """Take the policy out of a checkpoint of the published CaCoVID code; the language model in it is not read."""
-    with _progress("Starting torch and transformers"):
+    with progress("Starting torch and transformers"):
         from cacovid_hf.checkpoints.import_published import convert, find
-    with _quiet_libraries(bars=True):
+    with quiet_libraries(bars=True):
         found = find(source, base=base, base_revision=base_revision, revision=revision, to=to)
         typer.echo(found.license_question)
         if not accept_license:
@@ -405,53 +369,14 @@ def _write_map(path: Path, question: str, answer: "Answer") -> None:
     save_map(path, answer.video.frames, answer.selection, seconds=answer.video.timestamps, caption=caption)
 
 
-def _process() -> int:
-    """Which process this is of those that `accelerate launch` started on this machine; 0 is the one that speaks for all."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def _fail(message: str) -> int:
-    if _process() > 0:
+    if process() > 0:
         # What fails in every process is told once: the launcher ends this one when the first has failed.
         time.sleep(_TOGETHER)
-        message = f"process {os.environ.get('RANK', _process())}: {message}"
+        message = f"process {os.environ.get('RANK', process())}: {message}"
     typer.echo(f"cacovid: error: {' '.join(message.split())}", err=True)
     return 2
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
-
-
-@contextmanager
-def _progress(description: str) -> Iterator[None]:
-    """Say on stderr what takes time; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal or _process() > 0:
-        yield
-        return
-    with console.status(f"{description} ..."):
-        yield
-
-
-@contextmanager
-def _quiet_libraries(bars: bool, warnings: bool = False) -> Iterator[None]:
-    """Keep the log of transformers (but for its warnings, if asked) and the Hub off stderr, and their bars where they are not wanted or
-    stderr is no terminal.
-    """
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
-    had_bars = logging.is_progress_bar_enabled()
-    (logging.set_verbosity_warning if warnings else logging.set_verbosity_error)()
-    hub_logging.set_verbosity_error()
-    if not (bars and sys.stderr.isatty()):
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        if had_bars:
-            logging.enable_progress_bar()

@@ -113,12 +113,10 @@ def _allowed_path(address: str, folders: tuple[str, ...] | None) -> str:
     except (ValueError, OSError):
         path = ""
     if not any(os.path.commonpath([path, folder]) == folder for folder in map(os.path.realpath, folders) if path):
-        where = (
-            f"{shown(address)} is not in a folder that is allowed"
-            if folders
-            else f"{shown(address)} is a file of this machine"
+        why = "it is not in a folder that is allowed" if folders else "files of this machine are not read"
+        raise ValueError(
+            f"{shown(address)} may not be read: {why}. Give an http(s) address, or data:video/mp4;base64,..."
         )
-        raise ValueError(f"{where}, which may not be read here: give an http(s) address or data:...;base64,.")
     return path
 
 

@@ -1,0 +1,94 @@
+"""Connections within bounds: how many are open, and how long each may take to say what it wants."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .limits import Limits
+
+
+class Connections:
+    """The open connections of a server, by the address of their client.
+
+    Args:
+        limits: `connections` and `header_seconds` are looked at.
+    """
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self.waiting: dict[Any, tuple[asyncio.Transport, asyncio.TimerHandle]] = {}  # the longest first
+        self.busy: dict[Any, asyncio.Transport] = {}
+
+    def opened(self, transport: asyncio.Transport) -> None:
+        """Note a new connection; if there are too many, close the one that has waited longest without a request."""
+        if len(self.waiting) + len(self.busy) >= self.limits.connections:
+            oldest = next(iter(self.waiting), None)
+            if oldest is None:
+                transport.abort()
+                return
+            self.waiting.pop(oldest)[0].abort()
+        self._wait(_client(transport), transport)
+
+    def lost(self, transport: asyncio.Transport) -> None:
+        """Forget a connection."""
+        client = _client(transport)
+        for known in (self.waiting.get(client, (None,))[0], self.busy.get(client)):
+            if known is transport:
+                self._forget(client)
+
+    @contextlib.contextmanager
+    def answering(self, client: Any) -> Iterator[None]:
+        """Within the block, a request of the connection is answered, and it may take its time."""
+        client = tuple(client or ())
+        transport = self._forget(client)
+        if transport is not None:
+            self.busy[client] = transport
+        try:
+            yield
+        finally:
+            if transport is not None and self.busy.get(client) is transport:
+                del self.busy[client]
+                if not transport.is_closing():
+                    self._wait(client, transport)
+
+    def reading_body(self, client: Any) -> None:
+        """The headers are there: the body has a time of its own, and the connection may still be closed for a newer one."""
+        client = tuple(client or ())
+        if client in self.waiting:
+            transport, timer = self.waiting[client]
+            timer.cancel()
+            self.waiting[client] = transport, self._timer(transport, 2 * self.limits.body_seconds)
+
+    def _wait(self, client: Any, transport: asyncio.Transport) -> None:
+        self.waiting[client] = transport, self._timer(transport, self.limits.header_seconds)
+
+    def _timer(self, transport: asyncio.Transport, seconds: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, transport.abort)
+
+    def _forget(self, client: Any) -> asyncio.Transport | None:
+        transport, timer = self.waiting.pop(client, (None, None))
+        if timer is not None:
+            timer.cancel()
+        return transport or self.busy.pop(client, None)
+
+
+def _client(transport: asyncio.Transport) -> Any:
+    return tuple((transport.get_extra_info("peername") or ())[:2])
+
+
+def bounded_protocol(connections: Connections) -> type[asyncio.Protocol]:
+    """Uvicorn's HTTP protocol (the one in Python, which bounds headers) with its connections noted."""
+
+    class BoundedProtocol(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            connections.opened(transport)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            connections.lost(self.transport)
+            super().connection_lost(error)
+
+    return BoundedProtocol

@@ -1,0 +1,99 @@
+"""Ending work in threads that nobody waits for any more."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Interrupted(Exception):
+    """Whoever asked for the work has gone."""
+
+
+class Interrupt:
+    """Told by the event loop, asked by threads between their steps."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """The work is not wanted any more."""
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether it is not."""
+        return self._event.is_set()
+
+
+class RequestGuard:
+    """Watches what one request reads (a `cacovid_hf.video.limits.ReadingGuard`).
+
+    Args:
+        interrupt: of the request.
+        seconds: that one stage of reading may take.
+        pixels: that may be held, of all videos and pictures together.
+    """
+
+    def __init__(self, interrupt: Interrupt, seconds: float, pixels: int):
+        self.interrupt, self.seconds, self.pixels = interrupt, seconds, pixels
+        self.held = 0
+        self.start()
+
+    def start(self) -> None:
+        """A stage begins."""
+        self.ends = time.monotonic() + self.seconds
+
+    def going_on(self) -> None:
+        """Raise `Interrupted` if the client has gone, a `ValueError` if it takes too long."""
+        if self.interrupt.is_set():
+            raise Interrupted
+        if time.monotonic() > self.ends:
+            raise ValueError(f"Reading the videos takes longer than {self.seconds:g} s, the limit: send shorter ones.")
+
+    def holding(self, pixels: int) -> None:
+        """Raise a `ValueError` if so many pixels more are too many."""
+        self.held += pixels
+        if self.held > self.pixels:
+            raise ValueError(
+                f"The frames and pictures of the request have more than {self.pixels} pixels, the limit: send fewer, or smaller ones."
+            )
+
+
+async def in_thread(work: Callable[..., Result], *arguments: Any) -> Result:
+    """What `work(*arguments)` returns in a thread of its own, which does not keep the process from ending.
+
+    The caller may be cancelled; the work then goes on until it looks at its interrupt.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work(*arguments)
+        except BaseException as raised:  # raised in the caller
+            error = raised
+        call_in(loop, settle, result, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future
+
+
+def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function in an event loop; nothing if the loop has ended."""
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise

@@ -1,0 +1,54 @@
+"""What commands share: an option, and what they show on the terminal."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="REV", help="Commit, branch or tag of the model, if it is a Hub id. Default: main."),
+]
+
+
+def process() -> int:
+    """Which process this is of those that `accelerate launch` started on this machine; 0 is the one that speaks for all."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def progress(description: str) -> Iterator[None]:
+    """Say on stderr what takes time; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal or process() > 0:
+        yield
+        return
+    with console.status(f"{description} ..."):
+        yield
+
+
+@contextmanager
+def quiet_libraries(bars: bool, warnings: bool = False) -> Iterator[None]:
+    """Keep the log of transformers (but for its warnings, if asked) and the Hub off stderr, and their bars where they are not wanted or
+    stderr is no terminal.
+    """
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
+    had_bars = logging.is_progress_bar_enabled()
+    (logging.set_verbosity_warning if warnings else logging.set_verbosity_error)()
+    hub_logging.set_verbosity_error()
+    if not (bars and sys.stderr.isatty()):
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
