@@ -155,7 +155,7 @@ def test_fields(address, computed, name, value, said):
         (message(name="me"), "name of a message is not offered"),
         ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "has no address: give it under"),
         (with_part({"type": "video"}), "The address of a part of type 'video' is nothing: give a text"),
-        (with_part({"type": "video", "video": [[[1]]]}), "The address of a part of type 'video' is a JSON list"),
+        (with_part({"type": "video", "video": [[[1]]]}), "A video of type list is not followed"),
         (with_part({"type": "video", "video": ["a.png", "b.png"]}), "is a JSON list: give a text"),
         (with_part({"type": "video_url", "video_url": {"url": 5}}), "A video of type int is not followed"),
         (with_part({"type": "image_url", "image_url": {"url": 5}}), "is a JSON int: give a text"),
