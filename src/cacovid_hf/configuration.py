@@ -18,8 +18,9 @@ class CaCoVidConfig(PreTrainedConfig):
         base_model_name_or_path: the backbone's id on the Hub, or a local folder.
         base_model_revision: the backbone's commit, branch or tag.
         includes_backbone: whether the checkpoint carries the backbone's weights (in its folder `backbone`).
-        policy_type: `"full"` (the paper's: one decoder layer and two heads) or `"light"` (ours: a small part of layer 0, at a
-            fiftieth of the cost on a 7B model).
+        policy_type: `"full"` (the paper's: one decoder layer and two heads) or `"light"` (ours: a small part of a layer, at a
+            fiftieth of the cost on a 7B model). Both start from the LLM's layer 0. Where that is linear attention (Qwen3.5), they start
+            from the first layer that attends.
         policy_attention: what video tokens attend to in the policy's layer: `"causal"` (what the published code runs),
             `"bidirectional"` (the paper's text) or `"question"` (text alone; ours).
         policy_trained: false for a policy that is only initialised from the LLM; whoever prints answers says so.

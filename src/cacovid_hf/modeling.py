@@ -126,12 +126,12 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         Args:
             backbone: LLaVA-OneVision or Qwen2.5-VL; of a `PeftModel` the base model, in which the adapters work.
             policy: a policy, or the folder or Hub id of a checkpoint that holds one; None makes one whose layer is initialised from
-                the LLM's layer 0 (dequantised to the policy's dtype) and whose heads are random.
+                the LLM's layer 0, or its first layer that attends (dequantised to the policy's dtype), and whose heads are random.
             **policy_options: settings of `CaCoVidConfig`, such as `policy_type`, `policy_attention`, `retention_ratio`, `contribution_share`,
                 `base_model_name_or_path`.
 
         Raises:
-            ValueError: an unsupported family, or a policy for another hidden size.
+            ValueError: an unsupported family, a policy for another hidden size, or a layer that `policy_type="full"` does not imitate.
         """
         known = (*loading.CONFIG_OVERRIDES, *(HUB_ARGUMENTS if isinstance(policy, (str, os.PathLike)) else ()))
         check_names(policy_options, known, f"setting of a CaCoVid model ({', '.join(loading.CONFIG_OVERRIDES)})")

@@ -165,3 +165,120 @@ def test_a_layer_of_linear_attention_is_refused():
     for kind in (ContributionPolicy, LightPolicy):
         with pytest.raises(ValueError, match=r"does not attend. Give the layer of index policy.shape.layer"):
             kind(model.config).init_from_layer(model.layers[0])
+
+
+HEADS = [
+    "norm.weight",
+    *(f"{head}_head.{i}.{kind}" for head in ("token", "frame") for i in range(0, 10, 2) for kind in ("bias", "weight")),
+]
+QKVO = [f"layer.self_attn.{name}_proj.weight" for name in "qkvo"]
+QKV_BIAS = [f"layer.self_attn.{name}_proj.bias" for name in "qkv"]
+NORMS = ["layer.input_layernorm.weight", "layer.post_attention_layernorm.weight"]
+HEAD_NORMS = ["layer.self_attn.q_norm.weight", "layer.self_attn.k_norm.weight"]
+OUTPUT_NORMS = ["layer.attention_output_norm.weight", "layer.mlp_output_norm.weight"]
+GATED_MLP = [f"layer.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+KEYS = {
+    "qwen2": [*QKVO, *QKV_BIAS, *NORMS, *GATED_MLP],
+    "qwen3_vl_text": [*QKVO, *HEAD_NORMS, *NORMS, *GATED_MLP],
+    "qwen3_5_moe_text": [
+        *QKVO,
+        "layer.self_attn.gate_proj.weight",
+        *HEAD_NORMS,
+        *NORMS,
+        "layer.mlp.router.weight",
+        *(f"layer.mlp.experts.{name}_proj" for name in ("gate", "up", "down")),
+        *(f"layer.mlp.shared_expert.{name}_proj.weight" for name in ("gate", "up", "down")),
+        "layer.mlp.shared_expert_gate.weight",
+    ],
+    "glm4v_text": [*QKVO, *QKV_BIAS, *NORMS, *OUTPUT_NORMS, *GATED_MLP],
+    "gemma4_text": [*QKVO, *HEAD_NORMS, *NORMS, *OUTPUT_NORMS, "layer.output_scale", *GATED_MLP],
+}
+READING = ["layer.input_layernorm.weight", *(f"layer.{name}_proj.weight" for name in "qkv")]
+LIGHT_HEADS = [f"{head}_head.{i}.{kind}" for head in ("token", "frame") for i in (0, 2) for kind in ("bias", "weight")]
+LIGHT_KEYS = {
+    "qwen2": [f"layer.{name}_proj.bias" for name in "qkv"],
+    "qwen3_vl_text": ["layer.q_norm.weight", "layer.k_norm.weight"],
+    "qwen3_5_moe_text": ["layer.q_norm.weight", "layer.k_norm.weight"],
+    "glm4v_text": [f"layer.{name}_proj.bias" for name in "qkv"],
+    "gemma4_text": ["layer.q_norm.weight", "layer.k_norm.weight"],
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_keys_of_a_checkpoint(name):
+    """They are its format: one name for one part, whatever stock layers call it."""
+    config = text_model(name).config
+    with torch.device("meta"):
+        full, light = ContributionPolicy(config), LightPolicy(config)
+    assert sorted(full.state_dict()) == sorted(KEYS[name] + HEADS)
+    trunk = ["norm.weight", "trunk.weight", "trunk.bias"]
+    assert sorted(light.state_dict()) == sorted(READING + LIGHT_KEYS[name] + LIGHT_HEADS + trunk)
+
+
+@pytest.mark.parametrize("kind", [ContributionPolicy, LightPolicy])
+@pytest.mark.parametrize("name", KEYS)
+def test_weights_on_a_policy_without_memory_give_the_same_scores(name, kind):
+    """As checkpoints are loaded: nothing of a policy stands outside its weights."""
+    model = text_model(name)
+    policy = kind(model.config)
+    policy.init_from_layer(model.layers[policy.shape.layer])
+    with torch.device("meta"):
+        loaded = kind(model.config)
+    loaded.load_state_dict(policy.state_dict(), assign=True)
+    arguments = prompt(model)
+    (expected,), (found,) = policy(*arguments), loaded(*arguments)
+    assert torch.equal(found.token_logits, expected.token_logits)
+    assert torch.equal(found.frame_logits, expected.frame_logits)
+
+
+class Opaque(torch.nn.Linear):
+    """A linear layer of which only the output may be believed, as of a quantised one."""
+
+
+@pytest.mark.parametrize("name", ["llama with biases", "qwen3_5_text", "glm4v_text"])
+def test_parts_of_fused_projections_are_read_off_their_output(name):
+    model = text_model(name)
+    policies = [ContributionPolicy(model.config), ContributionPolicy(model.config)]
+    layer = model.layers[policies[0].shape.layer]
+    policies[0].init_from_layer(layer)
+    for part in [*layer.self_attn.children(), *layer.mlp.children()]:
+        if type(part) is torch.nn.Linear:
+            part.__class__ = Opaque
+    policies[1].init_from_layer(layer)
+    plain, read = (policy.layer.state_dict() for policy in policies)
+    for key, weight in plain.items():
+        torch.testing.assert_close(read[key], weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "added"), [("qwen3", 0.0), ("qwen3_5_text", 1.0), ("gemma3_text", 1.0), ("gemma4_text", 0.0)]
+)
+def test_a_norms_weight_is_its_factor(name, added):
+    model = text_model(name).bfloat16()
+    for kind in (ContributionPolicy, LightPolicy):
+        policy = kind(model.config)
+        layer = model.layers[policy.shape.layer]
+        policy.init_from_layer(layer)
+        assert torch.equal(policy.layer.input_layernorm.weight, layer.input_layernorm.weight.float() + added)
+
+
+def test_experts_that_are_not_in_memory_are_named():
+    model = text_model("qwen3_moe")
+    model.layers[0].mlp.experts.to("meta")
+    with pytest.raises(ValueError, match="experts of the language model are offloaded or quantised"):
+        ContributionPolicy(model.config).init_from_layer(model.layers[0])
+
+
+def test_experts_learn_by_what_they_served():
+    """Gradients reach the chosen experts and the router alone."""
+    model = text_model("qwen3_moe")
+    policy = ContributionPolicy(model.config)
+    policy.init_from_layer(model.layers[0])
+    experts = policy.layer.mlp
+    states = torch.randn(2, SIZES["hidden_size"])
+    experts(states).square().sum().backward()
+    chosen = set(experts.router(states).topk(experts.shape.chosen).indices.flatten().tolist())
+    assert chosen < set(range(experts.shape.count))
+    moved = experts.experts.down_proj.grad.abs().sum(dim=(1, 2)).nonzero()[:, 0].tolist()
+    assert set(moved) == chosen
+    assert experts.router.weight.grad.abs().sum() > 0

@@ -1,4 +1,9 @@
-"""The published policy: one decoder layer of the language model and two heads (CaCoVID, arXiv 2602.01649, section on the policy network)."""
+"""The published policy: one decoder layer of the language model and two heads (CaCoVID, arXiv 2602.01649, section on the policy network).
+
+The paper's layer is a Qwen2 layer, started from layer 0. Ours is a layer of the backbone's own kind (`layer.py`), started from the first layer that attends.
+Three things of a layer are left out: sliding windows (a video token attends to all that `attention` allows), attention in both directions inside a frame, and
+dropout.
+"""
 
 from typing import Any
 

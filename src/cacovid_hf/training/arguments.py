@@ -104,8 +104,8 @@ class ContributionTrainingArguments(TrainingArguments):
         target_ratios: several ratios to train for: each sample draws one of them, for all its iterations, and neither `sampling_ratio` nor
             `dynamic_ratio` is used (ours; None: off).
         replay: whether advantages and loss are over all rollouts on the sample so far (paper), or over those of the iteration alone.
-        policy_attention: begin with a new policy of this attention, its layer from the LLM's layer 0; None trains the policy that the
-            model has.
+        policy_attention: begin with a new policy of this attention, its layer from the LLM's layer 0, or its first layer that
+            attends; None trains the policy that the model has.
         teacher: `"attention"` learns what the LLM's question attends to in the uncompressed prompt, by distillation and without rollouts
             (`objective.distillation_loss`; ours, an ablation); None: by reinforcement learning.
         teacher_layer: whose attention, from 0; None: the mean over all layers.
