@@ -18,7 +18,15 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from ._compat import CACHE, AnyAttention, OutputWithCache, commit_of, note_commit, with_cache_name
+from ._compat import (
+    CACHE,
+    AnyAttention,
+    OutputWithCache,
+    commit_of,
+    note_commit,
+    trainer_smooths_labels,
+    with_cache_name,
+)
 from .backbones import backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
 from .backbones.delegation import DelegatesToBackbone
@@ -444,11 +452,19 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
 
         Returns:
             `CaCoVidOutput` with `kept_indices` `(B, K)`; straight from the backbone, all places of the prompt.
+
+        Raises:
+            ValueError: unknown arguments, inputs that do not fit, or a call of a `Trainer` with `label_smoothing_factor`.
         """
+        if labels is None and trainer_smooths_labels():
+            raise ValueError(
+                "label_smoothing_factor of Trainer compares the labels of the whole prompt with the logits of the compressed one: give Trainer "
+                "compute_loss_func=CompressedLoss(label_smoothing=...) of cacovid_hf.training.compressed_loss instead."
+            )
         if labels is None and self.training and torch.is_grad_enabled():
             logger.warning_once(
                 "forward trains without labels, so that the loss is the caller's: the logits of a compressed prompt are shorter than its labels. "
-                "Give Trainer compute_loss_func=CompressedLoss(label_smoothing=...) of cacovid_hf.training.compressed_loss, not label_smoothing_factor."
+                "Give Trainer compute_loss_func=CompressedLoss(...) of cacovid_hf.training.compressed_loss, or use outputs.kept_indices."
             )
         kwargs = with_cache_name(kwargs)
         self._check_names(kwargs)
