@@ -35,7 +35,7 @@ from .checkpoints import loading, saving
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
 from .generation.call import all_places, complete_inputs, kept_labels, prepare_call, ratios_unless_stock
-from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments
+from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments, without_own_inputs
 from .generation.long_video import encode_file
 from .generation.mixin import CompressedGenerationMixin
 from .generation.refused import check_forward, without_prompt
@@ -474,6 +474,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         others = {**kwargs, "encoded_videos": encoded_videos}
         ratios = ratios_unless_stock(self, retention_ratio, input_ids, others)
         if ratios is None:
+            kwargs = without_own_inputs(self.family, kwargs)
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return self._output(outputs, all_places(input_ids), labels=labels)
         check_forward(self.backbone, {**kwargs, "labels": labels}, method)
@@ -486,7 +487,10 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         call = prepare_call(self, given, method, ratios)
         prompt, check = self._compress(call)
         labels = kept_labels(labels, prompt.kept_indices)
-        with method.inside(self, prompt, call.ratios) as layers:
+        with (
+            method.inside(self, prompt, call.ratios) as layers,
+            self.family.handed_over(self.backbone, prompt.extra),
+        ):
             outputs = self.backbone(
                 inputs_embeds=prompt.inputs_embeds,
                 attention_mask=prompt.attention_mask,
@@ -520,9 +524,9 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         if input_ids is None:
             raise ValueError("input_ids are missing: give the tokens that follow what the cache holds.")
         inputs = take_embedding_arguments(self.backbone, self.family, kwargs)
-        placeholders = torch.tensor([config.video_token_id, config.image_token_id], device=input_ids.device)
+        placeholders = self.family.places(config, input_ids, inputs)
         pixels = [name for name in ("pixel_values", *self.family.video_inputs) if inputs.get(name) is not None]
-        if encoded_videos is not None or pixels or bool(torch.isin(input_ids, placeholders).any()):
+        if encoded_videos is not None or pixels or any(bool(part.any()) for part in placeholders):
             raise ValueError(
                 "The cache is of a compressed prompt, from which forward goes on with new text alone, and videos or images are given: give "
                 "as input_ids the tokens that follow, or the whole conversation to generate."

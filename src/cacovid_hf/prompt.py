@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,8 @@ class EncodedVideos:
 
     Attributes:
         grids: `(T, h, w)` of every video.
-        features: of every video `(T * P + trailing, D)`, its tokens in raster order and what the family puts behind them.
+        features: of every video `(T * P + trailing, D + E)`, its tokens in raster order and what the family puts behind them. Behind the `D`
+            numbers of its embedding stand the `E` that the language model receives beside it (see `Prompt.extra`).
         inputs: what else the model must know of the videos, one row a video (Qwen2.5-VL: `video_grid_thw`, `second_per_grid_ts`).
         tower: what the vision tower attended to, one a video; None unless it was asked for.
     """
@@ -116,6 +118,7 @@ class Prompt:
         inputs_embeds: `(B, L, D)`, text and vision embedded.
         position_ids: `(B, L)`, or `(R, B, L)` for a rotary embedding with several rows (M-RoPE: text, time, height, width).
         tower: what the vision tower attended to, one a video; None unless it was asked for.
+        extra: `(B, L, E)`, what the language model receives of each token beside its embedding, zeros of words; None: nothing.
     """
 
     layout: PromptLayout
@@ -123,6 +126,7 @@ class Prompt:
     inputs_embeds: Tensor
     position_ids: Tensor
     tower: "tuple[TowerAttention | ReducedAttention, ...] | None" = None
+    extra: Tensor | None = None
 
     def video_features(self, span: VideoSpan) -> Tensor:
         """`(T, P, D)`, the tokens of a video as the language model would receive them."""
@@ -179,6 +183,7 @@ class CompressedPrompt:
             the kept tokens without gaps, because jumps in it are read as packed sequences.
         kept_indices: int64 `(B, K)`, the kept places of the caller's prompt in order, -1 at padding.
         videos: one entry a video.
+        extra: `(B, K, E)`, what the language model receives of each token beside its embedding; None: nothing.
     """
 
     input_ids: Tensor
@@ -187,9 +192,31 @@ class CompressedPrompt:
     position_ids: Tensor
     kept_indices: Tensor
     videos: tuple[VideoSelection, ...]
+    extra: Tensor | None = None
+
+    def rows(self, rows: "slice | Tensor") -> "CompressedPrompt":
+        """Some of the prompts, for language models: of a slice or an int64 tensor of their numbers; `videos` stay those of all."""
+        return replace(
+            self,
+            input_ids=self.input_ids[rows],
+            inputs_embeds=self.inputs_embeds[rows],
+            attention_mask=self.attention_mask[rows],
+            position_ids=self.position_ids[..., rows, :],
+            kept_indices=self.kept_indices[rows],
+            extra=None if self.extra is None else self.extra[rows],
+        )
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """The four tensors that the backbone takes, by name."""
+        """The four tensors that the backbone takes, by name.
+
+        Raises:
+            ValueError: the language model receives more than the backbone takes.
+        """
+        if self.extra is not None:
+            raise ValueError(
+                "The language model receives features beside the embeddings, which the backbone's own generate would leave out: call generate of the "
+                "wrapped model."
+            )
         return {
             "input_ids": self.input_ids,
             "inputs_embeds": self.inputs_embeds,
@@ -227,6 +254,7 @@ def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
         sides = (0, 0) * width
         return torch.cat([F.pad(t, (*sides, pad, 0)) for t, pad in zip(tensors, pads, strict=True)], row_dimension)
 
+    extras: list[Any] = [prompt.extra for prompt in prompts]
     layout = PromptLayout(
         valid=stacked([prompt.layout.valid for prompt in prompts]),
         text=stacked([prompt.layout.text for prompt in prompts]),
@@ -237,6 +265,7 @@ def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
         input_ids=stacked([prompt.input_ids for prompt in prompts]),
         inputs_embeds=stacked([prompt.inputs_embeds for prompt in prompts], width=1),
         position_ids=stacked([prompt.position_ids for prompt in prompts], row_dimension=-2),
+        extra=None if extras[0] is None else stacked(extras, width=1),
     )
 
 
@@ -298,18 +327,25 @@ def gather(
     places = indices.clamp(min=0)
     rows = (torch.arange(places.shape[0], device=places.device) if rows is None else rows)[:, None]
     input_ids = prompt.input_ids[rows.to(prompt.input_ids.device), places.to(prompt.input_ids.device)]
-    inputs_embeds = prompt.inputs_embeds[rows.to(prompt.inputs_embeds.device), places.to(prompt.inputs_embeds.device)]
+    inputs_embeds = _taken(prompt.inputs_embeds, rows, places, is_token)
     position_ids = prompt.position_ids[..., rows, places].masked_fill(~is_token, 0)
     if position_ids.ndim == 3 and position_ids.shape[0] == 4:
         position_ids[0] = (is_token.long().cumsum(1) - 1).clamp(min=0)
     return CompressedPrompt(
         input_ids=input_ids.masked_fill(~is_token.to(input_ids.device), pad_token_id),
-        inputs_embeds=inputs_embeds.masked_fill(~is_token.to(inputs_embeds.device)[..., None], 0),
+        inputs_embeds=inputs_embeds,
         attention_mask=is_token.long(),
         position_ids=position_ids,
         kept_indices=indices,
         videos=videos,
+        extra=None if prompt.extra is None else _taken(prompt.extra, rows, places, is_token),
     )
+
+
+def _taken(values: Tensor, rows: Tensor, places: Tensor, is_token: Tensor) -> Tensor:
+    """`(R, K, D)` of `values` `(B, L, D)`, zero where there is no token."""
+    device = values.device
+    return values[rows.to(device), places.to(device)].masked_fill(~is_token.to(device)[..., None], 0)
 
 
 @dataclass(frozen=True)

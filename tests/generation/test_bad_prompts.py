@@ -44,7 +44,7 @@ def one_video_too_few(stock):
 
 def masked_placeholders(stock):
     inputs = prompt_inputs(stock, PROMPTS["one video"])
-    inputs["attention_mask"][0, 7] = 0
+    inputs["attention_mask"][0, (inputs["input_ids"][0] == VIDEO).nonzero()[3]] = 0
     return inputs
 
 

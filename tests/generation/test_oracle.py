@@ -4,7 +4,17 @@ explicit original positions. Promises 1 and 4 are checked beside it.
 
 import pytest
 import torch
-from helpers.models import BY_NAME, FAMILIES, PROMPTS, RAGGED, TEXT_ONLY, masked_inputs, prompt_inputs, stock_model
+from helpers.models import (
+    BY_NAME,
+    FAMILIES,
+    PROMPTS,
+    RAGGED,
+    TEXT_ONLY,
+    masked_inputs,
+    original_positions,
+    prompt_inputs,
+    stock_model,
+)
 from transformers import StaticCache
 from transformers.generation.streamers import BaseStreamer
 
@@ -56,6 +66,10 @@ def test_greedy_tokens_and_logits(family, prompt, attention):
         ours = model(**inputs, retention_ratio=0.25).logits[:, -1]
         reference = stock(**masked_inputs(stock, inputs, compressed.kept_indices)).logits[:, -1]
     torch.testing.assert_close(ours, reference, atol=2e-4, rtol=1e-4)
+    if compressed.extra is not None:
+        with pytest.raises(ValueError, match="features beside the embeddings, which the backbone's own generate would"):
+            compressed.model_inputs()
+        return
     # The compressed prompt is exactly what the backbone's own generate takes.
     again = generated(stock, compressed.model_inputs(), do_sample=False)
     assert torch.equal(again[:, -6:], tokens[:, -6:])
@@ -128,7 +142,8 @@ def test_static_cache_is_as_small_as_the_compressed_prompt(family):
     settings = dict(cache_implementation="static", return_dict_in_generate=True, do_sample=False)
     outputs = generated(model, inputs, retention_ratio=0.25, **settings)
     assert isinstance(outputs.past_key_values, StaticCache)
-    assert outputs.past_key_values.layers[0].max_cache_len == kept + 6
+    # The last layer attends in every family.
+    assert outputs.past_key_values.layers[-1].max_cache_len == kept + 6
 
 
 @pytest.mark.spread(11)
@@ -178,7 +193,7 @@ def test_explicit_position_ids_are_kept(family):
     stock = stock_model(family)
     model = CaCoVidForConditionalGeneration.from_backbone(stock)
     inputs = prompt_inputs(stock, PROMPTS["one video"])
-    positions = masked_inputs(stock, inputs, inputs["input_ids"] * 0)["position_ids"]
+    positions = original_positions(stock, inputs)
     usual = generated(model, inputs, retention_ratio=0.25, do_sample=False)
     assert torch.equal(
         generated(model, {**inputs, "position_ids": positions}, retention_ratio=0.25, do_sample=False), usual
@@ -196,7 +211,7 @@ def test_text_after_the_video_goes_on_from_the_uncompressed_length(family):
     model = CaCoVidForConditionalGeneration.from_backbone(stock)
     inputs = prompt_inputs(stock, PROMPTS["ragged batch"])
     compressed = model.compress(**inputs, retention_ratio=0.25)
-    whole = masked_inputs(stock, inputs, compressed.kept_indices)["position_ids"]
+    whole = original_positions(stock, inputs)
     rows = torch.arange(3)[:, None]
     kept = compressed.kept_indices
     expected = whole[..., rows, kept.clamp(min=0)].masked_fill(kept < 0, 0)

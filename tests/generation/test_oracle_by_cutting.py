@@ -5,6 +5,7 @@ Where every layer attends, this is what the oracle by masking says too. It share
 
 import pytest
 import torch
+from helpers import flash_stand_in
 from helpers.cut_oracle import CutPrompts
 from helpers.models import FAMILIES, PROMPTS, RAGGED, prompt_inputs, stock_model
 
@@ -60,6 +61,23 @@ def test_other_caches(family, decoding):
     model, inputs, cut = compressed(family, RAGGED)
     tokens, logits = cut.greedy(STEPS)
     ours = generated(model, inputs, do_sample=False, **DECODINGS[decoding])
+    torch.testing.assert_close(torch.stack(ours.logits, dim=1), logits, **CLOSE)
+    assert torch.equal(ours.sequences[:, -STEPS:], tokens)
+
+
+@pytest.mark.spread(3)
+@pytest.mark.parametrize("chunk", [None, 4], ids=["whole", "in chunks"])
+@pytest.mark.parametrize("rows", [RAGGED, PROMPTS["one video"]], ids=["ragged", "one video"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flash_attention(family, rows, chunk, monkeypatch):
+    """By stand-in kernels, against stock on sdpa."""
+    kernels = flash_stand_in.install(monkeypatch)
+    model, inputs, cut = compressed(family, rows)
+    tokens, logits = cut.greedy(STEPS)
+    assert kernels.calls == []
+    flash_stand_in.use_flash_attention(model.backbone)
+    ours = generated(model, inputs, do_sample=False, prefill_chunk_size=chunk)
+    assert kernels.of_language_model()
     torch.testing.assert_close(torch.stack(ours.logits, dim=1), logits, **CLOSE)
     assert torch.equal(ours.sequences[:, -STEPS:], tokens)
 

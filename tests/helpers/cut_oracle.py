@@ -8,7 +8,7 @@ of models with layers that do not attend, where a masked token is still read.
 from typing import Any
 
 import torch
-from helpers.models import family_of, masked_inputs
+from helpers.models import family_of, original_positions
 from torch import Tensor
 
 
@@ -47,7 +47,7 @@ class CutPrompts:
         with torch.no_grad():
             self.found = reaching_language_model(stock, inputs)
         self.stock = stock
-        self.positions = masked_inputs(stock, inputs, inputs["input_ids"] * 0)["position_ids"]
+        self.positions = original_positions(stock, inputs)
         self.places = [row[row >= 0] for row in kept_indices]
 
     @torch.no_grad()

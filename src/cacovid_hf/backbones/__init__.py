@@ -5,10 +5,21 @@ from .llava_next_video import LlavaNextVideoBackbone
 from .llava_onevision import LlavaOnevisionBackbone
 from .qwen2_5_vl import Qwen2_5_VLBackbone
 from .qwen2_vl import Qwen2VLBackbone
+from .qwen3_5 import Qwen3_5Backbone, Qwen3_5MoeBackbone
+from .qwen3_vl import Qwen3VLBackbone, Qwen3VLMoeBackbone
 
 BACKBONES: dict[str, Backbone] = {
     family.model_type: family
-    for family in (LlavaOnevisionBackbone(), Qwen2_5_VLBackbone(), Qwen2VLBackbone(), LlavaNextVideoBackbone())
+    for family in (
+        LlavaOnevisionBackbone(),
+        Qwen2_5_VLBackbone(),
+        Qwen2VLBackbone(),
+        LlavaNextVideoBackbone(),
+        Qwen3VLBackbone(),
+        Qwen3VLMoeBackbone(),
+        Qwen3_5Backbone(),
+        Qwen3_5MoeBackbone(),
+    )
 }
 
 

@@ -2,13 +2,14 @@
 
 Every supported model ends its multimodal forward in one call `language_model(inputs_embeds=..., ...)`. A forward pre-hook there, attached
 for one call, takes the arguments and stops the forward, so the stock code itself embeds the prompt. A family says only which
-placeholders are video tokens, each video's grid, and what is never dropped.
+placeholders are video tokens, each video's grid, what is never dropped, and what else the language model receives of a token.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..prompt import EncodedVideos, Prompt, PromptLayout, ReducedAttention, TowerAttention, VideoSpan
 from ..utils.hooks import Hook, attached
+from .beside import handed_over
 from .loaded import embedding_device
 
 # Enough to keep a device busy, while the vision tower's memory stays that of a short video.
@@ -25,7 +27,7 @@ FRAMES_PER_CHUNK = 64
 
 # What a call of the language model may hold: what a prompt carries, and what does not change its embeddings.
 CARRIED = ("inputs_embeds", "attention_mask", "position_ids")
-WITHOUT_EFFECT = ("use_cache", "logits_to_keep")
+WITHOUT_EFFECT = ("use_cache", "logits_to_keep", "output_router_logits")
 
 
 class _Captured(Exception):
@@ -41,18 +43,47 @@ class Backbone(ABC):
 
     Subclasses set `model_type` and implement what is abstract; where the family has its own, `video_settings`, `frames_per_step`,
     `settings_of_file` and `position_ids`; and for the methods that look at the vision tower's attention, `tower_attention`.
+    `places`, `video_token_id` and `filler_id` are for families whose videos have no placeholder of their own. `extra_names`, `extra_width`, `extra` and
+    `extra_arguments` are for language models that receive more of a token than its embedding.
 
     Attributes:
         model_type: `config.model_type` of the family.
         video_inputs: names of the arguments that hold the pixels of videos.
         video_settings: names of the other arguments that belong to videos, one row a video.
         trailing_tokens: placeholders at the end of each video that are not video tokens: always kept, never scored.
+        own_inputs: names of arguments that our processor adds, and that the stock forward does not take.
+        extra_names: names of the language model's arguments that `extra` holds.
     """
 
     model_type: ClassVar[str]
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
     video_settings: ClassVar[tuple[str, ...]] = ()
     trailing_tokens: ClassVar[int] = 0
+    own_inputs: ClassVar[tuple[str, ...]] = ()
+    extra_names: ClassVar[tuple[str, ...]] = ()
+
+    # ---------------------------------------------------------------- places
+
+    def video_token_id(self, config) -> int:
+        """The id of a video's placeholders."""
+        return config.video_token_id
+
+    def places(self, config, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Where the placeholders of videos stand, and those of images: bool `(B, L)` each, on the device of the ids.
+
+        Args:
+            config: the backbone's.
+            input_ids: `(B, L)`.
+            inputs: the other arguments of the call.
+        """
+        return input_ids == config.video_token_id, input_ids == config.image_token_id
+
+    def filler_id(self, config) -> int:
+        """A word that stands where embeddings are overwritten; its own may have no effect."""
+        placeholders = (self.video_token_id(config), config.image_token_id)
+        return next(i for i in range(3) if i not in placeholders)
+
+    # ---------------------------------------------------------------- inputs
 
     @abstractmethod
     def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
@@ -107,6 +138,32 @@ class Backbone(ABC):
         """The decoder that receives the embedded prompt."""
         return model.get_decoder()
 
+    # ---------------------------------------------------------------- beside the embeddings
+
+    def extra_width(self, config) -> int:
+        """`E`, how many numbers the language model receives of each token beside its embedding."""
+        return 0
+
+    def extra(self, config, found: dict[str, Any]) -> Tensor | None:
+        """`(B, L, E)`, what the language model receives beside the embeddings; None: zeros.
+
+        Args:
+            config: the backbone's.
+            found: the keyword arguments of its call by the stock forward.
+        """
+        return None
+
+    def extra_arguments(self, config, extra: Tensor) -> dict[str, Any]:
+        """The language model's arguments for the `(R, n, E)` of one forward: `extra` the other way round."""
+        return {}
+
+    def handed_over(self, model: PreTrainedModel, extra: Tensor | None) -> AbstractContextManager[None]:
+        """Enter this around stock code that runs a prompt given as embeddings: its language model receives `extra` `(B, K, E)` too."""
+        arguments = partial(self.extra_arguments, model.config)
+        return handed_over(self.language_model(model), extra, arguments)
+
+    # ---------------------------------------------------------------- prompts
+
     def tower_attention(
         self, model: PreTrainedModel, layout: PromptLayout
     ) -> AbstractContextManager[Callable[[], tuple[TowerAttention, ...]]]:
@@ -133,7 +190,7 @@ class Backbone(ABC):
             ValueError: placeholders and pixel inputs do not fit, or a prompt ends inside a video.
         """
         input_ids, valid = input_ids.cpu(), attention_mask.cpu().bool()
-        is_video = input_ids == config.video_token_id
+        is_video, is_image = self.places(config, input_ids, inputs)
         grids = self.grids(config, inputs)
         sizes = [t * h * w for t, h, w in grids]
         expected, found = sum(sizes) + self.trailing_tokens * len(sizes), int(is_video.sum())
@@ -164,7 +221,7 @@ class Backbone(ABC):
                     f"Row {span.row} of the prompt ends inside a video, and the answer is read at its last token: put the question after "
                     "the video and use add_generation_prompt=True."
                 )
-        text = valid & ~is_video & (input_ids != config.image_token_id)
+        text = valid & ~is_video & ~is_image
         return PromptLayout(valid=valid, text=text, videos=tuple(spans))
 
     def embed(
@@ -209,21 +266,22 @@ class Backbone(ABC):
             features = self.encode(model, inputs, frames_per_chunk)
         ids = input_ids
         if features is not None:
-            inputs = {name: value for name, value in inputs.items() if name not in self.video_inputs}
-            # Any word will do: its embeddings are overwritten.
-            placeholders = (model.config.video_token_id, model.config.image_token_id)
-            ids = input_ids.masked_fill(
-                input_ids == placeholders[0], next(i for i in range(3) if i not in placeholders)
-            )
+            is_video, _ = self.places(model.config, input_ids, inputs)
+            inputs = {n: value for n, value in self.take(inputs, [], None).items() if n not in self.video_inputs}
+            ids = input_ids.masked_fill(is_video, self.filler_id(model.config))
+        inputs = {name: value for name, value in inputs.items() if name not in self.own_inputs}
         arguments = {**inputs, "input_ids": ids, "attention_mask": attention_mask, "position_ids": position_ids}
         if with_tower_attention and layout.videos and tower is None:
             with self.tower_attention(model, layout) as attention:
-                embeds = self._embedded(model, arguments)
-            return Prompt(layout, input_ids, embeds, position_ids, attention())
-        embeds = self._embedded(model, arguments)
+                embeds, extra = self._embedded(model, arguments)
+            return Prompt(layout, input_ids, embeds, position_ids, attention(), extra)
+        embeds, extra = self._embedded(model, arguments)
         if features is not None:
-            embeds = with_features(embeds, (input_ids == model.config.video_token_id).nonzero(), features)
-        return Prompt(layout, input_ids, embeds, position_ids, tower)
+            width = embeds.shape[-1]
+            wide = embeds if extra is None else torch.cat([embeds, extra], dim=-1)
+            wide = with_features(wide, is_video.nonzero(), features)
+            embeds, extra = wide[..., :width], None if extra is None else wide[..., width:]
+        return Prompt(layout, input_ids, embeds, position_ids, tower, extra)
 
     def encode(self, model: PreTrainedModel, inputs: dict[str, Any], frames_per_chunk: int | None) -> Iterator[Tensor]:
         """Encode the videos of a call a chunk of frames (temporal grid steps) at a time; both towers look at one of them alone.
@@ -231,7 +289,7 @@ class Backbone(ABC):
         A chunk is a video to the stock model: it is embedded behind the seam as a prompt of placeholders.
 
         Returns:
-            `(n, D)` each, the embeddings of the call's video placeholders, in order.
+            `(n, D + E)` each: embeddings of the call's video placeholders, in order, and what the language model receives beside them.
         """
         for _, pixels, grid, is_last in self._chunks(model, inputs, frames_per_chunk):
             num_tokens = math.prod(grid)
@@ -276,28 +334,33 @@ class Backbone(ABC):
         return features, attention()[0].reduced()
 
     def encode_frames(self, model: PreTrainedModel, pixels: dict[str, Any], num_tokens: int) -> Tensor:
-        """`(num_tokens + trailing_tokens, D)`: one video of so many tokens, and what stands at its end."""
+        """`(num_tokens + trailing_tokens, D + E)`: one video of so many tokens, and what stands at its end (see `EncodedVideos`)."""
         device = embedding_device(model)
         pixels = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in pixels.items()}
-        ids = torch.full((1, num_tokens + self.trailing_tokens), model.config.video_token_id, device=device)
+        ids = torch.full((1, num_tokens + self.trailing_tokens), self.video_token_id(model.config), device=device)
         arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.zeros_like(ids)}
-        return self._embedded(model, {**pixels, **arguments})[0]
+        embeds, extra = self._embedded(model, {**pixels, **arguments})
+        return embeds[0] if extra is None else torch.cat([embeds[0], extra[0]], dim=-1)
 
-    def _embedded(self, model: PreTrainedModel, arguments: dict[str, Any]) -> Tensor:
-        """What reaches the language model as `inputs_embeds`.
+    def _embedded(self, model: PreTrainedModel, arguments: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """What reaches the language model: embeddings `(B, L, D)`, and `(B, L, E)` beside them if it receives more.
 
         Raises:
             ValueError: the language model gets something else too, which the compressed prompt would be without.
         """
         arguments = {**arguments, "use_cache": False}
         found = capture_language_model_inputs(model, self.language_model(model), arguments)
-        known = (*CARRIED, *WITHOUT_EFFECT)
+        known = (*CARRIED, *WITHOUT_EFFECT, *self.extra_names)
         if unknown := sorted(name for name, value in found.items() if value is not None and name not in known):
             raise ValueError(
                 f"{type(model).__name__} also gives its language model {', '.join(unknown)}, which a compressed prompt does not carry. Use "
                 "a backbone whose language model reads embeddings, mask and positions alone."
             )
-        return found["inputs_embeds"]
+        embeds, width = found["inputs_embeds"], self.extra_width(model.config)
+        if not width:
+            return embeds, None
+        extra = self.extra(model.config, found)
+        return embeds, embeds.new_zeros(*embeds.shape[:2], width) if extra is None else extra.to(embeds)
 
 
 def with_features(embeds: Tensor, places: Tensor, features: Iterable[Tensor]) -> Tensor:

@@ -149,7 +149,7 @@ def ratios_unless_stock(
         return ratios  # the stock forward takes pixels, and clips of one length
     if num_videos:
         return None if keeps_all(ratios) else ratios
-    placeholders = input_ids is not None and bool((input_ids == model.backbone.config.video_token_id).any())
+    placeholders = input_ids is not None and bool(family.places(model.backbone.config, input_ids, others)[0].any())
     return ratios if placeholders and not keeps_all(resolve(asked, model.config, 1)) else None
 
 

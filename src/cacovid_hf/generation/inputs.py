@@ -33,6 +33,10 @@ DECODING_ARGUMENTS = {
 STOCK_ARGUMENTS = {*TransformersKwargs.__annotations__, "ignore_index", "shift_labels", "mm_token_type_ids"}
 
 
+# Types of layers that keep keys and values of every token.
+_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
 def check_windows(config: Any, length: int) -> None:
     """Raise a `ValueError` if a language model has sliding windows that are shorter than so many positions."""
     text = config.get_text_config()
@@ -42,6 +46,11 @@ def check_windows(config: Any, length: int) -> None:
             f"The language model has layers of sliding attention over {window} positions, fewer than the {length} of the uncompressed prompt and its "
             "answer, and a window would count the positions that are left: load the backbone with use_sliding_window=False, or use retention_ratio=1.0."
         )
+
+
+def keeps_states(config: Any) -> bool:
+    """Whether a language model has layers that keep one state of all tokens before (linear attention), in place of the keys and values of each."""
+    return not set(getattr(config.get_text_config(), "layer_types", None) or ()) <= _ATTENDING
 
 
 def forward_arguments(model: PreTrainedModel, family: Backbone) -> set[str]:
@@ -59,7 +68,7 @@ def stock_attention_mask(input_ids: Tensor, settings: GenerationConfig) -> Tenso
 
 def embedding_arguments(model: PreTrainedModel, family: Backbone) -> set[str]:
     """Names of the arguments that embed a prompt: pixels, grids, positions, and what the family's videos bring besides."""
-    return {*_parameters(type(model).forward), *family.video_inputs} - DECODING_ARGUMENTS
+    return {*_parameters(type(model).forward), *family.video_inputs, *family.own_inputs} - DECODING_ARGUMENTS
 
 
 @functools.cache
@@ -72,6 +81,11 @@ def take_embedding_arguments(model: PreTrainedModel, family: Backbone, arguments
     """Take the arguments that embed a prompt (pixels, grids, positions) out of `arguments`."""
     accepted = embedding_arguments(model, family)
     return {name: arguments.pop(name) for name in list(arguments) if name in accepted}
+
+
+def without_own_inputs(family: Backbone, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the stock forward and `generate` take of the arguments of a call."""
+    return {name: value for name, value in arguments.items() if name not in family.own_inputs}
 
 
 def effective_settings(

@@ -17,7 +17,13 @@ from ..policies.base import Policy
 from ..prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
 from ..ratio import AutoBudget, Ratio, resolve
 from .call import PreparedCall, complete_inputs, prepare_call, ratios_unless_stock
-from .inputs import cached_length, check_windows, effective_settings, take_embedding_arguments
+from .inputs import (
+    cached_length,
+    check_windows,
+    effective_settings,
+    take_embedding_arguments,
+    without_own_inputs,
+)
 from .long_video import check_frames_per_chunk, join_chunks
 from .refused import check_generation, without_prompt
 from .stock import generate_compressed
@@ -299,7 +305,7 @@ class CompressedGenerationMixin:
         others = {**arguments, "encoded_videos": encoded_videos}
         ratios = () if later else ratios_unless_stock(self, retention_ratio, input_ids, others)
         if ratios is None:
-            return self.stock_generate(**arguments)
+            return self.stock_generate(**without_own_inputs(self.family, arguments))
         settings = effective_settings(self.backbone, generation_config, arguments)
         check_generation(settings, arguments, method)
 
@@ -317,7 +323,7 @@ class CompressedGenerationMixin:
             prompt, check = self._compress(prepare_call(self, given, method, ratios, new_tokens))
         if cache is not None:
             CacheRecord.mark_unknown(cache)
-        with method.inside(self, prompt, ratios):
+        with method.inside(self, prompt, ratios), self.family.handed_over(self.backbone, prompt.extra):
             outputs = generate_compressed(
                 self.backbone,
                 self.stock_generate,

@@ -143,14 +143,15 @@ class VideoSession:
         texts = [self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
         starts = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
         rows = [tokenizer(text, add_special_tokens=not starts)["input_ids"] for text in texts]
-        rows = [self._with_placeholders(row, config.video_token_id) for row in rows]
+        rows = [self._with_placeholders(row, self.model.family.video_token_id(config)) for row in rows]
         longest = max(map(len, rows))
         pad = tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         prompt = {"input_ids": ids, "attention_mask": mask}
         if "mm_token_type_ids" in embedding_arguments(self.model.backbone, self.model.family):
-            prompt["mm_token_type_ids"] = 2 * ((ids == config.video_token_id) & mask.bool()).long()
+            is_video, _ = self.model.family.places(config, ids, {})
+            prompt["mm_token_type_ids"] = 2 * (is_video & mask.bool()).long()
         device = self.model.backbone.get_input_embeddings().weight.device
         return {name: value.to(device) for name, value in prompt.items()}
 
@@ -232,7 +233,9 @@ class VideoSession:
             kwargs["retention_ratio"] = None  # what is new has no video
         # A call that fails leaves a cache of unknown contents.
         self.cache = self._sequence = None
-        kwargs |= {CACHE: DynamicCache() if cache is None else cache, "return_dict_in_generate": True}
+        if cache is None:
+            cache = DynamicCache(config=self.model.backbone.config.get_text_config(decoder=True))
+        kwargs |= {CACHE: cache, "return_dict_in_generate": True}
         outputs = self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         left = cache_of(outputs)
         record = CacheRecord.of(left)
@@ -252,7 +255,7 @@ class VideoSession:
         length = min(len(now) - 1, len(before), record.num_places)
         differs = (now[:length] != before[:length]).nonzero()
         common = int(differs[0]) if len(differs) else length
-        if bool((now[common:] == self.model.backbone.config.video_token_id).any()):
+        if bool(self.model.family.places(self.model.backbone.config, now[None, common:], {})[0].any()):
             return None
         stays = int((record.places[0] < common).sum())
         if stays < record.places.shape[1]:

@@ -20,11 +20,12 @@ from transformers import (
     PreTrainedModel,
     StaticCache,
 )
+from transformers.cache_utils import StaticLayer
 
 from .._compat import CACHE
 from ..compressors.check import Check
 from ..prompt import CompressedPrompt
-from .inputs import cached_length, expansion
+from .inputs import cached_length, expansion, keeps_states
 
 
 def _may_share_prefill(settings: GenerationConfig) -> bool:
@@ -77,8 +78,8 @@ def generate_compressed(
     chunk_size = settings.prefill_chunk_size
     new_tokens = settings.max_new_tokens or (settings.max_length - length if settings.max_length is not None else 20)
     if isinstance(cache, StaticCache):
-        layers: list[Any] = cache.layers
-        room = min(layer.max_cache_len for layer in layers)
+        # A layer that keeps one state has no length.
+        room = min(layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer))
         if room < kept + new_tokens - 1:
             raise ValueError(
                 f"The cache has room for {room} positions, and {kept} of the prompt and {new_tokens - 1} of the answer are to go into it: make a "
@@ -92,7 +93,8 @@ def generate_compressed(
         chunk_size = kept  # stock flash attention would misread gapped positions behind a cache, see there
     repeats = expansion(settings)
     shares = repeats > 1 and cache is None and chunk_size is None and _may_share_prefill(settings)
-    shares = shares and not whole_prefill
+    # A cache with states cannot be repeated.
+    shares = shares and not whole_prefill and not keeps_states(backbone.config)
     if shares or chunk_size is not None:
         if cache is None:
             cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
@@ -147,6 +149,7 @@ def prefill_in_chunks(
     embeds = prompt.inputs_embeds.repeat_interleave(repeats, dim=0)
     positions = prompt.position_ids.repeat_interleave(repeats, dim=prompt.position_ids.ndim - 2)
     last = embeds.shape[1] - 1
+    tells_lengths = not keeps_states(backbone.config)
     rows = torch.arange(len(mask) + 1, dtype=torch.int32, device=embeds.device)
     with torch.no_grad():
         for start in range(cached_length(cache), last, chunk_size):
@@ -157,11 +160,19 @@ def prefill_in_chunks(
                 position_ids=positions[..., start:stop],
                 use_cache=True,
                 logits_to_keep=1,
-                # Flash attention would read the gaps of a chunk's positions as packed sequences, and look at the first keys only; told
-                # the lengths, it does not. Other attentions ignore them.
-                cu_seq_lens_q=rows * (stop - start),
-                cu_seq_lens_k=rows * stop,
-                max_length_q=stop - start,
-                max_length_k=stop,
+                **(_lengths(rows, start, stop) if tells_lengths else {}),
                 **{CACHE: cache},
             )
+
+
+def _lengths(rows: Tensor, start: int, stop: int) -> dict[str, Any]:
+    """Flash attention would read the gaps of a chunk's positions as packed sequences, and look at the first keys only; told the lengths, it does not.
+
+    Other attentions ignore them. Layers with a state would read them as packed sequences.
+    """
+    return {
+        "cu_seq_lens_q": rows * (stop - start),
+        "cu_seq_lens_k": rows * stop,
+        "max_length_q": stop - start,
+        "max_length_k": stop,
+    }

@@ -183,7 +183,7 @@ def compress_turn(
         **how: for `model.compress`.
 
     Returns:
-        `(B, C + K)`; the embeddings of the `C` cached positions are zero.
+        `(B, C + K)`; the embeddings of the `C` cached positions, and what stands beside them, are zero.
 
     Raises:
         ValueError: the cache is not that of the conversation.
@@ -222,6 +222,7 @@ def compress_turn(
             dataclasses.replace(video, span=dataclasses.replace(video.span, positions=video.span.positions + start))
             for video in new.videos
         ),
+        extra=None if new.extra is None else torch.nn.functional.pad(new.extra, (0, 0, mask.shape[1], 0)),
     )
 
 
@@ -289,7 +290,7 @@ def _inputs_of(
     types = inputs.get("mm_token_type_ids")
     if types is not None and types.shape[1] == ids.shape[1]:
         inputs["mm_token_type_ids"] = types[:, part]
-    is_video, is_image = ids == config.video_token_id, ids == config.image_token_id
+    is_video, is_image = family.places(config, ids, inputs)
     is_new = part.stop == ids.shape[1]
 
     videos: list[int] | None = None

@@ -1,7 +1,7 @@
 """From compressed prompts to rewards: what the backbone answers, and what the answers earn; the same in training and in evaluation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -125,12 +125,4 @@ def _texts(processor: Any, tokens: list[list[int]]) -> list[str]:
 def _rows(prompts: CompressedPrompt, rows: list[int]) -> CompressedPrompt:
     if len(rows) == len(prompts.input_ids):
         return prompts
-    index = torch.tensor(rows, device=prompts.input_ids.device)
-    return replace(
-        prompts,
-        input_ids=prompts.input_ids[index],
-        inputs_embeds=prompts.inputs_embeds[index],
-        attention_mask=prompts.attention_mask[index],
-        position_ids=prompts.position_ids[..., index, :],
-        kept_indices=prompts.kept_indices[index],
-    )
+    return prompts.rows(torch.tensor(rows, device=prompts.input_ids.device))

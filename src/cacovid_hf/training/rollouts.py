@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..backbones import backbone_family
 from ..prompt import CompressedPrompt, Prompt, gather, ordered_places
 
 
@@ -68,9 +69,11 @@ def score_answers(
         answers: one int64 `(A_i,)` a rollout, at least one token each.
         batch_size: rollouts in one forward.
     """
+    family = backbone_family(backbone.config)
     probabilities, exact, begun = [], [], []
     for start in range(0, len(answers), batch_size):
         part = slice(start, start + batch_size)
+        some = prompts.rows(part)
         lengths = torch.tensor([len(answer) for answer in answers[part]])
         ids = torch.nn.utils.rnn.pad_sequence(answers[part], batch_first=True).to(
             prompts.inputs_embeds.device
@@ -80,15 +83,16 @@ def score_answers(
         given = steps < lengths.to(ids.device)[:, None]
         # The last answer token is scored, not read.
         read = slice(0, longest - 1)
-        embeds = backbone.get_input_embeddings()(ids[:, read]).to(prompts.inputs_embeds)
-        positions = prompts.position_ids[..., part, :]
-        logits = backbone(
-            inputs_embeds=torch.cat([prompts.inputs_embeds[part], embeds], dim=1),
-            attention_mask=torch.cat([prompts.attention_mask[part], given[:, read].long()], dim=1),
-            position_ids=torch.cat([positions, positions[..., -1:] + 1 + steps[read]], dim=-1),
-            logits_to_keep=longest,
-            use_cache=False,
-        ).logits.float()  # (R, A, vocabulary)
+        embeds = backbone.get_input_embeddings()(ids[:, read]).to(some.inputs_embeds)
+        positions = some.position_ids
+        with family.handed_over(backbone, some.extra):
+            logits = backbone(
+                inputs_embeds=torch.cat([some.inputs_embeds, embeds], dim=1),
+                attention_mask=torch.cat([some.attention_mask, given[:, read].long()], dim=1),
+                position_ids=torch.cat([positions, positions[..., -1:] + 1 + steps[read]], dim=-1),
+                logits_to_keep=longest,
+                use_cache=False,
+            ).logits.float()  # (R, A, vocabulary)
         log_probabilities = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
         probabilities.append((log_probabilities * given).sum(1).exp())
         likeliest = logits.argmax(-1)
@@ -107,15 +111,16 @@ def generate_answers(
     pad = backbone.generation_config.pad_token_id or 0
     parts = []
     for start in range(0, len(prompts.input_ids), batch_size):
-        part = slice(start, start + batch_size)
-        sequences = backbone.generate(  # type: ignore[operator]
-            input_ids=prompts.input_ids[part],
-            inputs_embeds=prompts.inputs_embeds[part],
-            attention_mask=prompts.attention_mask[part],
-            position_ids=prompts.position_ids[..., part, :],
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-        )
+        some = prompts.rows(slice(start, start + batch_size))
+        with backbone_family(backbone.config).handed_over(backbone, some.extra):
+            sequences = backbone.generate(  # type: ignore[operator]
+                input_ids=some.input_ids,
+                inputs_embeds=some.inputs_embeds,
+                attention_mask=some.attention_mask,
+                position_ids=some.position_ids,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+            )
         parts.append(sequences[:, prompts.input_ids.shape[1] :])
     return _stacked(parts, pad)
 

@@ -1,0 +1,41 @@
+"""Qwen3-VL: as Qwen2-VL, with a timestamp before each temporal step, and DeepStack features behind the first layers of the language model."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .qwen2_vl import Qwen2VLBackbone
+
+
+class Qwen3VLBackbone(Qwen2VLBackbone):
+    """`Qwen3VLForConditionalGeneration`; the tokens of a step have the step's own time, so that seconds stand in the text alone."""
+
+    model_type = "qwen3_vl"
+    extra_names: ClassVar[tuple[str, ...]] = ("visual_pos_masks", "deepstack_visual_embeds")
+
+    def extra_width(self, config) -> int:
+        """One DeepStack vector for each of the first layers."""
+        return len(config.vision_config.deepstack_visual_indexes) * config.get_text_config().hidden_size
+
+    def extra(self, config, found: dict[str, Any]) -> Tensor | None:
+        """The stock forward gives `(n, D)` for every layer, of the `n` placeholders that its mask names."""
+        layers, mask = found.get("deepstack_visual_embeds"), found.get("visual_pos_masks")
+        if not layers or mask is None:
+            return None
+        zeros = layers[0].new_zeros(*mask.shape, self.extra_width(config))
+        return zeros.masked_scatter(mask[..., None].to(zeros.device), torch.cat(layers, dim=-1))
+
+    def extra_arguments(self, config, extra: Tensor) -> dict[str, Any]:
+        """Every column is named; words have zeros added."""
+        layers = extra.unflatten(-1, (-1, config.get_text_config().hidden_size)).unbind(2)
+        return {
+            "visual_pos_masks": torch.ones(extra.shape[:2], dtype=torch.bool, device=extra.device),
+            "deepstack_visual_embeds": [layer.flatten(0, 1) for layer in layers],
+        }
+
+
+class Qwen3VLMoeBackbone(Qwen3VLBackbone):
+    """`Qwen3VLMoeForConditionalGeneration`."""
+
+    model_type = "qwen3_vl_moe"
