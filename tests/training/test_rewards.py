@@ -3,8 +3,17 @@
 import sys
 
 import pytest
+import torch
 
-from cacovid_hf.training.rewards import REWARDS, SCORED_REWARDS, Completion, extract_answer, resolve_reward
+from cacovid_hf.training.objective import advantages
+from cacovid_hf.training.rewards import (
+    REWARDS,
+    SCORED_REWARDS,
+    Completion,
+    extract_answer,
+    resolve_reward,
+    retention_reward,
+)
 
 
 def reward(kind, completion, solution):
@@ -252,3 +261,34 @@ def test_resolve_reward(tmp_path, monkeypatch):
     ]:
         with pytest.raises(ValueError, match=message):
             resolve_reward(name)
+
+
+# ------------------------------------------------------------------ retention
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "full", "expected"),
+    [
+        ([1, 1, 1, 1], 1, [0.2, 0.2, 0.2, 0.2]),  # eta 1: 0.5 * 0.4
+        ([1, 1, 1, 0], 1, [0.075, 0.075, 0.075, 0]),  # eta 0.75: 0.5 * 0.15, and nothing for the wrong one
+        ([1, 0, 1, 0], 1, [0, 0, 0, 0]),  # eta 0.5, under the floor
+        ([1, 1, 1, 1], 0, [0, 0, 0, 0]),  # the uncompressed model is wrong: eta 0
+        ([1, 0.5], 0.9375, [0.1, 0.05]),  # eta 0.8: 0.5 * 0.2, half of it for the answer that is half right
+        ([1, 1], 0.5, [0.2, 0.2]),  # eta at most 1
+        ([0.0], 1, [0.0]),
+    ],
+)
+def test_retention_reward(accuracies, full, expected):
+    assert retention_reward(accuracies, full, 0.5, 0.6) == pytest.approx(expected)
+
+
+def test_retention_changes_no_advantage_of_answers_that_are_right_or_wrong_alone():
+    """Right ones earn the same more: only the scale changes, which advantages are free of. Beside a graded reward it counts."""
+    accuracies = [1.0, 1.0, 1.0, 0.0]
+    more = torch.tensor(retention_reward(accuracies, 1.0, 0.5, 0.6))
+    plain = torch.tensor(accuracies)
+    torch.testing.assert_close(
+        advantages(plain + more), advantages(plain), atol=1e-3, rtol=0
+    )  # but for the 1e-4 at the spread
+    graded = torch.tensor([0.9, 0.5, 0.6, 0.4])
+    assert not torch.allclose(advantages(graded + more), advantages(graded), atol=0.01)

@@ -11,6 +11,7 @@ from helpers.small_training import Collator, Gradients, prompt_inputs, scored_qu
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.training.arguments import OURS, ContributionTrainingArguments
 from cacovid_hf.training.batches import BatchHeader, SampleBatches
+from cacovid_hf.training.rewards import Completion
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,7 @@ SWITCHES = {
     "multinomial by frame": {"sampler": "multinomial"},
     "whole answers": {"reward": "accuracy", "kl_weight": 0.1},
     "bernoulli": {"sampler": "bernoulli", "token_price": 0.5, "num_frame_rollouts": 0},
+    "retention": {"retention_weight": 0.5, "retention_floor": 0.0},
     "attention teacher": {"teacher": "attention"},
     "attention teacher, one layer": {"teacher": "attention", "teacher_layer": 1, "num_frame_rollouts": 0},
     "causal": {"policy_attention": "causal"},
@@ -161,6 +163,39 @@ def test_replay_is_what_advantages_are_over(tmp_path, replay):
     engine.train()
     factors = [1, 2, 3] if replay else [1, 1, 1]
     assert sizes == [{size * factor} for factor in factors for size in (6, 3)]
+
+
+def test_a_retention_reward_is_relative_to_the_uncompressed_models_answer(tmp_path):
+    """The whole prompt is answered once a sample; token and frame rollouts are groups of their own."""
+    _, _, engine = trainer(tmp_path, retention_weight=0.5, num_iterations=2, steps=2, replay=False, samples=2)
+    asked, remembered = [], []
+
+    def answer(prompts, questions):
+        asked.append(prompts.attention_mask.sum(1).tolist())
+        if len(questions) == 2:  # the whole prompts: the first sample's answer is right
+            return [Completion(questions[0].solution, 0.9), Completion("wrong", 0.1)]
+        right = [True] * 5 + [False] + [True] * 2 + [False]  # 5 of 6 token rollouts, 2 of 3 frame rollouts
+        return [Completion(q.solution if r else "wrong", 0.5) for q, r in zip(questions, right * 2, strict=True)]
+
+    engine._answer = answer
+    roll_out = engine._roll_out
+
+    def spy(memory, header):
+        roll_out(memory, header)
+        remembered.append([(video.tokens.rewards.tolist(), video.frames.rewards.tolist()) for video in memory.videos])
+
+    engine._roll_out = spy
+    engine.train()
+    assert [len(lengths) for lengths in asked] == [18, 2, 18]
+    assert min(asked[1]) > max(asked[0])
+    # 0.5 * (5 / 6 - 0.6) and 0.5 * (2 / 3 - 0.6) on top of the probability.
+    tokens, frames = 0.5 + 0.5 * (5 / 6 - 0.6), 0.5 + 0.5 * (2 / 3 - 0.6)
+    for iteration in remembered:
+        first, second = iteration
+        assert first[0] == pytest.approx([tokens] * 5 + [0.5])
+        assert first[1] == pytest.approx([frames] * 2 + [0.5])
+        assert second == ([0.5] * 6, [0.5] * 3)  # where the uncompressed model is wrong, nothing
+    assert {entry["full_accuracy"] for entry in engine.state.log_history if "full_accuracy" in entry} == {0.5}
 
 
 def test_without_frame_rollouts_there_are_no_frames_in_the_memory(tmp_path):
@@ -436,6 +471,8 @@ BAD = [
     (dict(target_ratios=[0.1, 1.5]), r"target_ratios\[1\]=1\.5 is outside"),
     (dict(token_price=0.5), "token_price=0.5 has no effect with sampler='ocss'"),
     (dict(token_price=-1.0, sampler="bernoulli"), r"token_price=-1\.0 is outside"),
+    (dict(retention_weight=-1.0), r"retention_weight=-1\.0 is outside \[0, inf\)"),
+    (dict(retention_floor=1.5), r"retention_floor=1\.5 is outside \[0, 1\]"),
     (dict(kl_weight=-0.1), r"kl_weight=-0\.1 is outside \[0, inf\)"),
     (dict(kl_weight=math.nan), "kl_weight=nan is outside"),
     (dict(group_cap=0.5), r"group_cap=0\.5 is outside \[1, inf\)"),

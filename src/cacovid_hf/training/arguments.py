@@ -28,6 +28,8 @@ _UNSERVED = {
 # What numbers may be: bounds, and whether the lower one is among them.
 _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "token_price": (0.0, math.inf, True),
+    "retention_weight": (0.0, math.inf, True),
+    "retention_floor": (0.0, 1.0, True),
     "kl_weight": (0.0, math.inf, True),
     "group_spread": (0.0, math.inf, False),
     "group_cap": (1.0, math.inf, True),
@@ -92,6 +94,9 @@ class ContributionTrainingArguments(TrainingArguments):
             the loss, see `cpo_loss`).
         token_price: reward that keeping all tokens of a video would cost, with `"bernoulli"` (ours, for `retention_ratio="auto"`): a token costs
             `token_price / N`, and pays if it makes the answer more likely by more than that.
+        retention_weight: of the retention reward (after MARC; 0: off): right answers earn up to `retention_weight * (1 - retention_floor)` more, the more the
+            better the rollouts of an iteration answer relative to the uncompressed model, see `rewards.retention_reward`. One more answer a sample.
+        retention_floor: share of the uncompressed model's accuracy that is left, from which on it pays (published: 0.6).
         sampling_scope: `"frame"` (paper) draws the same number in every frame, `"video"` from all tokens at once, by token scores alone.
         group_spread: lambda of OCSS, how many groups a frame is split into (fewer with larger values).
         group_cap: largest probability of a group as a multiple of an equal share, OCSS only.
@@ -131,6 +136,8 @@ class ContributionTrainingArguments(TrainingArguments):
     num_frame_rollouts: int = 8
     sampler: str = "ocss"
     token_price: float = 0.0
+    retention_weight: float = 0.0
+    retention_floor: float = 0.6
     sampling_scope: str = "frame"
     group_spread: float = 2.0
     group_cap: float = 2.0

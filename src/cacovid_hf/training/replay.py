@@ -56,6 +56,7 @@ class VideoMemory:
         tokens: the replay memory of the token rollouts, those of earlier iterations first.
         frames: likewise of the frame rollouts; None without them.
         attention: the teacher's `(T, P)`; with a teacher alone.
+        full: accuracy of the uncompressed model on the question, in [0, 1]; with a retention reward alone.
     """
 
     question: Question
@@ -65,6 +66,7 @@ class VideoMemory:
     tokens: Rollouts = field(init=False, repr=False)
     frames: Rollouts | None = field(init=False, repr=False)
     attention: Tensor = field(init=False, repr=False)
+    full: float = field(init=False)
 
     def remember(self, tokens: Rollouts, frames: Rollouts | None, *, behind_former: bool) -> None:
         """Put new rollouts behind the former ones, or in their place."""

@@ -145,6 +145,25 @@ def probability_reward(completions: Sequence[Completion], solutions: Sequence[st
 SCORED_REWARDS: dict[str, Reward] = {"accuracy": accuracy_reward, "probability": probability_reward}
 
 
+def retention_reward(accuracies: Sequence[float], full: float, weight: float, floor: float) -> list[float]:
+    """What the answers of a group earn on top for what compression leaves of the uncompressed model's accuracy on the same question.
+
+    MARC (arXiv 2510.07915): `weight * max(0, eta - floor)` for every right answer, `eta` the group's mean accuracy over `full`, and 0 where `full` is 0.
+    Departures: `eta` is at most 1; an answer that is right in part earns its part; the teacher is the frozen model itself, by its one greedy answer.
+
+    Args:
+        accuracies: of a group of answers to one question from compressed prompts, each in [0, 1].
+        full: of the answer from the uncompressed prompt, in [0, 1].
+        weight: published alpha; its value is not known to us.
+        floor: published tau, 0.6; what is left above it is rewarded.
+
+    Returns:
+        One number per answer, in [0, weight * (1 - floor)].
+    """
+    eta = min(1.0, sum(accuracies) / len(accuracies) / full) if full > 0 else 0.0
+    return [accuracy * weight * max(0.0, eta - floor) for accuracy in accuracies]
+
+
 def resolve_reward(name: str, known: Mapping[str, Reward] = REWARDS) -> Reward:
     """Find a reward by its name among those `known`, or as `package.module:function`.
 

@@ -37,7 +37,7 @@ from .engine import SampleEngine
 from .judge import Question, answer_questions, judge
 from .objective import advantages, cpo_loss, distillation_loss, next_ratio, priced
 from .replay import BatchMemory, Rollouts, Subsets, VideoMemory, empty_prompt
-from .rewards import Completion
+from .rewards import Completion, retention_reward
 from .rollouts import select_subsets
 from .sampling import SAMPLERS, sample_bernoulli, sample_frames
 
@@ -187,6 +187,8 @@ class ContributionTrainer(SampleEngine):
         completions = self._answer(prompts, questions)  # R texts
         # Rewards.
         rewards = judge(completions, questions, self.rewards, self.scored_reward)  # (R,)
+        if self.args.retention_weight:
+            rewards = rewards + self._retained(memory, header, drawn, judge(completions, questions, self.rewards))
         # Replay memory.
         for video, subsets, earned in zip(memory.videos, drawn, rewards.split([*map(len, keeps)]), strict=True):
             mask, frames = subsets.tokens, subsets.frames  # (G, T, P), (F, T)
@@ -199,6 +201,25 @@ class ContributionTrainer(SampleEngine):
             )
             self.note(reward=answered.mean(), greedy_reward=answered[0])
             self.note(kept_ratio=mask.float().mean(), sampling_ratio=video.ratio)
+
+    def _retained(self, memory: BatchMemory, header: BatchHeader, drawn: list[Subsets], accuracies: Tensor) -> Tensor:
+        """The retention reward of every rollout `(R,)`, from their accuracies; the uncompressed model answers once, at a sample's first rollouts."""
+        if header.iteration == 0:
+            questions = [video.question for video in memory.videos]
+            whole = self.full_model.compress_prompt(memory.prompt, retention_ratio=1.0)
+            full = judge(self._answer(whole, questions), questions, self.rewards)  # (B,)
+            for video, accuracy in zip(memory.videos, full.tolist(), strict=True):
+                video.full = accuracy
+        earned: list[float] = []
+        groups = accuracies.split([len(subsets.keeps) for subsets in drawn])
+        for video, subsets, of_video in zip(memory.videos, drawn, groups, strict=True):
+            # Token rollouts and frame rollouts are groups of their own.
+            for group in of_video.split([len(subsets.tokens), len(of_video) - len(subsets.tokens)]):
+                if len(group):
+                    settings = (video.full, self.args.retention_weight, self.args.retention_floor)
+                    earned += retention_reward(group.tolist(), *settings)
+            self.note(full_accuracy=video.full)
+        return torch.tensor(earned)
 
     def _answer(self, prompts: CompressedPrompt, questions: list[Question]) -> list[Completion]:
         return answer_questions(
