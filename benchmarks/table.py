@@ -53,6 +53,28 @@ def prefill_table(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def policy_cost_table(record: dict[str, Any]) -> list[str]:
+    """Rows: the language models, and each kind of policy on them."""
+    lines = [
+        "| language model | layers measured | stock prefill, ms | policy | policy, ms | of the prefill of all layers (computed) | "
+        + " | ".join(f"speedup at {ratio:g}, all layers (computed)" for ratio in record["config"]["ratios"])
+        + " |",
+        "|---" * (6 + len(record["config"]["ratios"])) + "|",
+    ]
+    for name, found in record["shapes"].items():
+        layers = found["layers"]
+        depth = f"{layers if isinstance(layers, int) else len(layers)} of {found['all_layers']}"
+        for kind, times in found["policies"].items():
+            cells = [name, depth, f"{found['stock_prefill_ms']['median']:.0f}", kind]
+            if times is None:
+                cells += ["refused", *[""] * (1 + len(record["config"]["ratios"]))]
+            else:
+                cells += [f"{times['policy_ms']['median']:.1f}", f"{100 * times['scaled_of_stock_prefill']:.1f} %"]
+                cells += [f"{ratio['scaled_speedup']:.2f}x" for ratio in times["ratios"].values()]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def selection_table(record: dict[str, Any]) -> list[str]:
     """Rows: grid sizes; times in ms, median (smallest to largest)."""
 
@@ -192,6 +214,7 @@ TABLES = {
     "long_video": long_video_table,
     "methods": methods_table,
     "optimisations": optimisations_table,
+    "policy_cost": policy_cost_table,
     "prefill": prefill_table,
     "selection": selection_table,
     "throughput": throughput_table,

@@ -281,6 +281,32 @@ def test_methods(tmp_path):
     assert "| *published: DivPrune* | | *134.3* |" in "\n".join(methods_table(record))
 
 
+def test_policy_cost(tmp_path, threads):
+    from policy_cost import main
+    from table import policy_cost_table
+
+    arguments = ["--tiny", "--only", "qwen3-vl-30b-a3b", "gemma4-small", "--grid", "2", "2", "2", "--repeats", "1"]
+    path = main([*arguments, "--dtype", "float32", "--output", str(tmp_path), "--commit", "abc"])
+    record = json.loads(path.read_text())
+    check_provenance(record)
+    experts, gemma = record["shapes"]["qwen3-vl-30b-a3b"], record["shapes"]["gemma4-small"]
+    assert gemma["policies"]["full"] is None
+    assert "policy_type='full' does not imitate" in gemma["full_refused"]
+    assert experts["full_refused"] is None
+    assert experts["prompt_tokens"] == 16 + 8 + 32
+    for times in (experts["policies"]["full"], experts["policies"]["light"], gemma["policies"]["light"]):
+        whole, policy = experts["stock_prefill_ms"]["median"], times["policy_ms"]["median"]
+        assert policy > 0
+        if times is not gemma["policies"]["light"]:
+            assert times["scaled_of_stock_prefill"] == pytest.approx(
+                policy / (48 * whole)
+            )  # one layer of 48 is measured
+        assert set(times["ratios"]) == {"0.25", "0.1"}
+    rows = policy_cost_table(record)
+    assert sum("| refused |" in row for row in rows) == 1
+    assert len(rows) == 2 + 4
+
+
 def test_throughput(tmp_path, threads):
     from throughput import main
 

@@ -25,6 +25,7 @@ SIZES = (
     "head_dim",
     "intermediate_size",
     "num_experts",
+    "num_local_experts",
     "moe_intermediate_size",
 )
 
