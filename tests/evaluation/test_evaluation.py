@@ -475,6 +475,7 @@ def test_committed_run(path):
     run = read_run(path)
     assert len(run["commit"]) >= 40
     assert run["dirty"] is not True
+    assert "all" not in run["config"]["methods"]  # which a later version would take for more
     methods = set(expand_methods(run["config"]["methods"]))
     places = {(c["method"]["label"], c["retention_ratio"]) for c in run["cells"]}
     refused = {tuple(place.split("/")[2:]) for place in run.get("refused", {})}

@@ -160,6 +160,7 @@ def _load(
 
 def _open_run(output: Path, settings: Settings) -> dict[str, Any]:
     config = {name: value if not isinstance(value, tuple) else list(value) for name, value in asdict(settings).items()}
+    config["methods"] = expand_methods(config["methods"])  # `all` of a later version may be more
     if not output.exists():
         return {"benchmark": "evaluation", "format": FORMAT, "config": config, "cells": []}
     run = read_run(output)
