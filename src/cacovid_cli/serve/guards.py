@@ -65,9 +65,16 @@ class Guards:
                 with self.connections.answering(scope.get("client")):
                     await self._run(scope, body, receive, noting, is_answered)
             except Refused as error:
-                await error_response(error)(scope, receive, noting)  # type: ignore[arg-type]
+                response = error_response(error)
+                if size is None:  # the rest of the body is not read
+                    response.headers["Connection"] = "close"
+                await response(scope, receive, noting)  # type: ignore[arg-type]
         except (_Left, OSError, TimeoutError, asyncio.TimeoutError):
             self.metrics.left.inc()
+        except asyncio.CancelledError:  # by the server, whose time to end is over
+            if not sent:
+                error = Refused("The server ends before this answer: ask again later.", status=503)
+                await error_response(error)(scope, receive, noting)  # type: ignore[arg-type]
         finally:
             self.bytes_held -= len(body) if size is None else size
             path = scope["path"] if scope["path"] in self.paths else "other"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature
 
 from cacovid_hf.utils.chat import chat_inputs
 from cacovid_hf.video.addresses import AddressRules, address_rules, opened_address, shown
@@ -34,7 +34,7 @@ class Reader:
         limits: of the server.
     """
 
-    def __init__(self, processor: ProcessorMixin, positions: int, limits: Limits):
+    def __init__(self, processor: Any, positions: int, limits: Limits):
         self.processor, self.positions, self.limits = processor, positions, limits
         self.readers, self.decoders = threading.Semaphore(limits.readers), threading.Semaphore(limits.decoders)
         self.rules = AddressRules(
@@ -92,6 +92,9 @@ class Reader:
             )
         for part in parts:
             if part["type"] == "text":
+                for mark in (self.processor.video_token, self.processor.image_token):
+                    if mark in part["text"]:
+                        raise ValueError(f"A text holds {mark!r}, which stands for what is shown: leave it out.")
                 continue
             address = part.get(part["type"])
             if not isinstance(address, str):

@@ -177,7 +177,7 @@ def test_fields(address, computed, name, value, said):
         (asking(retention_ratio=[0.5, 0.5]), "retention_ratio has 2 values and the prompt 1 video"),
         (asking(retention_ratio=[0.5, 0.5], stream=True), "retention_ratio has 2 values and the prompt 1 video"),
         (asking(min_tokens=9, max_tokens=8), "min_tokens=9 is over the 8 tokens of the answer"),
-        (message(content="<video> What?"), "no videos were passed"),
+        (message(content="<video> What?"), "A text holds '<video>', which stands for what is shown"),
         (message(content="What? " * 4096), "tokens and the model 4096 positions"),
         (message(content="W" * 200_000), "The prompt has 200000 characters, and the model 4096 positions"),
         (message(content="What? " * 3500) | {"max_tokens": 600}, "An answer of 600 tokens does not fit behind the prompt"),
