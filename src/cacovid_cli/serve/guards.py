@@ -73,8 +73,8 @@ class Guards:
             self.metrics.left.inc()
         except asyncio.CancelledError:  # by the server, whose time to end is over
             if not sent:
-                error = Refused("The server ends before this answer: ask again later.", status=503)
-                await error_response(error)(scope, receive, noting)  # type: ignore[arg-type]
+                ending = Refused("The server ends before this answer: ask again later.", status=503)
+                await error_response(ending)(scope, receive, noting)  # type: ignore[arg-type]
         finally:
             self.bytes_held -= len(body) if size is None else size
             path = scope["path"] if scope["path"] in self.paths else "other"
