@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.fresh import run_fresh
 from helpers.models import FAMILIES, PROMPTS, prompt_inputs, stock_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaOnevisionForConditionalGeneration
 
@@ -359,20 +359,22 @@ def test_unwritable_target(tmp_path, include_backbone):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_an_interrupted_save_leaves_the_old_checkpoint(checkpoint, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError("No space left on device"), SafetensorError("Error while serializing: No space left on device")]
+)
+def test_an_interrupted_save_leaves_the_old_checkpoint(checkpoint, monkeypatch, error):
+    """With either error of the writers (a disk that is really full: test_killed_saves.py)."""
     before = {name: (checkpoint / name).read_bytes() for name in os.listdir(checkpoint)}
     model = CaCoVidForConditionalGeneration.from_pretrained(checkpoint)
 
     def full(*args, **kwargs):
-        (checkpoint / ".partial").write_text("x")
-        (checkpoint / ".partial").unlink()
-        raise OSError("No space left on device")
+        raise error
 
     monkeypatch.setattr("cacovid_hf.checkpoints.saving.save_file", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=r"cannot be written to .*No space left on device.*free disk space"):
         model.save_pretrained(checkpoint)
     monkeypatch.setattr(LlavaOnevisionForConditionalGeneration, "save_pretrained", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=r"cannot be written to .*No space left on device.*free disk space"):
         model.save_pretrained(checkpoint, include_backbone=True)
     assert {name: (checkpoint / name).read_bytes() for name in os.listdir(checkpoint)} == before
 

@@ -90,8 +90,9 @@ def save(
                 model.backbone.save_pretrained(staged / BACKBONE_FOLDER, state_dict=inner, **backbone_kwargs)
             write(staged, config, tensors, card, custom_generate, place=folder)
     except (OSError, SafetensorError) as error:
+        reason = error.__cause__ if isinstance(error.__cause__, OSError) else error  # one of its files says so already
         raise OSError(
-            f"The checkpoint cannot be written to {folder} ({error}): free disk space, or choose a folder that can be written."
+            f"The checkpoint cannot be written to {folder} ({reason}): free disk space, or choose a folder that can be written."
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..utils.files import replaced
+from ..utils.files import named_if_full, replaced
 from ..utils.values import fault_of_line, shown
 
 logger = logging.get_logger(__name__)
@@ -64,7 +64,7 @@ class CellLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}.part{part}.jsonl"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with path.open("a+b") as file:
+        with named_if_full(path), path.open("a+b") as file:
             size = file.tell()
             if size:
                 file.seek(size - 1)

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..utils.files import named_if_full
 from .report import find_table, markdown, read_cells
 from .sweep import Settings, evaluate
 
@@ -22,7 +23,8 @@ def run_evaluation(settings: Settings, output: Path) -> Iterator[str]:
         return
     text = markdown(run["cells"])
     table = output.with_suffix(".md")
-    table.write_text(text, encoding="utf-8")
+    with named_if_full(table):
+        table.write_text(text, encoding="utf-8")
     yield text
     written = [output, table]
     if importlib.util.find_spec("matplotlib"):

@@ -1,9 +1,14 @@
 """Write files under a temporary name first, so that nothing is ever half written."""
 
+import errno
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def write_files(folder: Path, files: dict[str, str]) -> None:
@@ -11,6 +16,29 @@ def write_files(folder: Path, files: dict[str, str]) -> None:
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def named_if_full(path: Path, written: Path | None = None) -> Iterator[None]:
+    """Name the file in an error of the block that comes from writing it: a full disk says no name, and a temporary file another one.
+
+    Args:
+        path: that the caller knows.
+        written: that the block writes, if it is another one.
+
+    Raises:
+        OSError: the file cannot be written, with the reason and the remedy; other errors as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        own = error.errno in _FULL if error.filename is None else os.fspath(error.filename) == str(written or path)
+        if not own:
+            raise
+        reason = error.strerror or str(error)
+        raise OSError(
+            f"{path} cannot be written ({reason}): free disk space, or choose a folder that can be written."
+        ) from error
 
 
 class replaced:
@@ -32,17 +60,23 @@ class replaced:
 
     def __exit__(self, error_type, error, trace) -> None:
         try:
-            if error_type is None:
-                # A folder cannot be replaced in one step: the old one steps aside until the new one stands.
-                aside = self.temporary.with_name(f"{self.temporary.name}.old")
-                was_folder = self.path.is_dir()
-                if was_folder:
-                    os.replace(self.path, aside)
-                os.replace(self.temporary, self.path)
-                if was_folder:
-                    shutil.rmtree(aside)
+            with named_if_full(self.path, self.temporary):
+                if isinstance(error, OSError):
+                    raise error
+                if error_type is None:
+                    self._take_the_place()
         finally:
             if self.temporary.is_dir():
                 shutil.rmtree(self.temporary, ignore_errors=True)
             else:
                 self.temporary.unlink(missing_ok=True)
+
+    def _take_the_place(self) -> None:
+        # A folder cannot be replaced in one step: the old one steps aside until the new one stands.
+        aside = self.temporary.with_name(f"{self.temporary.name}.old")
+        was_folder = self.path.is_dir()
+        if was_folder:
+            os.replace(self.path, aside)
+        os.replace(self.temporary, self.path)
+        if was_folder:
+            shutil.rmtree(aside)
