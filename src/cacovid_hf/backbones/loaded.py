@@ -1,15 +1,12 @@
 """What there is to know of a loaded model before it is wrapped: adapters, devices, sizes."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from .._compat import offloaded_to
-
-if TYPE_CHECKING:
-    pass
 
 
 def base_model(backbone: Any) -> PreTrainedModel:
