@@ -88,7 +88,7 @@ def test_the_backbone_of_contributing_works(monkeypatch):
         text = {name: value for name, value in inputs.items() if name not in (*pixels, *model.family.video_settings)}
         # Videos are counted by their grids, not by rows of pixels, which here are patches.
         unsettled = type("Unsettled", (names["MyBackbone"],), {"video_settings": ()})()
-        assert unsettled.num_videos(stock.config, inputs) == len(encoded)
+        assert len(unsettled.grids_if_given(stock.config, inputs)) == len(encoded)
         assert model.family.take(inputs, [0], []).get("pixel_values") is None
         for ratio in (0.25, [0.25] * len(encoded)):
             compressed = model.compress(**inputs, retention_ratio=ratio)

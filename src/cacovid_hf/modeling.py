@@ -8,7 +8,7 @@ call stays on the model.
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from .backbones.loaded import base_model, embedding_device
 from .checkpoints import loading, saving
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
-from .generation.call import all_places, complete_inputs, kept_labels, prepare_call, ratios_unless_stock
+from .generation.call import all_places, kept_labels, prepare_call, prompt_inputs, ratios_unless_stock
 from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments, without_own_inputs
 from .generation.long_video import encode_file
 from .generation.mixin import CompressedGenerationMixin
@@ -471,8 +471,9 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         method = self.resolve_compressor(compressor)
         if CacheRecord.has_record(kwargs.get(CACHE)):
             return self._step(input_ids, attention_mask, labels, encoded_videos, kwargs)
-        others = {**kwargs, "encoded_videos": encoded_videos}
-        ratios = ratios_unless_stock(self, retention_ratio, input_ids, others)
+        arguments = {**kwargs, "input_ids": input_ids, "attention_mask": attention_mask}
+        given = prompt_inputs(self.backbone, self.family, arguments, encoded_videos)
+        ratios = ratios_unless_stock(given, retention_ratio, self.config)
         if ratios is None:
             kwargs = without_own_inputs(self.family, kwargs)
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
@@ -481,10 +482,8 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         if method.inside_llm:
             kwargs["use_cache"] = False
         if attention_mask is None and input_ids is not None:
-            attention_mask = torch.ones_like(input_ids, dtype=torch.long)
-        others = take_embedding_arguments(self.backbone, self.family, kwargs)
-        given = complete_inputs(self, input_ids, attention_mask, others, encoded_videos)
-        call = prepare_call(self, given, method, ratios)
+            given = replace(given, attention_mask=torch.ones_like(input_ids, dtype=torch.long))
+        call = prepare_call(self, given.completed(), method, ratios)
         prompt, check = self._compress(call)
         labels = kept_labels(labels, prompt.kept_indices)
         with (
@@ -496,7 +495,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
                 attention_mask=prompt.attention_mask,
                 position_ids=prompt.position_ids,
                 labels=labels,
-                **without_prompt(kwargs),
+                **without_prompt(kwargs, given.others),
             )
         check.settle()
         values = outputs if isinstance(outputs, tuple) else outputs.values()

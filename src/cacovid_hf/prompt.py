@@ -286,16 +286,15 @@ def kept_indices(layout: PromptLayout, keeps: list[Tensor], budgets: list[int]) 
     for span, keep, budget in zip(layout.videos, keeps, budgets, strict=True):
         stays[span.row].index_copy_(0, to_device_async(span.positions, device), keep.flatten())
         lengths[span.row] -= span.num_tokens - budget
-    return ordered_places(stays, lengths)
+    return ordered_places(stays, max(lengths))
 
 
-def ordered_places(stays: Tensor, lengths: list[int]) -> Tensor:
-    """The places that are true, in order and left-padded: bool `(R, L)` with `lengths` true in each row to int64 `(R, K)`, -1 at padding."""
-    longest, length = max(lengths), stays.shape[1]
+def ordered_places(stays: Tensor, longest: int) -> Tensor:
+    """The places that are true, in order and left-padded: bool `(R, L)` with at most `longest` true in a row to int64 `(R, longest)`, -1 at padding."""
     # A stable sort brings the places that stay to the end of the row, in order.
-    places = torch.sort(stays, dim=1, stable=True).indices[:, length - longest :]
-    padding = to_device_async(torch.tensor([longest - n for n in lengths]), stays.device)
-    return places.masked_fill(torch.arange(longest, device=stays.device) < padding[:, None], -1)
+    places = torch.sort(stays, dim=1, stable=True).indices[:, stays.shape[1] - longest :]
+    padding = longest - stays.sum(dim=1, keepdim=True)
+    return places.masked_fill(torch.arange(longest, device=stays.device) < padding, -1)
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -94,11 +94,10 @@ class Backbone(ABC):
         encoded: EncodedVideos | None = inputs.get("encoded_videos")
         return self.video_grids(config, inputs) if encoded is None else list(encoded.grids)
 
-    def num_videos(self, config, inputs: dict[str, Any]) -> int:
-        """How many videos the inputs of the call hold; none without pixels, whose grids later steps of a generation may still carry."""
-        if all(inputs.get(name) is None for name in ("encoded_videos", *self.video_inputs)):
-            return 0
-        return len(self.grids(config, inputs))
+    def grids_if_given(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]] | None:
+        """As `grids`; None without pixels, whose grids later steps of a generation may still carry."""
+        given = any(inputs.get(name) is not None for name in ("encoded_videos", *self.video_inputs))
+        return self.grids(config, inputs) if given else None
 
     @abstractmethod
     def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:
@@ -177,7 +176,14 @@ class Backbone(ABC):
             "'cacovid' or 'divprune' (CONTRIBUTING.md says what a family implements)."
         )
 
-    def layout(self, config, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]) -> PromptLayout:
+    def layout(
+        self,
+        config,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        inputs: dict[str, Any],
+        grids: list[tuple[int, int, int]] | None = None,
+    ) -> PromptLayout:
         """Find the videos of a batch of prompts.
 
         Args:
@@ -185,13 +191,14 @@ class Backbone(ABC):
             input_ids: `(B, L)`.
             attention_mask: `(B, L)`, 0 at padding.
             inputs: the other arguments of the call, for the grids.
+            grids: those, if they are known; None: as `grids` of the inputs.
 
         Raises:
             ValueError: placeholders and pixel inputs do not fit, or a prompt ends inside a video.
         """
         input_ids, valid = input_ids.cpu(), attention_mask.cpu().bool()
         is_video, is_image = self.places(config, input_ids, inputs)
-        grids = self.grids(config, inputs)
+        grids = self.grids(config, inputs) if grids is None else grids
         sizes = [t * h * w for t, h, w in grids]
         expected, found = sum(sizes) + self.trailing_tokens * len(sizes), int(is_video.sum())
         if expected != found:

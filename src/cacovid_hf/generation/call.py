@@ -1,6 +1,6 @@
 """One call on prompts with videos, made complete and checked before anything is computed: for `compress`, `kept_lengths`, `generate` and `forward` alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from transformers import GenerationConfig
 from ..backbones.base import Backbone
 from ..compressors.base import Compressor
 from ..prompt import EncodedVideos, Prompt, PromptLayout
-from ..ratio import AutoBudget, keeps_all, resolve
-from .inputs import check_windows, embedding_arguments, stock_attention_mask
+from ..ratio import AutoBudget, RatioDefaults, keeps_all, resolve
+from .inputs import check_windows, stock_attention_mask, take_embedding_arguments
 from .wrapped import WrappedModel
 
 
@@ -20,25 +20,48 @@ class PromptInputs:
     """What embeds a batch of prompts.
 
     Attributes:
-        family: of the backbone.
-        input_ids: `(B, L)`.
-        attention_mask: `(B, L)`, 0 at padding.
+        backbone: a stock model.
+        family: how its prompts are laid out.
+        input_ids: `(B, L)`; may be None until `completed`.
+        attention_mask: `(B, L)`, 0 at padding; may be None until `completed`.
         others: the other arguments of the backbone's forward that embed it: pixels, grids, positions; `encoded_videos` in place of the videos' pixels.
+        grids: `(T, h, w)` of every video; None if the call brings no videos.
     """
 
+    backbone: Any
     family: Backbone
-    input_ids: Tensor
-    attention_mask: Tensor
+    input_ids: Any
+    attention_mask: Any
     others: dict[str, Any]
+    grids: list[tuple[int, int, int]] | None
 
-    def layout(self, backbone: Any) -> PromptLayout:
+    @property
+    def num_videos(self) -> int:
+        """How many videos the call brings."""
+        return len(self.grids or ())
+
+    def completed(self, settings: GenerationConfig | None = None) -> "PromptInputs":
+        """With the mask that stock generation assumes: padding ids are padding. `settings` of a generation come before the backbone's.
+
+        Raises:
+            ValueError: there are no ids.
+        """
+        if self.input_ids is None:
+            raise ValueError("input_ids are missing: pass everything that the processor returned.")
+        if self.attention_mask is not None:
+            return self
+        mask = stock_attention_mask(self.input_ids, settings or self.backbone.generation_config)
+        return replace(self, attention_mask=mask)
+
+    def layout(self) -> PromptLayout:
         """What is where; errors as of `Backbone.layout`."""
-        return self.family.layout(backbone.config, self.input_ids, self.attention_mask, self.others)
+        config = self.backbone.config
+        return self.family.layout(config, self.input_ids, self.attention_mask, self.others, self.grids)
 
-    def embed(self, backbone: Any, layout: PromptLayout, with_tower_attention: bool) -> Prompt:
+    def embed(self, layout: PromptLayout, with_tower_attention: bool) -> Prompt:
         """As `Backbone.embed`."""
         return self.family.embed(
-            backbone,
+            self.backbone,
             layout,
             self.input_ids,
             self.attention_mask,
@@ -64,43 +87,47 @@ class PreparedCall:
     ratios: tuple[float | AutoBudget, ...]
 
 
-def complete_inputs(
-    model: WrappedModel,
-    input_ids: Tensor | None,
-    attention_mask: Tensor | None,
-    others: dict[str, Any],
-    encoded_videos: EncodedVideos | None = None,
-    settings: GenerationConfig | None = None,
+def prompt_inputs(
+    backbone: Any, family: Backbone, arguments: dict[str, Any], encoded_videos: EncodedVideos | None = None
 ) -> PromptInputs:
-    """The inputs of a call, with the mask that stock generation assumes and the videos that are encoded.
+    """What embeds the prompts of a call, among its other arguments; the videos are counted here.
 
     Args:
-        model: whose backbone takes them.
-        input_ids: `(B, L)`.
-        attention_mask: `(B, L)`; None: padding ids are padding.
-        others: the other inputs.
-        encoded_videos: in place of the videos' pixels, or among the others.
-        settings: of generation, whose padding id counts; None: the backbone's.
+        backbone: the stock model that takes them.
+        family: of the backbone.
+        arguments: of the call.
+        encoded_videos: in place of the videos' pixels.
 
     Raises:
-        ValueError: no ids, an unknown input, or videos that are given twice.
+        ValueError: videos that are given twice.
     """
-    backbone, family = model.backbone, model.family
-    if input_ids is None:
-        raise ValueError("input_ids are missing: pass everything that the processor returned.")
-    if unknown := sorted(set(others) - embedding_arguments(backbone, family) - {"encoded_videos"}):
-        raise ValueError(
-            f"{', '.join(unknown)} is no input of {type(backbone).__name__}: give what the processor returned, and check for typos."
-        )
-    if attention_mask is None:
-        attention_mask = stock_attention_mask(input_ids, settings or backbone.generation_config)
+    others = take_embedding_arguments(backbone, family, dict(arguments))
     if encoded_videos is not None:
         if given := [name for name in family.video_inputs if others.get(name) is not None]:
             raise ValueError(
                 f"The videos are given twice, as encoded_videos and as {', '.join(given)}: leave out the pixels."
             )
         others = {**others, **encoded_videos.inputs, "encoded_videos": encoded_videos}
-    return PromptInputs(family, input_ids, attention_mask, others)
+    input_ids = arguments.get("inputs", arguments.get("input_ids"))
+    grids = family.grids_if_given(backbone.config, others)
+    return PromptInputs(backbone, family, input_ids, arguments.get("attention_mask"), others, grids)
+
+
+def complete_inputs(
+    model: WrappedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    others: dict[str, Any],
+    encoded_videos: EncodedVideos | None,
+) -> PromptInputs:
+    """As `prompt_inputs`, completed, of a call that takes no other arguments; a `ValueError` names an unknown one."""
+    arguments = {**others, "input_ids": input_ids, "attention_mask": attention_mask}
+    inputs = prompt_inputs(model.backbone, model.family, arguments, encoded_videos)
+    if unknown := sorted(set(others) - set(inputs.others)):
+        raise ValueError(
+            f"{', '.join(unknown)} is no input of {type(model.backbone).__name__}: give what the processor returned, and check for typos."
+        )
+    return inputs.completed()
 
 
 def prepare_call(
@@ -122,35 +149,34 @@ def prepare_call(
     Raises:
         ValueError: placeholders that do not fit the pixel inputs, ratios that the method cannot serve, windows that are too short.
     """
+    layout = inputs.layout()
     check_windows(model.backbone.config, inputs.input_ids.shape[1] + new_tokens)
-    layout = inputs.layout(model.backbone)
     method.check(model, ratios)
     return PreparedCall(inputs, layout, method, ratios)
 
 
 def ratios_unless_stock(
-    model: WrappedModel, asked: Any, input_ids: Tensor | None, others: dict[str, Any]
+    inputs: PromptInputs, asked: Any, default: RatioDefaults
 ) -> tuple[float | AutoBudget, ...] | None:
     """One ratio per video; None if the call is the backbone's own: everything kept, or no video in it.
 
     Args:
-        model: that holds backbone and config.
+        inputs: of the prompts.
         asked: the retention ratio that the call asks for.
-        input_ids: of the prompt.
-        others: the other arguments of the call, `encoded_videos` among them.
+        default: the config's.
 
     Raises:
         ValueError: as of `resolve`.
     """
-    family = model.family
-    num_videos = family.num_videos(model.backbone.config, others)
-    ratios = resolve(asked, model.config, num_videos)
-    if others.get("encoded_videos") is not None or family.is_padded(others):
-        return ratios  # the stock forward takes pixels, and clips of one length
+    num_videos = inputs.num_videos
+    # The stock forward takes pixels, and clips of one length.
+    for_stock = "encoded_videos" not in inputs.others and not inputs.family.is_padded(inputs.others)
+    ratios = resolve(asked, default, num_videos)
     if num_videos:
-        return None if keeps_all(ratios) else ratios
-    placeholders = input_ids is not None and bool(family.places(model.backbone.config, input_ids, others)[0].any())
-    return ratios if placeholders and not keeps_all(resolve(asked, model.config, 1)) else None
+        return None if for_stock and keeps_all(ratios) else ratios
+    ids, config = inputs.input_ids, inputs.backbone.config
+    placeholders = ids is not None and bool(inputs.family.places(config, ids, inputs.others)[0].any())
+    return ratios if placeholders and not keeps_all(resolve(asked, default, 1)) else None
 
 
 def kept_labels(labels: Tensor | None, kept_indices: Tensor) -> Tensor | None:

@@ -16,14 +16,8 @@ from ..compressors import Check, Compressor, resolve_compressor
 from ..policies.base import Policy
 from ..prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
 from ..ratio import AutoBudget, Ratio, resolve
-from .call import PreparedCall, complete_inputs, prepare_call, ratios_unless_stock
-from .inputs import (
-    cached_length,
-    check_windows,
-    effective_settings,
-    take_embedding_arguments,
-    without_own_inputs,
-)
+from .call import PreparedCall, complete_inputs, prepare_call, prompt_inputs, ratios_unless_stock
+from .inputs import cached_length, check_windows, effective_settings, without_own_inputs
 from .long_video import check_frames_per_chunk, join_chunks
 from .refused import check_generation, without_prompt
 from .stock import generate_compressed
@@ -76,22 +70,29 @@ class CompressedGenerationMixin:
         Raises:
             ValueError: placeholders that do not fit the pixel inputs, a ratio outside (0, 1], an unknown method, scores that are not finite.
         """
-        given = complete_inputs(self, input_ids, attention_mask, inputs, encoded_videos)
-        call = prepare_call(
-            self, given, self.resolve_compressor(compressor), self._ratios(retention_ratio, given.others)
-        )
+        call = self._prepare(input_ids, attention_mask, inputs, encoded_videos, retention_ratio, compressor)
         prompt, check = self._compress(call)
         check.settle()
         return prompt
 
     def _compress(self, call: PreparedCall) -> tuple[CompressedPrompt, Check]:
         """As `compress`; what only a device knows to be wrong is left to the check, so that the host does not wait for it."""
-        prompt = call.inputs.embed(self.backbone, call.layout, call.method.reads_tower)
+        prompt = call.inputs.embed(call.layout, call.method.reads_tower)
         return self._select(prompt, call.ratios, call.method)
 
-    def _ratios(self, asked: Any, inputs: dict[str, Any]) -> tuple[float | AutoBudget, ...]:
-        """One ratio per video of a call."""
-        return resolve(asked, self.config, self.family.num_videos(self.backbone.config, inputs))
+    def _prepare(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        inputs: dict[str, Any],
+        encoded_videos: EncodedVideos | None,
+        retention_ratio: Any,
+        compressor: Any,
+    ) -> PreparedCall:
+        """The arguments of `compress` as a prepared call."""
+        given = complete_inputs(self, input_ids, attention_mask, inputs, encoded_videos)
+        ratios = resolve(retention_ratio, self.config, given.num_videos)
+        return prepare_call(self, given, self.resolve_compressor(compressor), ratios)
 
     def embed(
         self,
@@ -115,7 +116,7 @@ class CompressedGenerationMixin:
             ValueError: placeholders that do not fit the pixel inputs, or an unknown input.
         """
         given = complete_inputs(self, input_ids, attention_mask, inputs, encoded_videos)
-        return given.embed(self.backbone, given.layout(self.backbone), with_tower_attention)
+        return given.embed(given.layout(), with_tower_attention)
 
     def compress_prompt(
         self,
@@ -172,10 +173,7 @@ class CompressedGenerationMixin:
             ValueError: a number of tokens that only their scores or their content decide (`"auto"`, and some published methods), and what `compress`
                 raises of inputs and ratios.
         """
-        given = complete_inputs(self, input_ids, attention_mask, inputs, encoded_videos)
-        call = prepare_call(
-            self, given, self.resolve_compressor(compressor), self._ratios(retention_ratio, given.others)
-        )
+        call = self._prepare(input_ids, attention_mask, inputs, encoded_videos, retention_ratio, compressor)
         lengths = call.layout.valid.sum(dim=1).tolist()
         for span, ratio in zip(call.layout.videos, call.ratios, strict=True):
             budget = None if isinstance(ratio, AutoBudget) else call.method.budget(span, ratio)
@@ -299,26 +297,22 @@ class CompressedGenerationMixin:
         self, arguments: dict[str, Any], retention_ratio: Any, method: Compressor, encoded_videos: EncodedVideos | None
     ) -> Any:
         """`generate` of the arguments that are given, by name."""
-        input_ids = arguments.get("inputs", arguments.get("input_ids"))
         cache, generation_config = arguments.get(CACHE), arguments.get("generation_config")
+        given = prompt_inputs(self.backbone, self.family, arguments, encoded_videos)
         later = CacheRecord.has_record(cache)  # whose ratios are of what is new alone
-        others = {**arguments, "encoded_videos": encoded_videos}
-        ratios = () if later else ratios_unless_stock(self, retention_ratio, input_ids, others)
+        ratios = () if later else ratios_unless_stock(given, retention_ratio, self.config)
         if ratios is None:
             return self.stock_generate(**without_own_inputs(self.family, arguments))
         settings = effective_settings(self.backbone, generation_config, arguments)
+        goes_on = cached_length(cache) > 0
         check_generation(settings, arguments, method)
 
-        others = take_embedding_arguments(self.backbone, self.family, arguments)
-        given = complete_inputs(
-            self, input_ids, arguments.pop("attention_mask", None), others, encoded_videos, settings
-        )
+        given = given.completed(settings)
         new_tokens = settings.max_new_tokens or 0
         check: Check | None = None
-        if cached_length(cache):
+        if goes_on:
             check_windows(self.backbone.config, given.input_ids.shape[1] + new_tokens)
-            how: dict[str, Any] = dict(retention_ratio=retention_ratio, compressor=method)
-            prompt = compress_turn(self, cache, given.input_ids, given.attention_mask, given.others, **how)
+            prompt = compress_turn(self, cache, given, retention_ratio=retention_ratio, compressor=method)
         else:
             prompt, check = self._compress(prepare_call(self, given, method, ratios, new_tokens))
         if cache is not None:
@@ -331,16 +325,13 @@ class CompressedGenerationMixin:
                 given.input_ids,
                 settings,
                 generation_config,
-                without_prompt(arguments),
+                without_prompt(arguments, given.others),
                 check,
                 method.inside_llm,
             )
-        if method.inside_llm:
-            # Nothing can go on from a cache whose layers differ in length.
-            if not isinstance(outputs, Tensor):
-                drop_cache(outputs)
-            return outputs
-        remember_turn(
-            cache if isinstance(outputs, Tensor) else cache_of(outputs), prompt, outputs, given.input_ids, settings
-        )
+        left = cache if isinstance(outputs, Tensor) else cache_of(outputs)
+        if not method.inside_llm:
+            remember_turn(left, prompt, outputs, given.input_ids, settings)
+        elif not isinstance(outputs, Tensor):
+            drop_cache(outputs)  # its layers differ in length, so that nothing can go on from it
         return outputs

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from ..backbones.base import Backbone
 from ..prompt import CompressedPrompt
+from .call import PromptInputs
 from .inputs import cached_length
 
 _ATTRIBUTE = "_cacovid_record"
@@ -167,9 +168,7 @@ def text_step(
     return {"input_ids": input_ids, "attention_mask": attends, "position_ids": position_ids}, following
 
 
-def compress_turn(
-    model: Any, cache: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any], **how: Any
-) -> CompressedPrompt:
+def compress_turn(model: Any, cache: Any, given: PromptInputs, **how: Any) -> CompressedPrompt:
     """The prompt of a later turn: what is cached, then what is new, its videos compressed.
 
     The policy reads the new turn alone.
@@ -177,9 +176,7 @@ def compress_turn(
     Args:
         model: a `CaCoVidForConditionalGeneration`.
         cache: of the earlier turns; those may be stock turns.
-        input_ids: `(B, L)`, the whole conversation.
-        attention_mask: `(B, L)`.
-        inputs: pixels and grids, of the whole conversation or of the new turn; `position_ids`, if any, of the whole conversation.
+        given: ids, mask and `position_ids`, if any, of the whole conversation; pixels and grids of all of it or of the new turn.
         **how: for `model.compress`.
 
     Returns:
@@ -188,9 +185,8 @@ def compress_turn(
     Raises:
         ValueError: the cache is not that of the conversation.
     """
-    family: Backbone = model.family
-    config = model.backbone.config
-    inputs = dict(inputs)
+    family, config = given.family, model.backbone.config
+    input_ids, attention_mask, inputs = given.input_ids, given.attention_mask, dict(given.others)
     position_ids = inputs.pop("position_ids", None)
     start, record = _known(model, cache, input_ids, attention_mask, inputs)
     mask = record.mask(attention_mask)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..prompt import PromptLayout, VideoSpan
+from ..prompt import PromptLayout
 from ..utils.tensors import full_precision, to_device_async
 from .layer import RMSNorm
 from .rotary import cos_sin
@@ -112,13 +112,14 @@ class Policy(nn.Module, ABC):
         contexts: dict[int, Context] = {}
         outputs = []
         for span in layout.videos:
+            frame_size = span.tokens_per_frame
             embeds, positions = inputs_embeds[span.row], position_ids[..., span.row, :]
             if span.row not in contexts:
                 contexts[span.row] = self._context(embeds, positions, layout, span.row)
             parts = []
-            for places in self._chunks(span):
+            for places in self._chunks(span.positions, frame_size):
                 states = self._states(contexts[span.row], embeds, positions, places)
-                parts.append(self._score(states.unflatten(0, (-1, span.tokens_per_frame))))
+                parts.append(self._score(states.unflatten(0, (-1, frame_size))))
             if len(parts) > 1:
                 tokens, frames = torch.cat([p.token_logits for p in parts]), torch.cat([p.frame_logits for p in parts])
                 parts = [PolicyOutput(tokens, frames)]
@@ -147,12 +148,10 @@ class Policy(nn.Module, ABC):
             ValueError: a layer without the parts that the policy was made for.
         """
 
-    def _chunks(self, span: VideoSpan) -> tuple[Tensor, ...]:
-        """Places of a video's tokens, whole frames at a time: all of them where gradients are wanted, else few enough to bound the memory."""
-        frames = span.num_frames if torch.is_grad_enabled() else max(1, self.tokens_per_chunk // span.tokens_per_frame)
-        return tuple(
-            to_device_async(places, self.device) for places in span.positions.split(frames * span.tokens_per_frame)
-        )
+    def _chunks(self, places: Tensor, frame_size: int) -> tuple[Tensor, ...]:
+        """Places of a video's tokens on the policy's device, whole frames at a time: all where gradients are wanted, else few enough to bound the memory."""
+        size = len(places) if torch.is_grad_enabled() else max(1, self.tokens_per_chunk // frame_size) * frame_size
+        return to_device_async(places, self.device).split(size)
 
     def _text_places(self, layout: PromptLayout, row: int) -> Tensor:
         places = layout.text_places[row]

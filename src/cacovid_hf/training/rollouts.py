@@ -53,7 +53,7 @@ def select_subsets(prompt: Prompt, keeps: list[Tensor]) -> tuple[CompressedPromp
     for row, keep in enumerate(keeps):
         stays[start : start + len(keep), spans[row].positions.to(device)] = keep
         start += len(keep)
-    places = ordered_places(stays, stays.sum(dim=1).tolist())
+    places = ordered_places(stays, int(stays.sum(dim=1).max()))
     return gather(prompt, places, rows=rows), rows
 
 

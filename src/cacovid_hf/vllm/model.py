@@ -128,7 +128,7 @@ class ServedModel:
             features = found.prompt.inputs_embeds[
                 0, before : before + len(features)
             ]  # merged ones, if the method merges
-        kept = ordered_places(stays, [order.length])[0]
+        kept = ordered_places(stays, order.length)[0]
         places = torch.arange(order.place, order.place + order.length, device=device)
         return marked(features[kept], places, own[:, kept])
 

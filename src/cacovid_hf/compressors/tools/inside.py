@@ -247,13 +247,13 @@ class _Cutter:
             found = True
             stays[row].index_copy_(0, local.to(stays.device), cut.keep.to(stays.device))
             self.lengths[row] -= len(tokens) - cut.num_kept
-            self.tokens[number] = tokens[ordered_places(cut.keep[None], [cut.num_kept])[0].to(tokens.device)]
+            self.tokens[number] = tokens[ordered_places(cut.keep[None], cut.num_kept)[0].to(tokens.device)]
             if cut.states is not None:
                 merged = merged.clone() if merged is states else merged
                 merged[row * repeats : (row + 1) * repeats, local] = cut.states.to(merged)
         if not found:
             return states, None
-        local = ordered_places(stays, self.lengths)
+        local = ordered_places(stays, max(self.lengths))
         self.columns = _follow(self.columns, local)
         self.places = _follow(self.places, local)
         self.attention = None if self.attention is None else self.attention.gather(1, local.clamp(min=0))
