@@ -475,7 +475,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         given = prompt_inputs(self.backbone, self.family, arguments, encoded_videos)
         ratios = ratios_unless_stock(given, retention_ratio, self.config)
         if ratios is None:
-            kwargs = without_own_inputs(self.family, kwargs)
+            kwargs = without_own_inputs(given.family, kwargs)
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return self._output(outputs, all_places(input_ids), labels=labels)
         check_forward(self.backbone, {**kwargs, "labels": labels}, method)
@@ -488,7 +488,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         labels = kept_labels(labels, prompt.kept_indices)
         with (
             method.inside(self, prompt, call.ratios) as layers,
-            self.family.handed_over(self.backbone, prompt.extra),
+            given.family.handed_over(self.backbone, prompt.extra),
         ):
             outputs = self.backbone(
                 inputs_embeds=prompt.inputs_embeds,

@@ -302,7 +302,7 @@ class CompressedGenerationMixin:
         later = CacheRecord.has_record(cache)  # whose ratios are of what is new alone
         ratios = () if later else ratios_unless_stock(given, retention_ratio, self.config)
         if ratios is None:
-            return self.stock_generate(**without_own_inputs(self.family, arguments))
+            return self.stock_generate(**without_own_inputs(given.family, arguments))
         settings = effective_settings(self.backbone, generation_config, arguments)
         goes_on = cached_length(cache) > 0
         check_generation(settings, arguments, method)
@@ -317,7 +317,7 @@ class CompressedGenerationMixin:
             prompt, check = self._compress(prepare_call(self, given, method, ratios, new_tokens))
         if cache is not None:
             CacheRecord.mark_unknown(cache)
-        with method.inside(self, prompt, ratios), self.family.handed_over(self.backbone, prompt.extra):
+        with method.inside(self, prompt, ratios), given.family.handed_over(self.backbone, prompt.extra):
             outputs = generate_compressed(
                 self.backbone,
                 self.stock_generate,
