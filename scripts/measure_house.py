@@ -259,6 +259,7 @@ def trace(source: Path) -> dict[str, Any]:
     model = CaCoVidForConditionalGeneration.from_backbone(stock)
     inputs = prompt_inputs(stock, ONE_VIDEO)
     calls: list[tuple[str, str]] = []
+    functions: set[tuple[str, str, int]] = set()
 
     def note(frame: Any, event: str, argument: Any) -> None:
         file = frame.f_code.co_filename
@@ -266,6 +267,8 @@ def trace(source: Path) -> dict[str, Any]:
             owner = frame.f_locals.get("self")
             name = frame.f_code.co_name
             calls.append((file, type(owner).__name__ if name == "__post_init__" else name))
+            if not name.startswith("<"):  # comprehensions
+                functions.add((file, name, frame.f_code.co_firstlineno))
 
     sys.setprofile(note)
     try:
@@ -278,6 +281,7 @@ def trace(source: Path) -> dict[str, Any]:
         "files": sorted({str(Path(file).relative_to(source)) for file in files}),
         "changes_of_file": sum(one != next for one, next in itertools.pairwise(files)),
         "calls": len(calls),
+        "functions": len(functions),
         **{what: times.count(what) for what in TRACED},
     }
 
@@ -325,7 +329,12 @@ def shown(name: str, value: Any) -> str:
         return value
     if name == "traced generate":
         counts = [f"{what} {value[what]} times" for what in TRACED]
-        return ", ".join([f"{len(value['files'])} files", f"{value['changes_of_file']} changes of file", *counts])
+        sizes = [
+            f"{len(value['files'])} files",
+            f"{value['functions']} functions",
+            f"{value['changes_of_file']} changes of file",
+        ]
+        return ", ".join([*sizes, *counts])
     if name == "functions that know what a ratio may be":
         return f"{len(value)} in {len({place.split(':')[0] for place in value})} files"
     if isinstance(value, dict):
