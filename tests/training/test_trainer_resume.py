@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -377,6 +378,36 @@ def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_weights(two_checkpoi
     for name, tensor in model.policy.state_dict().items():
         assert torch.equal(tensor, uninterrupted[1][name]), name
     assert is_complete(two_checkpoints / "checkpoint-10")
+
+
+class Opened:
+    """Leaves a folder behind when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_files_that_resuming_does_not_read(two_checkpoints, uninterrupted):
+    """Damaged, they change nothing. The arguments are those of the new run: `training_args.bin`, as others write it, is neither there nor opened."""
+    last = two_checkpoints / "checkpoint-10"
+    others = sorted({path.name for path in last.iterdir()} - {*BINARY, *JSON})
+    assert others == ["README.md", "cacovid_auto.py"]
+    for name in others:
+        DAMAGES["garbage"](last / name)
+    (last / "training_args.bin").write_bytes(pickle.dumps(Opened(two_checkpoints / "opened")))
+    for damage in (lambda file: None, *DAMAGES.values()):
+        damage(last / "training_args.bin")
+        assert checkpoint_to_resume(two_checkpoints) == str(last)
+        (last / "training_args.bin").write_bytes(pickle.dumps(Opened(two_checkpoints / "opened")))
+    model, _, engine = trainer(two_checkpoints, **SETTINGS)
+    engine.train(resume_from_checkpoint=True)
+    assert engine.state.global_step == 12
+    assert not (two_checkpoints / "opened").exists()
+    for name, tensor in model.policy.state_dict().items():
+        assert torch.equal(tensor, uninterrupted[1][name]), name
 
 
 def train_with_limit(folder, answer):
