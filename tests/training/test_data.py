@@ -1,6 +1,7 @@
 """Samples in Video-R1's schema from files and `datasets`, what becomes of them, and the filter of questions that need no video."""
 
 import json
+import pickle
 from itertools import islice
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from cacovid_hf.prompt import stack_prompts
 from cacovid_hf.tiny import clips, model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.training.batches import HeaderCollator, SampleBatches, SampleLoader, SampleReader, is_stream
-from cacovid_hf.training.data import AnswerCollator, VideoQuestions, question_text
+from cacovid_hf.training.data import AnswerCollator, VideoQuestions, question_text, right_answer
 from cacovid_hf.training.filter import blind_filter
 from cacovid_hf.training.judge import Question, answer_questions, judge
-from cacovid_hf.training.rewards import REWARDS, SCORED_REWARDS
+from cacovid_hf.training.rewards import REWARDS, SCORED_REWARDS, Completion
 
 CLIP = clips()[0]
 SAMPLES = [
@@ -105,6 +106,34 @@ def test_questions_as_they_are_asked():
     assert question_text(by_letter) == question_text(sample)
     assert question_text({**sample, "options": {"A": "dog", "B": "cat", "C": None}}) == question_text(sample)
     assert question_text({**sample, "options": {"A": None}}) == "What is it?"
+    for one_line in ("A. dog B. cat", "(A) dog, (B) cat", "['dog', 'cat']", ["A. dog B. cat"]):
+        assert question_text({**sample, "options": one_line}) == question_text(sample)
+    assert question_text({**sample, "options": "dog or cat"}).splitlines()[1] == "dog or cat"
+
+
+@pytest.mark.parametrize("options", ["A. dog B. cat", "['dog', 'cat']", ["dog", "cat"]], ids=str)
+def test_the_solution_is_read_by_the_rule_of_the_evaluation(options):
+    sample = {"problem": "What is it?", "options": options}
+    for solution in ("B", "I choose B", "The answer is cat", "'B' is correct", "<think>A</think><answer>cat</answer>"):
+        assert right_answer({**sample, "solution": solution}) == "B"
+    for solution in ("C", "cow", "Both A and B", "A. cat"):
+        with pytest.raises(ValueError, match="the answer"):
+            right_answer({**sample, "solution": solution})
+
+
+def test_a_list_that_cannot_be_read_says_so(processor):
+    batch = AnswerCollator(processor)([{**SAMPLES[0], "path": str(CLIP.path), "options": "['red', 'green'"}])
+    assert "are not a list that can be read: write them as JSON, or one per line" in batch["skipped"][0]
+
+
+def test_a_written_answer_is_judged_with_its_options(processor):
+    """The text "a dog and a cat" names both, which only the options tell."""
+    sample = {"problem": "What is it?", "options": "A. a dog B. a cat", "solution": "B", "path": str(CLIP.path)}
+    batch = AnswerCollator(processor, scored_types=())([sample])
+    (question,) = pickle.loads(pickle.dumps(batch["questions"]))  # as a loader's worker gives it
+    assert question.solution == "B. a cat"
+    texts = ["The answer is a cat.", "It shows a cat", "a dog and a cat", "Both A and B", "A. a cat"]
+    assert judge([Completion(text) for text in texts], [question] * 5, REWARDS).tolist() == [1, 1, 0, 0, 0]
 
 
 def test_samples_become_prompts_and_the_bad_ones_a_reason(tmp_path, processor):

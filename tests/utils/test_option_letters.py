@@ -2,10 +2,10 @@
 
 import pytest
 
-from cacovid_hf.training.rewards import multiple_choice_reward
+from cacovid_hf.training.rewards import Solution, multiple_choice_reward
 from cacovid_hf.utils.answer_tags import final_answer
-from cacovid_hf.utils.option_letters import extract_choice
-from cacovid_hf.utils.options import index_letter, read_options, right_letter
+from cacovid_hf.utils.option_letters import extract_choice, right_letter
+from cacovid_hf.utils.options import index_letter, read_options
 
 OPTIONS = ["a blue car", "a red car", "a dog", "a cat"]
 
@@ -75,8 +75,31 @@ CHOOSE_B = [
     "(C) is wrong. (B) is right.",
     "(A) is wrong. The answer is (B). (C) is wrong too.",
     "A is not right; B is the best",
+    "'B' is correct",
+    "\u201cB\u201d is the right one",
+    "I would go with B over (A)",
+    "\u200bB",
+    "B\ufeff",
+    "The answer is\u200b \u200bB",
+    "Between A and B, I choose B.",
+    "A and C are wrong, so the answer is B",
+    "B, A is wrong",
+    "The answer is B, and A shows a dog",
+    "B or not B? B.",
+    "It is not A. B",
 ]
-TEXTS_OF_B = ["a red car", "A red car.", "A RED CAR", '"a red car"', "a  red\ncar", "<answer>a red car</answer>"]
+TEXTS_OF_B = [
+    "The answer is a red car.",
+    "I think it's a red car",
+    "So the correct option is: **a red car**",
+    "It is a r\u200bed car",
+    "a red car",
+    "A red car.",
+    "A RED CAR",
+    '"a red car"',
+    "a  red\ncar",
+    "<answer>a red car</answer>",
+]
 CHOOSE_NOTHING = [
     "<think>(A) or (C)? The answer is B",
     "<think>B</think>",
@@ -84,6 +107,25 @@ CHOOSE_NOTHING = [
     "",
     "I do not know",
     "<think>B</think><answer> </answer>",
+    "Both A and B",
+    "A and B",
+    "A, B",
+    "A, B and C",
+    "(A) and (B)",
+    "(A), (B)",
+    "A/B",
+    "A & B",
+    "A or B",
+    "a, b",
+    "Option A or option B",
+    "The answer is A or B.",
+    "<answer>A, B</answer>",
+    "\\boxed{A, B}",
+    "Neither A nor B",
+    "not B",
+    "It isn't B",
+    "A\u3001B",
+    "B \u548c C",
 ]
 
 
@@ -97,6 +139,16 @@ def test_evaluation_and_reward_read_the_same_letter(response):
 def test_an_options_text_is_as_good_as_its_letter(response):
     assert extract_choice(response, OPTIONS) == "B"
     assert multiple_choice_reward([response] * 3, ["B. a red car", "(B) a red car", "C. a dog"]) == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "response", [*CHOOSE_B, *TEXTS_OF_B, *CHOOSE_NOTHING, "a blue car or a dog", "It shows a red car", "A", "(D)"]
+)
+def test_a_reward_that_knows_the_options_reads_as_the_evaluation(response):
+    letters = dict(zip("ABCD", OPTIONS, strict=True))
+    solutions = [Solution(f"{letter}. {text}", letters) for letter, text in letters.items()]
+    chosen = extract_choice(response, OPTIONS)
+    assert multiple_choice_reward([response] * 4, solutions) == [float(chosen == letter) for letter in letters]
 
 
 @pytest.mark.parametrize("response", CHOOSE_NOTHING)
@@ -116,6 +168,16 @@ def test_long_texts_take_no_longer():
     ):
         final_answer(text)
         read_options([text, "b"])
+    for text in (
+        "A and " * 20_000,
+        "the answer is " * 20_000,
+        "I choose " * 20_000,
+        "A. x B. " * 20_000,
+        "['a' " * 20_000,
+    ):
+        extract_choice(text, OPTIONS)
+        with pytest.raises(ValueError, match=r"is not an option|1 options|not a list"):
+            right_letter(text, read_options(text))
 
 
 ALL_FORMS = [
@@ -150,6 +212,27 @@ ALL_FORMS = [
     ("red", "blue", "green", None, None),
     "A. red\nB. blue\r\nC. green\n",
     '["red", "blue", "green"]',
+    "['red', 'blue', 'green']",
+    "('red', 'blue', 'green')",
+    "{'A': 'red', 'B': 'blue', 'C': 'green'}",
+    "['red' 'blue' 'green']",  # as numpy prints it
+    "array(['red', 'blue', 'green'], dtype=object)",
+    "['A. red', 'B. blue', 'C. green']",
+    "A. red B. blue C. green",
+    "A.red B.blue C.green",
+    "(A) red (B) blue (C) green",
+    "(A) red, (B) blue, (C) green",
+    "A) red; B) blue; C) green",
+    "A: red | B: blue | C: green",
+    "A - red B - blue C - green",
+    "a) red b) blue c) green",
+    "[A] red [B] blue [C] green",
+    "\uff21\uff0ered \uff22\uff0eblue \uff23\uff0egreen",
+    "A. red B. blue\nC. green",
+    ["A. red B. blue C. green"],
+    "\ufeffA. red\nB. blue\nC. green",
+    ["\u200bA. red", "\u200bB. blue", "C. green\u200b"],
+    ["\u200bred", "blue\ufeff", "green\u3000"],
 ]
 
 
@@ -168,6 +251,9 @@ def test_what_looks_like_a_letter_and_is_a_text():
         ["A.", "B."],
     ):
         assert list(read_options(texts).values()) == texts
+    assert read_options("(A) vitamin B. (B) none") == {"A": "vitamin B.", "B": "none"}
+    assert read_options("A. see C. below\nB. no") == {"A": "see C. below", "B": "no"}
+    assert read_options("A: 10:30 B: 11:45") == {"A": "10:30", "B": "11:45"}
     assert read_options([3, 2.5, True]) == {"A": "3", "B": "2.5", "C": "True"}
     assert read_options({"A": "x", "B": None, "C": "y"}) == {"A": "x", "C": "y"}
 
@@ -186,6 +272,9 @@ def test_what_looks_like_a_letter_and_is_a_text():
         ({"A": "x", "a": "y"}, "the letter A twice"),
         ({"1": "x", "3": "y"}, "number them in a row"),
         (["red", "blue \ud800"], "lone surrogate"),
+        ("['red', 'blue'", r"are not a list that can be read: write them as JSON, or one per line"),
+        ("[red, blue]", r"are not a list that can be read: write them as JSON, or one per line"),
+        ("A. vitamin A. B. vitamin B.", "1 options"),  # where B begins is not clear
     ],
     ids=lambda value: f"{value!r:.30}",
 )
@@ -197,6 +286,9 @@ def test_what_are_not_options(options, reason):
 @pytest.mark.parametrize(
     "answer",
     ["B", "b", "(B)", "B.", " b ", "**B**", "\uff22", "<answer>B</answer>", "\\boxed{B}", "Option B", "The answer is B.", "(B) blue", "B. Blue",
+     "I choose B", "The answer is blue", "'B' is correct", "It is blue.", "So the answer is: **Blue**", "B (blue)", "blue (B)", "B: blue, because", "\u200bB",
+     "bl\u200bue", "\ufeffblue", "Answer: B. blue", "I would go with option (b)", "<answer>I think it's blue</answer>", "(B) is the right one",
+     "A is wrong. The answer is B.",
      "blue", "Blue", " blue ", "blue.", "\uff42lue", "<think>A</think>blue", "<answer>\nblue\n</answer>"],
 )  # fmt: skip
 def test_the_right_answer_by_letter_or_text(answer):
@@ -205,14 +297,40 @@ def test_the_right_answer_by_letter_or_text(answer):
 
 @pytest.mark.parametrize(
     "answer",
-    ["D", "bleu", "A. blue", "B. bleu", "", "<answer></answer>", 2, True, None, ["B"], float("nan"), "AB", "A, B"],
+    [
+        "D",
+        "bleu",
+        "A. blue",
+        "B. bleu",
+        "",
+        "<answer></answer>",
+        2,
+        True,
+        None,
+        ["B"],
+        float("nan"),
+        "AB",
+        "A, B",
+        "Both A and B",
+        "A or B",
+        "vitamin B",
+        "Plan B is good",
+        "a blue car",
+        "The answer is A, blue",
+        "not B",
+        "red or blue",
+        "The answer is E",
+    ],
 )
 def test_an_answer_that_is_not_an_option_is_refused(answer):
+    """Some of them a response would be read from: a gold answer with a typing error must not become another option."""
     with pytest.raises(ValueError, match="the answer"):
         right_letter(answer, read_options(["red", "blue", "dark blue"]))
 
 
 def test_answers_that_may_be_two_options():
+    both = {"A": "red", "B": "blue", "C": "Both A and B"}
+    assert right_letter("Both A and B", both) == extract_choice("The answer is both A and B.", both) == "C"
     assert right_letter("us", {"A": "US", "B": "us"}) == "B"
     with pytest.raises(ValueError, match="fits the options A and B alike"):
         right_letter("Us", {"A": "US", "B": "us"})

@@ -23,12 +23,13 @@ from transformers.video_utils import VideoMetadata
 from ..processing import with_video_reader
 from ..utils.answer_tags import final_answer
 from ..utils.chat import chat_inputs, user_message
-from ..utils.options import have_letters, read_options, right_letter
+from ..utils.option_letters import right_letter
+from ..utils.options import have_letters, options_in, read_options
 from ..utils.text_files import WIDE_MARKS, read_text
 from ..utils.values import check_depth, fault_of_line, is_missing, one_line, shortened, shown, text_of
 from ..video.files import read_chosen_frames
 from .judge import Question
-from .rewards import REWARDS
+from .rewards import REWARDS, Solution
 from .video_paths import video_path
 
 logger = logging.get_logger(__name__)
@@ -194,11 +195,11 @@ def right_answer(sample: Mapping[str, Any]) -> str:
 
 
 def _choices(sample: Mapping[str, Any]) -> dict[str, str]:
-    """The options of multiple choice by letter; none if there are no options, or one line of text that is asked as it stands."""
+    """The options of multiple choice by letter; none if there are no options, or one line without letters that is asked as it stands."""
     options = sample.get("options")
     if _problem_type(sample) != "multiple choice" or not _options(sample):
         return {}
-    if isinstance(options, str) and len(options.strip().splitlines()) == 1 and options.strip()[0] not in "[{":
+    if isinstance(options, str) and len(parts := options_in(options)) == 1 and parts[0] == options.strip():
         return {}
     return read_options(options)
 
@@ -302,7 +303,7 @@ class AnswerCollator:
         answer = None
         if problem_type not in self.scored_types:
             if (choices := _choices(sample)) and solution in choices:
-                solution = f"{solution}. {choices[solution]}"  # a written answer may be either
+                solution = Solution(f"{solution}. {choices[solution]}", choices)  # a written answer may be either
         else:
             ids = self.processor.tokenizer(solution, add_special_tokens=False)["input_ids"]
             if not ids:

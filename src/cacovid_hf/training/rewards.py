@@ -11,11 +11,12 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ..utils.answer_tags import final_answer
 from ..utils.extras import pip_install
-from ..utils.option_letters import labelled_letter, named_letter
+from ..utils.option_letters import extract_choice, labelled_letter, named_letter, stated_text
 from ..utils.options import comparable, split_label
 
 
@@ -35,6 +36,22 @@ class Completion(str):
         return completion
 
 
+class Solution(str):
+    """The right answer, and the options that it is one of.
+
+    Attributes:
+        options: texts by letter; empty if there are none.
+    """
+
+    options: Mapping[str, str]
+
+    def __new__(cls, text: str, options: Mapping[str, str] = MappingProxyType({})):
+        """A text with options."""
+        solution = super().__new__(cls, text)
+        solution.options = dict(options)
+        return solution
+
+
 Reward = Callable[[Sequence[Completion], Sequence[str]], list[float]]
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -49,19 +66,27 @@ def extract_answer(text: str) -> str:
 def multiple_choice_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
     """1 for the right option, else 0: for generated answers alone; by default multiple choice is scored, see `SCORED_REWARDS`.
 
-    Letters are read as in the evaluation (`named_letter`): one may stand alone (`b`), begin the answer (`B. a dog`, `(b) a dog`, `B - a dog`) or be named
-    in it (`the answer is B`, `\\boxed{B}`). A solution may be a letter, a letter and its text (`B. a dog`), or a text. The text counts as
-    well: equal but for case, white space, quotes and a full stop at the end.
+    A solution may be a letter, a letter and its text (`B. a dog`), or a text. If it is a `Solution` with options, answers are read as in the
+    evaluation (`extract_choice`). Of any other, the letter counts that `extract_choice` would find (`b`, `(b) a dog`, `the answer is B`,
+    `\\boxed{B}`), or a text that is its text but for case, white space, quotes and a full stop at the end, maybe in a sentence ("the answer is a dog").
     """
 
-    def judge(answer: str, solution: str) -> float:
+    def judge(completion: str, solution: str) -> float:
+        if isinstance(solution, Solution) and solution.options:
+            return float(
+                extract_choice(completion, solution.options) == extract_choice(solution, solution.options) != ""
+            )
+        answer, solution = extract_answer(completion), extract_answer(solution)
         letter, text = split_label(solution)
         if comparable(answer) in (comparable(solution), comparable(text)):
             return float(bool(answer) or not solution)
         letter = letter or labelled_letter(solution)
-        return float(bool(letter) and named_letter(answer) == letter)
+        if named := named_letter(answer):
+            return float(named == letter)
+        return float(stated_text(answer) == comparable(text) != "")
 
-    return _judge_each(judge, completions, solutions)
+    _check_counts(completions, solutions)
+    return [judge(completion, solution) for completion, solution in zip(completions, solutions, strict=True)]
 
 
 def numerical_reward(completions: Sequence[str], solutions: Sequence[str]) -> list[float]:
@@ -194,11 +219,15 @@ def resolve_reward(name: str, known: Mapping[str, Reward] = REWARDS) -> Reward:
 def _judge_each(
     judge: Callable[[str, str], float], completions: Sequence[str], solutions: Sequence[str]
 ) -> list[float]:
+    _check_counts(completions, solutions)
+    return [judge(extract_answer(c), extract_answer(s)) for c, s in zip(completions, solutions, strict=True)]
+
+
+def _check_counts(completions: Sequence[str], solutions: Sequence[str]) -> None:
     if len(completions) != len(solutions):
         raise ValueError(
             f"{len(completions)} completions came with {len(solutions)} solutions. Give one solution per completion."
         )
-    return [judge(extract_answer(c), extract_answer(s)) for c, s in zip(completions, solutions, strict=True)]
 
 
 def _sentence(text: str) -> str:

@@ -9,6 +9,24 @@ _BOXED = re.compile(r"\\?\b[f]?boxed\s*\{")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathbf|mathrm|mathsf|mbox)\s*\{([^{}]*)\}")
 # Marks that Unicode's compatibility form leaves as they are.
 _ASIAN_MARKS = str.maketrans("【】「」『』〔〕、。", "()()()(),.")  # noqa: RUF001
+# Soft hyphens, zero-width spaces and joiners, marks of direction and of an emoji's look, byte order marks.
+INVISIBLE = "".join(
+    map(
+        chr,
+        (
+            0xAD,
+            0x61C,
+            0x180E,
+            *range(0x200B, 0x2010),
+            *range(0x202A, 0x202F),
+            *range(0x2060, 0x2070),
+            0xFE0E,
+            0xFE0F,
+            0xFEFF,
+        ),
+    )
+)
+_WITHOUT_INVISIBLE = str.maketrans("", "", INVISIBLE)
 _ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _SCRIPTS_MEET = re.compile(rf"(?<=[{_ASIAN}])(?=[A-Za-z])|(?<=[A-Za-z])(?=[{_ASIAN}])")
 
@@ -67,5 +85,9 @@ def boxed(text: str) -> str:
 
 
 def plain_characters(text: str) -> str:
-    """Full-width and other compatibility characters as the ordinary ones; a Latin letter stands apart from Chinese, Japanese and Korean ones."""
-    return _SCRIPTS_MEET.sub(" ", unicodedata.normalize("NFKC", text).translate(_ASIAN_MARKS))
+    """Full-width and other compatibility characters as the ordinary ones, without invisible ones.
+
+    A Latin letter stands apart from Chinese, Japanese and Korean ones.
+    """
+    text = unicodedata.normalize("NFKC", text).translate(_WITHOUT_INVISIBLE)
+    return _SCRIPTS_MEET.sub(" ", text.translate(_ASIAN_MARKS))

@@ -1,12 +1,13 @@
-"""Options of multiple choice in every form in which data sets give them, and the letter of the right one."""
+"""Options of multiple choice in every form in which data sets give them."""
 
+import ast
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from string import ascii_uppercase
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from string import ascii_uppercase, whitespace
 from typing import Any
 
-from .answer_tags import boxed, final_answer, plain_characters
+from .answer_tags import INVISIBLE, plain_characters
 from .values import is_missing, shown, text_of
 
 _FULL_WIDTH_LETTERS = "\uff21-\uff3a\uff41-\uff5a"
@@ -18,11 +19,22 @@ _LABEL = re.compile(
 )
 _LETTER_AND_SPACE = re.compile(rf"\s*({_LETTER})\s+")
 _KEY = re.compile(r"(?:options?|choices?|answers?)?[\s_.(-]*(?:([A-Za-z])|(\d{1,2}))[\s.):]*", re.IGNORECASE)
-_LETTER_ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
-_STATED = re.compile(
-    r"(?:the\s+)?(?:correct\s+|right\s+|final\s+)?(?:answer|option|choice)(?:\s+is)?[\s:]*[\W_]*([A-Za-z])[\W_]*",
-    re.IGNORECASE,
+# A letter within a line, each mark on its own: of "(A) vitamin B. (B) none" the brackets are the labels.
+_INLINE_LABELS = tuple(
+    re.compile(rf"(?:(?<=[\s,;|])|^){label}(?=\s*\S)")
+    for label in (
+        rf"[(\uff08]({_LETTER})[)\uff09][.:]?",
+        rf"\[({_LETTER})\]",
+        rf"({_LETTER})[)\uff09]",
+        rf"({_LETTER})[.\uff0e\u3001]",
+        rf"({_LETTER})[:\uff1a]",
+        rf"({_LETTER})\s*[-\u2013\u2014](?=\s)",
+    )
 )
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+_ARRAY = re.compile(rf"""\[\s*(?:{_QUOTED.pattern})(?:\s+(?:{_QUOTED.pattern}))+\s*\]""")
+_PRINTED_ARRAY = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^()]*)?\)", re.DOTALL)
+_LONGEST_LITERAL = 1 << 20  # characters
 _TEXT_NAMES = ("text", "value", "content", "option", "choice", "answer")
 _LABEL_NAMES = ("label", "letter", "key", "id", "index")
 
@@ -43,7 +55,8 @@ def read_options(options: Any) -> dict[str, str]:
 
     Args:
         options: texts, with or without letters (`"A. red"`); texts by letter or by number; dicts of a label and a text; lists of both
-            (`{"label": [...], "text": [...]}`); or any of these as JSON, or one per line. Empty places of a table (None) are left out.
+            (`{"label": [...], "text": [...]}`); or any of these as JSON or as Python prints it, one per line, or with letters on one line
+            (`"A. red B. green"`). Empty places of a table (None) are left out.
 
     Returns:
         Texts without letters. Letters come from the options if all of them have one, else from their order.
@@ -51,8 +64,7 @@ def read_options(options: Any) -> dict[str, str]:
     Raises:
         ValueError: not options, fewer than 2 or more than 26.
     """
-    if isinstance(options, str):
-        options = _from_text(options)
+    options = unpacked(options)
     if isinstance(options, Mapping):
         return _from_mapping(options)
     if not isinstance(options, Iterable) or isinstance(options, bytes):
@@ -64,64 +76,18 @@ def read_options(options: Any) -> dict[str, str]:
         items.pop()
     if items and all(isinstance(item, Mapping) for item in items):
         return _from_mapping(dict(_labelled_item(item, place) for place, item in enumerate(items)))
-    texts = [text_of(item, f"options[{place}]").strip() for place, item in enumerate(items)]
+    texts = [_trimmed(text_of(item, f"options[{place}]")) for place, item in enumerate(items)]
     alphabet = letters(len(texts))
     return _by_their_labels(texts) or dict(zip(alphabet, texts, strict=True))
 
 
 def have_letters(options: Any) -> bool:
     """Whether options that `read_options` takes bring their letters along, rather than get them by their order."""
-    if isinstance(options, str):
-        options = _from_text(options)
+    options = unpacked(options)
     if isinstance(options, Mapping):
         return True
     items = [item for item in options if not is_missing(item)]
     return all(isinstance(item, Mapping) for item in items) or bool(_by_their_labels([str(item) for item in items]))
-
-
-def right_letter(answer: Any, options: Mapping[str, str], prefer: str | None = None) -> str:
-    """The letter of the option that a data set calls right.
-
-    The answer is the option's text, its letter (`b`, `(B)`, `Option B`) or both (`B. red`), maybe in `<answer>` tags or `\\boxed{}`. A text counts that
-    differs only in capitals, white space, the width of its characters, quotes or a full stop at its end. Nothing else is guessed. Of options
-    with equal texts the first one counts, as in `option_letters.extract_choice`.
-
-    Args:
-        answer: a text or a number.
-        options: texts by letter, as `read_options` gives them.
-        prefer: `"letter"` or `"text"`: what counts if the answer is the letter of one option and the text of another; None: neither.
-
-    Raises:
-        ValueError: the answer is not an option, or may be two of them.
-    """
-    text = final_answer(text_of(answer, "the answer"))
-    text = boxed(text) or text
-    said = f"the answer {shown(answer)}"
-    by_text = [letter for letter, option in options.items() if option == text]
-    plain = plain_characters(text).strip()
-    alone = _LETTER_ALONE.fullmatch(plain) or _STATED.fullmatch(plain)
-    by_letter = [alone[1].upper()] if alone and alone[1].upper() in options else []
-    if by_text and by_letter and options[by_text[0]] != options[by_letter[0]]:
-        if prefer is None:
-            raise ValueError(
-                f"{said} is the letter of option {by_letter[0]} and the text of option {by_text[0]}: give both, as '{by_text[0]}. {text}'."
-            )
-        return first_alike((by_letter if prefer == "letter" else by_text)[0], options)
-    if found := by_text or by_letter:
-        return first_alike(found[0], options)
-    key = comparable(text)
-    alike = [letter for letter, option in options.items() if key and comparable(option) == key]
-    if len({options[letter] for letter in alike}) > 1:
-        raise ValueError(f"{said} fits the options {' and '.join(alike)} alike: give the letter.")
-    if alike:
-        return alike[0]
-    letter, following = split_label(text)
-    if letter in options and comparable(following) == comparable(options[letter]):
-        return first_alike(letter, options)
-    listed = "; ".join(f"{letter}. {option}" for letter, option in options.items())
-    raise ValueError(
-        f"{said} is not an option ({listed if len(listed) <= 160 else f'{listed[:157]}...'}): give an option's letter or its text."
-    )
 
 
 def index_letter(index: Any, options: Mapping[str, str], first: int = 0) -> str:
@@ -160,18 +126,76 @@ def comparable(text: str) -> str:
     return text
 
 
-def _from_text(options: str) -> Any:
-    """The options in a string: JSON, or one per line."""
-    text = options.strip()
-    if text[:1] in ("[", "{"):
+def unpacked(options: Any) -> Any:
+    """Options that are one text, or a list of one text, as the list or dict that it holds; any other as they are."""
+    if isinstance(options, str):
+        return options_in(options)
+    if isinstance(options, (list, tuple)) and len(options) == 1 and isinstance(options[0], str):
+        parts = options_in(options[0])
+        return parts if len(parts) > 1 else options
+    return options
+
+
+def options_in(text: str) -> Any:
+    """The options in a string: JSON, what Python prints of a list or an array of texts, one per line, or behind their letters on one line.
+
+    One option is returned for a line without letters.
+
+    Raises:
+        ValueError: a list that cannot be read.
+    """
+    text = _trimmed(text)
+    lines = [line for line in text.splitlines() if line.strip()]
+    if parts := _split_at_labels(text, lines):
+        return parts
+    if text[:1] not in ("[", "{") or len(lines) > 1:
+        return lines if (read := _literal(text)) is None else read
+    if (read := _literal(text)) is None:
+        raise ValueError(f"options={shown(text)} are not a list that can be read: write them as JSON, or one per line.")
+    return read
+
+
+def _literal(text: str) -> list | dict | None:
+    """What JSON or Python reads as a list or dict; numpy leaves the commas out."""
+    if printed := _PRINTED_ARRAY.fullmatch(text):
+        text = printed[1]
+    if not text.startswith(("[", "{", "(")) or len(text) > _LONGEST_LITERAL:
+        return None
+    readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
+    if _ARRAY.fullmatch(text):
+        readers = (lambda array: [ast.literal_eval(item) for item in _QUOTED.findall(array)],)
+    for reader in readers:
         try:
-            read = json.loads(text)
-        except (ValueError, RecursionError):
-            pass
-        else:
-            if isinstance(read, (list, dict)):
-                return read
-    return [line for line in text.splitlines() if line.strip()]
+            read = reader(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(read, (list, tuple, dict)):
+            return list(read) if isinstance(read, tuple) else read
+    return None
+
+
+def _split_at_labels(text: str, lines: Sequence[str]) -> list[str]:
+    """Texts behind letters that stand on one line, "A. red B. green"; empty if it is not clear where each begins."""
+    if len(lines) > 1 and _by_their_labels(lines):
+        return []
+    kind = next((kind for kind in _INLINE_LABELS if kind.match(text)), None)
+    if kind is None:
+        return []
+    places = list(kind.finditer(text))
+    named = [plain_characters(place[1]) for place in places]
+    if (
+        named not in (list(ascii_uppercase[: len(named)]), list(ascii_uppercase.lower()[: len(named)]))
+        or len(named) < 2
+    ):
+        return []
+    ends = [*(place.start() for place in places[1:]), len(text)]
+    parts = [text[place.start() : end].strip().rstrip(",;|") for place, end in zip(places, ends, strict=True)]
+    return parts if _by_their_labels(parts) else []
+
+
+def _trimmed(text: str) -> str:
+    """A text without white space and invisible characters around it."""
+    return text.strip(f"{INVISIBLE}{whitespace}\u3000\xa0")
 
 
 def _from_mapping(options: Mapping[Any, Any]) -> dict[str, str]:
@@ -188,12 +212,12 @@ def _from_mapping(options: Mapping[Any, Any]) -> dict[str, str]:
             letter = match[1].upper() if match else ""
             if letter in texts_by:
                 raise ValueError(f"options have the letter {letter} twice: give each option its own.")
-            texts_by[letter] = text_of(options[key], f"option {letter}").strip()
+            texts_by[letter] = _trimmed(text_of(options[key], f"option {letter}"))
     elif all(match and match[2] for match in keys.values()):
         numbers = {int(match[2]): key for key, match in keys.items() if match}
         if len(numbers) < len(keys) or sorted(numbers) != list(range(min(numbers), min(numbers) + len(numbers))):
             raise ValueError(f"options are numbered {', '.join(map(str, numbers))}: number them in a row.")
-        ordered = [text_of(options[numbers[number]], f"option {number}").strip() for number in sorted(numbers)]
+        ordered = [_trimmed(text_of(options[numbers[number]], f"option {number}")) for number in sorted(numbers)]
         texts_by = dict(zip(letters(len(ordered)), ordered, strict=True))
     else:
         raise ValueError(f"options have the names {shown(list(options))}: name them A, B, C and so on.")

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from transformers.utils import logging
 
-from ...utils.option_letters import extract_choice
-from ...utils.options import have_letters, letters, read_options, right_letter
+from ...utils.option_letters import extract_choice, right_letter
+from ...utils.options import have_letters, letters, read_options, unpacked
 from ...utils.values import one_line, text_of
 from .local_copy import LocalCopy
 from .tables import Row, read_rows
@@ -155,7 +155,7 @@ class FileBenchmark(Benchmark):
     """A benchmark read from a folder. A subclass names its tables and says how a row becomes a sample and which option is right.
 
     All parts of a table are read, whatever their byte order mark and the capitals of their names. The answer of each row must be one of its options
-    (see `utils.options.right_letter`): single rows that fail this are reported with their reason and count neither right nor wrong.
+    (see `utils.option_letters.right_letter`): single rows that fail this are reported with their reason and count neither right nor wrong.
 
     Args:
         root: folder of the local copy.
@@ -273,6 +273,7 @@ def choices_of(
     Raises:
         ValueError: not options, or letters that leave one out.
     """
+    options = unpacked(options)
     texts = read_options(options)
     if "".join(texts) != letters(len(texts)):
         raise ValueError(f"options have the letters {', '.join(texts)}: name them in a row.")

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from ...utils.options import right_letter
+from ...utils.option_letters import right_letter
 from .base import Clip, FileBenchmark, Sample, choices_of
 from .tables import Row
 

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...utils.options import comparable, right_letter
+from ...utils.option_letters import right_letter
+from ...utils.options import comparable
 from .base import Clip, FileBenchmark, Sample, choices_of
 from .tables import Row, read_json
 
