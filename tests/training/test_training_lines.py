@@ -57,7 +57,10 @@ def test_options_are_asked_with_letters_and_answered_by_one(options, solution, p
     [
         ({"solution": "C"}, "the answer 'C' is not an option (A. red; B. blue): give an option's letter or its text."),
         ({"solution": "green"}, "the answer 'green' is not an option"),
-        ({"solution": "A. blue"}, "the answer 'A. blue' is not an option"),
+        (
+            {"solution": "A. blue"},
+            "the answer 'A. blue' has the letter of option A and the text of option B: give one of them",
+        ),
         ({"solution": 1}, "the answer 1 is not an option"),
         ({"options": ["B", "A"], "solution": "A"}, "is the letter of option A and the text of option B"),
         ({"options": ["red"]}, "1 options: multiple choice needs 2 to 26"),
