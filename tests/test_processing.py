@@ -16,12 +16,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoProcessor,
     AutoVideoProcessor,
+    LlavaNextImageProcessor,
+    LlavaNextVideoProcessor,
+    LlavaNextVideoVideoProcessor,
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     pipeline,
 )
@@ -29,8 +33,19 @@ from transformers import (
 from cacovid_hf.processing import with_video_reader
 from cacovid_hf.video.files import read_video
 
-VIDEO_TEXT = {"llava_onevision": "<video>", "qwen2_5_vl": "<|vision_start|><|video_pad|><|vision_end|>"}
-READERS = {"llava_onevision": "CaCoVidLlavaOnevisionVideoProcessor", "qwen2_5_vl": "CaCoVidQwen2VLVideoProcessor"}
+_MARKED = "<|vision_start|><|video_pad|><|vision_end|>"
+VIDEO_TEXT = {
+    "llava_onevision": "<video>",
+    "qwen2_5_vl": _MARKED,
+    "qwen2_vl": _MARKED,
+    "llava_next_video": "<video>",
+}
+READERS = {
+    "llava_onevision": "CaCoVidLlavaOnevisionVideoProcessor",
+    "qwen2_5_vl": "CaCoVidQwen2VLVideoProcessor",
+    "qwen2_vl": "CaCoVidQwen2VLVideoProcessor",
+    "llava_next_video": "CaCoVidLlavaNextVideoVideoProcessor",
+}
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }} {% if message.content is string %}{{ message.content }} {% else %}"
     "{% for part in message.content %}{% if part.type == 'video' %}VIDEO{% else %}{{ part.text }} {% endif %}{% endfor %}{% endif %}"
@@ -40,10 +55,8 @@ TEMPLATE = (
 
 def stock_processor(family, **video_settings):
     """A stock processor with a tokenizer made here; its placeholders are those of `models.stock_model`."""
-    specials = {
-        "llava_onevision": {"<image>": 110, "<video>": 111},
-        "qwen2_5_vl": {"<|image_pad|>": 110, "<|video_pad|>": 111},
-    }[family]
+    is_qwen = VIDEO_TEXT[family] == _MARKED
+    specials = {"<|image_pad|>": 110, "<|video_pad|>": 111} if is_qwen else {"<image>": 110, "<video>": 111}
     specials |= {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<|vision_start|>": 3, "<|vision_end|>": 4}
     names = ["<unk>", "user", "assistant", "what", "happens"] + [f"word{i}" for i in range(120)]
     places = [i for i in range(120) if i not in specials.values()]
@@ -55,6 +68,17 @@ def stock_processor(family, **video_settings):
         tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>"
     )
     template = TEMPLATE.replace("VIDEO", VIDEO_TEXT[family])
+    if family == "llava_next_video":
+        sizes = dict(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+        return LlavaNextVideoProcessor(
+            LlavaNextVideoVideoProcessor(**sizes, **video_settings),
+            LlavaNextImageProcessor(**sizes),
+            tokenizer,
+            patch_size=14,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=template,
+        )
     if family == "llava_onevision":
         return LlavaOnevisionProcessor(
             LlavaOnevisionImageProcessor(size={"height": 56, "width": 56}),
@@ -67,7 +91,8 @@ def stock_processor(family, **video_settings):
     video_processor = Qwen2VLVideoProcessor(
         size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56}, cap_pixels_per_frame=False, **video_settings
     )
-    return Qwen2_5_VLProcessor(Qwen2VLImageProcessor(), tokenizer, video_processor, chat_template=template)
+    kind = Qwen2VLProcessor if family == "qwen2_vl" else Qwen2_5_VLProcessor
+    return kind(Qwen2VLImageProcessor(), tokenizer, video_processor, chat_template=template)
 
 
 @pytest.fixture(scope="module", params=VIDEO_TEXT)
@@ -185,7 +210,7 @@ def test_any_order_of_imports(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     own = type(processor.video_processor)
     program = (
-        f"import cacovid_hf\nfrom transformers import {own.__mro__[2].__name__}, AutoProcessor\n"
+        f"import cacovid_hf\nfrom transformers import {own.__name__.removeprefix('CaCoVid')}, AutoProcessor\n"
         f"print(type(AutoProcessor.from_pretrained({str(tmp_path)!r}).video_processor).__name__)"
     )
     assert run_fresh(program, tmp_path).stdout.strip() == own.__name__

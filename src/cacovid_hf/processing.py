@@ -15,10 +15,12 @@ from jinja2 import TemplateSyntaxError
 from PIL import Image
 from transformers import (
     AutoProcessor,
+    LlavaNextVideoProcessor,
     LlavaOnevisionProcessor,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
+    Qwen3VLProcessor,
 )
 from transformers.image_utils import load_image
 from transformers.utils import logging
@@ -32,18 +34,12 @@ from .video.addresses import opened_address, shown
 from .video.files import SampledVideo
 from .video.limits import current_guard, current_limits
 from .video.messages import ONE_SIZE, PIXEL_BOUNDS, follow_messages
-from .video_processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor, paths_as_text
+from .video_processing import READERS, OwnSamplingMixin, paths_as_text
 
 logger = logging.get_logger(__name__)
 
 # Pillow's names of what browsers and cameras write; others start programs (EPS) or are read by rarely used code.
 _PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
-
-# By the name of the stock video processor that it extends.
-_READERS: dict[str, Any] = {
-    "LlavaOnevisionVideoProcessor": CaCoVidLlavaOnevisionVideoProcessor,
-    "Qwen2VLVideoProcessor": CaCoVidQwen2VLVideoProcessor,
-}
 
 
 class MessagesMixin(ProcessorMixin):
@@ -97,8 +93,8 @@ class MessagesMixin(ProcessorMixin):
         Path(json_file_path).with_name(f"{AUTO_MODULE}.py").write_text(AUTO_SOURCE, encoding="utf-8")
 
 
-class CaCoVidLlavaOnevisionProcessor(MessagesMixin, LlavaOnevisionProcessor):
-    """LLaVA-OneVision's processor (see `MessagesMixin`)."""
+class OwnFramesMixin(MessagesMixin):
+    """For processors whose videos are rows of one tensor, where clips of different lengths come padded."""
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs: Any) -> str:
         """The placeholders of one video, of its own frames alone where clips are padded."""
@@ -108,22 +104,32 @@ class CaCoVidLlavaOnevisionProcessor(MessagesMixin, LlavaOnevisionProcessor):
         return super().replace_video_token(video_inputs, video_idx, **kwargs)
 
 
-class CaCoVidQwen2_5_VLProcessor(MessagesMixin, Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor (see `MessagesMixin`)."""
+def following(stock: type[ProcessorMixin], mixin: type[MessagesMixin] = MessagesMixin) -> Any:
+    """The class of a stock processor with our following of messages in front: `CaCoVid` and its name, registered with `AutoProcessor`."""
+    doc = f"`{stock.__name__}`, which follows or refuses every part of a message (see `{mixin.__name__}`)."
+    own = type(f"CaCoVid{stock.__name__}", (mixin, stock), {"__doc__": doc, "__module__": __name__})
+    # Its own key, because a stock config as key would replace the stock class. A saved processor is found by its class's name.
+    AutoProcessor.register(own, own, exist_ok=True)
+    return own
 
 
-class CaCoVidQwen2VLProcessor(MessagesMixin, Qwen2VLProcessor):
-    """Qwen2-VL's processor (see `MessagesMixin`)."""
+CaCoVidLlavaOnevisionProcessor = following(LlavaOnevisionProcessor, OwnFramesMixin)
+CaCoVidLlavaNextVideoProcessor = following(LlavaNextVideoProcessor, OwnFramesMixin)
+CaCoVidQwen2_5_VLProcessor = following(Qwen2_5_VLProcessor)
+CaCoVidQwen2VLProcessor = following(Qwen2VLProcessor)
+CaCoVidQwen3VLProcessor = following(Qwen3VLProcessor)
 
-
-# By the name of the stock processor that it extends.
-_PROCESSORS: dict[str, type[MessagesMixin]] = {
-    own.__mro__[2].__name__: own
-    for own in (CaCoVidLlavaOnevisionProcessor, CaCoVidQwen2_5_VLProcessor, CaCoVidQwen2VLProcessor)
+# By the name of the stock processor that each extends.
+_PROCESSORS: dict[str, Any] = {
+    own.__name__.removeprefix("CaCoVid"): own
+    for own in (
+        CaCoVidLlavaOnevisionProcessor,
+        CaCoVidLlavaNextVideoProcessor,
+        CaCoVidQwen2_5_VLProcessor,
+        CaCoVidQwen2VLProcessor,
+        CaCoVidQwen3VLProcessor,
+    )
 }
-# Each is its own key, because a stock config as key would replace the stock class. A saved processor is found by its class's name.
-for _own in _PROCESSORS.values():
-    AutoProcessor.register(_own, _own, exist_ok=True)
 
 
 # A pipeline hands unknown arguments of its call to the chat template, which ignores them: a ratio given there would silently do nothing.
@@ -140,28 +146,28 @@ def with_video_reader(processor: ProcessorMixin) -> ProcessorMixin:
     `trust_remote_code=True` where this package is installed and not imported.
 
     Args:
-        processor: of a LLaVA-OneVision or Qwen2.5-VL model, stock or already such a copy; left as it is.
+        processor: of a model of a supported family, stock or already such a copy; left as it is.
 
     Raises:
         ValueError: it, or its video processor, is of another family.
     """
     stock = processor.video_processor
     family = type(stock).__name__
-    reader: Any = type(stock) if isinstance(stock, tuple(_READERS.values())) else _READERS.get(family)
+    reader: Any = type(stock) if isinstance(stock, tuple(READERS.values())) else READERS.get(family)
     if reader is None:
         raise ValueError(
             f"{type(processor).__name__} has a video processor of type {family}, for which there is no file reader: use the processor of a "
-            "LLaVA-OneVision or Qwen2.5-VL checkpoint, or decode with cacovid_hf.read_video."
+            "model of a supported family, or decode with cacovid_hf.read_video."
         )
     settings = {setting: value for setting, value in stock.to_dict().items() if value is not None}
-    if "fps" in settings:
+    if "fps" in settings and not issubclass(reader, OwnSamplingMixin):
         settings["max_fps"] = settings.pop("fps")
     settings["auto_map"] = {"AutoVideoProcessor": f"{AUTO_MODULE}.{reader.__name__}"}
     own = type(processor) if isinstance(processor, MessagesMixin) else _PROCESSORS.get(type(processor).__name__)
     if own is None:
         raise ValueError(
-            f"{type(processor).__name__} is not a processor whose messages are known: use that of a LLaVA-OneVision or Qwen2.5-VL checkpoint, or "
-            "decode with cacovid_hf.read_video."
+            f"{type(processor).__name__} is not a processor whose messages are known: use that of a model of a supported family, or decode with "
+            "cacovid_hf.read_video."
         )
     result = own.__new__(own)
     vars(result).update(vars(processor), auto_map={"AutoProcessor": f"{AUTO_MODULE}.{own.__name__}"})

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoVideoProcessor, LlavaOnevisionVideoProcessor, Qwen2VLVideoProcessor
+from transformers import (
+    AutoVideoProcessor,
+    LlavaNextVideoVideoProcessor,
+    LlavaOnevisionVideoProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLVideoProcessor,
+)
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
@@ -23,9 +30,6 @@ from .video.messages import PIXEL_BOUNDS, ClipSettings, VideoAddress, check_fram
 from .video.timeline import ClipMetadata, frames_between
 
 logger = logging.get_logger(__name__)
-
-_LlavaOnevisionKwargs: Any = LlavaOnevisionVideoProcessor.valid_kwargs
-_Qwen2VLKwargs: Any = Qwen2VLVideoProcessor.valid_kwargs
 
 
 class VideoFileMixin(BaseVideoProcessor):
@@ -41,6 +45,8 @@ class VideoFileMixin(BaseVideoProcessor):
     # Whether the family's processor bounds the pixels of a frame, and whether it reads the times of frames.
     bounds_pixels = False
     reads_times = False
+    # Whether `size` bounds the pixels of all frames of a video together, so that a part of it must be told its share.
+    size_is_of_all_frames = False
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoVideoProcessor") -> None:
@@ -143,12 +149,36 @@ class VideoFileMixin(BaseVideoProcessor):
         max_fps = self.max_fps if max_fps is None else max_fps
         rate = max_fps if fps is None else fps
         if start is None and end is None:
-            return uniform_indices(metadata.total_num_frames, metadata.duration, num_frames, rate)
+            return self.choose(metadata.total_num_frames, metadata.duration, metadata.fps, num_frames, rate)
         try:
             first, last, seconds = frames_between(metadata, start, end)
         except ValueError as error:
             raise ValueError(f"The video {error}: give a video_start within it.") from None
-        return first + uniform_indices(last - first, seconds, num_frames, rate)
+        return first + self.choose(last - first, seconds, metadata.fps, num_frames, rate)
+
+    def choose(
+        self, total: int, seconds: float | None, fps: float | None, num_frames: int | None, rate: float | None
+    ) -> np.ndarray:
+        """Ascending indices of the frames to read, int64 `(n,)`.
+
+        Args:
+            total: frames of the video, or of the part of it that is asked for.
+            seconds: that they take; None: not known.
+            fps: of the file; None: not known.
+            num_frames: at most so many, by the call or the settings; None: as the family does.
+            rate: at most so many a second, likewise.
+        """
+        return uniform_indices(total, seconds, 32 if num_frames is None else num_frames, 1.0 if rate is None else rate)
+
+    def part_settings(self, frames: int, total: int) -> dict[str, Any]:
+        """The settings of a call on a part of a video's frames, so that they come out as those of the whole video do."""
+        if not self.size_is_of_all_frames or frames == total:
+            return {}
+        step = self.to_dict()["temporal_patch_size"]
+        share = (-(-frames // step)) / (-(-total // step))
+        return {
+            "size": {edge: max(1, round(pixels * share)) for edge, pixels in self.to_dict()["size"].items() if pixels}
+        }
 
     def fetch_videos(  # type: ignore[override]
         self, video_url_or_urls: str | list[str], sample_indices_fn: Callable[..., Any] | None = None
@@ -202,19 +232,12 @@ class VideoFileMixin(BaseVideoProcessor):
         return frames, metadata
 
 
-class CaCoVidLlavaOnevisionVideoProcessor(VideoFileMixin, LlavaOnevisionVideoProcessor):
-    """LLaVA-OneVision's video processor, which reads video files (see `VideoFileMixin`).
+class PaddedClipsMixin(VideoFileMixin):
+    """For processors whose videos are rows of one tensor.
 
     Clips of different lengths come padded with black frames behind the shorter ones, and `video_lengths` `(videos,)`, the true number of frames
     of each (int64). The models of this package never encode the padding; a stock model takes clips of one length alone.
     """
-
-    class Kwargs(_LlavaOnevisionKwargs, total=False):  # type: ignore[call-arg]
-        """The stock keyword arguments and ours."""
-
-        max_fps: float | int | None
-
-    valid_kwargs = Kwargs
 
     def _preprocess(self, videos: list[Tensor], return_tensors: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         """As the stock one, with clips of different lengths padded into one tensor."""
@@ -230,18 +253,66 @@ class CaCoVidLlavaOnevisionVideoProcessor(VideoFileMixin, LlavaOnevisionVideoPro
         return BatchFeature(data=data, tensor_type=return_tensors)
 
 
-class CaCoVidQwen2VLVideoProcessor(VideoFileMixin, Qwen2VLVideoProcessor):  # type: ignore[misc]
-    """The video processor of Qwen2-VL and Qwen2.5-VL, which reads video files (see `VideoFileMixin`)."""
+class OwnSamplingMixin(VideoFileMixin):
+    """For processors whose checkpoints say how frames are sampled: the family's own rule, where nobody asks for another.
 
-    bounds_pixels = True
-    reads_times = True
+    `num_frames`, in a call or the settings, samples evenly instead, at most so many. `fps` or `max_fps` of a call is the rule's frames per second.
+    """
 
-    class Kwargs(_Qwen2VLKwargs, total=False):  # type: ignore[call-arg]
+    num_frames = None  # type: ignore[assignment]
+    max_fps = None  # type: ignore[assignment]
+
+    def choose(
+        self, total: int, seconds: float | None, fps: float | None, num_frames: int | None, rate: float | None
+    ) -> np.ndarray:
+        """As the stock processor, of this part as if it were the whole video."""
+        rate = self.to_dict().get("fps") if rate is None else rate
+        if num_frames is not None:
+            return uniform_indices(total, seconds, num_frames, math.inf if rate is None else rate)
+        part = VideoMetadata(total_num_frames=total, fps=fps, duration=seconds)
+        chosen = super(VideoFileMixin, self).sample_frames(metadata=part, fps=rate)
+        return np.asarray(chosen, dtype=np.int64)
+
+
+def reading(stock: type[BaseVideoProcessor], mixin: type[VideoFileMixin] = VideoFileMixin, **attributes: Any) -> Any:
+    """The class of a stock video processor with our reading of files in front: `CaCoVid` and its name, registered with the Auto classes.
+
+    Args:
+        stock: the class.
+        mixin: `VideoFileMixin`, or the one of the above that fits the family.
+        **attributes: of the mixin, such as `reads_times`.
+    """
+
+    class Kwargs(stock.valid_kwargs, total=False):  # type: ignore[name-defined, misc, call-arg]
         """The stock keyword arguments and ours."""
 
         max_fps: float | int | None
 
-    valid_kwargs = Kwargs
+    doc = f"`{stock.__name__}`, which reads video files (see `{mixin.__name__}`)."
+    body = {"__doc__": doc, "__module__": __name__, "Kwargs": Kwargs, "valid_kwargs": Kwargs, **attributes}
+    own = type(f"CaCoVid{stock.__name__}", (mixin, stock), body)
+    # Its own key, because a stock config as key would replace the stock class. A saved processor is found by its class's name.
+    AutoVideoProcessor.register(own, own, exist_ok=True)
+    return own
+
+
+CaCoVidLlavaOnevisionVideoProcessor = reading(LlavaOnevisionVideoProcessor, PaddedClipsMixin)
+CaCoVidLlavaNextVideoVideoProcessor = reading(LlavaNextVideoVideoProcessor, PaddedClipsMixin)
+CaCoVidQwen2VLVideoProcessor = reading(Qwen2VLVideoProcessor, bounds_pixels=True, reads_times=True)
+CaCoVidQwen3VLVideoProcessor = reading(
+    Qwen3VLVideoProcessor, OwnSamplingMixin, reads_times=True, size_is_of_all_frames=True
+)
+
+# By the name of the stock video processor that each extends.
+READERS: dict[str, Any] = {
+    own.__name__.removeprefix("CaCoVid"): own
+    for own in (
+        CaCoVidLlavaOnevisionVideoProcessor,
+        CaCoVidLlavaNextVideoVideoProcessor,
+        CaCoVidQwen2VLVideoProcessor,
+        CaCoVidQwen3VLVideoProcessor,
+    )
+}
 
 
 @contextlib.contextmanager
@@ -282,8 +353,3 @@ def _joined(parts: list[BatchFeature]) -> BatchFeature:
             torch.cat(values) if isinstance(values[0], Tensor) else [one for value in values for one in value]
         )
     return BatchFeature(data=joined)
-
-
-# Each is its own key, because a stock config as key would replace the stock class. A saved processor is found by its class's name.
-for _reader in (CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor):
-    AutoVideoProcessor.register(_reader, _reader, exist_ok=True)

@@ -373,6 +373,21 @@ class Qwen3VL(Qwen2VL):
         for weight in stock.model.visual.deepstack_merger_list.parameters():
             weight.normal_(std=0.3)
 
+    def processor(self, tokenizer):
+        from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+        marked = "<|vision_start|>{}<|vision_end|>"
+        return Qwen3VLProcessor(
+            image_processor=Qwen2VLImageProcessor(
+                size={"shortest_edge": 64 * 64, "longest_edge": 96 * 96}, patch_size=16
+            ),
+            video_processor=Qwen3VLVideoProcessor(
+                size={"shortest_edge": 64 * 64, "longest_edge": 96 * 96 * 16}, cap_pixels_per_frame=False
+            ),
+            tokenizer=tokenizer,
+            chat_template=chat_template(marked.format("<video>"), marked.format("<image>")),
+        )
+
     def beside(self, found, row, places, new):
         mask, layers = found["visual_pos_masks"], found["deepstack_visual_embeds"]
         if layers is None:

@@ -1,20 +1,10 @@
 """The classes of this checkpoint, from the installed package cacovid-hf."""
 
-from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration
-from cacovid_hf.processing import (
-    CaCoVidLlavaOnevisionProcessor,
-    CaCoVidLlavaOnevisionVideoProcessor,
-    CaCoVidQwen2_5_VLProcessor,
-    CaCoVidQwen2VLProcessor,
-    CaCoVidQwen2VLVideoProcessor,
-)
+from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration, processing, video_processing
 
-__all__ = [
-    "CaCoVidConfig",
-    "CaCoVidForConditionalGeneration",
-    "CaCoVidLlavaOnevisionProcessor",
-    "CaCoVidLlavaOnevisionVideoProcessor",
-    "CaCoVidQwen2VLProcessor",
-    "CaCoVidQwen2VLVideoProcessor",
-    "CaCoVidQwen2_5_VLProcessor",
-]
+__all__ = ["CaCoVidConfig", "CaCoVidForConditionalGeneration"]
+
+
+def __getattr__(name):
+    """The processor or video processor that the checkpoint names."""
+    return vars(video_processing if name.endswith("VideoProcessor") else processing)[name]

@@ -1,0 +1,115 @@
+"""Qwen3-VL's processor with our reading of files: the family's own sampling, its words around frames, and a checkpoint's settings."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.chats import CHAT
+from helpers.fresh import run_fresh
+from helpers.media import write_video
+from helpers.processors import tiny_processor
+from transformers import AutoProcessor, Qwen3VLVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from cacovid_hf.processing import with_video_reader
+from cacovid_hf.video.files import read_chosen_frames
+
+# What its published checkpoints say, beside 24 to 768 frames of any size.
+PUBLISHED = dict(
+    size={"longest_edge": 25165824, "shortest_edge": 4096},
+    patch_size=16,
+    temporal_patch_size=2,
+    merge_size=2,
+    image_mean=[0.5, 0.5, 0.5],
+    image_std=[0.5, 0.5, 0.5],
+    fps=2,
+    min_frames=4,
+    max_frames=768,
+)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """45 pictures, five a second."""
+    return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", 45, fps=5, gop=10)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return with_video_reader(tiny_processor("qwen3_vl"))
+
+
+def ask(video, **beside):
+    part = {"type": "video", "path": str(video), **beside}
+    return [{"role": "user", "content": [part, {"type": "text", "text": "what color"}]}]
+
+
+def frames_of(inputs):
+    return 2 * int(inputs["video_grid_thw"][0, 0])
+
+
+def test_a_path_gives_what_the_stock_processor_gives(processor, clip):
+    """Two frames a second of nine seconds: 18, evenly from the first to the last one, and their times in the prompt."""
+    stock = tiny_processor("qwen3_vl")
+    with clip.open("rb") as file:
+        frames, metadata = read_chosen_frames(file, lambda found: np.linspace(0, 44, 18).round().astype(int))
+    text = stock.apply_chat_template(ask("x"), add_generation_prompt=True)
+    expected = stock(text=text, videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
+    inputs = processor.apply_chat_template(ask(clip), **CHAT)
+    assert frames_of(inputs) == 18
+    assert set(inputs) == set(expected)
+    for name in inputs:
+        assert torch.equal(inputs[name], expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("call", "frames"),
+    [
+        ({}, 18),
+        ({"fps": 1}, 10),  # nine, and the last one again to fill a step
+        ({"num_frames": 6}, 6),
+        ({"num_frames": 100}, 18),  # at most so many
+        ({"num_frames": 100, "fps": 5}, 46),
+    ],
+)
+def test_what_a_call_asks_for(processor, clip, call, frames):
+    assert frames_of(processor.apply_chat_template(ask(clip), **CHAT, **call)) == frames
+
+
+def test_a_part_is_sampled_as_the_whole_would_be(processor, clip):
+    """Three seconds: six frames, none from outside."""
+    reader = processor.video_processor
+    metadata = VideoMetadata(total_num_frames=45, fps=5, duration=9.0)
+    chosen = reader.sample_frames(metadata=metadata, start=3.0, end=6.0)
+    assert len(chosen) == 6
+    assert chosen.min() >= 15
+    assert chosen.max() <= 30
+    assert frames_of(processor.apply_chat_template(ask(clip, video_start=3.0, video_end=6.0), **CHAT)) == 6
+
+
+def test_published_settings_are_kept(tmp_path):
+    stock = tiny_processor("qwen3_vl")
+    stock.video_processor = Qwen3VLVideoProcessor(**PUBLISHED)
+    reader = with_video_reader(stock).video_processor
+    for name, value in PUBLISHED.items():
+        found = reader.to_dict()[name]
+        assert (list(found) if isinstance(value, list) else found) == value, name
+    for seconds, expected in ((1.0, 4), (60.0, 120), (3600.0, 768)):
+        metadata = VideoMetadata(total_num_frames=int(seconds * 25), fps=25.0, duration=seconds)
+        stock_choice = stock.video_processor.sample_frames(metadata=metadata)
+        assert len(stock_choice) == expected
+        assert np.array_equal(reader.sample_frames(metadata=metadata), stock_choice)
+
+
+def test_a_saved_processor_loads_where_the_package_is_not_imported(processor, clip, tmp_path):
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert type(again).__name__ == "CaCoVidQwen3VLProcessor"
+    assert type(again.video_processor).__name__ == "CaCoVidQwen3VLVideoProcessor"
+    assert frames_of(again.apply_chat_template(ask(clip), **CHAT)) == 18
+    # A folder of the program's own: the file beside the settings finds the classes.
+    program = f"""
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+print(type(processor).__module__, type(processor.video_processor).__module__)
+"""
+    assert run_fresh(program, tmp_path).stdout.split() == ["cacovid_hf.processing", "cacovid_hf.video_processing"]
