@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.compressors import COMPRESSORS, CaCoVid, Compressor
+from cacovid_hf.compressors import COMPRESSORS, CaCoVid, Compressor, FramePrior
 from cacovid_hf.prompt import Prompt, PromptLayout, TowerAttention, VideoSpan
 
 PUBLISHED = {
@@ -35,6 +35,7 @@ NOTES = [
     "the tower's own work, the attention map of the last layer is counted.",
     "Times on a CPU are the CPU time of one thread, so that other processes on its core count as little as possible; on a GPU wall time.",
     "once: methods whose first run took longer than --once seconds ran that one time, without a warm-up.",
+    "frame_prior runs visionzip in every frame, with budgets by the light policy.",
     "attention runs the layers in front of the one that it reads on the whole prompt: that is most of its time.",
     "fastv and framefusion drop tokens between the layers of the language model: their time is that of their hooks in one prefill of --depth layers, and "
     "of what they do before it; kept is the mean over the layers. The layers have the published width and attention but a narrow MLP, which no hook runs.",
@@ -138,8 +139,9 @@ def methods(options: argparse.Namespace) -> list[Named]:
         *(
             Named(name, kind(), deep if kind.inside_llm else full)
             for name, kind in COMPRESSORS.items()
-            if name != "cacovid"
+            if name not in ("cacovid", "frame_prior")
         ),
+        Named("frame_prior, light policy", FramePrior(), light),
     ]
     wanted = options.methods
     return [row for row in rows if wanted is None or row.method.name in wanted]
