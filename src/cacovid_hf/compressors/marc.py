@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ..prompt import Prompt, VideoSpan
+from ..utils.tensors import to_device_async
 from .base import CompressibleModel, Compressor, Merged, Scores
 from .prior import check_prior, frame_values, prior_scores
 from .tools.counts import apportion
@@ -149,10 +150,9 @@ class _Chain:
         self.there = places < count
         self.following = (places + 1).clamp(max=count)
         self.preceding = torch.where(places > 0, places - 1, count)
-        self.clip = torch.arange(len(lengths), device=device).repeat_interleave(
-            torch.tensor([*lengths[:-1], lengths[-1] + 1], device=device)
-        )
-        self.merges = torch.tensor(merges, device=device)
+        sizes = torch.tensor([*lengths[:-1], lengths[-1] + 1])
+        self.clip = to_device_async(torch.arange(len(lengths)).repeat_interleave(sizes), device)
+        self.merges = to_device_async(torch.tensor(merges), device)
         likeness = cosine_similarity(features[:-1], features[1:], dim=-1).mean(1)
         nothing = likeness.new_full((2,), -torch.inf)
         self.likeness = torch.cat([likeness, nothing])  # to the following frame
