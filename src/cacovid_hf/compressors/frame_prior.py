@@ -51,7 +51,7 @@ class FramePrior(Compressor):
 
     Ours, after DyToK (NeurIPS 2025, arXiv 2512.06866), whose frame weights are the attention of a second language model. With `"cacovid"` a frame gets as many
     tokens as the policy's own selection would keep of it, by the settings of the model's config. With `"attention"` frames share in proportion to the
-    attention that their tokens receive from the question in an early layer.
+    attention that their tokens receive from the question in an early layer, by largest remainders (as DyToK).
 
     Args:
         method: which tokens of a frame stay: the name of a blind method that works before the language model (DyToK: VisionZip), or one with its settings.

@@ -26,12 +26,12 @@ _FRAMES = 16
 class GleanVid(Compressor):
     """Keep tokens that stand out of their frame and that those kept so far do not span; blind to the question, reads no attention, merges nothing.
 
-    Published: tokens without their first common direction; frames share the budget by how little the cells of the frame before explain their cells, the
-    more so the more uneven that is; frame by frame the tokens with the largest sum of salience and of what the kept ones leave of them. Derived by us: a
-    cell is 2 x 2 tokens (smaller at the edges) and is compared with the 3 x 3 cells around its place, made of the tokens without the common direction;
-    that direction comes from 20 rounds of a block power iteration. Departures: a token is dropped as dependent by comparison with the largest direction of
-    the whole video so far instead of its frame's, and before directions are made, so that a frame without news adds none; what is left of a token by
-    rounding alone counts as nothing.
+    Published: the first common direction is taken out of all tokens. Frames share the budget by how little the cells of the frame before explain theirs, the
+    more so the more uneven that is. Frame by frame the tokens stay with the largest sum of salience and of what the kept ones leave of them.
+    Derived by us: a cell is 2 x 2 tokens, smaller at the edges, and is compared with the 3 x 3 cells around its place. Cells are made of the tokens without
+    the common direction, which comes from 20 rounds of a block power iteration.
+    Departures: a token is dependent by comparison with the largest direction of the whole video so far instead of its frame's, and is taken out before
+    directions are made. So a frame without news adds none. What is left of a token by rounding alone counts as nothing.
 
     Args:
         even_share: part of the budget shared evenly over frames where all have as much news.

@@ -25,13 +25,14 @@ _EQUAL = 1e-6
 class InfoMerge(Compressor):
     """`fastvid` with two additions; blind to the question. With `rho=0` and `alpha=beta=0` it is `fastvid` bit for bit.
 
-    Static places, whose likeness to the other frames of their segment changes least over time, are rarely kept twice: once a static place is salient its
-    saliency falls in the segment's later frames, and it is the segment's mean; once it is the centre of an anchor, later anchors take it last.
-    Segments unlike the video, and of many directions, get more merged tokens. All of this is published. Derived by us: between the three published
-    ratios `tau` and `rho` are interpolated, beyond them the nearest counts; values of one segment, or of equal ones, have z-scores of 0; spreads are those of
-    a population; a segment of one frame has no static places; shares are apportioned to the exact count, scaled from those of `fastvid`.
-    Departures: those of `fastvid` (saliency by the tower's mean query, no jitter, exact budget); a static place that was a centre is one again where an anchor
-    has nothing else left.
+    Published: places whose likeness to the other frames of a segment changes least over time are static. A static place that is salient loses saliency
+    in the segment's later frames, and becomes the segment's mean there. A static place that is a centre is not one again in the segment's later anchors.
+    Segments unlike the video, and of many directions, get more merged tokens.
+    Derived by us: `tau` and `rho` are interpolated between the three published ratios, and the nearest ones count beyond. z-scores of one segment, or of
+    equal ones, are 0. Spreads are those of a population. A segment of one frame has no static places. Shares start from those of `fastvid` and are
+    apportioned to the exact count.
+    Departures: those of `fastvid` (saliency by the tower's mean query, no jitter, exact budget). Where an anchor has nothing else left, a static place is a
+    centre again.
 
     Args:
         tau: sharpness of the segments' shares; None: as published for the ratio.

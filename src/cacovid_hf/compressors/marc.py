@@ -19,15 +19,16 @@ from .tools.tokens import top_tokens
 class Marc(Compressor):
     """Merge neighbouring frames, token by token, until as many are left as the budget holds; blind to the question unless `clips` is set.
 
-    Published: two neighbouring frames are as alike as the mean cosine of their tokens at the same places, and become their plain mean, first within clips,
-    then over the whole video. Derived by us, since the split between the two steps and the length of its window are not known: within a clip
-    merging goes on until clips have frames in proportion to their lengths, at least one each, and its window is the clip. Departures: clips are segments of like
-    frames instead of a network's shots; the budget is exact, so that of one frame more, as it was before the last merge, those places stay that
-    merge changed most, and of a budget below one frame the places farthest from the frame's mean; a merged frame stands at the last of its frames.
+    Published: two neighbouring frames are as alike as the mean cosine of their tokens at the same places. The most alike become their plain mean, first
+    within clips, then over the whole video.
+    Derived by us: the split between the two steps and the length of a window are not known. Within clips, merging goes on until these have frames in
+    proportion to their lengths, at least one each, and the window is the clip. A merged frame stands at the last of its frames.
+    Departures: clips are segments of like frames instead of a network's shots, and the budget is exact. What it holds beyond whole frames are tokens of the
+    frame that the last merge ended, those that it changes most. A budget below one frame takes the places farthest from the frame's mean.
 
-    With `clips` only the clips that matter to the question are merged and the others go, which the paper decides by two networks of their own. Ours are
-    the clips with the most tokens a frame that the policy's own selection would keep, or with the most attention a frame; more of them where these hold too
-    few tokens.
+    With `clips` only the clips that matter to the question are merged, and the others go. The paper decides that by two networks of their own. Here it is
+    the clips with the most tokens a frame that the policy's own selection would keep, or with the most attention a frame. Further clips join them where these
+    hold too few tokens.
 
     Args:
         clips: how many (published: 3); None: all of the video.

@@ -19,10 +19,10 @@ _BLOCK = 1 << 25
 class SimpleCluster(Compressor):
     """Cluster all tokens of the video into exactly the budget, and keep the mean of every cluster; blind to the question, reads no attention.
 
-    Published: tokens are compared by the cosine of their rotated, normalised features, channels in three groups for time, height and width; a
-    cluster becomes the mean of its own tokens, not rotated. Derived by us, as the paper does not say: the first centres are tokens at evenly spaced
-    places, rounds are counted, an empty cluster takes the token that its own cluster serves worst, halves of a group are rotated against each other,
-    and a cluster stands at the place of its token nearest to the centre.
+    Published: tokens are compared by the cosine of their rotated, normalised features, channels in three groups for time, height and width. A cluster
+    becomes the mean of its own tokens, not rotated.
+    Derived by us, as the paper does not say: the first centres are tokens at evenly spaced places, and rounds are counted. An empty cluster takes the token
+    that its own cluster serves worst. Halves of a group are rotated against each other. A cluster stands at the place of its token nearest to the centre.
 
     Args:
         rounds: of k-means; more = closer to its end.

@@ -17,10 +17,10 @@ from .tools.tokens import top_tokens
 class StreamingTom(Compressor):
     """Of each frame keep the changed tokens that the vision tower attends to, and clusters of those that did not change; blind to the question.
 
-    The reduction alone (CTR), without the quantised memory of the same paper. All that a frame needs of the video is the frame before, so that it serves
-    streams too. As in the authors' code; attention is that of the layer that the features come from, for Qwen2.5-VL too, as `visionzip` has it. Departures:
-    the authors' centres are far from less dense tokens, by an inverted mask; here they are far from denser ones, which is the rule of density
-    peaks, and ties go by index instead of random jitter. The budget is exact, split evenly over frames (published: 50 of 196 in each).
+    The causal reduction alone (CTR), without the quantised memory of the same paper. A frame needs nothing of the video but the frame before.
+    Read from the authors' code: all steps and settings. Attention is that of the layer that the features come from, for Qwen2.5-VL too, as in `visionzip`.
+    Departures: in the code an inverted mask sets centres far from less dense tokens. Here they are far from denser ones, which is the rule of density peaks.
+    Ties go by index instead of random jitter. The budget is exact and split evenly over frames (published: 50 of 196 tokens in each).
 
     Args:
         threshold: cosine to the token at the same place in the frame before, above which a token did not change.
