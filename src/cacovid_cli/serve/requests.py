@@ -95,7 +95,7 @@ class StreamOptions(_Strict):
     """Of a streamed chat completion."""
 
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class AnswerRequest(_Strict):
