@@ -35,7 +35,7 @@ class Reference:
         }
 
     @torch.no_grad()
-    def answer(self, case: Case) -> dict[str, Any]:
+    def answer(self, case: Case, new_tokens: int = NEW_TOKENS) -> dict[str, Any]:
         """New tokens, and the length of the compressed prompt."""
         inputs = self.inputs(case)
         how = {} if case.ratio is None else {"retention_ratio": case.ratio}
@@ -44,7 +44,7 @@ class Reference:
             self.model.compress(**inputs, **how, **method).input_ids.shape[1] if how else inputs["input_ids"].shape[1]
         )
         ids = self.model.generate(
-            **inputs, **how, **method, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
+            **inputs, **how, **method, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
         )
         return {"tokens": ids[0, inputs["input_ids"].shape[1] :].tolist(), "length": length}
 

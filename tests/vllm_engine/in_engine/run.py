@@ -1,0 +1,218 @@
+"""One scenario in vLLM's environment: `python -m in_engine.run SCENARIO FAMILY FOLDER`. Its last line is JSON."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from in_engine.cases import CASES, NEW_TOKENS, Case, Clip, Text
+from in_engine.checkpoints import write_checkpoint
+
+ONE_VIDEO = [case for case in CASES if len(case.parts) == 3 and case.method is None]
+
+
+def references(folder: Path, cases: Sequence[Case], new_tokens: int = NEW_TOKENS, **where: Any) -> list[dict[str, Any]]:
+    """What transformers answers."""
+    from in_engine.reference import Reference
+
+    found = Reference(folder, **where)
+    return [found.answer(case, new_tokens) for case in cases]
+
+
+def tower_runs(llm: Any, ask: Callable[[], Any]) -> tuple[int, Any]:
+    """How often the vision tower runs while something is asked, and the answers; the engine is in this process."""
+    runs: list[int] = []
+
+    def listen(model: Any) -> Any:
+        tower = model.visual if "visual" in dict(model.named_children()) else model.vision_tower
+        return tower.register_forward_hook(lambda *_: runs.append(1))
+
+    (handle,) = llm.apply_model(listen)
+    try:
+        answers = ask()
+    finally:
+        handle.remove()
+    return len(runs), answers
+
+
+def forget(llm: Any) -> None:
+    """Empty vLLM's own caches."""
+    llm.reset_prefix_cache()
+    llm.reset_mm_cache()
+    llm.llm_engine.reset_encoder_cache()
+
+
+def parity(family: str, folder: Path) -> dict[str, Any]:
+    """All cases alone, together and in another order; vision once per video; two mutations."""
+    from in_engine import engines
+
+    import cacovid_hf.vllm.model as worker
+    from cacovid_hf.vllm.requests import Asked
+
+    write_checkpoint(family, folder)
+    expected = references(folder, CASES)
+    llm = engines.start(folder)
+    result = {"rounds": engines.rounds(llm, family, CASES, expected)}
+
+    fresh = [Case((Text(1, 20), Clip(20), Text(question, 9)), ratio) for question in (2, 3) for ratio in (0.25, 0.1)]
+    wanted = references(folder, fresh)
+    first, answers = tower_runs(llm, lambda: engines.ask(llm, family, fresh[:1]))
+    later, others = tower_runs(llm, lambda: [engines.ask(llm, family, [case])[0] for case in fresh[1:]])
+    result["tower"] = {"first": first, "later": later, "same": sum(map(equal, [*answers, *others], wanted))}
+
+    def unread(self: Any, video_token: int) -> Any:
+        return self.method, self.ratios, self.digests
+
+    def unwritten(positions: Any, embeds: Any) -> Any:
+        return [part[:, : -worker_marks.COLUMNS] for part in embeds]
+
+    import cacovid_hf.vllm.marks as worker_marks
+
+    result["mutations"] = {}
+    for name, target, attribute, change in (
+        ("hash without question", Asked, "identity", unread),
+        ("positions not written", worker, "write_positions", unwritten),
+    ):
+        forget(llm)
+        with patch.object(target, attribute, change):
+            got = [engines.ask(llm, family, [case])[0] for case in fresh]
+        result["mutations"][name] = len(fresh) - sum(map(equal, got, wanted))
+    forget(llm)
+    result["mutations"]["none"] = len(fresh) - sum(map(equal, engines.ask(llm, family, fresh), wanted))
+    return result
+
+
+def equal(got: dict[str, Any], expected: dict[str, Any]) -> bool:
+    return got == expected
+
+
+def squeezed(family: str, folder: Path) -> dict[str, Any]:
+    """No prefix cache, prefill in chunks of 40 tokens, and so few blocks that requests are preempted."""
+    from in_engine import engines
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    write_checkpoint(family, folder)
+    cases, new_tokens = CASES[:8], 64
+    expected = references(folder, cases, new_tokens)
+    preempted: list[int] = []
+    stock = Scheduler._preempt_request
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        preempted.append(1)
+        return stock(self, *args, **kwargs)
+
+    llm = engines.start(
+        folder,
+        enable_prefix_caching=False,
+        max_num_batched_tokens=40,
+        long_prefill_token_threshold=40,
+        max_model_len=352,
+        num_gpu_blocks_override=13,
+    )
+    with patch.object(Scheduler, "_preempt_request", counted):
+        answers = engines.ask(llm, family, cases, new_tokens)
+    rounds = engines.rounds(llm, family, CASES, references(folder, CASES))
+    return {
+        "preempted": len(preempted),
+        "asked": len(cases),
+        "same": sum(map(equal, answers, expected)),
+        "rounds": rounds,
+    }
+
+
+def variant(settings: dict[str, Any], **policy: Any) -> Callable[[str, Path], dict[str, Any]]:
+    """A scenario: all cases with these settings of the engine and this policy."""
+
+    def scenario(family: str, folder: Path) -> dict[str, Any]:
+        from in_engine import engines
+
+        write_checkpoint(family, folder, **policy)
+        cases = CASES if policy.get("policy_attention", "question") == "question" else ONE_VIDEO
+        return engines.rounds(engines.start(folder, **settings), family, cases, references(folder, cases))
+
+    return scenario
+
+
+def policy_alone(family: str, folder: Path) -> dict[str, Any]:
+    """A checkpoint without its backbone, tokenizer and processor."""
+    from in_engine import engines
+
+    base = folder / "base"
+    write_checkpoint(family, folder / "policy", base=base)
+    expected = references(folder / "policy", CASES, processor=base)
+    return engines.rounds(engines.start(folder / "policy"), family, CASES, expected)
+
+
+def other_rule(family: str, folder: Path) -> dict[str, Any]:
+    """With vLLM's rule of positions and everything kept, stock vLLM's answers; with transformers' rule, transformers'."""
+    from in_engine import engines
+
+    write_checkpoint(family, folder)
+    cases = [Case(case.parts, 1.0) for case in CASES if case.clips() and case.method is None]
+    stock = engines.start(
+        folder / "backbone", tokenizer=str(folder), **{"limit_mm_per_prompt": {"image": 1, "video": 2}}
+    )
+    plain = [dataclasses.replace(case, ratio=None) for case in cases]
+    theirs = engines.ask(stock, family, plain)
+    del stock
+    llm = engines.start(folder, hf_overrides={"cacovid_positions": "vllm"})
+    ours = engines.ask(llm, family, cases)
+    return {
+        "asked": len(cases),
+        "same": sum(map(equal, ours, theirs)),
+        "as_transformers": sum(map(equal, theirs, references(folder, cases))),
+    }
+
+
+def kept_tokens(family: str, folder: Path, dtype: str) -> dict[str, Any]:
+    """Of 40 clips, which tokens stay in vLLM and in transformers."""
+    from in_engine import engines
+    from in_engine.reference import Reference
+
+    import cacovid_hf.vllm.model as worker
+
+    write_checkpoint(family, folder)
+    cases = [Case((Text(seed, 6), Clip(seed), Text(100 + seed, 14)), 0.25) for seed in range(40)]
+    found = Reference(folder, dtype=getattr(torch, dtype))
+    expected = [found.kept(case) for case in cases]
+    llm = engines.start(folder, dtype=dtype)
+    seen: list[list[int]] = []
+    stock = worker.ordered_places
+
+    def noted(stays: Any, lengths: list[int]) -> Any:
+        places = stock(stays, lengths)
+        seen.append([place for place in places[0].tolist() if place < videos])
+        return places
+
+    videos = int(found.model.compress(**found.inputs(cases[0]), retention_ratio=1.0).videos[0].keep.numel())
+    with patch.object(worker, "ordered_places", noted):
+        for case in cases:
+            engines.ask(llm, family, [case], 1)
+    shared = sum(len(set(a) & set(b)) for a, b in zip(seen, expected, strict=True)) / sum(map(len, expected))
+    return {"asked": len(cases), "same": sum(a == b for a, b in zip(seen, expected, strict=True)), "shared": shared}
+
+
+CHUNKS = dict(max_num_batched_tokens=40, max_num_seqs=3)
+SCENARIOS: dict[str, Callable[[str, Path], dict[str, Any]]] = {
+    "parity": parity,
+    "squeezed": squeezed,
+    "policy_alone": policy_alone,
+    "other_rule": other_rule,
+    "no_prefix_cache": variant({"enable_prefix_caching": False}),
+    "chunks": variant(CHUNKS),
+    "compiled": variant({"enforce_eager": False}),
+    "light": variant({}, policy_type="light"),
+    "causal": variant({}, policy_attention="causal"),
+    "bidirectional": variant({}, policy_attention="bidirectional"),
+    "kept_float32": lambda family, folder: kept_tokens(family, folder, "float32"),
+    "kept_bfloat16": lambda family, folder: kept_tokens(family, folder, "bfloat16"),
+}
+# With VLLM_ENABLE_V1_MULTIPROCESSING=1 the variants run in a process of the engine's own.
+
+if __name__ == "__main__":
+    scenario, family, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    print(json.dumps(SCENARIOS[scenario](family, folder)))
