@@ -11,7 +11,7 @@ from cacovid_hf.compressors import COMPRESSORS
 from cacovid_hf.configuration import CaCoVidConfig
 from cacovid_hf.policies.settings import PolicySettings
 from cacovid_hf.tiny import model_path
-from cacovid_hf.vllm.config import ServedConfig, ServerSettings, policy_settings
+from cacovid_hf.vllm.config import ServedConfig, ServerSettings, give_rows, policy_settings, without_rows
 from cacovid_hf.vllm.layout import plan_prompt
 from cacovid_hf.vllm.marks import COLUMNS, marked, write_positions
 from cacovid_hf.vllm.memory import ByteBounded, total_bytes
@@ -216,6 +216,15 @@ def test_vllm_sees_the_backbone():
     assert config.cacovid["includes_backbone"] is True
     assert ServerSettings.of(config) == ServerSettings()
     assert policy_settings(stock.backbone_config) is None
+
+
+def test_three_equal_rows_are_one():
+    """Heads of 32 turn 16 frequencies, whichever row each of them reads."""
+    config = CaCoVidConfig.from_pretrained(model_path()).backbone_config
+    plain = dict(config.get_text_config().rope_parameters)
+    give_rows(config.get_text_config())
+    assert config.get_text_config().rope_parameters == {**plain, "mrope_section": [6, 5, 5]}
+    assert without_rows(config).get_text_config().rope_parameters == plain
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What vLLM sees of a CaCoVid checkpoint: the backbone's own config, with what the plugin must know as one attribute."""
 
+import copy
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..utils.staging import staging_folder
 from .positions import RULES
 
 ATTRIBUTE = "cacovid"
+_ROWS = "mrope_section"
 ARCHITECTURES = {
     "llava_onevision": "CaCoVidLlavaOnevisionForConditionalGeneration",
     "qwen2_5_vl": "CaCoVidQwen2_5_VLForConditionalGeneration",
@@ -92,3 +94,24 @@ class ServerSettings:
         given = vars(config)
         names = [field.name for field in fields(cls)]
         return cls(**{name: given[f"cacovid_{name}"] for name in names if f"cacovid_{name}" in given})
+
+
+def give_rows(text_config: PreTrainedConfig) -> None:
+    """Have 1-D positions counted as three equal rows.
+
+    Positions of kept tokens have gaps, and vLLM takes positions from a model where its config has several rows of them.
+    """
+    width = text_config.to_dict().get("head_dim") or text_config.hidden_size // text_config.num_attention_heads
+    half = width // 2
+    part = half // 3
+    text_config.rope_parameters = {**text_config.rope_parameters, _ROWS: [half - 2 * part, part, part]}
+
+
+def without_rows(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A backbone's config as it was before `give_rows`; one of a family with rows of its own is left alone."""
+    if config.model_type != "llava_onevision":
+        return config
+    config = copy.deepcopy(config)
+    text_config = config.get_text_config()
+    text_config.rope_parameters = {n: value for n, value in text_config.rope_parameters.items() if n != _ROWS}
+    return config

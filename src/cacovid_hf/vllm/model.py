@@ -13,7 +13,7 @@ from ..policies.base import Policy
 from ..policies.factory import make_policy
 from ..policies.settings import PolicySettings
 from ..prompt import Prompt, PromptLayout, VideoSpan, ordered_places
-from .config import ATTRIBUTE, ServerSettings, policy_settings
+from .config import ATTRIBUTE, ServerSettings, policy_settings, without_rows
 from .marks import marked, write_positions
 from .memory import ByteBounded, total_bytes
 from .methods import SERVED, made
@@ -55,7 +55,7 @@ class ServedModel:
         settings = policy_settings(config)
         self.policy = None
         if settings is not None:
-            self.policy = make_policy(settings, config).requires_grad_(False)
+            self.policy = make_policy(settings, without_rows(config)).requires_grad_(False)
             self.secondary_weights = [_backbone_weights(served)]
         self.wrapped = Wrapped(settings, self.policy)
         limits = ServerSettings.of(config)

@@ -4,7 +4,6 @@ import math
 import os
 from typing import Any
 
-from transformers import PreTrainedConfig
 from vllm import ModelRegistry
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
@@ -14,7 +13,7 @@ from vllm.transformers_utils.config import _CONFIG_REGISTRY  # there is no publi
 from ..checkpoints.stock_processor import load_stock_processor
 from ..hub.source import BACKBONE_FOLDER, PROCESSOR_FILES, Source
 from ..processing import with_video_reader
-from .config import ARCHITECTURES, ATTRIBUTE, ServedConfig, ServerSettings, policy_settings
+from .config import ARCHITECTURES, ATTRIBUTE, ServedConfig, ServerSettings, give_rows, policy_settings
 from .cpu_runner import notice_pruning_on_cpus
 from .requests import asked_of
 from .video_loader import NAME as LOADER
@@ -58,7 +57,7 @@ class ServedModelConfig(VerifyAndUpdateConfig):
         asked_of(_ratios_of_server(media.mm_processor_kwargs or {}), {}, policy_settings(config), 1)
         media.video_pruning_rate = _ON
         if config.model_type == "llava_onevision":
-            _give_rows(config.get_text_config())
+            give_rows(config.get_text_config())
         _complete_files(model_config)
         _complete_reading(model_config)
 
@@ -90,14 +89,6 @@ def _ratios_of_server(kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-def _give_rows(text_config: PreTrainedConfig) -> None:
-    """Positions of kept tokens have gaps, and vLLM takes positions from a model where it has several rows of them: three equal rows are 1-D RoPE."""
-    width = text_config.to_dict().get("head_dim") or text_config.hidden_size // text_config.num_attention_heads
-    half = width // 2
-    part = half // 3
-    text_config.rope_parameters = {**text_config.rope_parameters, "mrope_section": [half - 2 * part, part, part]}
-
-
 def _complete_files(model_config: Any) -> None:
     """Say where tokenizer, processor and generation settings are, where the checkpoint itself has none."""
     config = model_config.hf_config
@@ -110,6 +101,10 @@ def _complete_files(model_config: Any) -> None:
         if model_config.tokenizer == model_config.model:
             model_config.tokenizer, model_config.tokenizer_revision = base.name, base.hub.get("revision")
         config.cacovid = {**ours, "processor": base.name, "processor_revision": base.hub.get("revision")}
+        # vLLM has looked already, found no tokenizer, and noted that there are no videos to serve.
+        vars(model_config).pop("_supports_multimodal_inputs_cache", None)
+        # The worker would look for the processor's mean and deviation in the checkpoint.
+        model_config.multimodal_config.mm_device_do_normalize = False
         logger.info("%s has no processor: that of %s is used.", own.name, base.name)
     backbone = base or own.inside(BACKBONE_FOLDER)
     if model_config.generation_config == "auto" and own.file("generation_config.json") is None:

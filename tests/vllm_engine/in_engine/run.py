@@ -51,6 +51,7 @@ def parity(family: str, folder: Path) -> dict[str, Any]:
     from in_engine import engines
 
     import cacovid_hf.vllm.model as worker
+    from cacovid_hf.vllm.marks import COLUMNS
     from cacovid_hf.vllm.requests import Asked
 
     write_checkpoint(family, folder)
@@ -60,6 +61,9 @@ def parity(family: str, folder: Path) -> dict[str, Any]:
 
     fresh = [Case((Text(1, 20), Clip(20), Text(question, 9)), ratio) for question in (2, 3) for ratio in (0.25, 0.1)]
     wanted = references(folder, fresh)
+    result["trailing_video"] = refusal(
+        lambda: llm.generate({**fresh[0].request(family), "prompt": "what color <video>"}, use_tqdm=False)
+    )
     first, answers = tower_runs(llm, lambda: engines.ask(llm, family, fresh[:1]))
     later, others = tower_runs(llm, lambda: [engines.ask(llm, family, [case])[0] for case in fresh[1:]])
     result["tower"] = {"first": first, "later": later, "same": sum(map(equal, [*answers, *others], wanted))}
@@ -68,9 +72,7 @@ def parity(family: str, folder: Path) -> dict[str, Any]:
         return self.method, self.ratios, self.digests
 
     def unwritten(positions: Any, embeds: Any) -> Any:
-        return [part[:, : -worker_marks.COLUMNS] for part in embeds]
-
-    import cacovid_hf.vllm.marks as worker_marks
+        return [part[:, :-COLUMNS] for part in embeds]
 
     result["mutations"] = {}
     for name, target, attribute, change in (
@@ -84,6 +86,15 @@ def parity(family: str, folder: Path) -> dict[str, Any]:
     forget(llm)
     result["mutations"]["none"] = len(fresh) - sum(map(equal, engines.ask(llm, family, fresh), wanted))
     return result
+
+
+def refusal(ask: Callable[[], Any]) -> str | None:
+    """What the `ValueError` says; None if there is none."""
+    try:
+        ask()
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def equal(got: dict[str, Any], expected: dict[str, Any]) -> bool:
@@ -196,12 +207,63 @@ def kept_tokens(family: str, folder: Path, dtype: str) -> dict[str, Any]:
     return {"asked": len(cases), "same": sum(a == b for a, b in zip(seen, expected, strict=True)), "shared": shared}
 
 
+def adapter(family: str, folder: Path) -> dict[str, Any]:
+    """LoRA on the backbone's language model; without it, other answers."""
+    import peft
+    from in_engine import engines
+    from in_engine.reference import Reference
+    from transformers import AutoModelForImageTextToText
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    from cacovid_hf import CaCoVidForConditionalGeneration
+
+    write_checkpoint(family, folder)
+    plain = references(folder, CASES)
+    found = Reference(folder)
+    targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets, init_lora_weights=False)
+    adapted = peft.get_peft_model(AutoModelForImageTextToText.from_pretrained(folder / "backbone"), config)
+    adapted.save_pretrained(folder / "adapter")
+    found.model = CaCoVidForConditionalGeneration.from_pretrained(folder, backbone=adapted).eval()
+    expected = [found.answer(case) for case in CASES]
+    llm = engines.start(folder, enable_lora=True, max_lora_rank=8)
+    sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    request = LoRARequest("adapter", 1, str(folder / "adapter"))
+    outputs = llm.generate([case.request(family) for case in CASES], sampling, use_tqdm=False, lora_request=request)
+    got = [{"tokens": list(o.outputs[0].token_ids), "length": len(o.prompt_token_ids)} for o in outputs]
+    return {
+        "asked": len(CASES),
+        "same": sum(map(equal, got, expected)),
+        "changed": sum(a != b for a, b in zip(plain, expected, strict=True)),
+        "plain": sum(map(equal, engines.ask(llm, family, CASES), plain)),
+    }
+
+
+def stock_checkpoint(family: str, folder: Path) -> dict[str, Any]:
+    """A stock model without a policy, and methods that need none."""
+    from in_engine import engines
+
+    from cacovid_hf.vllm.config import ARCHITECTURES
+
+    write_checkpoint(family, folder / "policy", base=folder / "base")
+    cases = [case for case in CASES if case.method or case.ratio in (None, 1.0)]
+    expected = references(folder / "policy", cases, processor=folder / "base")
+    llm = engines.start(folder / "base", hf_overrides={"architectures": [ARCHITECTURES[family]]})
+    return {
+        **engines.rounds(llm, family, cases, expected),
+        "without_method": refusal(lambda: engines.ask(llm, family, [CASES[0]])),
+    }
+
+
 CHUNKS = dict(max_num_batched_tokens=40, max_num_seqs=3)
 SCENARIOS: dict[str, Callable[[str, Path], dict[str, Any]]] = {
     "parity": parity,
     "squeezed": squeezed,
     "policy_alone": policy_alone,
     "other_rule": other_rule,
+    "adapter": adapter,
+    "stock_checkpoint": stock_checkpoint,
     "no_prefix_cache": variant({"enable_prefix_caching": False}),
     "chunks": variant(CHUNKS),
     "compiled": variant({"enforce_eager": False}),

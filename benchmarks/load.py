@@ -1,0 +1,113 @@
+"""Clients that ask a server of OpenAI's API at the same time, each waiting for its answer before it asks again; needs the standard library alone."""
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One request.
+
+    Attributes:
+        status: of HTTP; 0: the connection failed.
+        first_token: seconds until the first piece of text; None if there was none.
+        seconds: until the end.
+        tokens: that were generated, by the server's own count.
+        prompt: tokens of the prompt, likewise.
+        text: the answer, or the error.
+    """
+
+    status: int
+    first_token: float | None
+    seconds: float
+    tokens: int
+    prompt: int
+    text: str
+
+
+def ask(port: int, body: dict[str, Any], timeout: float) -> Answered:
+    """Send one chat request to this machine, and read its stream."""
+    started = time.perf_counter()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    first: float | None = None
+    pieces: list[str] = []
+    usage = {"completion_tokens": 0, "prompt_tokens": 0}
+    try:
+        whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(whole).encode(), {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        if response.status != 200:
+            text = response.read(1000).decode(errors="replace")
+            return Answered(response.status, None, time.perf_counter() - started, 0, 0, text)
+        for line in response:
+            if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+                continue
+            event = json.loads(line[6:])
+            usage = event.get("usage") or usage
+            for choice in event.get("choices", ()):
+                if piece := choice.get("delta", {}).get("content"):
+                    first = time.perf_counter() - started if first is None else first
+                    pieces.append(piece)
+    except (OSError, http.client.HTTPException) as error:
+        return Answered(0, first, time.perf_counter() - started, 0, 0, f"{type(error).__name__}: {error}")
+    finally:
+        connection.close()
+    seconds = time.perf_counter() - started
+    return Answered(200, first, seconds, usage["completion_tokens"], usage["prompt_tokens"], "".join(pieces))
+
+
+def run_clients(
+    port: int, bodies: Sequence[dict[str, Any]], clients: int, timeout: float
+) -> tuple[list[Answered], float]:
+    """Ask everything with so many clients.
+
+    Returns:
+        The answers in the order of `bodies`, and the seconds from the first request to the last answer.
+    """
+    ready = threading.Barrier(min(clients, len(bodies)) + 1)
+    waiting = iter(enumerate(bodies))
+    lock = threading.Lock()
+    found: dict[int, Answered] = {}
+
+    def client() -> None:
+        ready.wait()
+        while True:
+            with lock:
+                number, body = next(waiting, (-1, {}))
+            if number < 0:
+                return
+            found[number] = ask(port, body, timeout)
+
+    with ThreadPoolExecutor(ready.parties - 1) as pool:
+        running = [pool.submit(client) for _ in range(ready.parties - 1)]
+        ready.wait()
+        started = time.perf_counter()
+        for one in running:
+            one.result()
+        seconds = time.perf_counter() - started
+    return [found[number] for number in range(len(bodies))], seconds
+
+
+def figures(answers: Sequence[Answered], seconds: float, summarise: Callable[[Sequence[float]], Any]) -> dict[str, Any]:
+    """What is told of one run."""
+    good = [answer for answer in answers if answer.status == 200]
+    firsts = [1000 * answer.first_token for answer in good if answer.first_token is not None]
+    return {
+        "requests": len(answers),
+        "failed": len(answers) - len(good),
+        "errors": sorted({answer.text[:300] for answer in answers if answer.status != 200})[:3],
+        "seconds": round(seconds, 3),
+        "requests_per_second": len(good) / seconds,
+        "tokens_per_second": sum(answer.tokens for answer in good) / seconds,
+        "prompt_tokens": sorted({answer.prompt for answer in good}),
+        "first_token_ms": summarise(firsts) if firsts else None,
+        "answer_ms": summarise([1000 * answer.seconds for answer in good]) if good else None,
+    }
