@@ -72,8 +72,7 @@ def test_chunks_and_preemption(run, tmp_path):
     """No cache of prefixes, prefill in chunks of 40 tokens, and too few blocks for all requests."""
     found = run("run", "squeezed", "qwen2_5_vl", tmp_path)
     assert found["preempted"] > 0
-    assert found["same"] == found["asked"]
-    assert found["rounds"]["same"] == found["rounds"]["asked"], found["rounds"]["wrong"]
+    assert found["same"] == found["asked"] == 16
 
 
 def test_a_policy_alone_brings_its_backbone(run, tmp_path):

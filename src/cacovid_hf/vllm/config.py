@@ -12,6 +12,8 @@ from ..utils.staging import staging_folder
 from .positions import RULES
 
 ATTRIBUTE = "cacovid"
+SERVER = "cacovid_server"
+"""What the server's `--mm-processor-kwargs` say of ours, where the front end finds it."""
 _ROWS = "mrope_section"
 ARCHITECTURES = {
     "llava_onevision": "CaCoVidLlavaOnevisionForConditionalGeneration",

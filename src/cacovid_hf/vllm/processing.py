@@ -13,7 +13,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement
 
 from ..ratio import token_budget
-from .config import ATTRIBUTE, ServerSettings, policy_settings
+from .config import ATTRIBUTE, SERVER, ServerSettings, policy_settings
 from .layout import plan_prompt
 from .memory import ByteBounded, total_bytes
 from .methods import SERVED
@@ -99,8 +99,8 @@ class ServedProcessor:
         """
         kwargs = dict(inputs.hf_processor_mm_kwargs)
         request = {name: kwargs.pop(name) for name in NAMES if kwargs.get(name) is not None}
-        server = self.info.ctx.get_mm_config().mm_processor_kwargs or {}
-        settings = policy_settings(self.info.get_hf_config())
+        config = self.info.get_hf_config()
+        server, settings = vars(config)[SERVER], policy_settings(config)
         videos = inputs.mm_data_items.get_all_counts().get("video", 0)
         asked = asked_of(request, server, settings, videos)
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)

@@ -13,9 +13,9 @@ from vllm.transformers_utils.config import _CONFIG_REGISTRY  # there is no publi
 from ..checkpoints.stock_processor import load_stock_processor
 from ..hub.source import BACKBONE_FOLDER, PROCESSOR_FILES, Source
 from ..processing import with_video_reader
-from .config import ARCHITECTURES, ATTRIBUTE, ServedConfig, ServerSettings, give_rows, policy_settings
+from .config import ARCHITECTURES, ATTRIBUTE, SERVER, ServedConfig, ServerSettings, give_rows, policy_settings
 from .cpu_runner import notice_pruning_on_cpus
-from .requests import asked_of
+from .requests import NAMES, asked_of
 from .video_loader import NAME as LOADER
 from .video_loader import PackageVideoLoader
 
@@ -54,7 +54,11 @@ class ServedModelConfig(VerifyAndUpdateConfig):
                 "--video-pruning-rate is vLLM's own pruning: leave it out, and give --mm-processor-kwargs '{\"retention_ratio\": ...}'."
             )
         ServerSettings.of(config)
-        asked_of(_ratios_of_server(media.mm_processor_kwargs or {}), {}, policy_settings(config), 1)
+        given = media.mm_processor_kwargs or {}
+        asked_of(_ratios_of_server(given), {}, policy_settings(config), 1)
+        # Out of the processor's sight, which would warn of names that it does not know.
+        config.update({SERVER: {name: given[name] for name in NAMES if name in given}})
+        media.mm_processor_kwargs = {name: value for name, value in given.items() if name not in NAMES} or None
         media.video_pruning_rate = _ON
         if config.model_type == "llava_onevision":
             give_rows(config.get_text_config())
