@@ -16,7 +16,7 @@ from cacovid_hf.vllm.layout import plan_prompt
 from cacovid_hf.vllm.marks import COLUMNS, marked, write_positions
 from cacovid_hf.vllm.memory import ByteBounded, total_bytes
 from cacovid_hf.vllm.methods import SERVED, check_served
-from cacovid_hf.vllm.orders import VideoOrder, key_of
+from cacovid_hf.vllm.orders import VideoOrder, key_of, orders_of
 from cacovid_hf.vllm.positions import flat_item, grid_item
 from cacovid_hf.vllm.requests import Asked, asked_of, check_prompt
 
@@ -111,6 +111,25 @@ def test_orders_bring_the_ratio_exactly(ratio):
     order = VideoOrder(17, 4, 9, 3, 2, 1, ratio, key_of("a video"))
     assert VideoOrder.unpacked(order.packed()) == order
     assert key_of("a video") != key_of("another")
+
+
+def test_orders_of_a_prompt():
+    """Word 7, a video of 6 tokens at a half, a picture of 4, word 8, a video of 4 tokens whole, word 9; a newline stays behind each video."""
+    digests = (("image", ("p",)), ("video", ("a", "b")))
+    asked = Asked("divprune", (0.5, 1.0), (7, 111, 110, 8, 111, 9), digests)
+    items = {
+        "image": [flat_item("image", (1, 1, 4))],
+        "video": [flat_item("video", (3, 1, 2), trailing=1), flat_item("video", (2, 1, 2), trailing=1)],
+    }
+    orders, plan = orders_of(asked, PLACEHOLDERS, items)
+    method = SERVED.index("divprune")
+    assert orders == [
+        VideoOrder(1, 1, 4, 7, 1, method, 0.5, key_of("a")),
+        VideoOrder(13, 10, 5, 5, 2, method, 1.0, key_of("b")),
+    ]
+    assert plan.text_positions.tolist() == [0, 12, 18]
+    with pytest.raises(ValueError, match="one placeholder per image and video"):
+        orders_of(asked, PLACEHOLDERS, {**items, "image": []})
 
 
 def test_the_oldest_use_is_forgotten_first():

@@ -2,10 +2,17 @@
 
 import hashlib
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor
+
+from ..ratio import token_budget
+from .layout import PromptPlan, plan_prompt
+from .methods import SERVED
+from .positions import MediaItem
+from .requests import Asked
 
 
 @dataclass(frozen=True)
@@ -58,3 +65,45 @@ def _as_float(bits: int) -> float:
 def key_of(digest: str) -> tuple[int, ...]:
     """A video's key from vLLM's hash of it: four integers of 64 bits."""
     return struct.unpack("<4q", hashlib.sha256(digest.encode()).digest())
+
+
+def orders_of(
+    asked: Asked, placeholders: Mapping[int, str], items: Mapping[str, Sequence[MediaItem]]
+) -> tuple[list[VideoOrder], PromptPlan]:
+    """What is to be done with each video of a prompt, in order, and where everything in it goes.
+
+    Args:
+        asked: with the prompt, and vLLM's hashes of its media.
+        placeholders: modality by placeholder id.
+        items: the images and videos of the prompt, by modality.
+
+    Raises:
+        ValueError: placeholders and media do not match.
+    """
+    modalities = [placeholders[token] for token in asked.prompt if token in placeholders]
+    if any(modalities.count(modality) != len(found) for modality, found in items.items()):
+        plan_prompt(asked.prompt, placeholders, [item for found in items.values() for item in found], [])  # says so
+    waiting = {modality: iter(found) for modality, found in items.items()}
+    in_order = [next(waiting[modality]) for modality in modalities]
+    budgets = iter(
+        token_budget(item.num_tokens, ratio) + item.trailing
+        for item, ratio in zip(items["video"], asked.ratios, strict=True)
+    )
+    lengths = [next(budgets) if item.modality == "video" else item.length for item in in_order]
+    plan = plan_prompt(asked.prompt, placeholders, in_order, lengths)
+    digests = dict(asked.digests)["video"]
+    numbers = [number for number, item in enumerate(in_order) if item.modality == "video"]
+    orders = [
+        VideoOrder(
+            start=plan.starts[number],
+            place=plan.places[number],
+            length=lengths[number],
+            advance=in_order[number].advance,
+            text_before=plan.text_before[number],
+            method=SERVED.index(asked.method),
+            retention_ratio=ratio,
+            key=key_of(digest),
+        )
+        for number, ratio, digest in zip(numbers, asked.ratios, digests, strict=True)
+    ]
+    return orders, plan

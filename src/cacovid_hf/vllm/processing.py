@@ -12,12 +12,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement
 
-from ..ratio import token_budget
 from .config import ATTRIBUTE, SERVER, ServerSettings, policy_settings
-from .layout import plan_prompt
 from .memory import ByteBounded, total_bytes
-from .methods import SERVED
-from .orders import VideoOrder, key_of
+from .orders import VideoOrder, orders_of
 from .positions import MediaItem
 from .requests import NAMES, RATIO, Asked, asked_of, check_prompt
 
@@ -149,42 +146,11 @@ class ServedProcessor:
         return BatchFeature({**processed, **self._fields(processed, asked)})
 
     def _fields(self, processed: Mapping[str, Any], asked: Asked) -> dict[str, Tensor]:
-        waiting = {modality: iter(self.items(modality, processed)) for modality in ("image", "video")}
-        ratios = iter(asked.ratios)
-        items: list[MediaItem] = []
-        lengths: list[int] = []
-        of_videos: list[float] = []
-        for modality in (self.placeholders[token] for token in asked.prompt if token in self.placeholders):
-            item = next(waiting[modality], None)
-            if item is None:
-                break  # the count is wrong, and `plan_prompt` says so
-            items.append(item)
-            if modality == "video":
-                of_videos.append(next(ratios))
-                lengths.append(token_budget(item.num_tokens, of_videos[-1]) + item.trailing)
-            else:
-                lengths.append(item.length)
-        plan = plan_prompt(asked.prompt, self.placeholders, items, lengths)
-        digests, waiting_ratios = iter(dict(asked.digests)["video"]), iter(of_videos)
-        orders = [
-            VideoOrder(
-                start,
-                place,
-                length,
-                item.advance,
-                before,
-                SERVED.index(asked.method),
-                next(waiting_ratios),
-                key_of(next(digests)),
-            ).packed()
-            for item, start, place, length, before in zip(
-                items, plan.starts, plan.places, lengths, plan.text_before, strict=True
-            )
-            if item.modality == "video"
-        ]
+        items = {modality: self.items(modality, processed) for modality in ("image", "video")}
+        orders, plan = orders_of(asked, self.placeholders, items)
         read = len(plan.text_ids) if asked.reads_question else 0
         return {
-            ORDERS: torch.stack(orders),
+            ORDERS: torch.stack([order.packed() for order in orders]),
             TEXT_IDS: plan.text_ids[:read].expand(len(orders), -1),
             TEXT_POSITIONS: plan.text_positions[:read].expand(len(orders), -1),
         }
