@@ -40,10 +40,12 @@ def ask(llm: LLM, family: str, cases: Sequence[Case], new_tokens: int = NEW_TOKE
     return [{"tokens": list(output.outputs[0].token_ids), "length": len(output.prompt_token_ids)} for output in outputs]
 
 
-def rounds(llm: LLM, family: str, cases: Sequence[Case], expected: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Ask every case alone, then all together, then in another order; count what equals the expected answers."""
+def rounds(
+    llm: LLM, family: str, cases: Sequence[Case], expected: Sequence[dict[str, Any]], alone: int = 6
+) -> dict[str, Any]:
+    """Ask the first cases alone, then all together, then in another order; count what equals the expected answers."""
     numbers = list(range(len(cases)))
-    orders = [[number] for number in numbers] + [numbers, numbers[5::-1] + numbers[:5:-1]]
+    orders = [[number] for number in numbers[:alone]] + [numbers, numbers[5::-1] + numbers[:5:-1]]
     wrong: list[Any] = []
     asked = 0
     for order in orders:

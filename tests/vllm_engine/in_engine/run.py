@@ -58,7 +58,7 @@ def parity(family: str, folder: Path) -> dict[str, Any]:
     write_checkpoint(family, folder)
     expected = references(folder, CASES)
     llm = engines.start(folder)
-    result = {"rounds": engines.rounds(llm, family, CASES, expected)}
+    result = {"rounds": engines.rounds(llm, family, CASES, expected, alone=len(CASES))}
 
     fresh = [Case((Text(1, 20), Clip(20), Text(question, 9)), ratio) for question in (2, 3) for ratio in (0.25, 0.1)]
     wanted = references(folder, fresh)
