@@ -232,6 +232,16 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return 1000 * (time.process_time() - start), result
 
 
+def made_in(dtype: torch.dtype, make: Callable[[], Policy]) -> Policy:
+    """A policy whose weights never took the memory of float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return make()
+    finally:
+        torch.set_default_dtype(before)
+
+
 @torch.no_grad()
 def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     """Times of one language model: stock, and each kind of policy at each ratio, which take turns."""
@@ -242,7 +252,7 @@ def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     refused = None
     for kind in KINDS:
         try:
-            policy = make_policy(PolicySettings(policy_type=kind), config).to(dtype).eval()
+            policy = made_in(dtype, lambda kind=kind: make_policy(PolicySettings(policy_type=kind), config)).eval()
         except ValueError as error:
             refused = str(error)
             continue
