@@ -127,6 +127,7 @@ def stock_layer(config: Any) -> nn.Module:
         values["num_kv_shared_layers"] = 0  # those are the last ones
     if by_layer := values.get("per_layer_config"):
         values["per_layer_config"] = {place: own for place, own in by_layer.items() if int(place) < count}
+    values.pop("auto_map", None)  # no code but that of transformers
     short = AutoConfig.for_model(**values)
     with torch.device("meta"):
         model = AutoModel.from_config(short, attn_implementation="eager")
