@@ -153,6 +153,17 @@ def test_a_layer_that_is_not_imitated_is_refused_and_the_light_policy_works(name
     assert bool(output.token_logits.isfinite().all())
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("phi3", "has o_proj, qkv_proj"), ("olmo2", "has other norms"), ("cohere", "has other norms")]
+)
+def test_attention_that_no_policy_can_start_from_is_refused(name, words):
+    """Fused queries and keys; norms over all heads; norms that subtract the mean."""
+    config = AutoConfig.for_model(name, **SIZES)
+    for kind in (ContributionPolicy, LightPolicy):
+        with pytest.raises(ValueError, match=rf"{name}.*{words}.*Use a compressor without a policy"):
+            kind(config)
+
+
 def test_a_model_in_which_nothing_attends_is_refused():
     config = AutoConfig.for_model("qwen3_5_text", **SIZES, layer_types=["linear_attention"] * 5)
     for kind in (ContributionPolicy, LightPolicy):

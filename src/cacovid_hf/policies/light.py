@@ -1,8 +1,8 @@
 """The light policy (ours): what the full one learns to look at, at about a fiftieth of its cost on a 7B model.
 
 A video token reads the question through a part of the language model's layer 0, or of its first layer that attends: its own keys and values, and one
-query per key-value head, the mean of the queries that share it. What the token holds (its value) and what it read are compared in that small space, `num_key_value_heads * head_dim` wide; a small
-trunk serves both heads. There is no output projection, no MLP and no attention between video tokens.
+query per key-value head, the mean of the queries that share it. What the token holds (its value) and what it read are compared in that small space,
+`num_key_value_heads * head_dim` wide; a small trunk serves both heads. There is no output projection, no gate, no MLP and no attention between video tokens.
 """
 
 from typing import Any

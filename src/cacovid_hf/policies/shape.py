@@ -138,7 +138,7 @@ def attention_shape(config: Any, layer: nn.Module) -> AttentionShape:
     """The shape of a stock layer's attention.
 
     Raises:
-        ValueError: one that is not made of three projections.
+        ValueError: one that is not made of three projections, or has norms of another kind.
     """
     attention: Any = layer.get_submodule("self_attn")
     parts = dict(attention.named_children())
@@ -149,6 +149,12 @@ def attention_shape(config: Any, layer: nn.Module) -> AttentionShape:
         )
     index, values = first_attending_layer(config), config.to_dict()
     head_dim, heads = attention.head_dim, config.num_attention_heads
+    widths = {parts[name].weight.numel() for name in ("q_norm", "k_norm") if name in parts}
+    if "rms_norm_eps" not in values or not widths <= {head_dim}:
+        raise ValueError(
+            f"A {config.model_type!r} language model has other norms than root-mean-square ones over a layer's states and over a head: no policy can "
+            "start from it. Use a compressor without a policy."
+        )
     kinds = values.get("layer_types")
     projections = {name for name, part in parts.items() if name.endswith("_proj") and part is not None}
     return AttentionShape(
