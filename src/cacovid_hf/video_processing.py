@@ -47,6 +47,8 @@ class VideoFileMixin(BaseVideoProcessor):
     reads_times = False
     # Whether `size` bounds the pixels of all frames of a video together, so that a part of it must be told its share.
     size_is_of_all_frames = False
+    # What the stock processor takes; a single frame is repeated.
+    least_frames = 1
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoVideoProcessor") -> None:
@@ -217,9 +219,10 @@ class VideoFileMixin(BaseVideoProcessor):
             Frames uint8 `(n, H, W, 3)`, and the metadata of all of them.
         """
         with opened_address(address) as file:
-            yield from iter_chosen_frames(
+            for frames, metadata in iter_chosen_frames(
                 file, lambda metadata: self.sample_frames(metadata=metadata, num_frames=num_frames), frames_per_chunk
-            )
+            ):
+                yield self._enough(frames), metadata
 
     def _read(self, address: str, choose: Callable[..., Any]) -> tuple[np.ndarray, VideoMetadata]:
         own = settings_of(address).sampling
@@ -229,7 +232,11 @@ class VideoFileMixin(BaseVideoProcessor):
             frames, metadata = read_chosen_frames(file, lambda metadata: choose(metadata=metadata, **own))
         if isinstance(metadata, ClipMetadata) and ("start" in own or "end" in own):
             metadata.sampled_seconds = frames_between(metadata, own.get("start"), own.get("end"))[2]
-        return frames, metadata
+        return self._enough(frames), metadata
+
+    def _enough(self, frames: np.ndarray) -> np.ndarray:
+        """The frames, a single one `least_frames` times."""
+        return frames if len(frames) >= self.least_frames else frames.repeat(self.least_frames, axis=0)
 
 
 class PaddedClipsMixin(VideoFileMixin):
@@ -261,6 +268,12 @@ class OwnSamplingMixin(VideoFileMixin):
 
     num_frames = None  # type: ignore[assignment]
     max_fps = None  # type: ignore[assignment]
+
+    def sample_frames(self, metadata: VideoMetadata, max_fps: float | None = None, **kwargs: Any) -> np.ndarray:  # type: ignore[override]
+        """As `VideoFileMixin`; stock code names the settings' `fps` in every call, which a call's `max_fps` overrides."""
+        if max_fps is not None:
+            kwargs["fps"] = None
+        return super().sample_frames(metadata, max_fps=max_fps, **kwargs)
 
     def choose(
         self, total: int, seconds: float | None, fps: float | None, num_frames: int | None, rate: float | None
@@ -300,7 +313,7 @@ CaCoVidLlavaOnevisionVideoProcessor = reading(LlavaOnevisionVideoProcessor, Padd
 CaCoVidLlavaNextVideoVideoProcessor = reading(LlavaNextVideoVideoProcessor, PaddedClipsMixin)
 CaCoVidQwen2VLVideoProcessor = reading(Qwen2VLVideoProcessor, bounds_pixels=True, reads_times=True)
 CaCoVidQwen3VLVideoProcessor = reading(
-    Qwen3VLVideoProcessor, OwnSamplingMixin, reads_times=True, size_is_of_all_frames=True
+    Qwen3VLVideoProcessor, OwnSamplingMixin, reads_times=True, size_is_of_all_frames=True, least_frames=2
 )
 
 # By the name of the stock video processor that each extends.

@@ -55,11 +55,13 @@ def test_chunks_are_the_whole(family, frames):
             parts = model.family.embed(stock, layout, ids, mask, others, frames_per_chunk=frames)
         torch.testing.assert_close(parts.inputs_embeds, whole.inputs_embeds, atol=1e-5, rtol=1e-5)
         assert encoded.grids == tuple(span.grid for span in layout.videos)
-        trailing = model.family.trailing_tokens
+        trailing = torch.arange(model.family.trailing_tokens) + 1
+        embeds = whole.inputs_embeds
+        wide = embeds if whole.extra is None else torch.cat([embeds, whole.extra], dim=-1)
+        assert wide.shape[-1] == 64 + model.family.extra_width(stock.config)
         for span, features in zip(layout.videos, encoded.features, strict=True):
-            assert features.shape == (span.num_tokens + trailing, 64)
-            expected = whole.inputs_embeds[span.row, span.positions[0] : span.positions[-1] + 1 + trailing]
-            torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+            places = torch.cat([span.positions, span.positions[-1] + trailing])
+            torch.testing.assert_close(features, wide[span.row, places], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -191,7 +193,8 @@ def test_wrong_encoded_videos(family):
     with pytest.raises(ValueError, match=r"video placeholders, the pixel inputs of 1 video\(s\)"):
         model.generate(**without_pixels(two), encoded_videos=encoded, retention_ratio=0.25)
     other = CaCoVidForConditionalGeneration.from_backbone(stock_model(family, hidden_size=128, num_attention_heads=8))
-    with pytest.raises(ValueError, match="encoded with hidden size 64, the model has 128"):
+    width = encoded.features[0].shape[-1]
+    with pytest.raises(ValueError, match=f"encoded with hidden size {width}, the model has {2 * width}"):
         other.generate(**without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25)
 
 

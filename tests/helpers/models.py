@@ -103,6 +103,7 @@ class Family(ABC):
         packed_pixels: whether pixels are patches, those of one video after the other; if not, one row per video.
         mrope: whether positions are `(4, B, L)`: text, time, height and width.
         attends: whether all layers of the language model attend. If not, a masked token is still read, and cutting is the only oracle.
+        cuts_inside: whether tokens can be dropped between the layers of its language model.
         tower_window: side, in tokens, of the windows in whose order the vision tower takes a frame; None: raster order.
     """
 
@@ -112,6 +113,7 @@ class Family(ABC):
     packed_pixels: ClassVar[bool]
     mrope: ClassVar[bool]
     attends: ClassVar[bool] = True
+    cuts_inside: ClassVar[bool] = True
     tower_window: ClassVar[int | None] = None
 
     @abstractmethod
@@ -353,6 +355,7 @@ class Qwen3VL(Qwen2VL):
         "mrope_interleaved": True,
     }
     text: ClassVar[dict[str, Any]] = dict(head_dim=16)
+    cuts_inside = False
 
     def config(self, text):
         return super().config({**self.text, **text})

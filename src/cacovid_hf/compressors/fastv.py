@@ -10,7 +10,7 @@ from torch import Tensor
 from ..prompt import CompressedPrompt, VideoSpan
 from ..ratio import AutoBudget, token_budget
 from .base import CompressibleModel, Compressor, LayerRecord
-from .tools.inside import Cut, CutRule, cut_inside, plain_ratios
+from .tools.inside import Cut, CutRule, check_cuttable, cut_inside, plain_ratios
 from .tools.tokens import top_tokens
 
 RATIO_MEANINGS = ("layers", "kept")
@@ -69,6 +69,7 @@ class FastV(Compressor):
 
     def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
         """Numbers that the layers behind the cut can make up for."""
+        check_cuttable(self.name, model.backbone.config)
         for ratio in plain_ratios(self.name, retention_ratios):
             self.kept_ratio(ratio, len(model.backbone.get_decoder().layers))
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..prompt import CompressedPrompt, Prompt, VideoSelection, VideoSpan
 from ..ratio import AutoBudget
 from .base import CompressibleModel, Compressor, LayerRecord, Merged, Scores
-from .tools.inside import Cut, CutRule, cut_inside, plain_ratios
+from .tools.inside import Cut, CutRule, check_cuttable, cut_inside, plain_ratios
 from .tools.tokens import top_tokens
 
 _NO_PREDECESSOR = -2.0
@@ -69,6 +69,7 @@ class FrameFusion(Compressor):
 
     def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
         """Numbers alone."""
+        check_cuttable(self.name, model.backbone.config)
         plain_ratios(self.name, retention_ratios)
 
     def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:

@@ -33,10 +33,6 @@ DECODING_ARGUMENTS = {
 STOCK_ARGUMENTS = {*TransformersKwargs.__annotations__, "ignore_index", "shift_labels", "mm_token_type_ids"}
 
 
-# Types of layers that keep keys and values of every token.
-_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
-
-
 def check_windows(config: Any, length: int) -> None:
     """Raise a `ValueError` if a language model has sliding windows that are shorter than so many positions."""
     text = config.get_text_config()
@@ -46,11 +42,6 @@ def check_windows(config: Any, length: int) -> None:
             f"The language model has layers of sliding attention over {window} positions, fewer than the {length} of the uncompressed prompt and its "
             "answer, and a window would count the positions that are left: load the backbone with use_sliding_window=False, or use retention_ratio=1.0."
         )
-
-
-def keeps_states(config: Any) -> bool:
-    """Whether a language model has layers that keep one state of all tokens before (linear attention), in place of the keys and values of each."""
-    return not set(getattr(config.get_text_config(), "layer_types", None) or ()) <= _ATTENDING
 
 
 def forward_arguments(model: PreTrainedModel, family: Backbone) -> set[str]:

@@ -23,9 +23,10 @@ from transformers import (
 from transformers.cache_utils import StaticLayer
 
 from .._compat import CACHE
+from ..backbones.loaded import keeps_states
 from ..compressors.check import Check
 from ..prompt import CompressedPrompt
-from .inputs import cached_length, expansion, keeps_states
+from .inputs import cached_length, expansion
 
 
 def _may_share_prefill(settings: GenerationConfig) -> bool:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..._compat import CACHE, causal_mask
+from ...backbones import backbone_family
+from ...backbones.loaded import keeps_states
 from ...policies.stock_parts import check_readable, mlp_ends, stock_keys, stock_queries
 from ...prompt import CompressedPrompt, LayerRecord, VideoSelection, ordered_places
 from ...ratio import AutoBudget
@@ -306,6 +308,28 @@ def cut_inside(decoder: Any, prompt: CompressedPrompt, rule: CutRule) -> Iterato
     cutter = _Cutter(decoder, prompt, rule)
     with attached(*cutter.hooks()):
         yield cutter.record
+
+
+def check_cuttable(method: str, config: Any) -> None:
+    """Refuse language models whose layers cannot be given fewer tokens than the first one.
+
+    Args:
+        method: its name.
+        config: of the backbone.
+
+    Raises:
+        ValueError: features that stock code adds behind a layer for every token, or layers that keep one state of all tokens.
+    """
+    if keeps_states(config):
+        reason = "keeps states of linear attention"
+    elif backbone_family(config).extra_width(config):
+        reason = "adds features of every token behind its first layers (DeepStack)"
+    else:
+        return
+    raise ValueError(
+        f"Compressor {method!r} drops tokens inside the language model, and that of {config.model_type} {reason}: use a compressor that drops them "
+        "before the language model."
+    )
 
 
 def plain_ratios(method: str, retention_ratios: Sequence[float | AutoBudget]) -> list[float]:
