@@ -1,7 +1,7 @@
 """Requests a second, time to first token and tokens a second of servers: stock vLLM, vLLM with this package's plugin, `cacovid serve`. One JSON.
 
     python benchmarks/serving.py                                                   # the embedded model on a CPU
-    python benchmarks/serving.py --arch llava-onevision-7b --frames 32 --device cuda --requests 64 --budget-seconds 400
+    python benchmarks/serving.py --arch llava-onevision-7b --device cuda --dtype bfloat16 --servers stock plugin --budget-seconds 400
 
 Run it in an environment that has vLLM (`scripts/vllm_env.sh` makes one for CPUs). Each server gets the same requests, over HTTP, from clients that wait for
 an answer before they ask again. Every group of questions has a video of its own, which no server has seen before.
@@ -37,6 +37,7 @@ NOTES = [
     "Clients wait for an answer before they ask again; all servers get the same requests, from the same process.",
     "stock: vLLM on the backbone alone. plugin: vLLM with this package's plugin, a ratio per request. serve: cacovid serve.",
     "Published shapes have random weights: their answers mean nothing, and all have the full number of new tokens.",
+    "Videos are 96 x 96 pixels at one frame a second, scaled up by the processor: decoding costs little, the vision tower what it always does.",
     "Every group of questions has a video of its own. With several questions per video, the later ones may find it in a cache.",
 ]
 
@@ -104,7 +105,13 @@ def checkpoint(arch: str, options: argparse.Namespace, folder: Path, with_weight
     return folder
 
 
-def write_videos(folder: Path, seed: int, count: int, seconds: int, side: int) -> list[Path]:
+def tokens_of(arch: str, frames: int) -> int:
+    """Tokens of a whole video."""
+    side, patch = (84, 7) if arch == EMBEDDED else (ARCHITECTURES[arch].side, ARCHITECTURES[arch].vision["patch_size"])
+    return frames * (-(-(side // patch) // 2)) ** 2 + 1
+
+
+def write_videos(folder: Path, seed: int, count: int, seconds: int, side: int = 96) -> list[Path]:
     """Short mp4 files, each of its own content, at one frame a second."""
     from cacovid_hf.tiny.mp4 import write_mp4
 
@@ -238,8 +245,10 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache-gb", type=int, default=2, help="for keys and values, on a CPU")
-    parser.add_argument("--max-model-len", type=int, default=2048)
-    parser.add_argument("--batched-tokens", type=int, default=2048)
+    parser.add_argument("--max-model-len", type=int, help="default: a whole video and 512 tokens")
+    parser.add_argument(
+        "--batched-tokens", type=int, help="in one step of vLLM; default: one whole prompt, at least 2048"
+    )
     parser.add_argument("--eager", action="store_true", help="no compiled model and no CUDA graphs")
     parser.add_argument("--start-seconds", type=float, default=300)
     parser.add_argument(
@@ -251,6 +260,9 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     options = parser.parse_args(arguments)
     if wrong := [questions for questions in options.questions if options.requests % questions]:
         parser.error(f"--requests {options.requests} is not a multiple of {wrong[0]} questions per video")
+    seconds = 8 if options.arch == EMBEDDED else options.frames
+    options.max_model_len = options.max_model_len or tokens_of(options.arch, seconds) + 512
+    options.batched_tokens = options.batched_tokens or max(2048, options.max_model_len)
     config = {name: value for name, value in vars(options).items() if name not in ("output", "commit")}
     record: dict[str, Any] = {"benchmark": "serving", "command": command(), "config": config}
     record |= environment(options.commit, torch.device(options.device))
@@ -264,7 +276,6 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     )
     servers = servers_of(options)
     random_weights = options.arch != EMBEDDED
-    seconds, side = (8, 84) if options.arch == EMBEDDED else (options.frames, ARCHITECTURES[options.arch].side)
 
     def left() -> float:
         return options.budget_seconds - (time.monotonic() - began)
@@ -273,7 +284,6 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
         media = Path(work)
         folder = checkpoint(options.arch, options, media / "checkpoint", random_weights and "serve" in options.servers)
         per_server = sum(options.requests // questions for questions in options.questions) * len(options.clients)
-        sides = side // 12 * 12
         waiting = [(s.name, c, q) for s in servers for c in options.clients for q in options.questions]
         for kind in dict.fromkeys(server.kind for server in servers):
             of_kind = [server for server in servers if server.kind == kind]
@@ -283,7 +293,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
                 record["starts"][kind] = round(took, 1)
                 for number, server in enumerate(of_kind):
                     # Of each server's own, so that what another ratio left in a cache is of other videos.
-                    own = write_videos(media / f"{kind}{number}", servers.index(server), per_server + 1, seconds, sides)
+                    own = write_videos(media / f"{kind}{number}", servers.index(server), per_server + 1, seconds)
                     run_clients(port, bodies_of(server, own[:1], 1, options), 1, left())
                     unseen = iter(own[1:])
                     for clients in options.clients:

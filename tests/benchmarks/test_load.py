@@ -83,13 +83,14 @@ def test_requests_are_alike_for_every_server(tmp_path):
     """The ratio stands where each server looks for it; the first questions of all videos come first."""
     import argparse
 
-    from serving import Server, bodies_of, servers_of, write_videos
+    from serving import Server, bodies_of, servers_of, tokens_of, write_videos
 
     options = argparse.Namespace(new_tokens=4, question_words=5, servers=["stock", "plugin", "serve"])
     options.ratios, options.methods = [0.25], ["divprune"]
     servers = servers_of(options)
     assert [server.kind for server in servers] == ["stock", "plugin", "plugin", "serve"]
     assert servers[2] == Server("vLLM, divprune 25%", "plugin", 0.25, "divprune")
+    assert (tokens_of("embedded", 8), tokens_of("llava-onevision-7b", 32)) == (289, 32 * 196 + 1)
     videos = write_videos(tmp_path / "videos", 0, 2, 3, 12)
     assert videos[0].read_bytes() != videos[1].read_bytes()
     bodies = [bodies_of(server, videos, 2, options) for server in servers]
