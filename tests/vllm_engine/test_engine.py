@@ -80,6 +80,13 @@ def test_a_policy_alone_brings_its_backbone(run, tmp_path):
     assert found["same"] == found["asked"], found["wrong"]
 
 
+def test_an_adapter_of_the_language_model(run, tmp_path):
+    """Answers with LoRA are those of PEFT, and others than without it."""
+    found = run("run", "adapter", "qwen2_5_vl", tmp_path)
+    assert found["same"] == found["plain"] == found["asked"]
+    assert found["changed"] > found["asked"] / 2
+
+
 def test_the_embedded_model_over_http(run):
     """Every answer about real files is right, at every ratio, with prompts as long as in transformers; bad requests are errors of the client."""
     found = run("over_http")
