@@ -74,8 +74,8 @@ def checkpoint(arch: str, options: argparse.Namespace, folder: Path, with_weight
 
     if arch == EMBEDDED:
         shutil.copytree(model_path(), folder)
-        for file in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
-            shutil.copy(folder / file, folder / "backbone" / file)
+        stock_processor(AutoProcessor.from_pretrained(folder)).save_pretrained(folder / "backbone")
+        rename_tower(folder / "backbone" / "model.safetensors")
         return folder
     shape: Architecture = ARCHITECTURES[arch]
     processor = AutoProcessor.from_pretrained(model_path())
@@ -100,9 +100,34 @@ def checkpoint(arch: str, options: argparse.Namespace, folder: Path, with_weight
     processor.image_processor.size, processor.image_processor.image_grid_pinpoints = size, [[side, side]]
     processor.video_processor.size = size
     processor.num_image_tokens = (side // shape.vision["patch_size"]) ** 2
-    for place in (folder, folder / "backbone"):
-        with_video_reader(processor).save_pretrained(place)
+    with_video_reader(processor).save_pretrained(folder)
+    stock_processor(processor).save_pretrained(folder / "backbone")
     return folder
+
+
+def stock_processor(processor: Any) -> Any:
+    """The classes that vLLM knows without this package, with the same settings."""
+    from transformers import LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
+
+    settings = processor.video_processor.to_dict()
+    names = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std", "size", "resample")
+    return LlavaOnevisionProcessor(
+        image_processor=processor.image_processor,
+        video_processor=LlavaOnevisionVideoProcessor(**{name: settings[name] for name in names}),
+        tokenizer=processor.tokenizer,
+        num_image_tokens=processor.num_image_tokens,
+        vision_feature_select_strategy=processor.vision_feature_select_strategy,
+        chat_template=processor.chat_template,
+    )
+
+
+def rename_tower(weights: Path) -> None:
+    """Give the vision tower's weights the names that stock vLLM 0.32 knows."""
+    from safetensors.torch import load_file, save_file
+
+    new, old = "vision_tower.", "vision_tower.vision_model."
+    tensors = {name if old in name else name.replace(new, old): tensor for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
 
 
 def tokens_of(arch: str, frames: int) -> int:
