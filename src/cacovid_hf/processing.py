@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jinja2 import TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError
 from PIL import Image
 from transformers import (
     AutoProcessor,
@@ -33,13 +33,16 @@ from .hub.source import PROCESSOR_FILES, Source
 from .video.addresses import opened_address, shown
 from .video.files import SampledVideo
 from .video.limits import current_guard, current_limits
-from .video.messages import ONE_SIZE, PIXEL_BOUNDS, follow_messages
+from .video.messages import as_parts, check_call, follow_messages, has_plain_text
 from .video_processing import READERS, OwnSamplingMixin, paths_as_text
 
 logger = logging.get_logger(__name__)
 
 # Pillow's names of what browsers and cameras write; others start programs (EPS) or are read by rarely used code.
 _PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
+
+
+_PROBE = "Is this text written?"
 
 
 class MessagesMixin(ProcessorMixin):
@@ -49,9 +52,12 @@ class MessagesMixin(ProcessorMixin):
         """As the stock processor; videos may be `Path` objects.
 
         Raises:
-            ValueError: bounds of a frame's pixels where the model sees every frame in one size, or what the stock processor raises.
+            ValueError: settings that are not followed, or what the stock processor raises.
         """
-        self._check_pixel_bounds(kwargs)
+        for name in ("retention_ratio", "compressor"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is not an argument of the processor: give it to model.generate.")
+        self._check_call(kwargs)
         return super().__call__(images, text, paths_as_text(videos), *args, **kwargs)
 
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -64,7 +70,7 @@ class MessagesMixin(ProcessorMixin):
             raise ValueError(
                 "The processor has no chat template: copy chat_template.jinja of the model beside its tokenizer.json, or give chat_template=..."
             )
-        self._check_pixel_bounds(kwargs)
+        self._check_call(kwargs)
         followed = follow_messages(
             conversation,
             pixel_bounds=self.video_processor.bounds_pixels,
@@ -72,16 +78,29 @@ class MessagesMixin(ProcessorMixin):
         )
         kwargs["tokenize"] = tokenize
         try:
+            if has_plain_text(followed) and not self._writes_plain_text(
+                args[0] if args else kwargs.get("chat_template")
+            ):
+                followed = as_parts(followed)
             return super().apply_chat_template(followed, *args, **kwargs)
         except TemplateSyntaxError as error:
             raise ValueError(
                 f"The chat template cannot be read (line {error.lineno}: {error.message}): copy chat_template.jinja of the model again."
             ) from error
 
-    def _check_pixel_bounds(self, kwargs: dict[str, Any]) -> None:
-        for name in () if self.video_processor.bounds_pixels else PIXEL_BOUNDS:
-            if any(place.get(name) is not None for place in (kwargs, kwargs.get("videos_kwargs") or {})):
-                raise ValueError(f"{name} is not followed, because {ONE_SIZE}: leave it out, or give size.")
+    def _check_call(self, kwargs: dict[str, Any]) -> None:
+        for place in (kwargs, kwargs.get("videos_kwargs") or {}):
+            check_call(place, pixel_bounds=self.video_processor.bounds_pixels)
+
+    def _writes_plain_text(self, template: str | None) -> bool:
+        """Whether the chat template writes a content that is a text: some, such as LLaVA-OneVision's own, write parts alone and drop it."""
+        messages = [{"role": "user", "content": _PROBE}]
+        try:
+            return _PROBE in super().apply_chat_template(messages, chat_template=template, tokenize=False)
+        except TemplateSyntaxError:
+            raise
+        except TemplateError:
+            return False
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class VideoFileMixin(BaseVideoProcessor):
                 raise ValueError(
                     "The call mixes video files with decoded frames: decode them all (cacovid_hf.read_video) or none."
                 )
+            if kwargs.get("video_metadata") is not None:
+                raise ValueError("video_metadata is of decoded frames, and files have their own: leave it out.")
             kwargs["do_sample_frames"] = True
             with _contents_apart(flat) as named:
                 if any(settings_of(video).pixels for video in named):
@@ -86,6 +88,8 @@ class VideoFileMixin(BaseVideoProcessor):
                 return super().preprocess(named, **self._sized(kwargs))
         elif kwargs.get("video_metadata") is None and not kwargs.get("do_sample_frames"):
             kwargs["video_metadata"] = self._assumed_times(flat, kwargs.get("fps"))
+        elif kwargs.get("video_metadata") is not None:
+            kwargs["video_metadata"] = _with_totals(kwargs["video_metadata"], flat)
         return super().preprocess(videos, **self._sized(kwargs))
 
     def _sized(self, kwargs: dict[str, Any], video: Any = None) -> dict[str, Any]:
@@ -96,7 +100,10 @@ class VideoFileMixin(BaseVideoProcessor):
         bounds = {**own, **settings_of(video).pixels}
         check_pixel_bounds(**bounds)
         kwargs = {name: value for name, value in kwargs.items() if name not in PIXEL_BOUNDS}
-        size: dict[str, Any] = dict(kwargs.get("size") or self.to_dict()["size"])
+        given = kwargs.get("size") or self.to_dict()["size"]
+        if isinstance(given, int):
+            raise ValueError(f"size={given}: give {{'shortest_edge': ..., 'longest_edge': ...}}, numbers of pixels.")
+        size: dict[str, Any] = dict(given)
         largest, smallest = size.get("longest_edge"), size.get("shortest_edge")
         if "max_pixels" in bounds:  # a smaller frame than the processor's smallest is then meant
             largest = bounds["max_pixels"]
@@ -346,6 +353,17 @@ def _contents_apart(videos: list[Any]) -> Iterator[list[str]]:
 def settings_of(video: Any) -> ClipSettings:
     """What stood beside a video's address in a message."""
     return video.settings if isinstance(video, VideoAddress) else ClipSettings()
+
+
+def _with_totals(metadata: Any, videos: Sequence[Any]) -> Any:
+    """Metadata of decoded frames, with their number where a dict does not say it."""
+    given = metadata if isinstance(metadata, (list, tuple)) else [metadata]
+    if len(given) != len(videos):
+        return metadata
+    return [
+        {**one, "total_num_frames": one.get("total_num_frames", len(video))} if isinstance(one, Mapping) else one
+        for one, video in zip(given, videos, strict=True)
+    ]
 
 
 def paths_as_text(videos: Any) -> Any:

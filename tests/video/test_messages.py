@@ -322,6 +322,100 @@ def test_what_is_refused(part, reason):
     assert len(str(caught.value)) < 300
 
 
+USER = {"role": "user", "content": "what"}
+
+
+@pytest.mark.parametrize(
+    ("conversation", "reason"),
+    [
+        ("what", "A conversation is a str: give a list of messages"),
+        (None, "A conversation is a NoneType"),
+        (USER, "A conversation is a dict: give a list of messages"),
+        ([], "A conversation has no messages"),
+        ([[USER], []], "A conversation has no messages"),
+        ([USER, [USER]], "has a message beside lists of messages: give a list of lists"),
+        ([[[USER]]], "A message is a list: give .* a batch as a list of lists"),
+        (["what"], "A message is a str: give "),
+        ([None], "A message is a NoneType"),
+        ([{"content": "what"}], "The role None of a message is not one: give 'user'"),
+        ([{**USER, "role": "User"}], "The role 'User' of a message is not one: did you mean user"),
+        ([{**USER, "role": " system"}], "The role ' system' of a message is not one: did you mean system"),
+        ([{**USER, "content": 5}], "content is a int: give a text, or a list of parts"),
+        ([{**USER, "content": b"what"}], "content is a bytes: give a text, or a list of parts"),
+        ([{**USER, "content": "a\ud800"}], "has half of a character, a lone surrogate: correct the text"),
+        ([{**USER, "content": [{"type": "text", "text": "\udfff"}]}], "has half of a character, a lone surrogate"),
+        ([{**USER, "retention_ratio": 0.5}], "retention_ratio beside a message's content .* argument of generate"),
+        ([{**USER, "compressor": "uniform"}], "compressor beside a message's content .* argument of generate"),
+    ],
+)
+def test_conversations_that_are_none(conversation, reason):
+    with pytest.raises(ValueError, match=reason):
+        follow_messages(conversation)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"nframes": 4}, "nframes of a whole call is not followed: give it beside the video in its message"),
+        ({"max_frames": 4}, "max_frames of a whole call is not followed"),
+        ({"video_start": 1.0}, "video_start of a whole call is not followed"),
+        ({"video_end": 1.0}, "video_end of a whole call is not followed"),
+        ({"total_pixels": 1000}, "total_pixels of a whole call is not followed: give max_pixels"),
+        ({"frames": 4}, "frames of a whole call is not followed"),
+        ({"num_frames": "8"}, "num_frames='8': give a whole number"),
+        ({"num_frames": 2.5}, r"num_frames=2\.5: give a whole number"),
+        ({"num_frames": True}, "num_frames=True: give a whole number"),
+        ({"fps": "2"}, "fps='2': give a number over 0"),
+        ({"max_fps": [1]}, r"max_fps=\[1\]: give a number over 0"),
+        ({"size": 3}, "size=3: give {'shortest_edge'"),
+        ({"retention_ratio": 0.5}, "retention_ratio is not an argument of the processor: give it to model.generate"),
+        ({"compressor": "uniform"}, "compressor is not an argument of the processor"),
+        (
+            {"video_metadata": {"fps": 2.0}},
+            "video_metadata is of decoded frames, and files have their own: leave it out",
+        ),
+    ],
+)
+def test_settings_of_a_call_that_nothing_would_read(qwen, clip, settings, reason):
+    with pytest.raises(ValueError, match=reason):
+        qwen.apply_chat_template(ask({"type": "video", "video": str(clip)}), **CHAT, processor_kwargs=dict(settings))
+    if next(iter(settings)) in ("nframes", "max_frames", "num_frames", "fps", "video_start"):
+        with pytest.raises(ValueError, match=reason):
+            qwen.apply_chat_template(ask({"type": "video", "video": str(clip)}), **CHAT, **settings)
+
+
+def test_the_rate_of_decoded_frames_alone(qwen):
+    """Two frames a step at two frames a second are one second."""
+    frames = np.stack([numbered_picture(i) for i in range(4)])
+    inputs = qwen(text="<video>", videos=[frames], video_metadata={"fps": 2.0}, return_tensors="pt")
+    assert float(inputs["second_per_grid_ts"][0]) == pytest.approx(1.0)
+
+
+PARTS_ALONE = (  # as LLaVA-OneVision's own template does
+    "{% for message in messages %}{{ message.role }}{% for part in message.content | selectattr('type', 'equalto', 'video') %}"
+    " <video>{% endfor %}{% for part in message.content | selectattr('type', 'equalto', 'text') %} {{ part.text }}{% endfor %};{% endfor %}"
+)
+
+
+def test_texts_where_the_template_writes_parts_alone(llava, monkeypatch):
+    """Such a template drops a content that is a text, and says nothing."""
+    messages = [
+        {"role": "system", "content": "the color"},
+        *ask({"type": "video", "video": "a.mp4"}),
+        {"role": "assistant", "content": "red"},
+        {"role": "user", "content": "what is green"},
+    ]
+    expected = "system the color;user <video> what color;assistant red;user what is green;"
+    monkeypatch.setattr(llava, "chat_template", PARTS_ALONE)
+    stock = tiny_processor("llava_onevision")
+    stock.chat_template = PARTS_ALONE
+    assert stock.apply_chat_template(messages) == "system;user <video> what color;assistant;user;"
+    assert llava.apply_chat_template(messages) == expected
+    assert llava.apply_chat_template([messages, messages[:1]]) == [expected, "system the color;"]
+    plain = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    assert llava.apply_chat_template(messages[:1], chat_template=plain) == "the color"
+
+
 @pytest.mark.parametrize("key", ["video", "videos", "images", "fps"])
 def test_keys_beside_the_content(key):
     with pytest.raises(ValueError, match=f"The key '{key}' beside a message's content is not followed"):

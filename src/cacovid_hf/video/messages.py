@@ -7,7 +7,7 @@ answered without, and a setting beside a video would change nothing.
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..utils.names import nearest
+from ..utils.values import text_of
 from .addresses import shown
 
 VIDEO_SUFFIXES = (
@@ -79,9 +80,15 @@ _REFUSED = {
     "detail": "leave it out",
     "frames": "give decoded frames as video, or their number as nframes",
 }
+# Settings that stand beside one video alone, and those of the answer.
+_OF_A_VIDEO = ("nframes", "max_frames", "video_start", "video_end")
+_OF_THE_ANSWER = ("retention_ratio", "compressor")
+_OF_A_CALL = ("size", "video_metadata", "do_sample_frames")
+
 # What belongs into a part, and would be passed over in a message.
 _BESIDE_CONTENT = {*_KINDS, *_VIDEO_KEYS, *_IMAGE_KEYS, *_SETTINGS, *_REFUSED, "videos", "images", "media"} - {"text"}
 
+_ROLES = ("system", "user", "assistant", "tool", "developer", "function")
 # What a message without content may have: the tools that an assistant called, or nothing.
 _MESSAGE_KEYS = {
     "role",
@@ -168,8 +175,16 @@ def follow_messages(
         ValueError: a part or key that is not followed; the message names it, and the nearest that is.
     """
     walk = _Walk(pixel_bounds, read_picture)
-    if not isinstance(conversation, (list, tuple)):
-        return conversation
+    if isinstance(conversation, (str, Mapping)) or not isinstance(conversation, Iterable):
+        raise ValueError(
+            f"A conversation is a {type(conversation).__name__}: give a list of messages such as {{'role': 'user', 'content': ...}}."
+        )
+    conversation = list(conversation)
+    batch = [one for one in conversation if isinstance(one, (list, tuple))]
+    if not all([conversation, *batch]):
+        raise ValueError("A conversation has no messages: give at least one.")
+    if batch and len(batch) < len(conversation):
+        raise ValueError("A batch of conversations has a message beside lists of messages: give a list of lists.")
     return [
         [walk.message(message) for message in one] if isinstance(one, (list, tuple)) else walk.message(one)
         for one in conversation
@@ -184,25 +199,39 @@ class _Walk:
     read_picture: Callable[[str], Any] | None
 
     def message(self, message: Any) -> Any:
+        if message is None or isinstance(message, (str, bytes, int, float, list, tuple)):
+            raise ValueError(
+                f"A message is a {type(message).__name__}: give {{'role': 'user', 'content': ...}}, and a batch as a list of lists of these."
+            )
         if not isinstance(message, Mapping):
-            return message
+            return message  # an object that transformers reads itself
         for name, value in message.items():
+            if value is not None and name in _OF_THE_ANSWER:
+                raise ValueError(f"{name} beside a message's content is not followed: it is an argument of generate.")
             if value is not None and name in _BESIDE_CONTENT:
                 raise ValueError(
                     f"The key {name!r} beside a message's content is not followed: give it in a part of the content."
                 )
+        role = message.get("role")
+        if not isinstance(role, str) or (role not in _ROLES and role.strip().lower() in _ROLES):
+            remedy = nearest(role, _ROLES, "give 'user', 'assistant' or 'system'.")
+            raise ValueError(f"The role {role!r} of a message is not one: {remedy}")
         content = message.get("content")
         if content is None and (others := [name for name in message if name not in _MESSAGE_KEYS]):
             raise ValueError(f"A message has {others[0]!r} and no content: give what it says as its content.")
         if isinstance(content, Mapping):
             raise ValueError("A message's content is one part: give a list of parts, or a text.")
-        if content is None or isinstance(content, str):
+        if content is None:
             return dict(message)
+        if isinstance(content, str):
+            return {**message, "content": text_of(content, "The text of a message")}
+        if not isinstance(content, (list, tuple)):
+            raise ValueError(f"A message's content is a {type(content).__name__}: give a text, or a list of parts.")
         return {**message, "content": [self.part(part) for part in content]}
 
     def part(self, part: Any) -> dict[str, Any]:
         if isinstance(part, str):
-            return {"type": "text", "text": part}
+            return {"type": "text", "text": text_of(part, "The text of a message")}
         if not isinstance(part, Mapping):
             raise ValueError(f"A part of a message is a {type(part).__name__}: give a dict with a type.")
         given = {name: value for name, value in part.items() if value is not None}
@@ -212,7 +241,7 @@ class _Walk:
             _refuse_others(given, _MARKS[kind], kind)
             if not isinstance(given.get("text"), str):
                 raise ValueError(f"A part of type {named!r} has no text: give it under the key text.")
-            return {"type": "text", "text": given["text"]}
+            return {"type": "text", "text": text_of(given["text"], "The text of a message")}
         content, beside = _content_of(kind, given)
         if content is None and named != kind:
             raise ValueError(f"A part of type {named!r} has no address: give it under the key {named!r}.")
@@ -360,6 +389,58 @@ def _checked(name: str, setting: str, value: Any) -> Any:
     if not number or value != int(value) or value < 1:
         raise ValueError(f"{name}={value!r} beside a video: give a whole number of at least 1.")
     return int(value)
+
+
+def check_call(given: Mapping[str, Any], *, pixel_bounds: bool = True) -> None:
+    """Refuse settings of a whole call that processors and templates pass over.
+
+    Args:
+        given: the call's keyword arguments.
+        pixel_bounds: whether the processor can follow `min_pixels` and `max_pixels`.
+
+    Raises:
+        ValueError: naming the setting and the way round.
+    """
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in _OF_A_VIDEO:
+            raise ValueError(
+                f"{name} of a whole call is not followed: give it beside the video in its message, or num_frames and max_fps for all videos."
+            )
+        if name in PIXEL_BOUNDS and not pixel_bounds:
+            raise ValueError(f"{name} is not followed, because {ONE_SIZE}: leave it out, or give size.")
+        if name in _REFUSED and name not in _OF_A_CALL:
+            raise ValueError(f"{name} of a whole call is not followed: {_REFUSED[name]}.")
+        if name in ("fps", "max_fps") and not _is_number(value):
+            raise ValueError(f"{name}={value!r}: give a number over 0.")
+        if name == "num_frames" and (not _is_number(value) or value != int(value)):
+            raise ValueError(f"num_frames={value!r}: give a whole number of at least 1.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def as_parts(conversation: list[Any]) -> list[Any]:
+    """Messages with texts as parts, for templates that read nothing else."""
+    return [as_parts(one) if isinstance(one, list) else _as_parts(one) for one in conversation]
+
+
+def _as_parts(message: Any) -> Any:
+    if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+        return message
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+def has_plain_text(conversation: list[Any]) -> bool:
+    """Whether the content of a message is a text instead of parts."""
+    return any(
+        has_plain_text(one)
+        if isinstance(one, list)
+        else isinstance(one, Mapping) and isinstance(one.get("content"), str)
+        for one in conversation
+    )
 
 
 def check_frames(video: Any) -> None:
