@@ -213,6 +213,8 @@ def test_a_whole_graph_compiles(family, kind):
     torch.compiler.reset()
     stock = stock_model(family)
     model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
+    if family.endswith("_moe"):  # the products of experts are traced in half precision alone
+        model.policy.to(torch.bfloat16)
     compiled = torch.compile(model.policy, fullgraph=True, backend="eager")
     for prompt in ("one video", "ragged batch"):
         embedded = model.embed(**prompt_inputs(stock, PROMPTS[prompt]))
