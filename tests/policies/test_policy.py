@@ -93,9 +93,9 @@ def test_the_layer_is_the_language_models_layer(family, prompt):
         stock(**masked_inputs(stock, inputs, everything))
         for span in layout.videos:
             given = embedded.inputs_embeds[span.row] if number == 0 else seen["given"][span.row]
-            positions = embedded.position_ids[..., span.row, :]
-            context = model.policy._context(given, positions, layout, span.row)
-            ours = model.policy._states(context, given, positions, span.positions)
+            rope = model.policy._rope(embedded.position_ids[..., span.row, :])
+            context = model.policy._context(given, rope, layout, span.row)
+            ours = model.policy._states(context, given, rope, span.positions)
             torch.testing.assert_close(ours, seen["out"][span.row, span.positions], atol=1e-4, rtol=1e-4)
 
 
@@ -233,8 +233,8 @@ def test_chunks_change_nothing(kind, monkeypatch):
     embedded = model.embed(**prompt_inputs(stock, PROMPTS["two videos"]))
     arguments = embedded.inputs_embeds, embedded.position_ids, embedded.layout
     calls = []
-    score = type(model.policy)._score
-    monkeypatch.setattr(type(model.policy), "_score", lambda self, x: calls.append(x.shape[:2]) or score(self, x))
+    read = type(model.policy)._readings
+    monkeypatch.setattr(type(model.policy), "_readings", lambda self, x: calls.append(x.shape[:2]) or read(self, x))
     monkeypatch.setattr(type(model.policy), "tokens_per_chunk", 9)  # two frames of four tokens
     whole = model.policy(*arguments)
     assert calls == [(4, 4), (4, 4)]

@@ -8,7 +8,7 @@ from helpers.text_models import SIZES, TEXT_MODELS, text_model
 from transformers import AutoConfig
 
 from cacovid_hf import ContributionPolicy, LightPolicy
-from cacovid_hf.policies.layer import attend
+from cacovid_hf.policies.layer import attend, turned_at
 from cacovid_hf.prompt import PromptLayout, VideoSpan
 from cacovid_hf.utils.hooks import Hook, attached
 
@@ -72,8 +72,9 @@ def test_the_full_policys_layer_is_the_stock_layer(name, attention):
     given, out, _ = run(model, number, embeds, positions, seen_mask(attention, layout))
     places = layout.videos[0].positions
     with torch.no_grad():
-        context = policy._context(given, positions[..., 0, :], layout, 0)
-        found = policy._states(context, given, positions[..., 0, :], places)
+        rope = policy._rope(positions[..., 0, :])
+        context = policy._context(given, rope, layout, 0)
+        found = policy._states(context, given, rope, places)
     torch.testing.assert_close(found, out[places], atol=2e-4, rtol=1e-4)
     # And far from what comes in, so that the comparison says something.
     assert (found - given[places]).abs().mean() > 0.1
@@ -83,9 +84,10 @@ def held_and_read(policy, given, positions, layout):
     """The values of the video's tokens and what they read, `(n, W)` each: what the trunk would compare."""
     places, layer = layout.videos[0].positions, policy.layer
     with torch.no_grad():
-        key, value = policy._context(given, positions[..., 0, :], layout, 0)
+        rope = policy._rope(positions[..., 0, :])
+        key, value = policy._context(given, rope, layout, 0)
         states = layer.input_layernorm(given[places])
-        query = layer.queries(states, policy._rope(positions[..., 0, :][..., places]))
+        query = layer.queries(states, turned_at(rope, places))
         return layer.values(states).transpose(0, 1).flatten(1), attend(query, key, value, scale=policy.shape.scale)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..prompt import PromptLayout
 from ..utils.tensors import full_precision, to_device_async
-from .layer import RMSNorm
+from .layer import RMSNorm, Rope
 from .rotary import cos_sin
 from .settings import check_policy
 from .shape import AttentionShape
@@ -69,6 +69,8 @@ class Policy(nn.Module, ABC):
     policy_type: ClassVar[str]
     tokens_per_chunk: ClassVar[int]
     norm: RMSNorm
+    token_head: nn.Sequential
+    frame_head: nn.Sequential
 
     def __init__(self, config, attention: str, shape: AttentionShape):
         super().__init__()
@@ -109,34 +111,35 @@ class Policy(nn.Module, ABC):
             )
         inputs_embeds = inputs_embeds.to(self.device, self.dtype)
         position_ids = position_ids.to(self.device)
-        contexts: dict[int, Context] = {}
+        rows: dict[int, tuple[Rope, Context]] = {}
         outputs = []
         for span in layout.videos:
+            embeds = inputs_embeds[span.row]
+            if span.row not in rows:
+                rope = self._rope(position_ids[..., span.row, :])
+                rows[span.row] = rope, self._context(embeds, rope, layout, span.row)
+            rope, context = rows[span.row]
+            token_logits, frame_logits = [], []
             frame_size = span.tokens_per_frame
-            embeds, positions = inputs_embeds[span.row], position_ids[..., span.row, :]
-            if span.row not in contexts:
-                contexts[span.row] = self._context(embeds, positions, layout, span.row)
-            parts = []
             for places in self._chunks(span.positions, frame_size):
-                states = self._states(contexts[span.row], embeds, positions, places)
-                parts.append(self._score(states.unflatten(0, (-1, frame_size))))
-            if len(parts) > 1:
-                tokens, frames = torch.cat([p.token_logits for p in parts]), torch.cat([p.frame_logits for p in parts])
-                parts = [PolicyOutput(tokens, frames)]
-            outputs += parts
+                states = self._states(context, embeds, rope, places)
+                tokens, frames = self._readings(states.unflatten(0, (-1, frame_size)))
+                token_logits.append(logits(self.token_head, tokens))
+                frame_logits.append(logits(self.frame_head, frames))
+            outputs.append(PolicyOutput(torch.cat(token_logits), torch.cat(frame_logits)))
         return outputs
 
     @abstractmethod
-    def _context(self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int) -> Context:
-        """What video tokens of a row read, from its `(L, D)` embeddings."""
+    def _context(self, embeds: Tensor, rope: Rope, layout: PromptLayout, row: int) -> Context:
+        """What video tokens of a row read, from its `(L, D)` embeddings and the turning of its `L` places."""
 
     @abstractmethod
-    def _states(self, context: Context, embeds: Tensor, positions: Tensor, places: Tensor) -> Tensor:
-        """States `(n, S)` of the video tokens at `places` `(n,)` of a row, from its `(L, D)` embeddings."""
+    def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor) -> Tensor:
+        """States `(n, S)` of the video tokens at `places` `(n,)` of a row, from the same."""
 
     @abstractmethod
-    def _score(self, states: Tensor) -> PolicyOutput:
-        """`(T, P, S)` states of frames of a video to their logits."""
+    def _readings(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """What the heads read of `(T, P, S)` states of frames of a video: `(T, P, U)` of the tokens, `(T, V)` of the frames."""
 
     @abstractmethod
     def init_from_layer(self, layer: Any) -> None:
@@ -161,6 +164,6 @@ class Policy(nn.Module, ABC):
             )
         return to_device_async(places, self.device)
 
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rope(self, positions: Tensor) -> Rope:
         """`(n,)` or `(R, n)` positions to cos and sin, see `cos_sin`."""
         return cos_sin(self.config, self.shape.head_dim, self.shape.layer_type, positions, self.dtype)

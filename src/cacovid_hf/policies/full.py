@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..prompt import PromptLayout
 from ..utils.tensors import to_device_async
-from .base import Context, Policy, PolicyOutput, logits
+from .base import Context, Policy
 from .from_layer import copy_layer
-from .layer import DecoderLayer, RMSNorm
+from .layer import DecoderLayer, RMSNorm, Rope, turned_at
 from .rotary import turning_of
 from .shape import attention_shape, block_shape, stock_layer
 
@@ -52,32 +52,29 @@ class ContributionPolicy(Policy):
         self.token_head = scoring_head(config.hidden_size)
         self.frame_head = scoring_head(config.hidden_size)
 
-    def _context(self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int) -> Context:
+    def _context(self, embeds: Tensor, rope: Rope, layout: PromptLayout, row: int) -> Context:
         """Keys and values; of causal attention its result, since its queries are the keys then and no mask is needed."""
         layer, question = self.layer, self.attention == "question"
         places = self._text_places(layout, row) if question else to_device_async(layout.valid_places[row], self.device)
-        states, rope = layer.input_layernorm(embeds[places]), self._rope(positions[..., places])
+        states, rope = layer.input_layernorm(embeds[places]), turned_at(rope, places)
         key, value = layer.self_attn.read(states, rope)
         if self.attention == "causal":
             mixed = layer.self_attn(states, rope, key, value, is_causal=True)
             return (mixed.new_zeros(len(embeds), mixed.shape[-1]).index_copy(0, places, mixed),)
         return key, value
 
-    def _states(self, context: Context, embeds: Tensor, positions: Tensor, places: Tensor) -> Tensor:
+    def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor) -> Tensor:
         """The layer's output."""
         layer, states = self.layer, embeds[places]
         if self.attention == "causal":
             mixed = context[0][places]
         else:
-            mixed = layer.self_attn(layer.input_layernorm(states), self._rope(positions[..., places]), *context)
+            mixed = layer.self_attn(layer.input_layernorm(states), turned_at(rope, places), *context)
         return layer.finish(states, mixed)
 
-    def _score(self, states: Tensor) -> PolicyOutput:
+    def _readings(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """The frame head reads the mean over a frame's tokens."""
-        return PolicyOutput(
-            token_logits=logits(self.token_head, self.norm(states)),
-            frame_logits=logits(self.frame_head, self.norm(states.mean(dim=1))),
-        )
+        return self.norm(states), self.norm(states.mean(dim=1))
 
     @torch.no_grad()
     def init_from_layer(self, layer: Any) -> None:

@@ -29,6 +29,11 @@ from .shape import AttentionShape, BlockShape, ExpertsShape
 Rope = tuple[Tensor, Tensor]
 
 
+def turned_at(rope: Rope, places: Tensor) -> Rope:
+    """The cos and sin of some places `(n,)` of a row."""
+    return rope[0][places], rope[1][places]
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm with the mean taken in float32, as in Qwen2; without a weight if `weighted` is false."""
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..prompt import PromptLayout
-from .base import Context, Policy, PolicyOutput, logits
+from .base import Context, Policy
 from .from_layer import attention_of, copy_keys_values, copy_mean_queries, copy_norm, evaluating
-from .layer import Heads, RMSNorm, attend
+from .layer import Heads, RMSNorm, Rope, attend, turned_at
 from .rotary import turning_of
 from .shape import AttentionShape, attention_shape, stock_layer
 
@@ -49,25 +49,24 @@ class LightPolicy(Policy):
         self.token_head = nn.Sequential(nn.Linear(width, width // 4), nn.SiLU(), nn.Linear(width // 4, 2))
         self.frame_head = nn.Sequential(nn.Linear(2 * width, width // 4), nn.SiLU(), nn.Linear(width // 4, 2))
 
-    def _context(self, embeds: Tensor, positions: Tensor, layout: PromptLayout, row: int) -> Context:
+    def _context(self, embeds: Tensor, rope: Rope, layout: PromptLayout, row: int) -> Context:
         """Keys and values of the row's text."""
         places = self._text_places(layout, row)
         states = self.layer.input_layernorm(embeds[places])
-        return self.layer.keys(states, self._rope(positions[..., places])), self.layer.values(states)
+        return self.layer.keys(states, turned_at(rope, places)), self.layer.values(states)
 
-    def _states(self, context: Context, embeds: Tensor, positions: Tensor, places: Tensor) -> Tensor:
+    def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor) -> Tensor:
         """The trunk's output `(n, W)`."""
         states = self.layer.input_layernorm(embeds[places])
-        query = self.layer.queries(states, self._rope(positions[..., places]))
+        query = self.layer.queries(states, turned_at(rope, places))
         key, value = context
         held = self.norm(self.layer.values(states).transpose(0, 1).flatten(1))
         read = self.norm(attend(query, key, value, scale=self.shape.scale))
         return F.silu(self.trunk(torch.cat((held, read, held * read), dim=-1)))
 
-    def _score(self, states: Tensor) -> PolicyOutput:
+    def _readings(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """The frame head reads their mean and their maximum over a frame's tokens."""
-        frames = torch.cat((states.mean(dim=1), states.amax(dim=1)), dim=-1)
-        return PolicyOutput(logits(self.token_head, states), logits(self.frame_head, frames))
+        return states, torch.cat((states.mean(dim=1), states.amax(dim=1)), dim=-1)
 
     @torch.no_grad()
     def init_from_layer(self, layer: Any) -> None:
