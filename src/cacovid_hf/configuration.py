@@ -32,6 +32,8 @@ class CaCoVidConfig(PreTrainedConfig):
         frame_cap: a frame's largest budget as a multiple of the mean (paper: 1.5).
         scope: `"tokens"` (ours: one budget for all frames, spent by the token scores alone; the best in miniature), `"frame"` (paper: a
             budget a frame) or `"video"` (one budget, spent by token plus frame scores).
+        keep_frame_words: whether the words around a frame (Qwen3-VL: its time) stay where nothing of the frame is kept. False drops them, which
+            a prompt of many frames at a small ratio mostly consists of.
         format_version: of the checkpoint; a newer one than this package knows is refused.
 
     Raises:
@@ -55,6 +57,7 @@ class CaCoVidConfig(PreTrainedConfig):
     contribution_share: float = PolicySettings.contribution_share
     frame_cap: float = PolicySettings.frame_cap
     scope: str = PolicySettings.scope
+    keep_frame_words: bool = PolicySettings.keep_frame_words
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):

@@ -11,6 +11,10 @@ from torch.nn import functional as F
 from .utils.tensors import to_device_async
 
 
+def _no_places() -> Tensor:
+    return torch.zeros(0, dtype=torch.long)
+
+
 @dataclass(frozen=True)
 class VideoSpan:
     """The scored tokens of one video in a prompt.
@@ -19,11 +23,21 @@ class VideoSpan:
         row: the batch row that the video stands in.
         grid: `(T, h, w)`, frames (temporal grid steps) and tokens a frame; `P = h * w`.
         positions: int64 `(T * P,)` on the CPU, places in the caller's prompt, in raster order (t, y, x).
+        word_places: int64 `(W,)` on the CPU, places of the words around its frames (times, marks), which are not the question.
+        word_frames: int64 `(W,)`, the frame of each.
     """
 
     row: int
     grid: tuple[int, int, int]
     positions: Tensor
+    word_places: Tensor = field(default_factory=_no_places)
+    word_frames: Tensor = field(default_factory=_no_places)
+
+    def moved(self, places: int, rows: int = 0) -> "VideoSpan":
+        """The span in a prompt that begins so many places earlier, so many rows down."""
+        return replace(
+            self, row=self.row + rows, positions=self.positions + places, word_places=self.word_places + places
+        )
 
     @property
     def num_frames(self) -> int:
@@ -51,12 +65,14 @@ class EncodedVideos:
             numbers of its embedding stand the `E` that the language model receives beside it (see `Prompt.extra`).
         inputs: what else the model must know of the videos, one row a video (Qwen2.5-VL: `video_grid_thw`, `second_per_grid_ts`).
         tower: what the vision tower attended to, one a video; None unless it was asked for.
+        metadata: the `VideoMetadata` of each, which a processor writes the words around its frames by; None: not known.
     """
 
     grids: tuple[tuple[int, int, int], ...]
     features: tuple[Tensor, ...]
     inputs: dict[str, Tensor]
     tower: "tuple[ReducedAttention, ...] | None" = None
+    metadata: tuple[Any, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.grids)
@@ -72,6 +88,9 @@ class EncodedVideos:
             {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs},
             # Of all or of none.
             None if any(part.tower is None for part in parts) else tuple(t for part in parts for t in part.tower or ()),
+            None
+            if any(part.metadata is None for part in parts)
+            else tuple(one for part in parts for one in part.metadata or ()),
         )
 
     def take(self, videos: list[int]) -> "EncodedVideos":
@@ -81,6 +100,7 @@ class EncodedVideos:
             tuple(self.features[video] for video in videos),
             {name: rows[videos] for name, rows in self.inputs.items()},
             None if self.tower is None else tuple(self.tower[video] for video in videos),
+            None if self.metadata is None else tuple(self.metadata[video] for video in videos),
         )
 
 
@@ -90,7 +110,7 @@ class PromptLayout:
 
     Attributes:
         valid: bool `(B, L)`, false at padding.
-        text: bool `(B, L)`, the tokens that are neither padding nor placeholders of images or videos.
+        text: bool `(B, L)`, the tokens that are neither padding nor placeholders of images or videos, nor words around a video's frames.
         videos: every video, in the order of its placeholders (row by row).
         valid_places: of every row, the places that are valid, int64.
         text_places: of every row, the places of its text, int64.
@@ -247,7 +267,7 @@ def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
     spans: list[VideoSpan] = []
     row = 0
     for prompt, pad in zip(prompts, pads, strict=True):
-        spans += [replace(span, row=span.row + row, positions=span.positions + pad) for span in prompt.layout.videos]
+        spans += [span.moved(pad, row) for span in prompt.layout.videos]
         row += len(prompt.input_ids)
 
     def stacked(tensors: list[Tensor], row_dimension: int = 0, width: int = 0) -> Tensor:
@@ -269,13 +289,16 @@ def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
     )
 
 
-def kept_indices(layout: PromptLayout, keeps: list[Tensor], budgets: list[int]) -> Tensor:
+def kept_indices(
+    layout: PromptLayout, keeps: list[Tensor], budgets: list[int], keep_frame_words: bool = True
+) -> Tensor:
     """Places of the tokens that stay, row by row.
 
     Args:
         layout: of `B` prompts of length `L`.
         keeps: one bool `(T, P)` a video of the layout, on any one device.
         budgets: how many tokens each keeps: known beforehand, so that no count is read back from the device.
+        keep_frame_words: whether the words around a frame stay if nothing of it does. If not, a count is read back where there are such words.
 
     Returns:
         int64 `(B, K)` on the masks' device, ascending in each row, left-padded with -1.
@@ -286,6 +309,12 @@ def kept_indices(layout: PromptLayout, keeps: list[Tensor], budgets: list[int]) 
     for span, keep, budget in zip(layout.videos, keeps, budgets, strict=True):
         stays[span.row].index_copy_(0, to_device_async(span.positions, device), keep.flatten())
         lengths[span.row] -= span.num_tokens - budget
+    worded = [(span, keep) for span, keep in zip(layout.videos, keeps, strict=True) if len(span.word_places)]
+    if worded and not keep_frame_words:
+        for span, keep in worded:
+            is_left = keep.any(dim=1).index_select(0, to_device_async(span.word_frames, device))
+            stays[span.row].index_copy_(0, to_device_async(span.word_places, device), is_left)
+        lengths = stays.sum(dim=1).tolist()
     return ordered_places(stays, max(lengths))
 
 

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -51,6 +52,7 @@ class Backbone(ABC):
         video_inputs: names of the arguments that hold the pixels of videos.
         video_settings: names of the other arguments that belong to videos, one row a video.
         trailing_tokens: placeholders at the end of each video that are not video tokens: always kept, never scored.
+        words_around_frames: whether words stand between a video's frames (times, marks), see `num_words_around`.
         own_inputs: names of arguments that our processor adds, and that the stock forward does not take.
         extra_names: names of the language model's arguments that `extra` holds.
     """
@@ -59,6 +61,7 @@ class Backbone(ABC):
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
     video_settings: ClassVar[tuple[str, ...]] = ()
     trailing_tokens: ClassVar[int] = 0
+    words_around_frames: ClassVar[bool] = False
     own_inputs: ClassVar[tuple[str, ...]] = ()
     extra_names: ClassVar[tuple[str, ...]] = ()
 
@@ -77,6 +80,34 @@ class Backbone(ABC):
             inputs: the other arguments of the call.
         """
         return input_ids == config.video_token_id, input_ids == config.image_token_id
+
+    def num_words_around(self, config, before: list[int], behind: list[int]) -> tuple[int, int]:
+        """How many of the ids directly before a frame's placeholders are words of this frame, and how many directly behind them.
+
+        Words of frames are not the question, and may go with a frame of which nothing is kept.
+
+        Args:
+            config: the backbone's.
+            before: ids since the frame before, or since the prompt's beginning (the last 64 at most).
+            behind: ids up to the next frame, or to the prompt's end (the first 64 at most).
+        """
+        return 0, 0
+
+    def _with_words(self, config, ids: list[int], span: VideoSpan, start: int, stop: int) -> VideoSpan:
+        """A span with the places of its frames' words, of a row of ids whose places from `start` and before `stop` may be words."""
+        places, frames = [], []
+        firsts = span.positions[:: span.tokens_per_frame].tolist()
+        lasts = span.positions[span.tokens_per_frame - 1 :: span.tokens_per_frame].tolist()
+        for frame, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
+            begin = lasts[frame - 1] + 1 if frame else start
+            end = firsts[frame + 1] if frame + 1 < len(firsts) else stop
+            before, behind = self.num_words_around(
+                config, ids[max(begin, first - 64) : first], ids[last + 1 : end][:64]
+            )
+            found = [*range(first - before, first), *range(last + 1, last + 1 + behind)]
+            places += found
+            frames += [frame] * len(found)
+        return replace(span, word_places=torch.tensor(places).long(), word_frames=torch.tensor(frames).long())
 
     def filler_id(self, config) -> int:
         """A word that stands where embeddings are overwritten; its own may have no effect."""
@@ -229,6 +260,14 @@ class Backbone(ABC):
                     "the video and use add_generation_prompt=True."
                 )
         text = valid & ~is_video & ~is_image
+        if self.words_around_frames:
+            start = dict.fromkeys(range(len(input_ids)), 0)
+            for number, span in enumerate(spans):
+                row = span.row
+                span = self._with_words(config, input_ids[row].tolist(), span, start[row], int(last[row]))
+                start[row] = int(span.positions[-1]) + 1
+                text[row, span.word_places] = False
+                spans[number] = span
         return PromptLayout(valid=valid, text=text, videos=tuple(spans))
 
     def embed(

@@ -12,7 +12,16 @@ class Qwen3VLBackbone(Qwen2VLBackbone):
     """`Qwen3VLForConditionalGeneration`; the tokens of a step have the step's own time, so that seconds stand in the text alone."""
 
     model_type = "qwen3_vl"
+    words_around_frames = True
     extra_names: ClassVar[tuple[str, ...]] = ("visual_pos_masks", "deepstack_visual_embeds")
+
+    def num_words_around(self, config, before: list[int], behind: list[int]) -> tuple[int, int]:
+        """A step is `<1.5 seconds>`, a start mark, its placeholders and an end mark; a pair of marks of its own stands around the video."""
+        marks = (config.vision_start_token_id, config.vision_end_token_id)
+        if before[-1:] != [marks[0]]:
+            return 0, 0
+        own = next((n for n, token in enumerate(reversed(before[:-1])) if token in marks), 0)
+        return 1 + own, int(behind[:1] == [marks[1]])
 
     def extra_width(self, config) -> int:
         """One DeepStack vector for each of the first layers."""

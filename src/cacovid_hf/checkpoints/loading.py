@@ -154,9 +154,11 @@ def check_backbone(place: Source, config: CaCoVidConfig | None, settings: dict[s
 
 
 def least_parameters(config: Any) -> int:
-    """A lower bound of a backbone's parameters, from its config alone: embeddings and MLPs of the language model."""
+    """A lower bound of a backbone's parameters, from its config alone: embeddings and MLPs of the language model (of experts, one a layer)."""
     text = config.get_text_config()
-    return text.vocab_size * text.hidden_size + 3 * text.num_hidden_layers * text.hidden_size * text.intermediate_size
+    widths = [text.to_dict().get(name) for name in ("intermediate_size", "moe_intermediate_size")]
+    width = min(value for value in widths if value)
+    return text.vocab_size * text.hidden_size + 3 * text.num_hidden_layers * text.hidden_size * width
 
 
 def load_stock_model(name: str | os.PathLike, **settings: Any) -> PreTrainedModel:

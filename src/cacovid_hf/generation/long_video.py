@@ -115,7 +115,7 @@ def encode_file(
     if features is None:
         raise RuntimeError(f"{os.fspath(video)} gave no frames.")
     reduced = (ReducedAttention.joined(tower),) if tower else None
-    return EncodedVideos(((steps, height, width),), (features,), settings, reduced)
+    return EncodedVideos(((steps, height, width),), (features,), settings, reduced, (metadata,))
 
 
 def prefetched(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:

@@ -30,7 +30,7 @@ class CompressedGenerationMixin:
     Attributes:
         backbone: a stock model of a supported family.
         policy: made for it.
-        config: has `retention_ratio`, the `auto_` settings, `contribution_share`, `frame_cap` and `scope` (see `CaCoVidConfig`).
+        config: has `retention_ratio`, `keep_frame_words`, the `auto_` settings, `contribution_share`, `frame_cap` and `scope` (see `CaCoVidConfig`).
     """
 
     backbone: Any
@@ -142,7 +142,8 @@ class CompressedGenerationMixin:
         if not check.waits:
             check.settle()
         keeps = [video.keep for video in found.videos]
-        indices = kept_indices(layout, keeps, found.budgets).to(prompt.input_ids.device)
+        indices = kept_indices(layout, keeps, found.budgets, self.config.keep_frame_words)
+        indices = indices.to(prompt.input_ids.device)
         pad_token_id = self.backbone.generation_config.pad_token_id or 0
         return gather(found.prompt, indices, found.videos, pad_token_id=pad_token_id), check
 
@@ -157,6 +158,8 @@ class CompressedGenerationMixin:
         **inputs: Any,
     ) -> list[int]:
         """How many positions of each prompt the language model will read, known before anything is computed: what to batch prompts by.
+
+        With `keep_frame_words=False`, at most so many.
 
         The rows of a compressed batch are padded to the longest of them; prompts of like length together waste little (see
         `cacovid_hf.prompt.batches_by_length`).
@@ -216,13 +219,14 @@ class CompressedGenerationMixin:
             )
         sizes = [t * h * w + family.trailing_tokens for t, h, w in grids]
         settings = {n: torch.as_tensor(inputs[n]) for n in family.video_settings if inputs.get(n) is not None}
+        metadata = None if inputs.get("video_metadata") is None else tuple(inputs["video_metadata"])
         chunks: Iterable[Tensor]
         if not with_tower_attention:
             chunks = family.encode(self.backbone, inputs, frames_per_chunk)
-            return EncodedVideos(tuple(grids), join_chunks(chunks, sizes, device), settings)
+            return EncodedVideos(tuple(grids), join_chunks(chunks, sizes, device), settings, metadata=metadata)
         chunks, attention = family.encode_with_attention(self.backbone, inputs, frames_per_chunk)
         tower = tuple(of_video.to(device) for of_video in attention)
-        return EncodedVideos(tuple(grids), join_chunks(chunks, sizes, device), settings, tower)
+        return EncodedVideos(tuple(grids), join_chunks(chunks, sizes, device), settings, tower, metadata)
 
     def stock_generate(self, **arguments: Any) -> Any:
         """The backbone's own `generate`."""

@@ -2,6 +2,7 @@
 cache of the language model.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -142,8 +143,11 @@ class VideoSession:
         config, tokenizer = self.model.backbone.config, self.processor.tokenizer
         texts = [self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
         starts = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
+        if self.model.family.words_around_frames:
+            texts = [self._with_words(text) for text in texts]
         rows = [tokenizer(text, add_special_tokens=not starts)["input_ids"] for text in texts]
-        rows = [self._with_placeholders(row, self.model.family.video_token_id(config)) for row in rows]
+        if not self.model.family.words_around_frames:
+            rows = [self._with_placeholders(row, self.model.family.video_token_id(config)) for row in rows]
         longest = max(map(len, rows))
         pad = tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
@@ -164,13 +168,32 @@ class VideoSession:
 
     def _with_placeholders(self, row: list[int], video: int) -> list[int]:
         """Ids with one placeholder a video to ids with one a token, as the processor makes them."""
-        if row.count(video) != len(self.encoded):
-            raise ValueError(
-                f"The chat has {row.count(video)} video placeholders, the session {len(self.encoded)} video(s): name each of them once, in order."
-            )
+        self._check_count(row.count(video))
         trailing = self.model.family.trailing_tokens
         counts = iter([t * h * w + trailing for t, h, w in self.encoded.grids])
         return [token for word in row for token in ([video] * next(counts) if word == video else [word])]
+
+    def _with_words(self, text: str) -> str:
+        """A chat's text with one placeholder a video to the processor's: the words around its frames, and a placeholder a token."""
+        first, *rest = text.split(self.processor.video_token)
+        self._check_count(len(rest))
+        if self.encoded.metadata is None:
+            raise ValueError(
+                "The times of the videos' frames are not known, and the prompt needs them: give the file, or the processor's video_metadata beside "
+                "the pixels (return_metadata=True)."
+            )
+        for number, part in enumerate(rest):
+            # The processor writes into it.
+            metadata = copy.deepcopy(self.encoded.metadata[number])
+            inputs = {name: rows[[number]] for name, rows in self.encoded.inputs.items()}
+            first += self.processor.replace_video_token({**inputs, "video_metadata": [metadata]}, 0) + part
+        return first
+
+    def _check_count(self, found: int) -> None:
+        if found != len(self.encoded):
+            raise ValueError(
+                f"The chat has {found} video placeholders, the session {len(self.encoded)} video(s): name each of them once, in order."
+            )
 
     # ---------------------------------------------------------------- tokens
 

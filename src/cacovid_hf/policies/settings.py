@@ -125,8 +125,11 @@ class PolicySettings:
     contribution_share: float = Selection.contribution_share
     frame_cap: float = Selection.frame_cap
     scope: str = Selection.scope
+    keep_frame_words: bool = True
 
     def __post_init__(self):
+        if not isinstance(self.keep_frame_words, bool):
+            raise ValueError(f"keep_frame_words={self.keep_frame_words!r} is unknown: choose true or false.")
         check_policy(self.policy_type, self.policy_attention)
         check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
         AutoBudget(self.auto_floor, self.auto_cap, self.auto_threshold)  # which checks them

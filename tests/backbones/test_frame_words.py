@@ -1,0 +1,115 @@
+"""The words around a video's frames (times, marks): they are not the question, and go with a frame of which nothing is kept, if asked."""
+
+import pytest
+import torch
+from helpers.cut_oracle import CutPrompts
+from helpers.models import (
+    ADJACENT_VIDEOS,
+    PROMPTS,
+    RAGGED,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    Video,
+    masked_inputs,
+    prompt_inputs,
+    stock_model,
+    wrapped,
+)
+
+from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration
+
+GREEDY = dict(max_new_tokens=4, do_sample=False)
+
+
+def layout_of(model, inputs):
+    return model.family.layout(model.backbone.config, inputs["input_ids"], inputs["attention_mask"], inputs)
+
+
+def test_words_of_a_prompt_by_hand():
+    """`2 words, <vs>, (3 words, <vs>, 6 tokens, <ve>) twice, <ve>, 3 words`: five words a frame, the outer marks are text."""
+    _, model = wrapped("qwen3_vl")
+    inputs = prompt_inputs(model.backbone, [[2, Video(2), 3]])
+    ids = inputs["input_ids"][0].tolist()
+    assert [ids[2], ids[6], ids[13], ids[17], ids[24], ids[25]] == [VISION_START] * 2 + [VISION_END, VISION_START] + [
+        VISION_END
+    ] * 2
+    layout = layout_of(model, inputs)
+    (span,) = layout.videos
+    assert span.positions.tolist() == [*range(7, 13), *range(18, 24)]
+    assert span.word_places.tolist() == [3, 4, 5, 6, 13, 14, 15, 16, 17, 24]
+    assert span.word_frames.tolist() == [0] * 5 + [1] * 5
+    assert layout.text_places[0].tolist() == [0, 1, 2, 25, 26, 27, 28]
+
+
+@pytest.mark.parametrize("rows", [RAGGED, ADJACENT_VIDEOS], ids=["ragged", "adjacent"])
+def test_every_frame_has_its_own(rows):
+    _, model = wrapped("qwen3_vl")
+    inputs = prompt_inputs(model.backbone, rows, padding_side="right")
+    for span in layout_of(model, inputs).videos:
+        for frame, places in enumerate(span.positions.view(span.num_frames, -1)):
+            own = span.word_places[span.word_frames == frame]
+            assert own.tolist() == [*range(places[0] - 4, places[0]), places[-1] + 1]
+
+
+def test_a_policy_that_reads_the_question_does_not_read_them():
+    stock, model = wrapped("qwen3_vl", policy_attention="question")
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    (span,) = layout_of(model, inputs).videos
+    before = model.compress(**inputs, retention_ratio=0.25).videos[0]
+    ids = inputs["input_ids"].clone()
+    is_time = torch.isin(ids[0, span.word_places], torch.tensor([VISION_START, VISION_END]), invert=True)
+    ids[0, span.word_places[is_time]] = 77
+    after = model.compress(**{**inputs, "input_ids": ids}, retention_ratio=0.25).videos[0]
+    assert torch.equal(after.token_scores, before.token_scores)
+    ids[0, -1] = 77
+    other = model.compress(**{**inputs, "input_ids": ids}, retention_ratio=0.25).videos[0]
+    assert not torch.equal(other.token_scores, before.token_scores)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("rows", [RAGGED, ADJACENT_VIDEOS], ids=["ragged", "adjacent"])
+def test_they_go_with_an_empty_frame(family, rows):
+    """By hand, and by both oracles; what is left stays at its original position."""
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, keep_frame_words=False)
+    inputs = prompt_inputs(stock, rows)
+    shorter = model.compress(**inputs, retention_ratio=0.1)
+    kept = shorter.kept_indices
+    gone = 0
+    for video in shorter.videos:
+        span, row = video.span, kept[video.row].tolist()
+        assert sum(place in row for place in span.positions.tolist()) == int(video.keep.sum()) == 2
+        for place, frame in zip(span.word_places.tolist(), span.word_frames.tolist(), strict=True):
+            assert (place in row) == bool(video.keep[frame].any())
+            gone += place not in row
+    assert gone >= 20
+    everything = CaCoVidForConditionalGeneration.from_backbone(stock, policy=model.policy)
+    assert everything.compress(**inputs, retention_ratio=0.1).kept_indices.shape[1] > kept.shape[1]
+    ours = model.generate(**inputs, retention_ratio=0.1, **GREEDY)
+    cut = CutPrompts(stock, inputs, kept)
+    assert torch.equal(ours[:, -4:], cut.greedy(4)[0])
+    if family == "qwen3_vl":
+        assert torch.equal(ours, stock.generate(**masked_inputs(stock, inputs, kept), **GREEDY))
+    whole = model.generate(**inputs, retention_ratio=1.0, **GREEDY)
+    assert torch.equal(whole, stock.generate(**inputs, **GREEDY))
+
+
+def test_the_last_token_stays():
+    """The answer is read there, whatever it is."""
+    _, model = wrapped("qwen3_vl", keep_frame_words=False)
+    inputs = prompt_inputs(model.backbone, [[2, Video(4)]])
+    inputs = {n: v[:, :-1] if v.shape[:1] == (1,) and n != "video_grid_thw" else v for n, v in inputs.items()}
+    assert inputs["input_ids"][0, -2:].tolist() == [VIDEO, VISION_END]
+    kept = model.compress(**inputs, retention_ratio=0.05).kept_indices
+    assert int(kept[0, -1]) == inputs["input_ids"].shape[1] - 1
+
+
+def test_a_family_without_words_is_as_before():
+    stock, model = wrapped("qwen2_5_vl")
+    other = CaCoVidForConditionalGeneration.from_backbone(stock, policy=model.policy, keep_frame_words=False)
+    inputs = prompt_inputs(stock, RAGGED)
+    a, b = (each.compress(**inputs, retention_ratio=0.1).kept_indices for each in (model, other))
+    assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="keep_frame_words='no' is unknown: choose true or false"):
+        CaCoVidConfig(keep_frame_words="no")
