@@ -254,7 +254,9 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", choices=SHAPES, default=EMBEDDED)
     parser.add_argument("--layers", type=int, help="fewer language-model layers than published")
-    parser.add_argument("--frames", type=int, default=32, help="of a video at one a second")
+    parser.add_argument(
+        "--frames", type=int, default=32, help="of a video at one a second; the embedded model always has 8"
+    )
     parser.add_argument(
         "--servers", nargs="+", choices=["stock", "plugin", "serve"], default=["stock", "plugin", "serve"]
     )
@@ -294,11 +296,8 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     record["versions"]["vllm"] = vllm_version()
     record |= {"notes": NOTES, "starts": {}, "cells": [], "not_measured": []}
     layers = "" if options.layers is None else f"_{options.layers}layers"
-    result = GrowingResult(
-        options.output,
-        f"serving_{options.arch}{layers}_{options.frames}frames_{options.dtype}_{options.device}",
-        record,
-    )
+    shape = EMBEDDED if options.arch == EMBEDDED else f"{options.arch}{layers}_{options.frames}frames"
+    result = GrowingResult(options.output, f"serving_{shape}_{options.dtype}_{options.device}", record)
     servers = servers_of(options)
     random_weights = options.arch != EMBEDDED
 

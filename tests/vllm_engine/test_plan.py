@@ -219,6 +219,7 @@ def test_identity_of_a_prompt_holds_what_its_selection_depends_on():
     assert identity() == identity()
     changed = [identity(method="uniform"), identity(ratio=0.4), identity(prompt=(7, 111, 9)), identity(digest="b")]
     assert len({identity(), *changed}) == 5
+    assert identity("uniform") != identity("divprune")
     # What stands behind the video says nothing to a method that is blind to it; what stands before moves it.
     assert identity("uniform", prompt=(7, 111, 9)) == identity("uniform", prompt=(7, 111, 8))
     assert identity("uniform", prompt=(6, 111, 8)) != identity("uniform")
