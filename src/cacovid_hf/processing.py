@@ -36,6 +36,10 @@ from .video.limits import current_guard, current_limits
 from .video.messages import as_parts, check_call, follow_messages, has_plain_text
 from .video_processing import READERS, OwnSamplingMixin, paths_as_text
 
+# Checkpoints that earlier versions wrote find them here.
+from .video_processing import CaCoVidLlavaOnevisionVideoProcessor as CaCoVidLlavaOnevisionVideoProcessor
+from .video_processing import CaCoVidQwen2VLVideoProcessor as CaCoVidQwen2VLVideoProcessor
+
 logger = logging.get_logger(__name__)
 
 # Pillow's names of what browsers and cameras write; others start programs (EPS) or are read by rarely used code.
