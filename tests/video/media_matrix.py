@@ -579,6 +579,7 @@ def _cases() -> list[Case]:
         ("same_clock.webm", VP8, VP8),
         ("same_clock.flv", X264, X264),
         ("same_clock.ogv", "-c:v libtheora -g 12 -q:v 7", "-c:v libtheora -g 12 -q:v 7"),
+        ("same_clock_three.ogv", *["-c:v libtheora -g 12 -q:v 7"] * 3),
         ("joined.h264", X264, X264),
         ("joined.mjpeg", "-c:v mjpeg -pix_fmt yuvj420p", "-c:v mjpeg -pix_fmt yuvj420p"),
     ]:

@@ -15,7 +15,8 @@ def index_packets(source: Source) -> Packets:
     """Read what the packets say, without decoding any."""
     pts, dts, durations, flags = array("q"), array("q"), array("f"), array("B")
     is_broken = _syntax(source.stream.codec_context)
-    is_vp8 = source.stream.codec_context.name == "vp8"
+    # A VP8 frame says in its first byte whether it is shown (RFC 6386, 9.1), and Theora's headers, which joined files repeat, say what they are.
+    hidden_bit, hidden_if = {"vp8": (0x10, 0), "theora": (0x80, 0x80)}.get(source.stream.codec_context.name, (0, 1))
     is_cut = is_damaged = False
     for number, packet in source.packets():
         if number >= _MAX_PACKETS:
@@ -24,9 +25,9 @@ def index_packets(source: Source) -> Packets:
         dts.append(UNKNOWN if packet.dts is None else packet.dts)
         durations.append(packet.duration or 0)
         data = memoryview(packet)
-        # A VP8 frame says in its first byte whether it is shown (RFC 6386, 9.1).
-        is_hidden = packet.is_discard or (is_vp8 and not data[0] & 0x10)
-        flags.append(KEYFRAME * bool(packet.is_keyframe) | HIDDEN * bool(is_hidden) | BROKEN * is_broken(data))
+        is_hidden = packet.is_discard or data[0] & hidden_bit == hidden_if
+        is_key = packet.is_keyframe and not (is_hidden and hidden_if)
+        flags.append(KEYFRAME * bool(is_key) | HIDDEN * bool(is_hidden) | BROKEN * is_broken(data))
         is_cut = packet.is_corrupt
         is_damaged |= is_cut
     if is_damaged:

@@ -177,14 +177,15 @@ def build_timeline(
 def _last_duration(
     packets: Packets, ticks: np.ndarray, order: np.ndarray, shown_ticks: np.ndarray, rate: Fraction | float | None
 ) -> float:
-    """Ticks for which the last frame is shown: as its packet says, or the mean of the others."""
+    """Ticks for which the last frame is shown: as its packet says, or the mean of the others without pauses."""
     if not len(order) or (len(order) > 1 and not shown_ticks[-1]):
         return 0.0
     said = float(packets.durations[order[np.argmax(ticks[order])]])
     if said > 0:
         return said
     if len(order) > 1:
-        return float(shown_ticks[-1]) / (len(order) - 1)
+        steps = np.diff(shown_ticks)
+        return float(steps[steps <= 2 * np.median(steps)].mean())
     return 1 / float(rate * packets.time_base) if rate else 0.0
 
 
@@ -207,15 +208,17 @@ def _presentation_ticks(packets: Packets, visible: np.ndarray, closes_gaps: bool
     for number, (start, end) in enumerate(itertools.pairwise([0, *jumps, len(clock)])):
         reach = slice(max(0, start - _DECODER_DELAY), end)
         own = part[reach] == number
+        shown = own & visible[reach]
+        is_shown = bool(shown.any())
+        times = ticks[reach][shown if is_shown else own]
         wrap = _wrap_in(int(clock[start]) - int(clock[start - 1]), second, _WRAP_TOLERANCE) if number else 0
-        if own.any():
-            lowest, last = _extremes(ticks[reach][own], visible[reach][own])
-            if number and not wrap:  # another recording, which goes on behind the last picture
-                offset = highest + max(1, round(step)) - lowest
+        if number and times.size and not wrap:  # another recording, which goes on behind the last picture
+            offset = highest + max(1, round(step)) - int(times.min())
         offset -= wrap  # the same clock goes on
-        if own.any():
-            ticks[reach][own] += offset
-            highest = max(highest, last + offset) if number else last
+        ticks[reach][own] += offset
+        if is_shown:
+            last = int(times.max()) + offset
+            highest = max(highest, last) if number else last
     return ticks, not len(jumps) and not (ticks != np.where(has_pts, pts, ticks)).any()
 
 
@@ -238,13 +241,6 @@ def _parts_of_presentation(
         if time < nearest:  # the clock of decoding passes its end later, and not in this file
             ticks[place] -= _wrap_in(time - nearest, second, _LARGEST_GAP)
     return ticks, part
-
-
-def _extremes(part: np.ndarray, visible: np.ndarray) -> tuple[int, int]:
-    """The lowest and the highest time of a part's visible frames."""
-    shown = part[visible]
-    part = shown if shown.size else part
-    return int(part.min()), int(part.max())
 
 
 def _wrap_in(jump: int, second: float, tolerance: float) -> int:
