@@ -84,6 +84,12 @@ CHOOSE_B = [
     "Between A and B, I choose B.",
     "A and C are wrong, so the answer is B",
     "B, A is wrong",
+    "B\nA is wrong",
+    "B A red car",
+    "Neither A nor C but B",
+    "Not A; B",
+    "B rather than A",
+    "All of A, C and D are wrong: B",
     "The answer is B, and A shows a dog",
     "B or not B? B.",
     "It is not A. B",
@@ -115,6 +121,12 @@ CHOOSE_NOTHING = [
     "(A), (B)",
     "A/B",
     "A & B",
+    "A-B",
+    "A | B",
+    "A B",
+    "(A)(B)",
+    "A and also C",
+    "A as well as C",
     "A or B",
     "a, b",
     "Option A or option B",
@@ -348,9 +360,9 @@ def test_answers_that_may_be_two_options():
 
 def test_answers_by_number():
     texts = read_options(["red", "blue", "green"])
-    assert [index_letter(index, texts) for index in (0, "1", 2.0)] == ["A", "B", "C"]
+    assert [index_letter(index, texts) for index in (0, "1", 2.0, "1.0")] == ["A", "B", "C", "B"]
     assert index_letter(3, texts, first=1) == "C"
-    for index in (3, -1, "x", None, 0.5, True, float("nan"), float("inf")):
+    for index in (3, -1, "x", None, 0.5, "0.5", "nan", True, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="the answer"):
             index_letter(index, texts)
 

@@ -425,6 +425,10 @@ def _cases() -> list[Case]:
                 f"{matrix}_{spread}.mp4",
                 f"{filters} -c:v libx264 -g 12 -colorspace {names} -color_range {spread}",
             )
+    # Matrices that FFmpeg 8 refuses, or that no YUV has: as earlier versions show them.
+    for matrix in ("ycgco", "bt2020c", "rgb"):
+        add("picture", f"{matrix}.mp4", f"-c:v libx264 -pix_fmt yuv420p -g 12 -colorspace {matrix}")
+    add("picture", "chroma_derived.mkv", "-c:v ffv1 -pix_fmt yuv420p -colorspace chroma-derived-nc")
     add(
         "picture",
         "bt709.ts",
@@ -603,6 +607,9 @@ def _cases() -> list[Case]:
     }.items():
         for how in ("zeros", "noise", "head"):
             add("damaged", f"{how}.{suffix}", codec, damage((20,), how), is_exact=False)
+    add("damaged", "zeros_av1.mp4", AV1, damage((20, 31), "zeros"), is_exact=False)
+    add("damaged", "noise_prores.mov", "-c:v prores_ks", damage((20,), "noise"), is_exact=False)
+    add("damaged", "zeros_png.mov", "-c:v png -pix_fmt rgb24", damage((20,), "zeros"), is_exact=False)
     add("damaged", "tail.mp4", X264, damage((20, 33), "tail"), is_exact=False)
     add("damaged", "keyframe.mp4", X264, damage((12,), "noise"), is_exact=False)
     add("damaged", "first.mp4", X264, damage((0,), "noise"), is_exact=False)
@@ -683,6 +690,7 @@ SPREAD = [
     "structure/b_frames_mpeg4.avi",
     "picture/10_bit.mp4",
     "picture/bt709_pc.mp4",
+    "picture/ycgco.mp4",
     "picture/size_changes.ts",
     "clock/variable_rate.mkv",
     "clock/wraps_after_1.0.ts",

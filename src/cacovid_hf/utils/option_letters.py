@@ -49,7 +49,10 @@ _STATEMENT = re.compile(
     re.IGNORECASE,
 )
 # "A and B", "(A), (C)", "A/B": several letters are no choice.
-_AND = r"(?:\s*,\s*(?:and|or|nor)\b|\s*[,&/+]|\s+(?:and|or|nor|\u548c|\u6216)\b|[-\u2013](?=\w))\s*"  # Chinese: and, or
+_AND = (  # the last two words are Chinese: and, or
+    r"(?:\s*,\s*(?:and|or|nor)\b|\s*[,|&/+\-\u2013]|;(?!\s)|\s+(?:and(?:\s+also)?|or(?:\s+maybe)?|nor|plus|as\s+well\s+as|\u548c|\u6216)\b"
+    r"|(?<=[)\]}])\s*(?=[(\[{])|\s)\s*"
+)
 _ENDS = r"(?=\s*(?:$|[^\w\s'\u2019*\"`)\]}]|(?:and|or|nor|are|were|both|may|might|could|can|together)\b))"
 _NOUN = r"(?:(?:option|choice|answer|letter)\s+)?"
 _AND_ANOTHER = re.compile(rf"{_CLOSE}{_AND}{_NOUN}{_OPEN}{_LETTER}{_CLOSE}{_ENDS}", re.IGNORECASE)

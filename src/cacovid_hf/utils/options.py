@@ -97,7 +97,7 @@ def index_letter(index: Any, options: Mapping[str, str], first: int = 0) -> str:
         ValueError: not a whole number, or past the options.
     """
     try:
-        place = int(index) - first
+        place = int(float(index)) - first
         if isinstance(index, bool) or place != float(index) - first:
             raise ValueError
     except (TypeError, ValueError, OverflowError):

@@ -5,8 +5,15 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 _TICK = Fraction(1, 1000)  # the filter needs one
+_BT601, _BT2020 = 5, 9
+_RESERVED, _CONSTANT_LUMINANCE = 3, 10
+# Matrices that FFmpeg converts by their own coefficients, numbered as in ITU-T H.273; 2 is unspecified, taken for BT.601.
+_KNOWN_MATRICES = (0, 1, 2, 4, 5, 6, 7, 9)
 
 
 class RGBConverter:
@@ -49,6 +56,7 @@ class RGBConverter:
     def _scaled(self, frame, width: int, height: int) -> np.ndarray:
         import av.filter
 
+        self._name_known_matrix(frame)
         looks = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if self.key != (*looks, width, height):
             graph = av.filter.Graph()
@@ -64,3 +72,13 @@ class RGBConverter:
             self.key, self.graph = (*looks, width, height), graph
         self.graph.push(frame)
         return self.graph.pull().to_ndarray()
+
+    def _name_known_matrix(self, frame) -> None:
+        """Name a matrix that FFmpeg from 8 on refuses as the one by which earlier versions convert: BT.2020, or else BT.601."""
+        if frame.colorspace in _KNOWN_MATRICES or frame.format.is_rgb:
+            return
+        if frame.colorspace not in (_RESERVED, _CONSTANT_LUMINANCE):
+            logger.warning_once(
+                f"The colours of a video are in matrix {int(frame.colorspace)} of ITU-T H.273, which FFmpeg shows as BT.601. Convert it for its own."
+            )
+        frame.colorspace = _BT2020 if frame.colorspace == _CONSTANT_LUMINANCE else _BT601

@@ -67,6 +67,12 @@ def _syntax(codec) -> Callable[[memoryview], bool]:
         return lambda data: len(data) > 8 and starts_by_code(data)
     if name == "mjpeg":
         return lambda data: data[:2] != b"\xff\xd8"
+    if name == "prores":
+        return lambda data: data[4:8] != b"icpf"
+    if name == "png":
+        return lambda data: data[:4] != b"\x89PNG"
+    if name in ("av1", "libdav1d"):  # the type of the first unit; 0 and 9 to 14 are reserved
+        return lambda data: bool(data[0] & 0x80) or data[0] >> 3 & 15 in (0, *range(9, 15))
     if name == "vp9":
         return lambda data: data[0] >> 6 != 2
     return lambda data: False
