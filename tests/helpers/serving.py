@@ -27,15 +27,15 @@ def tiny_model():
 
 
 @contextlib.contextmanager
-def running(**limits):
-    """The embedded model behind a real server, within these `Limits`; gives its address."""
+def running(model=None, **limits):
+    """A model and its processor (None: the embedded one) behind a real server, within these `Limits`; gives its address."""
     import uvicorn
 
     from cacovid_cli.serve.limits import Limits
     from cacovid_cli.serve.server import uvicorn_config
 
     port = free_port()
-    config = uvicorn_config("tiny", *tiny_model(), Limits(**limits), "127.0.0.1", port, "error")
+    config = uvicorn_config("tiny", *(model or tiny_model()), Limits(**limits), "127.0.0.1", port, "error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -134,9 +134,8 @@ class Worker:
         if settings.streamed and arguments.get("num_beams", 1) == 1:
             arguments["streamer"] = _Pieces(self.processor, settings.stop, job.tell)
         device = self.model.device
-        cards = [device] if device.type == "cuda" else []
-        # No other thread of the server draws numbers.
-        with torch.random.fork_rng(cards):
+        # No other thread of the server draws numbers; the cards of a model that lies on several are all seeded.
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
             torch.manual_seed(secrets.randbits(63) if settings.seed is None else settings.seed)
             ids = self.model.generate(
                 **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()},

@@ -103,11 +103,13 @@ class Reader:
             frames = settings_of(address).num_frames
             if frames is not None and frames > self.limits.frames:
                 raise ValueError(f"{frames} frames of a video are over this server's limit of {self.limits.frames}.")
-            largest = settings_of(address).pixels.get("max_pixels", 0)
-            if largest > self.limits.frame_pixels:
-                raise ValueError(
-                    f"max_pixels={largest} beside a video is over this server's limit of {self.limits.frame_pixels}."
+            for name, value in settings_of(address).pixels.items():
+                # Frames are enlarged to the smallest size, and made smaller than the largest.
+                most = (
+                    self.limits.held_pixels // self.limits.frames if name == "min_pixels" else self.limits.frame_pixels
                 )
+                if value > most:
+                    raise ValueError(f"{name}={value} beside a video is over this server's limit of {most}.")
 
     @contextlib.contextmanager
     def _fetched(

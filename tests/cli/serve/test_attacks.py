@@ -137,17 +137,38 @@ def test_hosts_of_the_command():
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "films")] == [True] * 3 + [False] * 4  # fmt: skip
 
 
+def test_options_of_the_command(tmp_path):
+    from cacovid_cli.serve.command import _folders, _media_counts
+
+    assert _media_counts('{"video": 2}') == {"videos": 2}
+    assert _media_counts('{"image": 0, "video": 1}') == {"images": 0, "videos": 1}
+    for wrong in ("2", "{", '{"audio": 1}', '{"video": true}', '{"video": -1}', "video=2"):
+        with pytest.raises(ValueError, match="is not a JSON object of whole numbers"):
+            _media_counts(wrong)
+    (tmp_path / "film.mp4").touch()
+    for wrong in (tmp_path / "none", tmp_path / "film.mp4"):
+        with pytest.raises(ValueError, match="is not a folder: give one that is there"):
+            _folders([tmp_path, wrong])
+
+
 # ---------------------------------------------------------------- addresses
 
 
 class Elsewhere(http.server.BaseHTTPRequestHandler):
-    """`/clip` is a video; `/to?X` redirects to X; `/endless` does not end; `/drip` gives a byte now and then. Paths are noted."""
+    """`/clip` is a video; `/to?X` redirects to X; `/endless` does not end; `/drip` gives a byte now and then, `/headers` its headers so. Paths are noted."""
 
     def log_message(self, *args):
         pass
 
     def do_GET(self):
         self.server.asked.append(self.path)
+        if self.path == "/headers":
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+            return
         self.send_response(302 if self.path.startswith("/to?") else 200)
         if self.path.startswith("/to?"):
             self.send_header("Location", self.path[4:])
@@ -262,7 +283,7 @@ def test_downloads_end(elsewhere, outside):
         assert "bytes, the limit" in refusal(text)["message"]
         started = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(4) as clients:
-            answers = list(clients.map(lambda _: post(address, asking(f"{outside}/drip")), range(4)))
+            answers = list(clients.map(lambda path: post(address, asking(outside + path)), ("/drip", "/headers") * 2))
         assert time.monotonic() - started < 5
         for status, text in answers:
             assert status == 400

@@ -9,7 +9,10 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from helpers.processors import tiny_processor
 from helpers.serving import CLIP, asking, fetched, post, refusal, running, tiny_model, with_part
+
+from cacovid_hf import with_video_reader
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +217,22 @@ def test_what_asks_for_nothing_is_no_error(address):
     )  # fmt: skip
     status, text = post(address, asking(**neutral))
     assert status == 200, text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"), [("min_pixels", 1 << 21, 1 << 20), ("max_pixels", 1 << 26, 1 << 25)]
+)
+def test_sizes_of_frames(name, value, most):
+    """Of a family that follows them; small frames are enlarged to `min_pixels`."""
+    from cacovid_cli.serve.errors import Refused
+    from cacovid_cli.serve.interrupts import Interrupt
+    from cacovid_cli.serve.limits import Limits
+    from cacovid_cli.serve.reading import Reader
+
+    reader = Reader(with_video_reader(tiny_processor("qwen2_5_vl")), 4096, Limits())
+    message = [{"role": "user", "content": [{"type": "video", "video": "a.mp4", name: value}]}]
+    with pytest.raises(Refused, match=f"{name}={value} beside a video is over this server's limit of {most}"):
+        reader.read(message, Interrupt())
 
 
 def test_other_paths_and_methods(address):
