@@ -28,10 +28,10 @@ def embedding_device(backbone: Any) -> torch.device:
     return offloaded_to(embeddings) or device if device.type == "meta" else device
 
 
-# Types of layers that keep keys and values of every token.
-_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
+# Kinds of layers, in `config.layer_types`, in which tokens attend to tokens, so that keys and values of each are kept.
+ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 def keeps_states(config: Any) -> bool:
     """Whether a language model has layers that keep one state of all tokens before (linear attention), in place of the keys and values of each."""
-    return not set(getattr(config.get_text_config(), "layer_types", None) or ()) <= _ATTENDING
+    return not set(getattr(config.get_text_config(), "layer_types", None) or ()) <= set(ATTENDING)

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from ..backbones.loaded import ATTENDING
 from .rotary import TURNINGS
 
-# Kinds of layers, in `config.layer_types`, in which tokens attend to tokens.
-ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 LIGHT = "Use policy_type='light', or a compressor without a policy."
 
 

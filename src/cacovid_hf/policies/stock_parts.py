@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..backbones.loaded import ATTENDING
 from ..utils.tensors import rotate
 from .rotary import TURNINGS, turning_of
-from .shape import ATTENDING, GEMMA_NORMS, GLM_NORMS
+from .shape import GEMMA_NORMS, GLM_NORMS
 
 
 def check_readable(config: Any, layers: Iterable[int]) -> None:
