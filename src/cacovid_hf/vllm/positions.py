@@ -46,7 +46,7 @@ def text_advance(grid: tuple[int, int, int], last_time: int, rule: str) -> int:
     Args:
         grid: `(T, h, w)` in tokens.
         last_time: position in time of its last frame, relative to its start.
-        rule: `"transformers"` (5.3 and later): the larger side of a frame, however long the video lasts. `"vllm"` (transformers up to 5.2 too): behind
+        rule: `"transformers"` (5.3 and later; seconds of a step unrounded since 5.19): the larger side of a frame, however long the video lasts. `"vllm"` (transformers up to 5.2 too): behind
             the largest position of the item.
     """
     _, height, width = grid
