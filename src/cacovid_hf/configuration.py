@@ -1,6 +1,7 @@
 """`CaCoVidConfig`: which backbone, which policy, which defaults; every check of a setting is here or called from here."""
 
 import copy
+import os
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -63,6 +64,18 @@ class CaCoVidConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         kwargs.pop(KEY, None)  # of the folder, not of the model
         check_format_version(self.format_version)
+        for name, flag in (("includes_backbone", self.includes_backbone), ("policy_trained", self.policy_trained)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name}={flag!r} is not true or false: give one of them.")
+        base = {
+            "base_model_name_or_path": self.base_model_name_or_path,
+            "base_model_revision": self.base_model_revision,
+        }
+        for name, value in base.items():
+            if value is not None and not isinstance(value, (str, os.PathLike)):
+                raise ValueError(
+                    f"{name}={value!r} is not a text: give an id, a folder or a revision, or leave it out."
+                )
         self.backbone_config = backbone_config(self.backbone_config)
         self.retention_ratio = PolicySettings.of(vars(self)).retention_ratio
         super().__post_init__(**kwargs)

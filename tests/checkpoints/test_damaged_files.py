@@ -193,6 +193,56 @@ def test_a_tokenizer_of_70_megabytes(pristine, tmp_path):
         load_processor(tmp_path / "m")
 
 
+CONFIGS = {  # file, values, what the error says
+    "no backbone": ("config.json", dict(backbone_config=None), "has no backbone_config with a model_type"),
+    "a backbone without a type": ("config.json", dict(backbone_config={"a": 1}), "has no backbone_config with"),
+    "a flag in words": ("config.json", dict(includes_backbone="yes"), "includes_backbone='yes' is not true or false"),
+    "a number as a flag": ("config.json", dict(policy_trained=1), "policy_trained=1 is not true or false"),
+    "a number as an id": ("config.json", dict(base_model_name_or_path=3), "base_model_name_or_path=3 is not a text"),
+    "a number as a commit": ("config.json", dict(base_model_revision=5), "base_model_revision=5 is not a text"),
+    "an id in words": ("backbone/config.json", dict(video_token_id="x"), "expected int, got str"),
+    "an end in words": (
+        "backbone/generation_config.json",
+        dict(eos_token_id="x"),
+        "eos_token_id='x'; it must be a token",
+    ),
+    "no beams": ("backbone/generation_config.json", dict(num_beams=0), "num_beams=0; it must be a whole number"),
+    "a cold draw": (
+        "backbone/generation_config.json",
+        dict(temperature=-1),
+        "temperature=-1; it must be a number of",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_config_that_cannot_be(pristine, tmp_path, case):
+    shutil.copytree(pristine / "llava_onevision", tmp_path / "m")
+    file, values, said = CONFIGS[case]
+    edit(tmp_path / "m" / file, **values)
+    with pytest.raises(ValueError, match=rf"{file.split('/')[-1]}.*{said}") as caught:
+        CaCoVidForConditionalGeneration.from_pretrained(tmp_path / "m")
+    assert "copy or download it again" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_mistyped_setting_is_said(pristine, tmp_path, caplog):
+    shutil.copytree(pristine / "llava_onevision", tmp_path / "m")
+    edit(tmp_path / "m" / "config.json", retention_ratoi=0.5)
+    with caplog.at_level("WARNING"):
+        CaCoVidForConditionalGeneration.from_pretrained(tmp_path / "m")
+    assert "has the unknown setting retention_ratoi, which does nothing: did you mean retention_ratio?" in caplog.text
+
+
+def test_weights_of_another_size(pristine, tmp_path):
+    """Of many tensors the first are named."""
+    shutil.copytree(pristine / "llava_onevision", tmp_path / "m")
+    edit(tmp_path / "m" / "config.json", backbone_config__text_config__hidden_size=32)
+    with pytest.raises(ValueError, match=r"do not fit its config \(.* and \d+ more\): .*Copy or download") as caught:
+        CaCoVidForConditionalGeneration.from_pretrained(tmp_path / "m")
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_that_are_not_finite(pristine, tmp_path, bad, dtype):

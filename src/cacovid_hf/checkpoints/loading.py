@@ -1,12 +1,14 @@
 """Load a checkpoint: its config, and its backbone from safetensors alone."""
 
 import os
+import reprlib
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .._compat import PRIVATE_LOADING_ARGUMENTS, attention_implementation
 from ..backbones import backbone_family
@@ -18,6 +20,8 @@ from ..policies.settings import PolicySettings
 from ..utils.blame import blamed_on, one_line
 from ..utils.names import nearest
 from ..utils.tensors import first_not_finite
+
+logger = logging.get_logger(__name__)
 
 # What of the Hub's arguments goes on to the backbone, whose own revision is pinned in the config.
 SHARED_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
@@ -41,6 +45,10 @@ NEVER_FORWARDED = (
 )
 
 
+_COUNTS = ("max_new_tokens", "max_length", "num_beams", "num_return_sequences")
+_FACTORS = ("temperature", "repetition_penalty")
+
+
 def load_config(source: Source, config: CaCoVidConfig | None, overrides: dict[str, Any]) -> CaCoVidConfig:
     """The checkpoint's config, or the one given, with `overrides`, checked again."""
     if config is None:
@@ -49,6 +57,17 @@ def load_config(source: Source, config: CaCoVidConfig | None, overrides: dict[st
             raise ValueError(
                 f"{source.name} has no CaCoVid config (model_type {stored.get('model_type')!r}): wrap a stock model with from_backbone."
             )
+        inner = stored.get("backbone_config")
+        if not isinstance(inner, dict) or not inner.get("model_type"):
+            raise ValueError(
+                f"config.json of {source.name} has no backbone_config with a model_type: copy or download it again."
+            )
+        known = [field.name for field in fields(CaCoVidConfig)]
+        for name in sorted(set(stored) - set(known)):
+            if remedy := nearest(name, known, ""):
+                logger.warning(
+                    f"config.json of {source.name} has the unknown setting {name}, which does nothing: {remedy}"
+                )
         with blamed_on("config.json", source.name):
             config = CaCoVidConfig.from_pretrained(source.name, **source.hub)
     elif source.file("config.json"):
@@ -136,11 +155,15 @@ def check_backbone(place: Source, config: CaCoVidConfig | None, settings: dict[s
     backbone_family(
         SimpleNamespace(model_type=place.config().get("model_type"))
     )  # before anything offers to run its code
-    if place.json("generation_config.json") is not None:  # stock loading passes over one that is no JSON
+    if (
+        generation := place.json("generation_config.json")
+    ) is not None:  # stock loading passes over one that is no JSON
+        _check_generation(generation, f"generation_config.json of {place.name}")
         with blamed_on("generation_config.json", place.name):
             GenerationConfig.from_pretrained(place.name, **place.hub)
     with blamed_on("config.json", place.name):
         found = AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.hub)
+        type(found).from_dict(found.to_dict())  # values under a second name are checked by this alone
         least = least_parameters(found)
     if config is not None:
         check_policy_size(config.get_text_config(), found)
@@ -151,6 +174,31 @@ def check_backbone(place: Source, config: CaCoVidConfig | None, settings: dict[s
             f"The config of {place.name} describes at least {least:,} parameters, its weights have {size:,} bytes: one of the two is "
             "damaged; copy or download it again."
         )
+
+
+def _check_generation(values: dict[str, Any], file: str) -> None:
+    """Refuse settings that would fail in the first answer.
+
+    Raises:
+        ValueError: naming the file and the value.
+    """
+    for name, value in values.items():
+        if value is None:
+            continue
+        wanted = ""
+        if name.endswith("_token_id"):
+            ids = value if isinstance(value, list) else [value]
+            wanted = (
+                "" if all(type(one) is int and one >= -1 for one in ids) else "a token's number, or a list of these"
+            )
+        elif name in _COUNTS:
+            wanted = "" if type(value) is int and value >= 1 else "a whole number of at least 1"
+        elif name in _FACTORS:
+            wanted = "" if isinstance(value, (int, float)) and value >= 0 else "a number of at least 0"
+        if wanted:
+            raise ValueError(
+                f"{file} says {name}={reprlib.repr(value)}; it must be {wanted}: copy or download it again."
+            )
 
 
 def least_parameters(config: Any) -> int:

@@ -298,8 +298,8 @@ def check_weights(expected: dict[str, Tensor], stored: dict[str, StoredTensor], 
         *types,
     ]
     if problems:
-        shown = "; ".join(problems)
-        shown = shown if len(shown) <= 3000 else f"{shown[:3000]}..."
+        more = [f"and {len(problems) - 4} more"] if len(problems) > 4 else []
+        shown = "; ".join([*(part if len(part) <= 300 else f"{part[:300]}..." for part in problems[:4]), *more])
         raise ValueError(
             f"The policy's weights in {name} do not fit its config ({shown}): they belong to another version or backbone, or are "
             "damaged. Copy or download the checkpoint again."
