@@ -30,7 +30,7 @@ from ._compat import (
 from .backbones import backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
 from .backbones.delegation import DelegatesToBackbone
-from .backbones.loaded import base_model, embedding_device
+from .backbones.loaded import base_model, embedding_device, keeps_states
 from .checkpoints import loading, saving
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
@@ -381,6 +381,11 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
                 "Give the videos once: files or encoded videos as `video`, or what the processor returned for them."
             )
         method = self.resolve_compressor(compressor)
+        if keep_selection and keeps_states(self.backbone.config):
+            raise ValueError(
+                f"keep_selection=True cuts the cache back to what two questions share, and the states of {self.backbone.config.model_type}'s linear attention "
+                "cannot be cut: make a session without."
+            )
         if keep_selection and method.inside_llm:
             raise ValueError(
                 f"compressor {method.name!r} drops tokens inside the language model, and no question can go on from such a cache (keep_selection=True): "

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.chats import chat_inputs
+from helpers.chats import chat_inputs, user
 from helpers.media import write_video
-from helpers.models import FAMILIES, Video, masked_inputs, prompt_inputs, stock_model, tower
+from helpers.models import FAMILIES, Video, family_of, masked_inputs, prompt_inputs, stock_model, tower
 from helpers.processors import tiny_processor
 from transformers import AutoProcessor, DynamicCache, GenerationConfig
+from transformers.video_utils import VideoMetadata
 
 from cacovid_cli.ask import ask
 from cacovid_hf import AutoBudget, CaCoVidForConditionalGeneration, VideoSession, with_video_reader
@@ -26,6 +27,11 @@ def case(request):
     stock = stock_model(request.param)
     model = CaCoVidForConditionalGeneration.from_backbone(stock)
     return stock, model, prompt_inputs(stock, ROWS)
+
+
+def skip_unless_a_cache_can_be_cut(model):
+    if not family_of(model.backbone).attends:
+        pytest.skip("a state of linear attention cannot be cut back")
 
 
 def question(inputs, words, keep=6):
@@ -91,6 +97,7 @@ def test_questions_in_a_batch(case):
 def test_a_kept_choice_in_a_conversation(case, decoding):
     """Every turn against the oracle, from a cache that holds the kept tokens; only what is new is prefilled."""
     stock, model, inputs = case
+    skip_unless_a_cache_can_be_cut(model)
     session = model.session(**inputs, retention_ratio=[0.25, 0.25], keep_selection=True)
     settings = {**STEP, **(dict(do_sample=True, top_k=5) if decoding == "sampling" else {})}
     now = question(inputs, QUESTIONS[0])
@@ -116,6 +123,7 @@ def test_a_kept_choice_in_a_conversation(case, decoding):
 def test_a_kept_choice_and_other_questions(case):
     """Questions that do not see each other: the cache is cut back to what they share, and the answers are those of a new prompt with that choice."""
     stock, model, inputs = case
+    skip_unless_a_cache_can_be_cut(model)
     session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
     first = question(inputs, QUESTIONS[0])
     keeps = KeptBefore(tuple(video.keep for video in model.compress(**first, retention_ratio=0.25).videos))
@@ -147,6 +155,7 @@ def test_a_kept_choice_and_other_questions(case):
 
 def test_a_failed_call_leaves_a_session_that_works(case):
     _, model, inputs = case
+    skip_unless_a_cache_can_be_cut(model)
     session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
     one, other = question(inputs, QUESTIONS[0]), question(inputs, QUESTIONS[1])
     first = session.generate(**one, **STEP)
@@ -181,6 +190,7 @@ REFUSED = {
 def test_what_a_kept_cache_cannot_do(case, refused):
     _, model, inputs = case
     settings, message = REFUSED[refused]
+    skip_unless_a_cache_can_be_cut(model)
     session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
     with pytest.raises(ValueError, match=message):
         session.generate(**inputs, **{**STEP, **settings})
@@ -192,6 +202,7 @@ def test_what_a_kept_cache_cannot_do(case, refused):
 @pytest.mark.parametrize("changed", [dict(retention_ratio=0.9), dict(compressor="uniform")], ids=str)
 def test_a_kept_choice_does_not_change_in_silence(case, changed):
     _, model, inputs = case
+    skip_unless_a_cache_can_be_cut(model)
     session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
     first = session.generate(**inputs, **STEP)
     (name,) = changed
@@ -204,6 +215,7 @@ def test_a_kept_choice_does_not_change_in_silence(case, changed):
 
 def test_a_choice_whose_size_the_scores_decide_is_kept_too(case):
     _, model, inputs = case
+    skip_unless_a_cache_can_be_cut(model)
     session = model.session(**inputs, retention_ratio=AutoBudget(0.2, 0.6), keep_selection=True)
     session.generate(**inputs, **STEP)
     kept = session._kept
@@ -287,6 +299,36 @@ def test_arguments_are_checked(case):
 # ------------------------------------------------------------------ words
 
 
+def test_a_state_cannot_be_cut_back():
+    stock = stock_model("qwen3_5")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    with pytest.raises(
+        ValueError, match="the states of qwen3_5's linear attention cannot be cut: make a session without"
+    ):
+        model.session(**prompt_inputs(stock, ROWS), retention_ratio=0.25, keep_selection=True)
+
+
+def test_times_that_are_not_known():
+    """Pixels come without them; with the processor's metadata beside them the words are the processor's."""
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model("qwen3_vl"))
+    processor = with_video_reader(tiny_processor("qwen3_vl"))
+    metadata = VideoMetadata(total_num_frames=8, fps=2.0, duration=4.0, frames_indices=[0, 2, 4, 7])
+    text = processor.apply_chat_template([user("what color", "x")], add_generation_prompt=True)
+    frames = torch.zeros(4, 64, 96, 3, dtype=torch.uint8).numpy()
+    inputs = processor(
+        text=text, videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+    )
+    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what color"}]}]
+    with pytest.raises(ValueError, match="The times of the videos' frames are not known"):
+        model.session(**inputs, processor=processor, retention_ratio=0.25).prompt([chat])
+    session = model.session(**inputs, processor=processor, video_metadata=[metadata], retention_ratio=0.25)
+    for _ in range(2):
+        prompt = session.prompt([chat])
+        assert all(torch.equal(value, inputs[name]) for name, value in prompt.items())
+    assert metadata.frames_indices == [0, 2, 4, 7]
+
+
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("videos", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_are_the_processors(family, videos, tmp_path):
