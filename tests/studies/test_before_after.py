@@ -6,7 +6,7 @@ import pytest
 from helpers.provenance import check_provenance
 
 from benchmarks.record import ROOT
-from studies.before_after import compared, main, times_of
+from studies.before_after import compared, main, paired, times_of
 
 PREFILL = {
     "vision_ms": {"samples": [7.0]},
@@ -28,6 +28,11 @@ def test_least_and_median_of_what_both_have():
     assert row["ratio"] == {"min": 1.0, "median": 0.75}
 
 
+def test_calls_that_followed_each_other_are_compared():
+    (row,) = paired({"a": [1.0, 10.0, 2.0]}, {"a": [2.0, 10.0, 3.0]})
+    assert row["ratio"] == {"min": 2.0, "median": 1.5, "paired": 1.5}
+
+
 @pytest.mark.slow
 def test_a_checkout_against_itself(tmp_path):
     words = [
@@ -43,9 +48,12 @@ def test_a_checkout_against_itself(tmp_path):
         "--only",
         "norm",
     ]
-    path = main([str(ROOT), str(ROOT), "--rounds", "2", "--output", str(tmp_path), "--", *words])
+    path = main([str(ROOT), str(ROOT), "--rounds", "2", "--calls", "2", "--output", str(tmp_path), "--", *words])
     record = json.loads(path.read_text())
     check_provenance(record)
-    (rows,) = record["results"].values()
+    calls, rows = record["results"].values()
+    assert len(calls) == 12
+    assert all(len(row["before"]["samples"]) == len(row["after"]["samples"]) == 2 for row in calls)
+    assert record["commits"]["before"] == record["commits"]["after"] == record["commit"]
     assert {row["name"].split(": ")[-1] for row in rows} == {"before", "after"}
     assert all(len(row["before"]["samples"]) == len(row["after"]["samples"]) == 4 for row in rows)
