@@ -94,6 +94,28 @@ def test_base64_as_clients_write_it(address):
     assert content_of(address) in (CONTENT, CONTENT[:-1])
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 7, 64])
+def test_base64_in_parts(step, monkeypatch):
+    """Wherever the parts end: within four digits, a quoted character, white space, the padding."""
+    from cacovid_hf.video import addresses
+
+    monkeypatch.setattr(addresses, "_STEP", step)
+    padded = base64.b64encode(CONTENT[:-2]).decode()
+    assert padded.endswith("==")
+    for text in (
+        padded,
+        padded[:-1],
+        padded[:-2],
+        padded.replace("/", "%2F").replace("=", "%3d"),
+        " ".join(padded),
+        f"\n{padded}%20%0A",
+    ):
+        assert content_of(f"data:video/mp4;base64,{text}") == CONTENT[:-2]
+    for wrong in (f"{padded}{padded}", f"AA=A{padded}", f"{padded[:-2]}=%", "A", f"{padded[:-2]}é", "AAAA%"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            content_of(f"data:video/mp4;base64,{wrong}")
+
+
 @pytest.mark.parametrize(
     ("address", "reason"),
     [

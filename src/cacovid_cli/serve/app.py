@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from .reading import Reader, positions_of
 from .requests import AnswerRequest, ChatRequest, ResponsesRequest, parse
 
 Answer = ChatAnswer | ResponsesAnswer
+_LARGE = 1 << 20  # bytes
 
 
 class Service:
@@ -42,6 +44,7 @@ class Service:
         self.worker = Worker(model, processor)
         self.metrics = Metrics()
         self.active = 0
+        self.parsing = threading.Lock()
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -60,6 +63,11 @@ class Service:
             self.active -= 1
             self.metrics.active.dec()
 
+    def parsed(self, kind: type[AnswerRequest], body: bytes) -> AnswerRequest:
+        """See `parse`; large ones one after another, because the parser does not give other threads their turn."""
+        with self.parsing if len(body) > _LARGE else contextlib.nullcontext():
+            return parse(kind, body, self.limits)
+
     async def events(self, kind: type[AnswerRequest], http: Request) -> AsyncGenerator[Any, None]:
         """What a request asks for, then pieces of text, then a `Finished`; closing it ends the work."""
         started, interrupt = time.monotonic(), Interrupt()
@@ -67,7 +75,7 @@ class Service:
             with self.place():
                 # Not `http.body()`, which would keep it.
                 body = b"".join([part async for part in http.stream()])
-                request = await in_thread(parse, kind, body, self.limits)
+                request = await in_thread(self.parsed, kind, body)
                 del body
                 if request.model is not None and request.model != self.name:
                     raise Refused(

@@ -27,6 +27,8 @@ _DRIVE = re.compile(r"/?[a-z]:[\\/]", re.IGNORECASE)
 _THIS_MACHINE = re.compile(r"^(localhost|127\.0\.0\.1|\[::1\])(?=/)", re.IGNORECASE)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _LONGEST_PATH = 4096  # characters; longer ones are contents in the place of an address
+_STEP = 1 << 20  # characters of base64 that are decoded at a time
+_STANDARD = str.maketrans("-_", "+/")
 _SHOWN = 60  # characters of an address in a message
 
 
@@ -167,12 +169,9 @@ def _data_content(address: str, max_bytes: int) -> bytes:
         header = _DATA_HEADER.match(address)
         if header is None:
             raise ValueError("it does not say ';base64,'")
-        payload = address[header.end() :]
-        if 3 * (len(payload) // 4) > max_bytes:
+        if 3 * ((len(address) - header.end()) // 4) > max_bytes:
             raise ValueError(f"it holds more than {max_bytes} bytes")
-        payload = "".join((unquote(payload) if "%" in payload else payload).split())
-        payload = payload.translate(str.maketrans("-_", "+/")).rstrip("=")
-        content = base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
+        content = _base64_content(address, header.end())
         if not content:
             raise ValueError("it holds nothing")
         return content
@@ -180,6 +179,29 @@ def _data_content(address: str, max_bytes: int) -> bytes:
         raise ValueError(
             f"What is given as {address[:40]!r}... cannot be read: {error}. Write such as data:video/mp4;base64, and then the file in base64."
         ) from None
+
+
+def _base64_content(text: str, start: int) -> bytes:
+    """What stands in base64 from a place of a text on: a part at a time, so that other threads get their turns."""
+    content = bytearray()
+    quoted = left = ""
+    has_ended = False
+    for place in range(start, len(text), _STEP):
+        part = quoted + text[place : place + _STEP]
+        # A quoted character may go on in the next part.
+        cut = part.rfind("%", len(part) - 2) if place + _STEP < len(text) else -1
+        part, quoted = (part, "") if cut < 0 else (part[:cut], part[cut:])
+        part = "".join((unquote(part) if "%" in part else part).split()).translate(_STANDARD)
+        digits, padding, behind = part.partition("=")
+        if (has_ended and digits) or behind.strip("="):
+            raise ValueError("it goes on behind its padding")
+        has_ended |= bool(padding)
+        digits = left + digits
+        whole = len(digits) - len(digits) % 4
+        content += base64.b64decode(digits[:whole], validate=True)
+        left = digits[whole:]
+    content += base64.b64decode(left + "=" * (-len(left) % 4), validate=True)
+    return bytes(content)
 
 
 def _download(address: str, file: BinaryIO, rules: AddressRules) -> None:
