@@ -16,6 +16,7 @@ from helpers.models import (
     Video,
     masked_inputs,
     prompt_inputs,
+    skip_unless_served,
     tower,
     wrapped,
 )
@@ -286,6 +287,7 @@ PUBLISHED_COUNTS = [
 @pytest.mark.parametrize("method", RIVALS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_counts_positions_and_the_oracle(family, method):
+    skip_unless_served(family, method)
     stock, model = wrapped(family)
     for rows in (RAGGED, TWO_VIDEOS, IMAGE_AND_VIDEO, ONE_FRAME):
         inputs = prompt_inputs(stock, rows)
@@ -304,6 +306,7 @@ def test_counts_positions_and_the_oracle(family, method):
 @pytest.mark.parametrize("method", RIVALS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_is_compressed_as_it_would_be_alone(family, method):
+    skip_unless_served(family, method)
     stock, model = wrapped(family)
     both = model.compress(**prompt_inputs(stock, RAGGED), retention_ratio=0.3, compressor=method)
     again = model.compress(**prompt_inputs(stock, RAGGED), retention_ratio=0.3, compressor=method)
@@ -317,18 +320,12 @@ def test_a_row_is_compressed_as_it_would_be_alone(family, method):
     assert torch.equal(alone.videos[0].keep, both.videos[0].keep)
 
 
-def skip_unless_cut_inside(family):
-    if not BY_NAME[family].cuts_inside:
-        pytest.skip(f"{family} is refused by methods that drop tokens between layers")
-
-
 @pytest.mark.spread(8)
 @pytest.mark.parametrize("method", GATED)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_divergence_gate(family, method):
     """A method changes what the model says, and leaves nothing behind: public ports of two methods did nothing, without a sign of it."""
-    if isinstance(method, FastV) or method == "framefusion":
-        skip_unless_cut_inside(family)
+    skip_unless_served(family, method)
     stock, model = wrapped(family)
     inputs = prompt_inputs(stock, RAGGED)
     settings = dict(max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)

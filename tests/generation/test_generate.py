@@ -11,6 +11,7 @@ from helpers.models import (
     TWO_VIDEOS,
     masked_inputs,
     prompt_inputs,
+    skip_unless_served,
     stock_model,
     wrapped,
 )
@@ -327,6 +328,7 @@ def test_refused_chunk_size():
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_meets_the_budget_and_the_oracle(family, method):
+    skip_unless_served(family, method)
     stock, model = wrapped(family)
     for rows in (RAGGED, TWO_VIDEOS):
         inputs = prompt_inputs(stock, rows)

@@ -7,7 +7,16 @@ import pytest
 import torch
 from helpers.chats import chat_inputs, user
 from helpers.media import write_video
-from helpers.models import FAMILIES, Video, family_of, masked_inputs, prompt_inputs, stock_model, tower
+from helpers.models import (
+    FAMILIES,
+    Video,
+    family_of,
+    masked_inputs,
+    prompt_inputs,
+    skip_unless_served,
+    stock_model,
+    tower,
+)
 from helpers.processors import tiny_processor
 from transformers import AutoProcessor, DynamicCache, GenerationConfig
 from transformers.video_utils import VideoMetadata
@@ -248,6 +257,8 @@ BEFORE_VISION = {
 @pytest.mark.parametrize(("settings", "message"), BEFORE_VISION.values(), ids=BEFORE_VISION)
 def test_settings_are_refused_before_the_videos_are_encoded(case, settings, message):
     _, model, inputs = case
+    if "fastv" in settings.values():
+        skip_unless_served(model.backbone.config.model_type, "fastv")
     ran = []
     towers = [part for name, part in model.backbone.named_modules() if name.endswith(("vision_tower", "visual"))]
     handles = [tower.register_forward_pre_hook(lambda *_: ran.append(1)) for tower in towers]

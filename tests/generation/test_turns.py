@@ -7,7 +7,17 @@ import copy
 import pytest
 import torch
 from helpers import flash_stand_in
-from helpers.models import BY_NAME, FAMILIES, Image, Video, masked_inputs, prompt_inputs, stock_model, wrapped
+from helpers.models import (
+    BY_NAME,
+    FAMILIES,
+    Image,
+    Video,
+    family_of,
+    masked_inputs,
+    prompt_inputs,
+    stock_model,
+    wrapped,
+)
 from transformers import DynamicCache, StaticCache
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -127,7 +137,9 @@ def test_conversations(family, conversation, pixels):
 def test_caches_of_the_caller(family, cache, attention):
     stock = stock_model(family, attention)
     config = stock.config.get_text_config()
-    given = {"static": StaticCache(config=config, max_cache_len=90), "empty dynamic": DynamicCache()}.get(cache)
+    given = {"static": StaticCache(config=config, max_cache_len=90), "empty dynamic": DynamicCache(config=config)}.get(
+        cache
+    )
     settings = dict(prefill_chunk_size=3) if cache == "chunks" else {}
     turns = CONVERSATIONS["a new video"]
     ours, _ = hold(stock, turns, 1, new_cache=given, compressor=Uniform(), **settings)
@@ -194,6 +206,8 @@ def more(inputs, sequences, tokens=(50, 60, 70)):
 def test_a_conversation_forks_and_goes_back(first_turn):
     """A copy of the cache goes its own way, and a cache that was cropped goes on from there."""
     _, model, inputs, first = first_turn
+    if not family_of(model.backbone).attends:
+        pytest.skip("a state of linear attention cannot be cut back")
     cache, fork = first.past_key_values, copy.deepcopy(first.past_key_values)
     one, other = more(inputs, first.sequences), more(inputs, first.sequences, (80, 81))
     length = cache.get_seq_length()
@@ -399,6 +413,8 @@ def test_a_static_cache_that_is_too_small(first_turn):
 
 def test_caches_of_unknown_contents(first_turn):
     stock, model, inputs, first = first_turn
+    if not family_of(stock).attends:
+        pytest.skip("a state of linear attention cannot be cut back")
     whole = more(inputs, first.sequences)
     beams = model.generate(**inputs, retention_ratio=0.25, **{**STEP, "num_beams": 2})
     with pytest.raises(ValueError, match="not known to belong to a prompt"):
@@ -435,3 +451,12 @@ def test_after_an_uncompressed_turn(family):
     )
     reference = stock.generate(**masked_inputs(stock, talk.inputs, kept), **STEP)
     assert torch.equal(ours.sequences, reference.sequences)
+
+
+def test_a_cache_that_knows_no_linear_attention():
+    stock = stock_model("qwen3_5")
+    model = CaCoVidForConditionalGeneration.from_backbone(stock)
+    with pytest.raises(ValueError, match="made without a config, and does not know which layers are linear attention"):
+        model.generate(
+            **prompt_inputs(stock, [[3, Video(), 6]]), retention_ratio=0.25, past_key_values=DynamicCache(), **STEP
+        )

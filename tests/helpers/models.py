@@ -446,7 +446,10 @@ class Qwen35(Qwen3VL):
         return super().config({"layer_types": types, **text})
 
     def amplify(self, stock):
-        """Nothing."""
+        """States that forget slowly, so that answers depend on the whole prompt."""
+        for name, weight in stock.named_parameters():
+            if name.endswith("A_log"):
+                weight.fill_(-4.0)
 
     def beside(self, found, row, places, new):
         return {}
@@ -545,6 +548,18 @@ FIRST = FAMILIES[:2]
 def family_of(stock) -> Family:
     """The family of a stock model."""
     return BY_NAME[stock.config.model_type]
+
+
+def attending_layer(decoder) -> nn.Module:
+    """The first layer of a language model that attends."""
+    return next(layer for layer in decoder.layers if "self_attn" in dict(layer.named_children()))
+
+
+def skip_unless_served(family: str, method: Any) -> None:
+    """Skip a test of a method, by name or instance, that refuses the language model of a family by name."""
+    name, known = method if isinstance(method, str) else method.name, BY_NAME[family]
+    if (name in ("fastv", "framefusion") and not known.cuts_inside) or (name == "attention" and not known.attends):
+        pytest.skip(f"{name} refuses {family}")
 
 
 def tower(stock) -> nn.Module:

@@ -309,7 +309,7 @@ class CompressedGenerationMixin:
             return self.stock_generate(**without_own_inputs(given.family, arguments))
         settings = effective_settings(self.backbone, generation_config, arguments)
         goes_on = cached_length(cache) > 0
-        check_generation(settings, arguments, method)
+        check_generation(settings, arguments, method, self.backbone.config)
 
         given = given.completed(settings)
         new_tokens = settings.max_new_tokens or 0

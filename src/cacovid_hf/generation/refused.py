@@ -8,6 +8,7 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
 from .._compat import CACHE
+from ..backbones.loaded import keeps_states
 from ..compressors.base import Compressor
 from .inputs import cached_length, expansion
 
@@ -67,13 +68,14 @@ FORWARD_INSIDE = {
 _SHOWN = {*SETTINGS, *GENERATE_INSIDE} - {CACHE}
 
 
-def check_generation(settings: GenerationConfig, arguments: dict[str, Any], method: Compressor) -> None:
+def check_generation(settings: GenerationConfig, arguments: dict[str, Any], method: Compressor, config: Any) -> None:
     """Refuse what does not work in `generate`.
 
     Args:
         settings: of the call, see `effective_settings`.
         arguments: of the call.
         method: of compression.
+        config: of the backbone.
 
     Raises:
         ValueError: the argument, the reason and the way round.
@@ -82,7 +84,7 @@ def check_generation(settings: GenerationConfig, arguments: dict[str, Any], meth
         raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
     values = {**vars(settings), **{name: value for name, value in arguments.items() if value is not None}}
     _look_up({**ARGUMENTS, **SETTINGS}, values)
-    _check_cache(settings, arguments.get(CACHE))
+    _check_cache(settings, arguments.get(CACHE), config)
     mode = settings.get_generation_mode()
     if mode not in SUPPORTED_MODES:
         _refuse(f"Generation mode {mode.value!r}", _UNTRIED)
@@ -102,11 +104,16 @@ def check_forward(backbone: Any, arguments: dict[str, Any], method: Compressor) 
             )
 
 
-def _check_cache(settings: GenerationConfig, cache: Any) -> None:
+def _check_cache(settings: GenerationConfig, cache: Any, config: Any) -> None:
     if cache is None:
         return
     if type(cache) not in (DynamicCache, StaticCache):
         _refuse(f"A cache of type {type(cache).__name__}", "only DynamicCache and StaticCache have been tried")
+    if keeps_states(config) and not cache.layers:
+        raise ValueError(
+            "The cache was made without a config, and does not know which layers are linear attention: give "
+            "DynamicCache(config=model.config.get_text_config())."
+        )
     if settings.cache_implementation is not None or settings.use_cache is False:
         _refuse("A cache beside cache_implementation or use_cache=False", "they ask for different caches")
     if cached_length(cache) and expansion(settings) > 1:
