@@ -121,9 +121,9 @@ REPLACED = {  # what a file holds, None if it is gone, and what the error says o
     "no template": ("chat_template.jinja", None, "is missing or empty"),
     "an empty template": ("chat_template.jinja", "", "is missing or empty"),
     "a cut template": ("chat_template.jinja", "{% for message in messages %}{{ mess", "TemplateSyntaxError"),
-    "a pointer instead of a template": ("chat_template.jinja", LFS, "writes no text or no video of a message"),
+    "a pointer instead of a template": ("chat_template.jinja", LFS, "writes no text of a message"),
     "a template that calls what is not there": ("chat_template.jinja", "{{ nothing() }}", "'nothing' is undefined"),
-    "a template of zeros": ("chat_template.jinja", "\0" * 50, "writes no text or no video of a message"),
+    "a template of zeros": ("chat_template.jinja", "\0" * 50, "writes no text of a message"),
     "a template of former times without text": ("chat_template.json", "{}", "has no chat_template"),
     "a template of former times of another type": ("chat_template.json", '{"chat_template": 3}', "cannot be used"),
     "no tokenizer": ("tokenizer.json", None, "is missing"),
@@ -146,6 +146,23 @@ def test_a_file_of_a_processor_that_is_another(pristine, tmp_path, case):
     if content is not None:
         (tmp_path / "m" / file).write_text(content)
     with pytest.raises(ValueError, match=rf"^{file}.* of {tmp_path}/m .*{said}.*copy or download it again\.$"):
+        load_processor(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("file", "template"),
+    [("chat_template.jinja", "{{ messages[0].content[1].text }}"), ("tokenizer_config.json", None)],
+)
+def test_a_template_and_a_tokenizer_of_two_models(pristine, tmp_path, file, template):
+    """Either may be to blame, and both are named."""
+    shutil.copytree(pristine / "llava_onevision", tmp_path / "m")
+    if template is None:
+        edit(tmp_path / "m" / file, extra_special_tokens={"image_token": "<image>", "video_token": "<eos>"})
+    else:
+        (tmp_path / "m" / file).write_text(template)
+    with pytest.raises(
+        ValueError, match=r"_config.json or tokenizer_config.json or chat_template.jinja of .* writes no '<"
+    ):
         load_processor(tmp_path / "m")
 
 

@@ -85,8 +85,14 @@ def _check_template(processor: Any, source: Source) -> None:
     content = [{"type": "video"}, {"type": "text", "text": "What is shown?"}]
     with blamed_on(file, source.name):
         text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-        if "What is shown?" not in text or processor.video_token not in text:
-            raise ValueError("it writes no text or no video of a message")
+        if "What is shown?" not in text:
+            raise ValueError("it writes no text of a message")
+    if processor.video_token not in text:
+        names = " or ".join([*(file for file in SETTINGS if source.file(file)), TOKENIZER[1], file])
+        raise ValueError(
+            f"{names} of {source.name} cannot be used (the template writes no {reprlib.repr(processor.video_token)}, which stands for a video): copy "
+            "or download it again."
+        )
 
 
 def _present(source: Source) -> list[str]:
