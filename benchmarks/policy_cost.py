@@ -74,25 +74,25 @@ def _rope(*sections: int, **more: Any) -> dict[str, Any]:
 
 
 HYBRID = ("linear_attention", "full_attention")
-CONFIG = "the checkpoint's config.json"
+KNOWN = "sizes of the published model"
 DEFAULT = "defaults of the config class in transformers 5.24"
 QWEN3_5 = _rope(11, 11, 10, partial_rotary_factor=0.25)
 SHAPES = {
     "qwen2-7b": Shape(
-        ("llava_onevision", "video_llama_3", "internvl"), CONFIG, _sizes("qwen2", 3584, 18944, 28, 4, **_rope()), 28
+        ("llava_onevision", "video_llama_3", "internvl"), KNOWN, _sizes("qwen2", 3584, 18944, 28, 4, **_rope()), 28
     ),
     "qwen2-vl-7b": Shape(
-        ("qwen2_vl", "qwen2_5_vl"), CONFIG, _sizes("qwen2_vl_text", 3584, 18944, 28, 4, **_rope(16, 24, 24)), 28
+        ("qwen2_vl", "qwen2_5_vl"), KNOWN, _sizes("qwen2_vl_text", 3584, 18944, 28, 4, **_rope(16, 24, 24)), 28
     ),
-    "llama-7b": Shape(("llava_next_video",), CONFIG, _sizes("llama", 4096, 11008, 32, 32, **_rope()), 32),
-    "smollm2-1.7b": Shape(("smolvlm",), CONFIG, _sizes("llama", 2048, 8192, 32, 32, **_rope()), 24),
-    "qwen3-8b": Shape(("internvl",), CONFIG, _sizes("qwen3", 4096, 12288, 32, 8, head_dim=128, **_rope()), 36),
+    "llama-7b": Shape(("llava_next_video",), KNOWN, _sizes("llama", 4096, 11008, 32, 32, **_rope()), 32),
+    "smollm2-1.7b": Shape(("smolvlm",), KNOWN, _sizes("llama", 2048, 8192, 32, 32, **_rope()), 24),
+    "qwen3-8b": Shape(("internvl",), KNOWN, _sizes("qwen3", 4096, 12288, 32, 8, head_dim=128, **_rope()), 36),
     "qwen3-vl-4b": Shape(
-        ("qwen3_vl",), CONFIG, _sizes("qwen3_vl_text", 2560, 9728, 32, 8, head_dim=128, **_rope(24, 20, 20)), 36
+        ("qwen3_vl",), KNOWN, _sizes("qwen3_vl_text", 2560, 9728, 32, 8, head_dim=128, **_rope(24, 20, 20)), 36
     ),
     "qwen3-vl-30b-a3b": Shape(
         ("qwen3_vl_moe",),
-        CONFIG,
+        KNOWN,
         _sizes(
             "qwen3_vl_moe_text",
             2048,
@@ -138,7 +138,7 @@ SHAPES = {
     ),
     "gemma4-31b": Shape(
         ("gemma4",),
-        CONFIG,
+        KNOWN,
         _sizes("gemma4_text", 5376, 21504, 32, 16, head_dim=256, hidden_size_per_layer_input=0),
         60,
         ("sliding_attention", "full_attention"),

@@ -55,7 +55,11 @@ def prefill_table(record: dict[str, Any]) -> list[str]:
 
 def policy_cost_table(record: dict[str, Any]) -> list[str]:
     """Rows: the language models, and each kind of policy on them."""
+    shown = next(iter(record["shapes"].values()))
+    grid = " x ".join(map(str, shown["video_grid"]))
     lines = [
+        f"A video of {grid} tokens in a prompt of {shown['prompt_tokens']}, {record['config']['dtype']}, {device(record)}, CPU time.",
+        "",
         "| language model | layers measured | stock prefill, ms | policy | policy, ms | of the prefill of all layers (computed) | "
         + " | ".join(f"speedup at {ratio:g}, all layers (computed)" for ratio in record["config"]["ratios"])
         + " |",

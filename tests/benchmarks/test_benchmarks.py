@@ -304,7 +304,7 @@ def test_policy_cost(tmp_path, threads):
         assert set(times["ratios"]) == {"0.25", "0.1"}
     rows = policy_cost_table(record)
     assert sum("| refused |" in row for row in rows) == 1
-    assert len(rows) == 2 + 4
+    assert len(rows) == 2 + 2 + 4  # a sentence, a head, each shape with each kind
 
 
 def test_throughput(tmp_path, threads):
