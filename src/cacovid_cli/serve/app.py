@@ -17,7 +17,7 @@ from .connections import Connections
 from .errors import Refused, error_response
 from .generation import Finished, Job, Worker, settings_of_request
 from .guards import ASGIApp, Guards
-from .interrupts import Interrupt, call_in, in_thread
+from .interrupts import Interrupt, Threads, call_in
 from .limits import Limits
 from .metrics import Metrics
 from .reading import Reader, positions_of
@@ -44,6 +44,7 @@ class Service:
         self.worker = Worker(model, processor)
         self.metrics = Metrics()
         self.active = 0
+        self.threads = Threads(limits.requests + 1)
         self.parsing = threading.Lock()
 
     @contextlib.contextmanager
@@ -75,14 +76,14 @@ class Service:
             with self.place():
                 # Not `http.body()`, which would keep it.
                 body = b"".join([part async for part in http.stream()])
-                request = await in_thread(self.parsed, kind, body)
+                request = await self.threads.run(self.parsed, kind, body)
                 del body
                 if request.model is not None and request.model != self.name:
                     raise Refused(
                         f"model={request.model[:100]!r} is not served here: ask for {self.name!r}.", param="model"
                     )
                 yield request
-                inputs = await in_thread(self.reader.read, request.take_chat(), interrupt)
+                inputs = await self.threads.run(self.reader.read, request.take_chat(), interrupt)
                 room = self.positions - inputs["input_ids"].shape[1]
                 settings = settings_of_request(request, room, self.limits.new_tokens)
                 loop, told = asyncio.get_running_loop(), asyncio.Queue[Any]()
@@ -175,8 +176,10 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
+        service.threads.start()
         yield
-        await in_thread(service.worker.close, limits.shutdown_seconds)
+        await service.threads.run(service.worker.close, limits.shutdown_seconds)
+        service.threads.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
 

@@ -1,6 +1,7 @@
 """Ending work in threads that nobody waits for any more."""
 
 import asyncio
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -62,32 +63,58 @@ class RequestGuard:
             )
 
 
-async def in_thread(work: Callable[..., Result], *arguments: Any) -> Result:
-    """What `work(*arguments)` returns in a thread of its own, which does not keep the process from ending.
+class Threads:
+    """Threads that wait for work, and that do not keep the process from ending. The event loop would have to wait for new ones to start.
 
-    The caller may be cancelled; the work then goes on until it looks at its interrupt.
+    Args:
+        count: how many; further work waits for one of them.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future = loop.create_future()
 
-    def settle(result: Any, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+    def __init__(self, count: int):
+        self.count = count
+        self.tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work(*arguments)
-        except BaseException as raised:  # raised in the caller
-            error = raised
-        call_in(loop, settle, result, error)
+    def start(self) -> None:
+        """Begin to wait."""
+        for _ in range(self.count):
+            threading.Thread(target=self._run, name="reading", daemon=True).start()
 
-    threading.Thread(target=run, daemon=True).start()
-    return await future
+    def close(self) -> None:
+        """End when the work that was given is done."""
+        for _ in range(self.count):
+            self.tasks.put(None)
+
+    async def run(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """What `work(*arguments)` returns in one of the threads.
+
+        The caller may be cancelled; the work then goes on until it looks at its interrupt.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future = loop.create_future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if future.cancelled():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        def task() -> None:
+            result, error = None, None
+            try:
+                result = work(*arguments)
+            except BaseException as raised:  # raised in the caller
+                error = raised
+            call_in(loop, settle, result, error)
+
+        self.tasks.put(task)
+        return await future
+
+    def _run(self) -> None:
+        while (task := self.tasks.get()) is not None:
+            task()
+            task = None  # what it holds may be large
 
 
 def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *arguments: Any) -> None:
