@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.models import BY_NAME, FIRST, skip_unless_served
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {
@@ -55,6 +56,14 @@ print(load_benchmark(f"mlvu_dev={copies.mlvu_dev(WORK / 'mlvu')}")[0].answer)
 @pytest.mark.parametrize("module", NAMES)
 def test_names_that_outside_scripts_import(module):
     assert [name for name in NAMES[module] if name not in vars(importlib.import_module(module))] == []
+
+
+def test_families_of_outside_scripts_are_served_by_every_method():
+    families = importlib.import_module("models").FAMILIES
+    assert set(FIRST) <= set(families) < set(BY_NAME)
+    for method in ("fastv", "framefusion", "attention"):
+        for family in families:
+            skip_unless_served(family, method)
 
 
 @pytest.mark.slow
