@@ -80,6 +80,12 @@ def test_a_policy_alone_brings_its_backbone(run, tmp_path):
     assert found["same"] == found["asked"], found["wrong"]
 
 
+def test_a_stock_checkpoint_and_methods_without_a_policy(run, tmp_path):
+    found = run("run", "stock_checkpoint", "llava_onevision", tmp_path)
+    assert found["same"] == found["asked"], found["wrong"]
+    assert "this checkpoint has none" in found["without_method"]
+
+
 def test_an_adapter_of_the_language_model(run, tmp_path):
     """Answers with LoRA are those of PEFT, and others than without it."""
     found = run("run", "adapter", "qwen2_5_vl", tmp_path)
