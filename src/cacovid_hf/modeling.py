@@ -397,6 +397,11 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
                 "with_tower_attention=True."
             )
         files = [video] if isinstance(video, (str, os.PathLike)) else video
+        named = isinstance(files, Sequence) and all(isinstance(file, (str, os.PathLike)) for file in files)
+        if files is not None and not named and not isinstance(files, EncodedVideos):
+            raise ValueError(
+                f"A session cannot open a {type(video).__name__}: give paths or addresses of videos, or what encode_videos returned."
+            )
         num_videos = len(self.family.video_grids(self.backbone.config, inputs) if files is None else files)
         method.check(self, resolve(retention_ratio, self.config, num_videos))
         if files is None:

@@ -172,8 +172,12 @@ def with_video_reader(processor: ProcessorMixin) -> ProcessorMixin:
         processor: of a model of a supported family, stock or already such a copy; left as it is.
 
     Raises:
-        ValueError: it, or its video processor, is of another family.
+        ValueError: it is not a processor, or it or its video processor is of another family.
     """
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError(
+            f"A {type(processor).__name__} is not a processor of videos: give what AutoProcessor.from_pretrained returns."
+        )
     stock = processor.video_processor
     family = type(stock).__name__
     reader: Any = type(stock) if isinstance(stock, tuple(READERS.values())) else READERS.get(family)

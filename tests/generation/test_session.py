@@ -302,6 +302,15 @@ def test_arguments_are_checked(case):
         session.ask("what")
     with pytest.raises(ValueError, match="question is empty"):
         session.ask(["what", " "])
+    for words in (None, 5, {"role": "user"}):
+        with pytest.raises(ValueError, match=f"A question is a {type(words).__name__}: give a text"):
+            session.ask(words)
+    for video in (5, b"film.mp4", ["film.mp4", 5], {"video": "film.mp4"}):
+        with pytest.raises(ValueError, match=f"A session cannot open a {type(video).__name__}: give paths"):
+            model.session(video, object())
+    for processor in (5, "processor"):
+        with pytest.raises(ValueError, match=f"A {type(processor).__name__} is not a processor of videos: give what"):
+            model.session("film.mp4", processor)
     one = prompt_inputs(model.backbone, [[3, Video(), 6]])
     with pytest.raises(ValueError, match="video placeholders"):
         session.generate(**one, **STEP)

@@ -110,6 +110,8 @@ class VideoSession:
         Raises:
             ValueError: an empty question, no processor, or several questions where one prompt follows the other.
         """
+        if not isinstance(question, Sequence):
+            raise ValueError(f"A question is a {type(question).__name__}: give a text, or a list of texts.")
         questions = [question] if isinstance(question, str) else list(question)
         if not questions or not all(isinstance(words, str) and words.strip() for words in questions):
             raise ValueError("The question is empty: ask something about the video.")
