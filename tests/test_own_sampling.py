@@ -112,4 +112,7 @@ from transformers import AutoProcessor
 processor = AutoProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
 print(type(processor).__module__, type(processor.video_processor).__module__)
 """
-    assert run_fresh(program, tmp_path).stdout.split() == ["cacovid_hf.processing", "cacovid_hf.video_processing"]
+    assert run_fresh(program, tmp_path, with_transformers=True).stdout.split() == [
+        "cacovid_hf.processing",
+        "cacovid_hf.video_processing",
+    ]

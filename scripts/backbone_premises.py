@@ -1,0 +1,74 @@
+"""Which premises of a backbone hold for a class of transformers: `python scripts/backbone_premises.py qwen3_vl`.
+
+The class is made from its default config without weights. What does not hold names what a family implements (see CONTRIBUTING.md, "Add a backbone").
+"""
+
+import argparse
+import inspect
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+from cacovid_hf._compat import CACHE_NAMES
+from cacovid_hf.backbones.base import CARRIED, WITHOUT_EFFECT
+from cacovid_hf.backbones.loaded import keeps_states
+
+# Arguments of a language model that a prompt given as embeddings does not need.
+USUAL = {*CARRIED, *WITHOUT_EFFECT, *CACHE_NAMES, "input_ids", "cache_position", "kwargs", "output_attentions"}
+
+
+def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
+    """Each premise, whether it holds, and what is to be done if it does not."""
+    config = model.config
+    text = config.get_text_config()
+    taken = set(inspect.signature(type(model.get_decoder()).forward).parameters) - {"self"}
+    more = sorted(taken - USUAL - {"output_hidden_states", "return_dict"})
+    generation = inspect.signature(type(model).prepare_inputs_for_generation).parameters
+    windows = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+    return [
+        (
+            "videos have a placeholder of their own",
+            getattr(config, "video_token_id", None) is not None,
+            "implement places and video_token_id",
+        ),
+        (
+            "the language model receives embeddings, mask and positions alone",
+            not more,
+            f"it takes {', '.join(more)} too: implement extra_names, extra_width, extra and extra_arguments if the stock forward gives them",
+        ),
+        (
+            "every layer keeps keys and values",
+            not keeps_states(config),
+            "masking is not dropping: attends = False in the tests",
+        ),
+        (
+            "no layer has a window",
+            not windows,
+            f"prompts longer than {getattr(text, 'sliding_window', None)} positions are refused",
+        ),
+        (
+            "generate takes inputs_embeds",
+            "inputs_embeds" in generation,
+            "stock generation refuses embeddings: the family cannot be served yet",
+        ),
+        (
+            "forward takes logits_to_keep",
+            "logits_to_keep" in inspect.signature(type(model).forward).parameters,
+            "the prefill makes logits of every position, and training cannot score answers",
+        ),
+    ]
+
+
+def main(model_type: str) -> None:
+    """Print the premises of a model type."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type))
+    print(f"{model_type}: {type(model).__name__}, language model {type(model.get_decoder()).__name__}")
+    for premise, holds, remedy in premises(model):
+        print(f"  {'holds' if holds else 'fails'}  {premise}{'' if holds else f': {remedy}'}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model_type", help="config.model_type of a stock class, such as qwen3_vl")
+    main(parser.parse_args().model_type)

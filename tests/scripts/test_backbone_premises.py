@@ -1,0 +1,20 @@
+"""What the command says of classes whose premises are known by hand."""
+
+from helpers.models import stock_model
+
+from scripts.backbone_premises import premises
+
+FAILS = {
+    "qwen2_vl": [],
+    "llava_next_video": [],
+    "qwen3_vl": ["the language model receives embeddings, mask and positions alone"],
+    "qwen3_5": ["every layer keeps keys and values"],
+}
+
+
+def test_what_fails():
+    for family, expected in FAILS.items():
+        found = premises(stock_model(family))
+        assert [premise for premise, holds, _ in found if not holds] == expected, family
+        if family == "qwen3_vl":
+            assert "it takes deepstack_visual_embeds, visual_pos_masks too" in found[1][2]
