@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commit", help="where the code has no git history")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "serving")
     options = parser.parse_args()
     torch.set_num_threads(1)
     mixes = [plan(options.requests, options.seed + number) for number in range(options.rounds)]
