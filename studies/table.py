@@ -60,7 +60,26 @@ def search_table(record: dict[str, Any]) -> list[str]:
     return [f"{record['config']['num_questions']} questions; beam search finds {found} tokens at most.", "", *lines]
 
 
-TABLES = {"budget_study": budget_table, "rollouts": rollouts_table, "search_study": search_table}
+def before_after_table(record: dict[str, Any]) -> list[str]:
+    """Rows: what was timed; medians in ms of both commits, and their ratios."""
+    lines = ["| what | before, ms | after, ms | least | median | paired |", "|---|---|---|---|---|---|"]
+    for rows in record["results"].values():
+        for row in rows:
+            ratio, medians = row["ratio"], [f"{row[side]['median']:.3g}" for side in ("before", "after")]
+            paired = f"{ratio['paired']:.2f}x" if "paired" in ratio else ""
+            lines.append(
+                f"| {row['name']} | {' | '.join(medians)} | {ratio['min']:.2f}x | {ratio['median']:.2f}x | {paired} |"
+            )
+    commits = " and ".join(commit[:7] for commit in record["commits"].values())
+    return [f"{commits}, {record['config']['rounds']} rounds.", "", *lines]
+
+
+TABLES = {
+    "before_after": before_after_table,
+    "budget_study": budget_table,
+    "rollouts": rollouts_table,
+    "search_study": search_table,
+}
 
 
 if __name__ == "__main__":
