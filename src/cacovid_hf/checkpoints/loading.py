@@ -63,7 +63,7 @@ def load_config(source: Source, config: CaCoVidConfig | None, overrides: dict[st
                 f"config.json of {source.name} has no backbone_config with a model_type: copy or download it again."
             )
         known = [field.name for field in fields(CaCoVidConfig)]
-        for name in sorted(set(stored) - set(known)):
+        for name in sorted(set(stored) - set(known) - {"model_type", "auto_map"}):
             if remedy := nearest(name, known, ""):
                 logger.warning(
                     f"config.json of {source.name} has the unknown setting {name}, which does nothing: {remedy}"
