@@ -441,11 +441,11 @@ def test_the_server_takes_model_and_processor_of_a_revision(hub, monkeypatch, re
     pytest.importorskip("fastapi")
     pytest.importorskip("openai")
     models, served = push_two_revisions(hub), []
-    monkeypatch.setattr("cacovid_cli.serve.serve", lambda *what: served.append(what))
+    monkeypatch.setattr("cacovid_cli.serve.server.serve", lambda *what: served.append(what))
     with pytest.raises(SystemExit) as ended:
         main(["serve", REPO, *([] if revision == "main" else ["--revision", revision])])
     assert not ended.value.code
-    ((name, model, processor, _, _),) = served
+    ((name, model, processor, *_),) = served
     assert name == REPO
     assert [same_policy(model, other) for other in models.values()] == [revision == other for other in models]
     assert processor.video_processor.num_frames == {"main": 4, "v2": 6}[revision]

@@ -47,7 +47,7 @@ class ServedConfig(PreTrainedConfig):
             )
         config.architectures = [ARCHITECTURES[config.model_type]]
         config.dtype = whole.dtype
-        config._name_or_path = str(kwargs.get("name_or_path", ""))
+        config.name_or_path = str(kwargs.get("name_or_path", ""))
         config.cacovid = {
             "policy": asdict(PolicySettings.of(vars(whole))),
             "includes_backbone": whole.includes_backbone,
