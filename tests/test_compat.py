@@ -67,7 +67,8 @@ def test_the_output_holds_all_that_the_backbone_returned(family, ratio):
 def test_the_bound_of_the_package_is_the_newest_tested_version():
     major, minor = Version(_compat.NEWEST_TRANSFORMERS).release
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    (bound,) = map(Requirement, re.findall(r'"(transformers>=[^"]*)"', text))  # the extra for vLLM has a version of its own
+    # The extra for vLLM has a version of its own.
+    (bound,) = map(Requirement, re.findall(r'"(transformers>=[^"]*)"', text))
     assert bound.specifier.contains(f"{major}.{minor}.9"), bound
     assert not bound.specifier.contains(f"{major}.{minor + 1}.0"), bound
 
