@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .errors import Refused, error_body
-from .generation import Finished
+from .finished import Finished
 from .requests import AnswerRequest, ChatRequest
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from .answers import ChatAnswer, ResponsesAnswer
 from .connections import Connections
 from .errors import Refused, error_response
-from .generation import Finished, Job, Worker, settings_of_request
+from .finished import Finished
+from .generation import Job, Worker, settings_of_request
 from .guards import ASGIApp, Guards
 from .interrupts import Interrupt, Threads, call_in
 from .limits import Limits

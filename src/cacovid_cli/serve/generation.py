@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import ProcessorMixin, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from .errors import Refused
+from .finished import Finished
 from .interrupts import Interrupt, Interrupted
 from .requests import AnswerRequest
 from .stop_texts import StopTextCriteria, UntilStop, until_stop
@@ -36,25 +37,6 @@ class Settings:
     stop: list[str]
     seed: int | None
     streamed: bool
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The end of an answer.
-
-    Attributes:
-        text: all of it.
-        reason: `"stop"` (it has ended) or `"length"` (it was as long as allowed).
-        prompt_tokens: of the prompt as it was sent, dropped tokens included.
-        new_tokens: generated, the end token included.
-        first_token_seconds: from the beginning of the work to the first new token.
-    """
-
-    text: str
-    reason: str
-    prompt_tokens: int
-    new_tokens: int
-    first_token_seconds: float
 
 
 @dataclass

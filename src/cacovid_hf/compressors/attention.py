@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import backbone_family
 from ..policies.stock_parts import check_readable
 from ..prompt import Prompt, PromptLayout, VideoSpan
 from ..utils.hooks import Hook, attached
@@ -111,8 +110,7 @@ def video_attention(
         read(layer, module, states, *kwargs["position_embeddings"])
 
     hooks = [Hook(decoder.layers[layer].self_attn, pre=partial(enter, layer)) for layer in set(layers)]
-    family = backbone_family(model.backbone.config)
-    with suppress(_Done), attached(*hooks), family.handed_over(model.backbone, prompt.extra):
+    with suppress(_Done), attached(*hooks), model.family.handed_over(model.backbone, prompt.extra):
         decoder(
             inputs_embeds=prompt.inputs_embeds,
             attention_mask=prompt.layout.valid.long().to(prompt.inputs_embeds.device),

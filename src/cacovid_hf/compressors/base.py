@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..backbones.base import Backbone
 from ..prompt import CompressedPrompt, LayerRecord, Prompt, VideoSelection, VideoSpan
 from ..ratio import AutoBudget, token_budget
 from ..utils.tensors import full_precision, to_device_async
@@ -35,6 +36,11 @@ class CompressibleModel(Protocol):
     @property
     def policy(self) -> nn.Module:
         """A `Policy`, made for the backbone."""
+        ...
+
+    @property
+    def family(self) -> Backbone:
+        """How prompts of the backbone are laid out."""
         ...
 
 

@@ -69,7 +69,7 @@ class FastV(Compressor):
 
     def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
         """Numbers that the layers behind the cut can make up for."""
-        check_cuttable(self.name, model.backbone.config)
+        check_cuttable(self.name, model.family, model.backbone.config)
         for ratio in plain_ratios(self.name, retention_ratios):
             self.kept_ratio(ratio, len(model.backbone.get_decoder().layers))
 

@@ -69,7 +69,7 @@ class FrameFusion(Compressor):
 
     def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
         """Numbers alone."""
-        check_cuttable(self.name, model.backbone.config)
+        check_cuttable(self.name, model.family, model.backbone.config)
         plain_ratios(self.name, retention_ratios)
 
     def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:

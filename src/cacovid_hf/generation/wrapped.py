@@ -2,17 +2,11 @@
 
 from typing import Any, Protocol
 
-from ..backbones.base import Backbone
 from ..compressors.base import CompressibleModel
 
 
 class WrappedModel(CompressibleModel, Protocol):
     """A backbone with a policy and settings."""
-
-    @property
-    def family(self) -> Backbone:
-        """How prompts of the backbone are laid out."""
-        ...
 
 
 class AnsweringModel(WrappedModel, Protocol):

@@ -27,11 +27,12 @@ _FILES = ["model*.safetensors"]
 
 @dataclass
 class Wrapped:
-    """What a compression method asks of a model (`CompressibleModel`). The backbone is vLLM's, and no served method reads it."""
+    """What a compression method asks of a model (`CompressibleModel`). The backbone is vLLM's: no served method reads it or its family."""
 
     config: PolicySettings | None
     policy: Any
     backbone: Any = None
+    family: Any = None
 
 
 class ServedModel:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._compat import CACHE, causal_mask
-from ...backbones import backbone_family
+from ...backbones.base import Backbone
 from ...backbones.loaded import keeps_states
 from ...policies.stock_parts import check_readable, mlp_ends, stock_keys, stock_queries
 from ...prompt import CompressedPrompt, LayerRecord, VideoSelection, ordered_places
@@ -310,11 +310,12 @@ def cut_inside(decoder: Any, prompt: CompressedPrompt, rule: CutRule) -> Iterato
         yield cutter.record
 
 
-def check_cuttable(method: str, config: Any) -> None:
+def check_cuttable(method: str, family: Backbone, config: Any) -> None:
     """Refuse language models whose layers cannot be given fewer tokens than the first one.
 
     Args:
         method: its name.
+        family: of the backbone.
         config: of the backbone.
 
     Raises:
@@ -322,7 +323,7 @@ def check_cuttable(method: str, config: Any) -> None:
     """
     if keeps_states(config):
         reason = "keeps states of linear attention"
-    elif backbone_family(config).extra_width(config):
+    elif family.extra_width(config):
         reason = "adds features of every token behind its first layers (DeepStack)"
     else:
         return
