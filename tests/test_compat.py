@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import FAMILIES, ONE_VIDEO, prompt_inputs, wrapped
+from helpers.models import BY_NAME, FAMILIES, ONE_VIDEO, prompt_inputs, wrapped
 from packaging.requirements import Requirement
 from packaging.version import Version
 from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin, Trainer
@@ -22,13 +22,24 @@ STEP = dict(do_sample=False, max_new_tokens=3, return_dict_in_generate=True)
 @pytest.mark.parametrize("name", _compat.CACHE_NAMES)
 def test_a_cache_of_the_caller_is_filled_under_either_name(family, name):
     _, model = wrapped(family)
-    inputs, cache = prompt_inputs(model.backbone, ONE_VIDEO), DynamicCache()
+    inputs = prompt_inputs(model.backbone, ONE_VIDEO)
+    # A cache without a config is refused where layers do not attend: the next test.
+    cache = DynamicCache() if BY_NAME[family].attends else DynamicCache(config=model.config.get_text_config())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         outputs = model.generate(**inputs, retention_ratio=0.25, **{name: cache}, **STEP)
     kept = model.compress(**inputs, retention_ratio=0.25).input_ids.shape[1]
     assert _compat.cache_of(outputs) is cache
     assert cache.get_seq_length() == kept + 2
+
+
+def test_a_cache_without_a_config_is_refused_where_layers_do_not_attend():
+    _, model = wrapped("qwen3_5")
+    inputs = prompt_inputs(model.backbone, ONE_VIDEO)
+    with pytest.raises(
+        ValueError, match=r"does not know which layers are linear attention: give DynamicCache\(config="
+    ):
+        model.generate(**inputs, retention_ratio=0.25, **{_compat.CACHE: DynamicCache()}, **STEP)
 
 
 @pytest.mark.skipif(_compat.CACHE != "cache", reason="this version of transformers has the old name alone")

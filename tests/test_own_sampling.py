@@ -86,6 +86,23 @@ def test_a_part_is_sampled_as_the_whole_would_be(processor, clip):
     assert frames_of(processor.apply_chat_template(ask(clip, video_start=3.0, video_end=6.0), **CHAT)) == 6
 
 
+@pytest.mark.parametrize("name", ["max_pixels", "min_pixels", "total_pixels"])
+def test_pixels_of_a_frame_are_refused_where_those_of_all_frames_are_bounded(processor, clip, name):
+    """`size` is the way round. Two steps of 48 x 64 pixels, bounded by 4 x 1024: one token per step of 32 x 32 pixels, not two."""
+    with pytest.raises(ValueError, match=f"{name} .*not followed.* give size in processor_kwargs") as refused:
+        processor.apply_chat_template(ask(clip, **{name: 1024}), **CHAT)
+    assert "max_pixels beside it" not in str(refused.value)
+    if name != "total_pixels":
+        for settings in ({name: 1024}, {"videos_kwargs": {name: 1024}}):
+            with pytest.raises(
+                ValueError, match=f"{name} is not followed, because this model bounds the pixels of all"
+            ):
+                processor.apply_chat_template(ask(clip), **CHAT, **settings)
+    size = {"shortest_edge": 1024, "longest_edge": 4 * 1024}
+    found = processor.apply_chat_template(ask(clip, nframes=4), **CHAT, processor_kwargs={"size": size})
+    assert found["video_grid_thw"].tolist() == [[2, 2, 2]]
+
+
 def test_published_settings_are_kept(tmp_path):
     stock = tiny_processor("qwen3_vl")
     stock.video_processor = Qwen3VLVideoProcessor(**PUBLISHED)

@@ -77,7 +77,7 @@ class MessagesMixin(ProcessorMixin):
         self._check_call(kwargs)
         followed = follow_messages(
             conversation,
-            pixel_bounds=self.video_processor.bounds_pixels,
+            bounds_refused=self.video_processor.bounds_refused,
             read_picture=read_picture if tokenize else None,
         )
         kwargs["tokenize"] = tokenize
@@ -94,7 +94,7 @@ class MessagesMixin(ProcessorMixin):
 
     def _check_call(self, kwargs: dict[str, Any]) -> None:
         for place in (kwargs, kwargs.get("videos_kwargs") or {}):
-            check_call(place, pixel_bounds=self.video_processor.bounds_pixels)
+            check_call(place, bounds_refused=self.video_processor.bounds_refused)
 
     def _writes_plain_text(self, template: str | None) -> bool:
         """Whether the chat template writes a content that is a text: some, such as LLaVA-OneVision's own, write parts alone and drop it."""

@@ -26,7 +26,15 @@ from transformers.video_utils import VideoInput, VideoMetadata, make_batched_vid
 from .hub.auto_file import AUTO_MODULE, AUTO_SOURCE
 from .video.addresses import address_rules, current_rules, opened_address, shown
 from .video.files import iter_chosen_frames, read_chosen_frames, uniform_indices
-from .video.messages import PIXEL_BOUNDS, ClipSettings, VideoAddress, check_frames, check_pixel_bounds
+from .video.messages import (
+    ALL_FRAMES,
+    ONE_SIZE,
+    PIXEL_BOUNDS,
+    ClipSettings,
+    VideoAddress,
+    check_frames,
+    check_pixel_bounds,
+)
 from .video.timeline import ClipMetadata, frames_between
 
 logger = logging.get_logger(__name__)
@@ -49,6 +57,13 @@ class VideoFileMixin(BaseVideoProcessor):
     size_is_of_all_frames = False
     # What the stock processor takes; a single frame is repeated.
     least_frames = 1
+
+    @property
+    def bounds_refused(self) -> str | None:
+        """Why `min_pixels` and `max_pixels` of one video are not followed; None: they are."""
+        if self.bounds_pixels:
+            return None
+        return ALL_FRAMES if self.size_is_of_all_frames else ONE_SIZE
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoVideoProcessor") -> None:

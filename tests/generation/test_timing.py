@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import BY_NAME, FAMILIES, RAGGED, prompt_inputs, stock_model
+from helpers.models import FAMILIES, RAGGED, prompt_inputs, refused_methods, stock_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import COMPRESSORS
@@ -15,7 +15,7 @@ def test_timed_is_plain(family):
     stock = stock_model(family)
     model, inputs = CaCoVidForConditionalGeneration.from_backbone(stock), prompt_inputs(stock, RAGGED)
     for name, kind in COMPRESSORS.items():
-        if kind.inside_llm and not BY_NAME[family].cuts_inside:
+        if name in refused_methods(family):
             continue
         method, stages = model.resolve_compressor(name), Stages(torch.device("cpu"))
         how = dict(retention_ratio=0.7, max_new_tokens=6)

@@ -555,10 +555,17 @@ def attending_layer(decoder) -> nn.Module:
     return next(layer for layer in decoder.layers if "self_attn" in dict(layer.named_children()))
 
 
+def refused_methods(family: str) -> tuple[str, ...]:
+    """The names of the methods that refuse the language model of a family by name."""
+    known = BY_NAME[family]
+    inside = () if known.cuts_inside else ("fastv", "framefusion")
+    return inside if known.attends else (*inside, "attention")
+
+
 def skip_unless_served(family: str, method: Any) -> None:
     """Skip a test of a method, by name or instance, that refuses the language model of a family by name."""
-    name, known = method if isinstance(method, str) else method.name, BY_NAME[family]
-    if (name in ("fastv", "framefusion") and not known.cuts_inside) or (name == "attention" and not known.attends):
+    name = method if isinstance(method, str) else method.name
+    if name in refused_methods(family):
         pytest.skip(f"{name} refuses {family}")
 
 

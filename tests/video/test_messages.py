@@ -24,7 +24,7 @@ from cacovid_hf import with_video_reader
 from cacovid_hf.processing import read_picture
 from cacovid_hf.video.files import read_chosen_frames
 from cacovid_hf.video.limits import ReadingLimits, reading_limits
-from cacovid_hf.video.messages import ClipSettings, VideoAddress, follow_messages
+from cacovid_hf.video.messages import ONE_SIZE, ClipSettings, VideoAddress, follow_messages
 from cacovid_hf.video_processing import logger
 
 
@@ -424,7 +424,8 @@ def test_keys_beside_the_content(key):
 
 def test_pixel_bounds_where_frames_have_one_size(llava, clip):
     with pytest.raises(
-        ValueError, match="max_pixels beside a video is not followed: this model sees every frame in one size"
+        ValueError,
+        match="max_pixels beside a video is not followed, because this model sees every frame in one size: give size in",
     ):
         llava.apply_chat_template(ask({"type": "video", "video": str(clip), "max_pixels": 784}), **CHAT)
 
@@ -574,9 +575,9 @@ def test_frames_without_times(qwen, caplog):
 @pytest.mark.parametrize("key", ["parts", "contents", "attachments", "video_path"])
 def test_a_message_that_says_it_under_another_name(key):
     with pytest.raises(ValueError, match=f"A message has '{key}' and no content"):
-        follow_messages([{"role": "user", key: [{"type": "text", "text": "why"}]}], pixel_bounds=False)
+        follow_messages([{"role": "user", key: [{"type": "text", "text": "why"}]}], bounds_refused=ONE_SIZE)
     called = {"role": "assistant", "content": None, "tool_calls": []}
-    assert follow_messages([called], pixel_bounds=False) == [called]
+    assert follow_messages([called], bounds_refused=ONE_SIZE) == [called]
 
 
 @pytest.mark.parametrize(
@@ -584,4 +585,4 @@ def test_a_message_that_says_it_under_another_name(key):
 )
 def test_a_video_that_is_not_one(video):
     with pytest.raises(ValueError, match=r"A video (of type|is an open file)"):
-        follow_messages([{"role": "user", "content": [{"type": "video", "video": video}]}], pixel_bounds=False)
+        follow_messages([{"role": "user", "content": [{"type": "video", "video": video}]}], bounds_refused=ONE_SIZE)

@@ -64,7 +64,7 @@ class Reader:
         """
         guard = RequestGuard(interrupt, self.limits.reading_seconds, self.limits.held_pixels)
         try:
-            followed = follow_messages(conversation, pixel_bounds=self.processor.video_processor.bounds_pixels)
+            followed = follow_messages(conversation, bounds_refused=self.processor.video_processor.bounds_refused)
             self._check(followed)
             with self._fetched(followed, guard) as (named, contents):
                 inputs = self._inputs(named, contents, guard)

@@ -51,7 +51,9 @@ _MARKS = {
     "image": {"cache_control", "format"},
 }
 PIXEL_BOUNDS = ("min_pixels", "max_pixels")
+# Why a model does not follow them.
 ONE_SIZE = "this model sees every frame in one size"
+ALL_FRAMES = "this model bounds the pixels of all frames of a video together"
 # Keys beside a video: the settings of ours that they stand for.
 _SETTINGS = {
     "fps": "max_fps",
@@ -63,12 +65,10 @@ _SETTINGS = {
     "video_end": "end",
     **{name: name for name in PIXEL_BOUNDS},
 }
-_SIZES = "give max_pixels beside it, or size in processor_kwargs"
+_SIZE = "size in processor_kwargs"
+_OF_SIZE = ("total_pixels", "resized_height", "resized_width", "size")
 _REFUSED = {
-    "total_pixels": _SIZES,
-    "resized_height": _SIZES,
-    "resized_width": _SIZES,
-    "size": _SIZES,
+    **dict.fromkeys(_OF_SIZE, f"give max_pixels beside it, or {_SIZE}"),
     "min_frames": "give nframes for an exact number",
     "sample_fps": "give video_metadata in processor_kwargs",
     "raw_fps": "give video_metadata in processor_kwargs",
@@ -153,7 +153,7 @@ class VideoAddress(str):
 
 
 def follow_messages(
-    conversation: Any, *, pixel_bounds: bool = True, read_picture: Callable[[str], Any] | None = None
+    conversation: Any, *, bounds_refused: str | None = None, read_picture: Callable[[str], Any] | None = None
 ) -> Any:
     """Write the parts of chat messages as processors and templates of transformers read them; the given messages stay as they are.
 
@@ -164,7 +164,7 @@ def follow_messages(
 
     Args:
         conversation: chat messages, or a batch of them.
-        pixel_bounds: whether the processor can follow `min_pixels` and `max_pixels` of one video.
+        bounds_refused: why the processor does not follow `min_pixels` and `max_pixels` of one video; None: it does.
         read_picture: from the address of a picture to the picture; None leaves addresses for others to read.
 
     Returns:
@@ -174,7 +174,7 @@ def follow_messages(
     Raises:
         ValueError: a part or key that is not followed; the message names it, and the nearest that is.
     """
-    walk = _Walk(pixel_bounds, read_picture)
+    walk = _Walk(bounds_refused, read_picture)
     if isinstance(conversation, (str, Mapping)) or not isinstance(conversation, Iterable):
         raise ValueError(
             f"A conversation is a {type(conversation).__name__}: give a list of messages such as {{'role': 'user', 'content': ...}}."
@@ -195,7 +195,7 @@ def follow_messages(
 class _Walk:
     """The walk with its settings (see `follow_messages`)."""
 
-    pixel_bounds: bool
+    bounds_refused: str | None
     read_picture: Callable[[str], Any] | None
 
     def message(self, message: Any) -> Any:
@@ -249,7 +249,7 @@ class _Walk:
 
     def video(self, video: Any, beside: dict[str, Any]) -> dict[str, Any]:
         _refuse_lost_content(video, beside, "video")
-        settings = _settings_of(beside, self.pixel_bounds)
+        settings = _settings_of(beside, self.bounds_refused)
         given = settings != ClipSettings()
         if video is None or not isinstance(video, (str, os.PathLike)):
             if given:
@@ -338,18 +338,18 @@ def _content_of(kind: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return content, beside
 
 
-def _settings_of(beside: dict[str, Any], pixel_bounds: bool) -> ClipSettings:
+def _settings_of(beside: dict[str, Any], bounds_refused: str | None) -> ClipSettings:
     """The settings beside a video.
 
     Raises:
         ValueError: unknown, refused, or out of range.
     """
-    known = {name: key for name, key in _SETTINGS.items() if pixel_bounds or name not in PIXEL_BOUNDS}
+    known = {name: key for name, key in _SETTINGS.items() if bounds_refused is None or name not in PIXEL_BOUNDS}
     for name in beside:
         if name in _REFUSED:
-            raise ValueError(f"{name} beside a video is not followed: {_REFUSED[name]}.")
-        if name in PIXEL_BOUNDS and not pixel_bounds:
-            raise ValueError(f"{name} beside a video is not followed: {ONE_SIZE}.")
+            raise ValueError(f"{name} beside a video is not followed: {_way_round(name, bounds_refused)}.")
+        if name in PIXEL_BOUNDS and bounds_refused is not None:
+            raise ValueError(f"{name} beside a video is not followed, because {bounds_refused}: give {_SIZE}.")
     _refuse_others(beside, set(known), "video")
     found: dict[str, Any] = {}
     for name, value in beside.items():
@@ -391,12 +391,17 @@ def _checked(name: str, setting: str, value: Any) -> Any:
     return int(value)
 
 
-def check_call(given: Mapping[str, Any], *, pixel_bounds: bool = True) -> None:
+def _way_round(name: str, bounds_refused: str | None) -> str:
+    """What to do instead of a setting that is refused."""
+    return _REFUSED[name] if bounds_refused is None or name not in _OF_SIZE else f"give {_SIZE}"
+
+
+def check_call(given: Mapping[str, Any], *, bounds_refused: str | None = None) -> None:
     """Refuse settings of a whole call that processors and templates pass over.
 
     Args:
         given: the call's keyword arguments.
-        pixel_bounds: whether the processor can follow `min_pixels` and `max_pixels`.
+        bounds_refused: why the processor does not follow `min_pixels` and `max_pixels`; None: it does.
 
     Raises:
         ValueError: naming the setting and the way round.
@@ -408,10 +413,10 @@ def check_call(given: Mapping[str, Any], *, pixel_bounds: bool = True) -> None:
             raise ValueError(
                 f"{name} of a whole call is not followed: give it beside the video in its message, or num_frames and max_fps for all videos."
             )
-        if name in PIXEL_BOUNDS and not pixel_bounds:
-            raise ValueError(f"{name} is not followed, because {ONE_SIZE}: leave it out, or give size.")
+        if name in PIXEL_BOUNDS and bounds_refused is not None:
+            raise ValueError(f"{name} is not followed, because {bounds_refused}: leave it out, or give size.")
         if name in _REFUSED and name not in _OF_A_CALL:
-            raise ValueError(f"{name} of a whole call is not followed: {_REFUSED[name]}.")
+            raise ValueError(f"{name} of a whole call is not followed: {_way_round(name, bounds_refused)}.")
         if name in ("fps", "max_fps") and not _is_number(value):
             raise ValueError(f"{name}={value!r}: give a number over 0.")
         if name == "num_frames" and (not _is_number(value) or value != int(value)):

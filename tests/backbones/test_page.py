@@ -1,0 +1,73 @@
+"""docs/backbones.md and the README name the families that there are, and what the page says each has is what its tiny model does."""
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers.models import BY_NAME, FAMILIES, ONE_VIDEO, prompt_inputs, refused_methods, wrapped
+from helpers.processors import tiny_processor
+
+from cacovid_hf import with_video_reader
+from cacovid_hf.backbones import BACKBONES
+from cacovid_hf.video.messages import ONE_SIZE
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
+WORKS = {True: "yes", False: "refused"}
+
+
+def rows_of(heading):
+    """Cells of the table's rows below a heading, without its head."""
+    lines = PAGE.split(heading)[1].split("\n## ")[0].splitlines()
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| `(?!model_type)", line)
+    ]
+
+
+def works(call):
+    """Whether it is not refused with a `ValueError`."""
+    try:
+        call()
+    except ValueError:
+        return False
+    return True
+
+
+def found(family):
+    """The row of a family: what its tiny model and its processor do."""
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, ONE_VIDEO)
+    how = dict(retention_ratio=0.9, max_new_tokens=1)
+    methods = {
+        name: works(lambda name=name: model.generate(**inputs, **how, compressor=name))
+        for name in ("fastv", "framefusion", "attention")
+    }
+    assert tuple(name for name in methods if not methods[name]) == refused_methods(family)
+    compressed = model.compress(**inputs, retention_ratio=0.5)
+    reader = with_video_reader(tiny_processor(family)).video_processor
+    pixels = "of a frame" if reader.bounds_refused is None else "refused"
+    return [
+        f"`{family}`",
+        "masking, cutting" if BY_NAME[family].attends else "cutting",
+        WORKS[methods["fastv"] and methods["framefusion"]],
+        "any layer" if BY_NAME[family].attends else "a layer that attends",
+        WORKS[works(compressed.model_inputs)],
+        WORKS[works(lambda: model.session(**inputs, retention_ratio=0.5, keep_selection=True))],
+        "times" if model.family.words_around_frames else "none",
+        "at most 32" if reader.num_frames else "the family's rule",
+        "one size" if reader.bounds_refused == ONE_SIZE else pixels,
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_page_says_of_a_family(family):
+    assert found(family) in rows_of("## What each family has")
+
+
+def test_the_page_and_the_readme_name_every_family():
+    named = [re.findall(r"`(\w+)`", row[0]) for row in rows_of("# Backbones")]
+    assert sorted(sum(named, [])) == sorted(BACKBONES) == sorted(FAMILIES)
+    assert [row[0].strip("`") for row in rows_of("## What each family has")] == list(FAMILIES)
+    (row,) = re.findall(r"^\| backbones \|.*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    for cells in rows_of("# Backbones"):
+        assert cells[1].split(",")[0] in row, cells[1]
