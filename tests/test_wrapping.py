@@ -260,7 +260,7 @@ def test_dispatched_by_accelerate(family, placement, tmp_path):
     assert bool(on_disk) == (placement != "one device")
     options = {}
     if placement == "layers on disk" and "mlp.experts" in dict(attending_layer(plain.get_decoder()).named_modules()):
-        with pytest.raises(ValueError, match="experts of the language model are offloaded .* policy_type='light'"):
+        with pytest.raises(ValueError, match=r"experts of the language model are offloaded .* policy_type='light'"):
             CaCoVidForConditionalGeneration.from_backbone(stock)
         options = {"policy_type": "light"}
     reference = CaCoVidForConditionalGeneration.from_backbone(plain, **options)

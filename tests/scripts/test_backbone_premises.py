@@ -1,5 +1,7 @@
 """What the command says of classes whose premises are known by hand."""
 
+from pathlib import Path
+
 from helpers.models import stock_model
 
 from scripts.backbone_premises import premises
@@ -18,3 +20,9 @@ def test_what_fails():
         assert [premise for premise, holds, _ in found if not holds] == expected, family
         if family == "qwen3_vl":
             assert "it takes deepstack_visual_embeds, visual_pos_masks too" in found[1][2]
+
+
+def test_contributing_has_every_premise():
+    text = (Path(__file__).parent.parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for premise, _, _ in premises(stock_model("qwen2_vl")):
+        assert f"| {premise}" in text, premise
