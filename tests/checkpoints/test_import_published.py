@@ -164,7 +164,7 @@ def test_backbones(source, base, tmp_path):
     with pytest.raises(ValueError, match=r"cannot be told from its sizes .*\(64, 128\)\): give base"):
         import_published(source, tmp_path / "ours")
     other = stock_model("llava_onevision", hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
-    with pytest.raises(ValueError, match=r"q_proj\.weight is \(64, 64\), not \(32, 32\)"):
+    with pytest.raises(ValueError, match=r"frame_compress\.0\.weight is \(32, 64\), not \(16, 32\)"):
         import_published(source, tmp_path / "ours", base=other.config)
     with pytest.raises(ValueError, match=r"published exists already"):
         import_published(source, source, base=base)

@@ -568,4 +568,4 @@ def test_settings_of_the_guide_exist():
     for line in re.findall(r"```yaml\n(.*?)```", GUIDE, re.S)[0].splitlines():
         assert isinstance(yaml.safe_load(line)["train"], (str, dict))
     written = set(re.findall(r"`(\w+): [^`]+`", GUIDE))  # every `name: value` in the text
-    assert {"reward", "reward_functions"} <= written <= set(arguments)
+    assert {"reward", "reward_functions"} <= written <= {*arguments, *known["policy"]}
