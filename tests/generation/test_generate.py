@@ -406,7 +406,7 @@ def test_training_batch(family, padding_side):
             outputs.logits[row, kept][-2:], reference.logits[row, places[row, kept]][-2:], atol=3e-4, rtol=1e-3
         )
     outputs.loss.backward()
-    assert stock.get_decoder().layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+    assert all(bool(weight.grad.any()) for weight in stock.get_decoder().layers[0].mlp.parameters())
     # A hard selection: the policy gets no gradient.
     assert all(weight.grad is None for weight in model.policy.parameters())
 

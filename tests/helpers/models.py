@@ -413,6 +413,10 @@ class Qwen3VLMoe(Qwen3VL):
         head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=1
     )
 
+    def amplify(self, stock):
+        super().amplify(stock)
+        amplify_experts(stock)
+
 
 class Qwen35(Qwen3VL):
     """As Qwen3-VL, without DeepStack; two layers of linear attention in front of one that attends."""
@@ -472,6 +476,10 @@ class Qwen35Moe(Qwen35):
     def config(self, text):
         return super().config({name: value for name, value in text.items() if name != "intermediate_size"})
 
+    def amplify(self, stock):
+        super().amplify(stock)
+        amplify_experts(stock)
+
 
 class LlavaNextVideo(LlavaOnevision):
     """4 tokens per frame, nothing behind a video; the tower's class token is left out."""
@@ -517,6 +525,13 @@ class LlavaNextVideo(LlavaOnevision):
 
     def pooled(self, stock, patches):
         return stock.model.vision_resampler(patches[None, 1:, None])[0, :, 0]
+
+
+def amplify_experts(stock: Any) -> None:
+    """As `stock_model` does with the other weights of its layers; those of experts are one tensor for all of them."""
+    for name, weight in stock.named_parameters():
+        if weight.ndim == 3 and "language_model.layers" in name and "experts" in name:
+            weight.normal_(std=0.2)
 
 
 def chat_template(video: str, image: str) -> str:
