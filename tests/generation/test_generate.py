@@ -9,6 +9,7 @@ from helpers.models import (
     PROMPTS,
     RAGGED,
     TWO_VIDEOS,
+    Video,
     masked_inputs,
     prompt_inputs,
     skip_unless_served,
@@ -390,7 +391,8 @@ def test_scores_have_the_videos_shape(case):
 def test_training_batch(family, padding_side):
     """Loss of the answers of a ragged batch: equal to the oracle's, whichever side is padded."""
     stock, model = wrapped(family)
-    inputs = prompt_inputs(stock, RAGGED, padding_side=padding_side)
+    # A word in front of each answer: a video token there may be dropped, and the last one that stays predicts the answer instead.
+    inputs = prompt_inputs(stock, [*RAGGED[:2], [2, Video(), 3]], padding_side=padding_side)
     labels = torch.full_like(inputs["input_ids"], -100)
     for row, mask in enumerate(inputs["attention_mask"]):
         answer = mask.nonzero()[-2:, 0]

@@ -1,9 +1,11 @@
 """Scores that a prior over frames has, and the share of a budget that every frame gets by them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from ..backbones.loaded import ATTENDING
 from ..policies.settings import Selection
 from ..prompt import Prompt
 from .attention import Attention
@@ -38,8 +40,20 @@ def prior_scores(name: str, prompt: Prompt, model: CompressibleModel) -> list[Sc
     if name == CaCoVid.name:
         config = model.config
         selection = Selection(config.contribution_share, config.frame_cap, config.scope)
-    found = (CaCoVid() if selection else Attention()).score(prompt, model)
+    prior = CaCoVid() if selection else attention_prior(model.backbone.get_decoder().config)
+    found = prior.score(prompt, model)
     return [None if scores is None else PriorScores(scores.token, scores.frame, selection) for scores in found]
+
+
+def attention_prior(config: Any) -> Attention:
+    """Attention in its default layer or, where that one does not attend (linear attention), in the first behind it that does.
+
+    Args:
+        config: of the language model.
+    """
+    kinds = enumerate(config.to_dict().get("layer_types") or ())
+    attending = [layer for layer, kind in kinds if layer >= Attention.layer and kind in ATTENDING]
+    return Attention(attending[0]) if attending else Attention()
 
 
 def frame_counts(scores: Scores, retention_ratio: float, budget: int) -> Tensor:
