@@ -483,6 +483,13 @@ def _cases() -> list[Case]:
     add("clock", "two_stalls.ts", f"{X264} -bf 3 {two}", **even)
     for suffix in ("mp4", "mov", "mkv", "flv", "nut"):
         add("clock", f"pause_b3.{suffix}", f"{X264} -bf 3 {stall}")
+    # A picture from behind the pause is decoded before it.
+    for suffix in ("mp4", "mkv", "ts"):
+        add(
+            "clock",
+            f"pause_ahead.{suffix}",
+            f"{X264} -bf 3 -x264-params b-adapt=0:scenecut=0 {vfr('if(lt(N,27),N*0.04,5+N*0.04)/TB')}",
+        )
     # As many seconds as a power of two has ticks: a pause all the same.
     add("clock", "pause_of_2_20_ticks.mp4", f"{X264} -bf 3 {stall.replace('40', '81.92')} -video_track_timescale 12800")
     for rate in ("30000/1001", "24000/1001", "60", "5", "1"):

@@ -93,6 +93,20 @@ def test_an_edit_list_trims_the_clip(tmp_path):
 
     assert numbers_of(frames) == [20 + i for i in metadata.frames_indices] == [20, 29, 39, 49, 59, 69]
     assert (metadata.total_num_frames, metadata.duration) == (50, 5.0)
+    # The end alone: nothing that is decoded tells where the clip begins.
+    late, _ = read_chosen_frames(path, lambda metadata: np.array([40, 49]))
+    assert numbers_of(late) == [60, 69]
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.mov"])
+@pytest.mark.parametrize("b_frames", [0, 1, 2, 3])
+def test_pauses_of_a_screen_recording(tmp_path, name, b_frames):
+    """Pauses of 3 s lie within groups of pictures, so that a picture from behind one is decoded before it."""
+    pts = [i + 30 * (i // 7) for i in range(30)]
+    path = write_video(tmp_path / name, 30, pts=pts, b_frames=b_frames, options={"sc_threshold": "0"})
+    frames, metadata = read_video(path, 30, max_fps=math.inf)
+    assert numbers_of(frames) == list(range(30))
+    assert metadata.timestamps == pytest.approx([time / 10 for time in pts], abs=1e-3)
 
 
 class WatchedContainer:
@@ -321,6 +335,14 @@ def truncated(path, fraction, **options):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
 
 
+def truncated_within_index(path):
+    """The index is at the end, and what describes its track is cut off."""
+    write_video(path, 100)
+    data = path.read_bytes()
+    assert data.index(b"mdat") < data.index(b"moov")
+    path.write_bytes(data[: data.index(b"stsd")])
+
+
 def write(path, text):
     path.write_text(text)
 
@@ -381,6 +403,11 @@ BAD_FILES = {
         lambda path: truncated(path, 0.5),
         ValueError,
         "is not a readable video .* may be truncated",
+    ),
+    "cut within its index": (
+        truncated_within_index,
+        ValueError,
+        r"is truncated: it has \d+ of the \d+ bytes that it announces\. Copy or download it again",
     ),
     "text": (lambda path: write(path, "no video\n" * 500), ValueError, "is not a readable video .* of another type"),
     "playlist": (playlist, ValueError, "is not a readable video"),

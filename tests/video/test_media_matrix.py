@@ -6,7 +6,11 @@ from pathlib import Path
 
 import av
 import pytest
-from media_matrix import CASES, GROUPS, KNOWN_FAILURES, SPREAD, verdict
+from media_matrix import CASES, GROUPS, KNOWN_FAILURES, RATE, SECONDS, SPREAD, make, verdict
+
+from cacovid_hf.video.decoding import count_frames
+from cacovid_hf.video.index import index_packets
+from cacovid_hf.video.source import opened
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="needs FFmpeg's command line"
@@ -41,6 +45,13 @@ def test_the_page_on_video_files_counts_them():
         assert int(files) == len(cases)
         assert int(exact) + int(mended) + int(refused) == len(cases) - len(named)
         assert set(re.findall(r"`([^`]+)`", failed)) == named
+
+
+def test_headers_of_joined_recordings_are_not_damage(caplog):
+    """Theora's headers stand where the second recording begins, and its decoder refuses them."""
+    with opened(make(CASES["joined/same_clock.ogv"])) as source:
+        assert len(count_frames(source, index_packets(source))) == 2 * RATE * SECONDS
+    assert "damaged" not in caplog.text
 
 
 def test_there_are_many_kinds():

@@ -105,6 +105,17 @@ def test_a_pause_of_a_power_of_two_is_a_pause():
     assert times_of(pts, dts, closes_gaps=False)[0] == [0, 0.04, 0.08, 131.112, 131.152, 131.192]
 
 
+def test_a_pause_between_pictures_of_which_one_is_decoded_ahead():
+    """As FFmpeg tells of Matroska with B-frames, which stores no times of decoding: the first ones are missing."""
+    pts = [0, 80, 40, 3_080, 120, 3_160, 3_120]
+    dts = [None, 0, 40, 80, 120, 3_080, 3_120]
+    times, duration, timeline = times_of(pts, dts, closes_gaps=False)
+    assert times == [0, 0.04, 0.08, 0.12, 3.08, 3.12, 3.16]
+    assert duration == 3.2
+    assert timeline.order.tolist() == [0, 2, 1, 4, 3, 6, 5]
+    assert timeline.has_one_clock
+
+
 def test_a_clock_that_passes_its_end_in_the_last_pictures_alone():
     end = 1 << 33
     times, _, _ = times_of([end - 80, 0, end - 40], [end - 160, end - 120, end - 80])

@@ -8,7 +8,7 @@ import numpy as np
 from transformers.utils import logging
 
 from .source import Source
-from .timeline import HIDDEN, UNKNOWN, Packets, Timeline
+from .timeline import HEADER, HIDDEN, UNKNOWN, Packets, Timeline
 
 logger = logging.get_logger(__name__)
 
@@ -52,6 +52,7 @@ def count_frames(source: Source, packets: Packets) -> np.ndarray:
     for frame in _frames_from_beginning(source, damaged):
         number = frame.pts if frame.pts is not None else len(shown)
         shown.append(min(max(number, 0), total - 1))
+    damaged = [number for number in damaged if not packets.flags[number] & HEADER]  # decoders refuse repeated headers
     if len(damaged) > _MAX_DAMAGED * total or not shown:
         raise ValueError(
             f"{source.name} is damaged: {len(damaged)} of its {total} packets do not decode. Copy or download it again."

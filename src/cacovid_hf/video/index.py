@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .source import Source
-from .timeline import BROKEN, HIDDEN, KEYFRAME, UNKNOWN, Packets
+from .timeline import BROKEN, HEADER, HIDDEN, KEYFRAME, UNKNOWN, Packets
 
 _MAX_PACKETS = 10_500_000  # 24 hours at 120 frames per second
 
@@ -16,7 +16,8 @@ def index_packets(source: Source) -> Packets:
     pts, dts, durations, flags = array("q"), array("q"), array("f"), array("B")
     is_broken = _syntax(source.stream.codec_context)
     # A VP8 frame says in its first byte whether it is shown (RFC 6386, 9.1), and Theora's headers, which joined files repeat, say what they are.
-    hidden_bit, hidden_if = {"vp8": (0x10, 0), "theora": (0x80, 0x80)}.get(source.stream.codec_context.name, (0, 1))
+    codec = source.stream.codec_context.name
+    hidden_bit, hidden_if = {"vp8": (0x10, 0), "theora": (0x80, 0x80)}.get(codec, (0, 1))
     is_cut = is_damaged = False
     for number, packet in source.packets():
         if number >= _MAX_PACKETS:
@@ -26,8 +27,10 @@ def index_packets(source: Source) -> Packets:
         durations.append(packet.duration or 0)
         data = memoryview(packet)
         is_hidden = packet.is_discard or data[0] & hidden_bit == hidden_if
-        is_key = packet.is_keyframe and not (is_hidden and hidden_if)
-        flags.append(KEYFRAME * bool(is_key) | HIDDEN * bool(is_hidden) | BROKEN * is_broken(data))
+        is_header = is_hidden and codec == "theora"
+        is_key = packet.is_keyframe and not is_header
+        kind = KEYFRAME * bool(is_key) | HIDDEN * bool(is_hidden) | HEADER * bool(is_header)
+        flags.append(kind | BROKEN * is_broken(data))
         is_cut = packet.is_corrupt
         is_damaged |= is_cut
     if is_damaged:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from .boxes import is_mp4, too_many_samples
+from .boxes import announced_end, is_mp4, too_many_samples
 from .limits import MAX_SAMPLED_PIXELS, current_guard
 from .timeline import Packets, Timeline, build_timeline
 
@@ -90,6 +90,11 @@ class Source:
         best = self.container.streams.best("video")
         stream = best if best in tracks else tracks[0]
         if stream.codec_context is None:
+            announced = announced_end(self.bytes_at, self.num_bytes) if is_mp4(self.bytes_at) else None
+            if announced is not None and announced > self.num_bytes:  # what describes the track is cut off
+                raise ValueError(
+                    f"{self.name} is truncated: it has {self.num_bytes} of the {announced} bytes that it announces. Copy or download it again."
+                )
             raise ValueError(
                 f"{self.name} has a video track of an unknown codec: convert it, for example with ffmpeg -i FILE out.mp4."
             )

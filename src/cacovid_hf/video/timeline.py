@@ -8,7 +8,7 @@ import numpy as np
 from transformers.video_utils import VideoMetadata
 
 UNKNOWN = -(1 << 63)  # a timestamp that the container does not give
-KEYFRAME, HIDDEN, BROKEN = 1, 2, 4  # bits of `Packets.flags`
+KEYFRAME, HIDDEN, BROKEN, HEADER = 1, 2, 4, 8  # bits of `Packets.flags`
 
 # FFmpeg's own thresholds, in seconds: its tool closes larger gaps of a clock.
 _LARGEST_GAP = 10.0
@@ -27,7 +27,8 @@ class Packets:
         pts: presentation times int64 `(n,)` in ticks, `UNKNOWN` where not given.
         dts: decoding times, likewise.
         durations: float32 `(n,)` in ticks, 0 where not given.
-        flags: uint8 `(n,)`, `KEYFRAME`, `HIDDEN` (decoded for the sake of others, never shown) and `BROKEN` (will probably not decode).
+        flags: uint8 `(n,)`, `KEYFRAME`, `HIDDEN` (decoded for the sake of others, never shown), `BROKEN` (will probably not decode) and
+            `HEADER` (of a codec, in the place of a frame).
         time_base: seconds of one tick.
     """
 
@@ -197,7 +198,10 @@ def _presentation_ticks(packets: Packets, visible: np.ndarray, closes_gaps: bool
         return None, False
     second = 1 / float(packets.time_base)
     # Times of decoding go forward in file order. Those of presentation go to and fro within the decoder's delay.
-    is_by_pts = bool(has_pts.all() and not has_dts.all()) or not has_dts.any()
+    # Matroska stores none. FFmpeg works them out behind the first few packets, but not behind a jump.
+    known = dts[np.argmax(has_dts) :]
+    is_worked_out = bool((known != UNKNOWN).all() and (np.diff(known) >= 0).all())
+    is_by_pts = not has_dts.any() or bool(has_pts.all() and not has_dts.all() and not is_worked_out)
     clock, step = _filled(pts, sorts=True) if is_by_pts else _filled(dts)
     slack = max(_DECODER_DELAY * step, second) if is_by_pts else step / 2
     gap = max((_LARGEST_GAP if closes_gaps else _LARGEST_GAP_OF_FILES) * second, 2 * step)
