@@ -1,4 +1,4 @@
-"""Table and plots of the evidence: `python -m studies.evidence_report` reads studies/results/evidence and writes docs/evidence_*.
+"""Table and plots of the evidence: `python -m studies.evidence_report` reads studies/results/evidence and writes docs/background/evidence_*.
 
 A row is the mean over its policies (seeds of a policy, draws of a random method). Its standard error has two independent parts, added in
 squares: over the questions (of the mean over policies, question by question) and, where there are several policies, over them. Differences
@@ -212,7 +212,7 @@ def plots(by_method: dict[str, dict[str, np.ndarray]], cells: dict[str, dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS / "evidence")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "background")
     options = parser.parse_args()
     cells = load(options.results)
     if not cells:

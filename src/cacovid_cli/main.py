@@ -266,7 +266,7 @@ def report(
 @app.command()
 def train(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG.yaml", help="Model, data and settings; see docs/training.md.")
+        Path, typer.Argument(metavar="CONFIG.yaml", help="Model, data and settings; see docs/how_to/train.md.")
     ],
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last complete checkpoint in the config's output_dir.")

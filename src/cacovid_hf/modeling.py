@@ -79,7 +79,7 @@ class CaCoVidOutput(OutputWithCache):
         if name == "last_hidden_state":  # TRL's SFTTrainer takes it and the caller's labels
             raise AttributeError(
                 "A compressed prompt has no last_hidden_state for labels of the whole one. With TRL's SFTTrainer, override compute_loss with that of "
-                "transformers.Trainer (docs/training.md, 'Other trainers')."
+                "transformers.Trainer (docs/how_to/train.md, 'Other trainers')."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 

@@ -1,4 +1,4 @@
-"""docs/backbones.md and the README name the families that there are, and what the page says each has is what its tiny model does."""
+"""docs/reference/backbones.md and the README name the families that there are, and what the page says each has is what its tiny model does."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from cacovid_hf.backbones import BACKBONES
 from cacovid_hf.video.messages import ONE_SIZE
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "backbones.md").read_text(encoding="utf-8")
 WORKS = {True: "yes", False: "refused"}
 
 

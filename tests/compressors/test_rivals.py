@@ -361,7 +361,7 @@ def test_published_counts(family, method):
 
 
 def test_every_method_is_documented():
-    text = (Path(__file__).parents[2] / "docs" / "compressors.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "compressors.md").read_text(encoding="utf-8")
     table = [line for line in text.splitlines() if line.startswith("| `")]
     assert all(any(f"`{name}`" in line for line in table) for name in COMPRESSORS)
 

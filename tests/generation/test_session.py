@@ -435,8 +435,8 @@ def test_several_answers_to_a_question(tiny):
 
 
 def test_the_documented_code_runs(capsys):
-    """The blocks of docs/sessions.md, one after the other; the answers that it prints are right."""
-    text = (Path(__file__).resolve().parents[2] / "docs" / "sessions.md").read_text()
+    """The blocks of docs/how_to/sessions.md, one after the other; the answers that it prints are right."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "how_to" / "sessions.md").read_text()
     names = {"torch": torch}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
         exec(block, names)

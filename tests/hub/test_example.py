@@ -1,4 +1,4 @@
-"""The demonstration of docs/hub.md: train, push, pull in a fresh process with an empty cache, the same tokens."""
+"""The demonstration of docs/how_to/share.md: train, push, pull in a fresh process with an empty cache, the same tokens."""
 
 import os
 import subprocess
@@ -18,5 +18,5 @@ def test_round_trip():
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert lines[-2:] == ["a fresh process with an empty cache: 30 answers, 60 tokens", "the same tokens"]
-    documented = (ROOT / "docs" / "hub.md").read_text()
+    documented = (ROOT / "docs" / "how_to" / "share.md").read_text()
     assert all(line in documented for line in lines if line.startswith(("owner/", "a fresh", "the same")))

@@ -536,7 +536,7 @@ def no_numbers(completions, solutions):
     return [math.nan] * len(completions)
 
 
-GUIDE = (EXAMPLES.parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+GUIDE = (EXAMPLES.parents[1] / "docs" / "how_to" / "train.md").read_text(encoding="utf-8")
 
 
 def test_commands_of_the_guide_are_understood():

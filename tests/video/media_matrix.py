@@ -1,6 +1,6 @@
 """Small video files of many kinds, made with FFmpeg: container x codec x clock x flaw, each with what FFmpeg itself shows of it.
 
-`python tests/video/media_matrix.py` reads them all and writes the table of docs/video_files.md.
+`python tests/video/media_matrix.py` reads them all and writes the table of docs/reference/video_files.md.
 """
 
 import hashlib
@@ -857,7 +857,7 @@ GROUPS = {
 
 
 def table(ends: dict[str, str]) -> str:
-    """The tables of docs/video_files.md."""
+    """The tables of docs/reference/video_files.md."""
     lines = ["| kind | files | exact | mended | refused | not so |", "|---|---|---|---|---|---|"]
     for group, words in GROUPS.items():
         own = {key: end for key, end in ends.items() if CASES[key].group == group}
@@ -894,7 +894,7 @@ def main(words: list[str]) -> None:
     print(len(ends), "files")
     print(table(ends))
     if writes:
-        page = Path(__file__).parents[2] / "docs" / "video_files.md"
+        page = Path(__file__).parents[2] / "docs" / "reference" / "video_files.md"
         head, _, tail = page.read_text(encoding="utf-8").partition("<!-- table -->\n")
         tail = tail[tail.index("<!-- end of table -->") :]
         made = {key: end for key, end in ends.items() if not end.startswith("not made")}

@@ -35,7 +35,7 @@ def test_every_kind(group):
 
 def test_the_page_on_video_files_counts_them():
     """`--write` makes its table; files that the FFmpeg at hand cannot make are left out of it."""
-    page = (Path(__file__).parents[2] / "docs" / "video_files.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "video_files.md").read_text(encoding="utf-8")
     for group, words in GROUPS.items():
         files, exact, mended, refused, failed = re.search(
             rf"^\| {re.escape(words)} \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (.*) \|$", page, re.MULTILINE

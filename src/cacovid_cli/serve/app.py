@@ -186,7 +186,7 @@ def make_app(
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException):
-            error = Refused(f"{error.detail}: see docs/serving.md for what is served.", status=error.status_code)
+            error = Refused(f"{error.detail}: see docs/how_to/serve.md for what is served.", status=error.status_code)
         return error_response(_refusal(error))
 
     for kind in (Refused, HTTPException, Exception):

@@ -98,7 +98,7 @@ def serve(
         float, typer.Option(metavar="S", min=1, help="Seconds for running requests, told to end by SIGTERM or Ctrl-C.")
     ] = _DEFAULT.shutdown_seconds,
 ) -> None:
-    """Serve a model over HTTP as OpenAI's API does; a request may say its own retention_ratio (docs/serving.md)."""
+    """Serve a model over HTTP as OpenAI's API does; a request may say its own retention_ratio (docs/how_to/serve.md)."""
     with progress("Starting torch and transformers"):
         from cacovid_hf import auto, tiny
         from cacovid_hf.ratio import parse_ratio

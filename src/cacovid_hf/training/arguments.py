@@ -45,7 +45,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "max_grad_norm": (0.0, math.inf, True),
 }
 
-# The recipe of the paper, and ours: what won in miniature (docs/evidence.md).
+# The recipe of the paper, and ours: what won in miniature (docs/background/evidence.md).
 PUBLISHED: dict[str, Any] = {}
 OURS: dict[str, Any] = {
     "sampler": "multinomial",
