@@ -8,6 +8,7 @@ from .compressors import Compressor
 from .compressors.tools.selection import select_tokens
 from .configuration import CaCoVidConfig
 from .generation.session import VideoSession
+from .generation.stream.stream import VideoStream
 from .modeling import CaCoVidForConditionalGeneration, CaCoVidOutput
 from .policies.full import ContributionPolicy
 from .policies.light import LightPolicy
@@ -30,6 +31,7 @@ __all__ = [
     "LightPolicy",
     "VideoSelection",
     "VideoSession",
+    "VideoStream",
     "__version__",
     "read_video",
     "select_tokens",

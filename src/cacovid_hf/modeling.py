@@ -8,7 +8,7 @@ call stays on the model.
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from .generation.long_video import encode_file
 from .generation.mixin import CompressedGenerationMixin
 from .generation.refused import check_forward, without_prompt
 from .generation.session import VideoSession
+from .generation.stream.settings import StreamSettings
+from .generation.stream.stream import VideoStream
 from .generation.turns import CacheRecord, text_step
 from .hub.card import CardFacts
 from .hub.push import PUSH_ARGUMENTS, PushOptions, check_pushable, modified, push, upload
@@ -428,6 +430,23 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
             retention_ratio=retention_ratio,
             compressor=compressor,
         )
+
+    def stream(self, processor: Any, **settings: Any) -> VideoStream:
+        """A video without an end, in a memory that does not grow: `feed` it frames, `ask` it questions at any time (docs/streams.md).
+
+        Args:
+            processor: of the model.
+            **settings: see `StreamSettings`, such as `tokens_per_frame=50`, `memory="features"` or `"kv"`, and `max_memory`.
+
+        Raises:
+            ValueError: an unknown setting or one out of range, or a family that streams do not support.
+        """
+        check_names(settings, [field.name for field in fields(StreamSettings)], "setting of a stream")
+        return VideoStream(self, with_video_reader(processor), StreamSettings(**settings))
+
+    def load_stream(self, path: "str | os.PathLike", processor: Any) -> VideoStream:
+        """What `VideoStream.save` wrote, to be fed and asked as if it had never been put away; errors as of `VideoStream.load`."""
+        return VideoStream.load(path, self, with_video_reader(processor))
 
     # ---------------------------------------------------------------- training
 

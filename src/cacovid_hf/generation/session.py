@@ -15,6 +15,7 @@ from .._compat import CACHE, cache_of, with_cache_name
 from ..compressors.base import Compressor, Scores
 from ..prompt import EncodedVideos, Prompt, VideoSpan
 from ..ratio import one_per_video
+from ..utils.chat import ids_of_texts
 from .inputs import effective_settings, embedding_arguments
 from .turns import CacheRecord
 from .wrapped import AnsweringModel
@@ -144,10 +145,9 @@ class VideoSession:
             )
         config, tokenizer = self.model.backbone.config, self.processor.tokenizer
         texts = [self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
-        starts = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
         if self.model.family.words_around_frames:
             texts = [self._with_words(text) for text in texts]
-        rows = [tokenizer(text, add_special_tokens=not starts)["input_ids"] for text in texts]
+        rows = ids_of_texts(tokenizer, texts)
         if not self.model.family.words_around_frames:
             rows = [self._with_placeholders(row, self.model.family.video_token_id(config)) for row in rows]
         longest = max(map(len, rows))

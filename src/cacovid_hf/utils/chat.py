@@ -36,3 +36,9 @@ def chat_inputs(processor: Any, conversations: Sequence[Any], processor_kwargs: 
         return_tensors="pt",
         processor_kwargs=dict(processor_kwargs or {}),
     )
+
+
+def ids_of_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts that a chat template made, which may have written the special tokens already."""
+    starts = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
+    return [tokenizer(text, add_special_tokens=not starts)["input_ids"] for text in texts]

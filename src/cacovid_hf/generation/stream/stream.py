@@ -1,0 +1,283 @@
+"""`VideoStream`: frames are fed without an end, questions are asked at any time, and memory stays within its bound."""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...compressors import Compressor
+from ..wrapped import AnsweringModel
+from . import saving
+from .features import FeatureMemory
+from .files import frames_of_file
+from .intake import Before, Intake
+from .prompts import Frame, words_of
+from .settings import FAMILIES, StreamSettings
+
+
+class VideoStream:
+    """A video without an end; made by `model.stream(...)`.
+
+    Any number of streams may share a model, each from a thread of its own. One thread may feed a stream while others ask: a question reads a snapshot, so that it
+    neither changes nor delays what is stored.
+
+    Args:
+        model: a wrapped model.
+        processor: of the model, reading files.
+        settings: of the stream.
+
+    Attributes:
+        settings: of the stream.
+    """
+
+    def __init__(self, model: AnsweringModel, processor: Any, settings: StreamSettings):
+        kind = model.backbone.config.model_type
+        if kind not in FAMILIES:
+            raise ValueError(
+                f"A stream of a {kind!r} model is not supported, whose prompts have words between frames or features beside the embeddings. Supported are "
+                f"{', '.join(FAMILIES)}."
+            )
+        self.model, self.processor, self.settings = model, processor, settings
+        standing = [words_of(model, processor, question) for question in settings.standing]
+        self._intake = Intake(model, processor.video_processor, settings, standing)
+        self._feeding, self._changing = threading.Lock(), threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; the stream begins anew."""
+        with self._feeding, self._changing:
+            self._before = Before()
+            self._frame: Frame | None = None
+            self._memory: FeatureMemory | None = None
+
+    # ---------------------------------------------------------------- feeding
+
+    def feed(self, frames: Any, timestamps: Any = None) -> int:
+        """Take frames in: each goes through the vision tower as it comes, and what is kept of it is stored.
+
+        Args:
+            frames: a picture uint8 `(H, W, 3)`, several `(n, H, W, 3)`, a path or address of a file (sampled at the stream's `fps`), or an iterable of pictures. Frames
+                of another size than the first are scaled to it.
+            timestamps: seconds of the pictures, one each (a number for a single picture), not before the last one's; None: `1 / fps` apart. Not with a file, whose frames
+                have their times, counted on from the end of what came before.
+
+        Returns:
+            How many frames came in.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not pictures, times that go back, or a memory that holds no frame.
+        """
+        count = 0
+        with self._feeding:
+            for picture, seconds in self._timed(frames, timestamps):
+                self._feed(picture, seconds)
+                count += 1
+        return count
+
+    def _feed(self, picture: np.ndarray, seconds: float | None) -> None:
+        if seconds is None:
+            last = self._before.last
+            seconds = 0.0 if last is None else last + 1 / self.settings.fps
+        before = self._intake.accept(self._before, picture, seconds)
+        if not self._intake.is_complete(before):
+            self._change(before)
+            return
+        before, step, frame = self._intake.take(before, self._frame)
+        memory = self._memory or self._new_memory(frame)
+        memory.add(step)
+        self._change(before, frame, memory)
+
+    def _change(self, before: Before, frame: Frame | None = None, memory: FeatureMemory | None = None) -> None:
+        with self._changing:
+            self._before = before
+            self._frame, self._memory = frame or self._frame, memory or self._memory
+
+    def _new_memory(self, frame: Frame) -> FeatureMemory:
+        return FeatureMemory(self.model, self.settings, frame)
+
+    def _timed(self, frames: Any, timestamps: Any) -> Iterator[tuple[np.ndarray, float | None]]:
+        if isinstance(frames, (str, os.PathLike)):
+            if timestamps is not None:
+                raise ValueError("A file has the times of its frames: leave out timestamps.")
+            last = self._before.last
+            begin = 0.0 if last is None else last + 1 / self.settings.fps
+            for picture, seconds in frames_of_file(os.fspath(frames), self.settings.fps):
+                yield picture, begin + seconds
+            return
+        pictures: Iterable[Any] = frames
+        if isinstance(frames, (np.ndarray, Tensor)):
+            array = np.asarray(frames)
+            pictures = array[None] if array.ndim == 3 else array
+            if isinstance(timestamps, (int, float)):
+                timestamps = [timestamps]
+        elif not isinstance(frames, Iterable):
+            raise ValueError(
+                f"A stream cannot take in a {type(frames).__name__}: give pictures, an iterable of them, or a path."
+            )
+        if timestamps is None:
+            yield from zip(pictures, repeat(None), strict=False)
+        else:
+            yield from zip(pictures, timestamps, strict=True)
+
+    # ---------------------------------------------------------------- asking
+
+    def ask(
+        self,
+        question: str,
+        *,
+        num_tokens: int | None = None,
+        compressor: "str | Compressor | None" = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Answer a question about all that was seen so far, from what the memory holds of it.
+
+        Args:
+            question: in words.
+            num_tokens: video tokens that the language model reads; None: as the settings say.
+            compressor: of a memory of features, how they are chosen; None: as the settings say.
+            **kwargs: for `generate`, such as `max_new_tokens`.
+
+        Returns:
+            The answer; a list of answers with `num_return_sequences` over 1.
+
+        Raises:
+            ValueError: there was no frame yet, an empty question, or settings out of range.
+        """
+        ids = self.generate(question, num_tokens=num_tokens, compressor=compressor, **kwargs)
+        texts = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+        return texts if len(texts) > 1 else texts[0]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        question: str,
+        *,
+        num_tokens: int | None = None,
+        compressor: "str | Compressor | None" = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """As `ask`: the new tokens alone, `(sequences, n)`."""
+        for name in ("retention_ratio", "return_dict_in_generate"):
+            if kwargs.get(name):
+                raise ValueError(f"{name}={kwargs[name]!r} is not an argument of a stream's questions: use num_tokens.")
+        words = words_of(self.model, self.processor, question)
+        budget = self.settings.tokens_per_question if num_tokens is None else num_tokens
+        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+            raise ValueError(f"num_tokens={budget!r}: give a whole number of tokens to read, at least 1.")
+        memory, groups = self._snapshot()
+        method = self.settings.compressor if compressor is None else compressor
+        prompt, features = memory.choose(words, groups, budget, method)
+        encoded = prompt.encoded(features, memory.frame, 1)
+        # Everything that is left goes in: the choice is made.
+        sequences = self.model.generate(
+            **prompt.inputs, encoded_videos=encoded, retention_ratio=1.0, compressor="uniform", **kwargs
+        )
+        return sequences[:, prompt.inputs["input_ids"].shape[1] :]
+
+    def _snapshot(self) -> tuple[FeatureMemory, list[Any]]:
+        """The memory and its groups as they are now; frames of a step that is not complete come last, for this question alone."""
+        with self._changing:
+            before, frame, memory = self._before, self._frame, self._memory
+            groups = [] if memory is None else memory.groups.items
+        if not before.num_frames:
+            raise ValueError("The stream has no frame yet, so there is nothing to ask about: feed at least one.")
+        if before.waiting:
+            _, step, frame = self._intake.take(before, frame)
+            memory = memory or self._new_memory(frame)
+            groups = [*groups, memory.stored(step)]
+        assert memory is not None
+        return memory, groups
+
+    # ---------------------------------------------------------------- saving
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the memory and the state to one safetensors file, to go on with later (`model.load_stream`).
+
+        Raises:
+            ValueError: settings with an instance of a method, which a file cannot hold.
+            OSError: the file cannot be written.
+        """
+        with self._changing:
+            before, frame, memory = self._before, self._frame, self._memory
+            groups = [] if memory is None else memory.groups.items
+            made_room = 0 if memory is None else memory.groups.made_room
+        described = saving.described_state(before, frame, made_room)
+        described |= {"settings": self.settings.as_dict(), "model": self._model_size(), "memory": memory is not None}
+        saving.write(Path(path), described, saving.tensors_of(before, frame, groups))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, model: AnsweringModel, processor: Any) -> "VideoStream":
+        """A saved stream, to be fed and asked as if it had never been put away.
+
+        Args:
+            path: of the file.
+            model: a wrapped model, the one that the stream was made with.
+            processor: of the model, reading files.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a saved stream, or one of a model of another family or size.
+        """
+        described, tensors = saving.read(Path(path))
+        stream = cls(model, processor, StreamSettings(**described["settings"]))
+        if described["model"] != stream._model_size():
+            raise ValueError(
+                f"{path} was made with a model of {described['model']}, and this one is of {stream._model_size()}: load it with the same model."
+            )
+        device = model.backbone.get_input_embeddings().weight.device
+        stream._before, stream._frame, groups = saving.state_of(described, tensors, device)
+        if described["memory"]:
+            assert stream._frame is not None
+            stream._memory = stream._new_memory(stream._frame)
+            where = stream.settings.device or device
+            stream._memory.groups.restore(
+                [stream._memory.group_of(parts, where) for parts in groups], described["made_room"]
+            )
+        return stream
+
+    def _model_size(self) -> list[Any]:
+        config = self.model.backbone.config
+        text = config.get_text_config()
+        return [config.model_type, text.hidden_size, text.num_hidden_layers]
+
+    # ---------------------------------------------------------------- what is held
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that came in, the ones that have left the memory among them."""
+        return self._before.num_frames
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of tokens that the memory holds."""
+        return 0 if self._memory is None else len(self._memory.groups.items)
+
+    @property
+    def num_resized(self) -> int:
+        """Frames that had another size than the first and were scaled to it."""
+        return self._before.resized
+
+    def memory_bytes(self) -> int:
+        """Bytes that the memory takes now, scales, places and times included; never over `max_memory`.
+
+        Beside it a stream holds one step of state, see `state_bytes`.
+        """
+        return 0 if self._memory is None else sum(group.num_bytes for group in self._memory.groups.items)
+
+    def state_bytes(self) -> int:
+        """Bytes beside the memory: the last step's features and the frames of a step that is not complete."""
+        before = self._before
+        features = 0 if before.features is None else before.features.nbytes
+        return features + sum(picture.nbytes for picture in before.waiting)
+
+    def held(self) -> list[tuple[float, float, int]]:
+        """What the memory holds: for each group the seconds of its first and last frame, and how many tokens."""
+        groups = [] if self._memory is None else self._memory.groups.items
+        return [(float(g.seconds[0]), float(g.seconds[1]), self._memory.per_group) for g in groups]  # type: ignore[union-attr]
