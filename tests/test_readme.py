@@ -1,5 +1,7 @@
 """What the README shows is what happens: its snippet prints what stands below it; and the links of all pages lead somewhere."""
 
+import html
+import json
 import math
 import re
 from pathlib import Path
@@ -7,11 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.fresh import run_fresh
+from helpers.media import write_video
 from helpers.models import PROMPTS, masked_inputs, prompt_inputs, stock_model, wrapped
+from helpers.processors import tiny_processor
 from helpers.small_training import trainer
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.backbones import BACKBONES
+from cacovid_hf.compressors import COMPRESSORS
+from studies import readme_figure
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,7 +27,7 @@ def test_the_snippet_prints_what_the_readme_says(tmp_path):
     snippet, printed = re.search(r"```python\n(.*?)```\n+prints\n+```text\n(.*?)```", README, re.S).groups()
     result = run_fresh(snippet, tmp_path, with_transformers=True)
     assert result.stdout.strip() == printed.strip()
-    assert README[: README.index(printed)].count("\n") < 40
+    assert README[: README.index(printed)].count("\n") < 50
     quickstart = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
     assert snippet.strip() in quickstart
 
@@ -65,11 +71,59 @@ def test_the_two_commands_set_everything_up():
 
 
 def test_accuracies_are_those_of_the_evidence():
-    tables = (ROOT / "docs" / "background" / "evidence_tables.md").read_text(encoding="utf-8").splitlines()
-    rows = [line for line in README.splitlines() if line.startswith("| ") and "±" in line]
+    """The sentence of the README, and the rows of the page."""
+    background = ROOT / "docs" / "background"
+    tables = (background / "evidence_tables.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in (background / "evidence.md").read_text(encoding="utf-8").splitlines() if "± " in line]
+    rows = [row for row in rows if row.startswith("| ")]
     assert len(rows) >= 8
     for row in rows:
         assert row.replace("**", "") in tables, row
+    by_method = {row.split(" | ")[0].strip("| *"): row.strip("|").split(" | ") for row in rows}
+    results = README.split("## Results")[1].split("\n## ")[0]
+    ours, full = re.findall(r"answers? (\d+\.\d ± \d\.\d) %", results)
+    assert ours == by_method["ours"][4].strip()  # at 10 %
+    assert full == by_method["all tokens"][4].strip()
+
+
+def test_the_figure_is_drawn_from_the_results():
+    """What the committed figure says its points are is what the committed results give."""
+    picture = (ROOT / "docs" / "images" / "results.svg").read_text(encoding="utf-8")
+    (description,) = re.findall(r"<dc:description>(.*?)</dc:description>", picture, re.S)
+    assert json.loads(html.unescape(description)) == readme_figure.points(readme_figure.RESULTS / "evidence")
+
+
+def test_the_program_for_a_real_model_runs(tmp_path):
+    """With a small random model of the family in the place of the published one, and a clip in that of the video."""
+    program = README.split("## A real model today")[1].split("```python\n")[1].split("```")[0]
+    stock_model("qwen2_5_vl").save_pretrained(tmp_path / "model")
+    tiny_processor("qwen2_5_vl").save_pretrained(tmp_path / "model")
+    write_video(tmp_path / "holiday.mp4", 30, fps=10)
+    assert program.count('"Qwen/Qwen2.5-VL-7B-Instruct"') == 1
+    result = run_fresh(program.replace("Qwen/Qwen2.5-VL-7B-Instruct", "model"), tmp_path, with_transformers=True)
+    assert result.stdout.split()
+
+
+def test_the_methods_of_the_readme():
+    """Every method once, with what the reference says of it."""
+    reference = (ROOT / "docs" / "reference" / "compressors.md").read_text(encoding="utf-8").splitlines()
+    says = {row[0]: row[2:4] for row in map(cells, reference) if row and len(row) == 5}
+    rows = [cells(line) for line in README.split("## Methods")[1].split("\n## ")[0].splitlines()]
+    named: list[str] = []
+    for first, needs, sees, merges in (row for row in rows if row and len(row) == 4 and "`" in row[0]):
+        names = [name for name in re.findall(r"`(\w+)`", first) if name in COMPRESSORS]
+        named += names
+        for name in names:
+            (told,) = (value for key, value in says.items() if f"`{name}`" in key)
+            assert told == [sees, merges], name
+            assert (needs == "no") == (name not in ("cacovid", "marc", "frame_prior"))
+            assert (needs == "yes") == COMPRESSORS[name]().uses_policy or name == "frame_prior"
+    assert sorted(named) == sorted(COMPRESSORS)
+
+
+def cells(line):
+    """The cells of a row of a table, or none."""
+    return [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("| ") else []
 
 
 def test_the_backbone_of_contributing_works(monkeypatch):

@@ -1,0 +1,56 @@
+"""The tutorials, done as they are written: every block in order, and what they print is what stands below."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cacovid_cli.main import main
+
+SHARE = re.compile(r"(\d+\.\d)%")
+TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
+
+
+def blocks(page):
+    """Kind and text of every code block of a page."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", (TUTORIALS / page).read_text(encoding="utf-8"), re.S | re.M)
+
+
+def follow(page, capsys):
+    """Run the Python blocks in one namespace; each `text` block is what was printed since the one before.
+
+    Shares of questions may differ by two of a hundred, as another processor rounds otherwise.
+    """
+    names: dict = {"__name__": "tutorial"}
+    capsys.readouterr()
+    for kind, text in blocks(page):
+        if kind == "python":
+            exec(compile(text, page, "exec"), names)
+        elif kind == "text":
+            printed = capsys.readouterr().out
+            shares, expected = (list(map(float, SHARE.findall(words))) for words in (printed, text))
+            assert shares == pytest.approx(expected, abs=2.01)
+            assert SHARE.sub("%", printed).strip() == SHARE.sub("%", text).strip()
+    return names
+
+
+@pytest.mark.parametrize("page", ["first_video.md", "add_a_method.md"])
+def test_what_a_tutorial_prints(page, capsys):
+    follow(page, capsys)
+
+
+def test_training(tmp_path, monkeypatch, capsys):
+    """Data, config and command as they stand; then the question to what was trained."""
+    monkeypatch.chdir(tmp_path)
+    before, after = [text for kind, text in blocks("train_on_your_videos.md") if kind == "python"]
+    (config,) = [text for kind, text in blocks("train_on_your_videos.md") if kind == "yaml"]
+    (command,) = [text for kind, text in blocks("train_on_your_videos.md") if kind == "bash"]
+    names: dict = {}
+    exec(before, names)
+    Path("config.yaml").write_text(config, encoding="utf-8")
+    with pytest.raises(SystemExit) as exit:
+        main(command.split()[1:])
+    assert not exit.value.code
+    capsys.readouterr()
+    exec(after, names)
+    assert capsys.readouterr().out.split()
