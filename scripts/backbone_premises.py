@@ -54,7 +54,7 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
         (
             "forward takes logits_to_keep",
             "logits_to_keep" in inspect.signature(type(model).forward).parameters,
-            "the prefill makes logits of every position, and training cannot score answers",
+            "the prefill makes logits of every position",
         ),
     ]
 

@@ -10,6 +10,7 @@ from helpers.processors import tiny_processor
 from transformers import AutoProcessor, Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from cacovid_hf.checkpoints.stock_processor import check_settings
 from cacovid_hf.processing import with_video_reader
 from cacovid_hf.video.files import read_chosen_frames
 
@@ -110,6 +111,7 @@ def test_published_settings_are_kept(tmp_path):
     for name, value in PUBLISHED.items():
         found = reader.to_dict()[name]
         assert (list(found) if isinstance(value, list) else found) == value, name
+    check_settings(stock.video_processor.to_dict(), "settings")  # a checkpoint that has them loads
     for seconds, expected in ((1.0, 4), (60.0, 120), (3600.0, 768)):
         metadata = VideoMetadata(total_num_frames=int(seconds * 25), fps=25.0, duration=seconds)
         stock_choice = stock.video_processor.sample_frames(metadata=metadata)

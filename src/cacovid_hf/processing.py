@@ -21,6 +21,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
     Qwen3VLProcessor,
+    VideoLlama3Processor,
 )
 from transformers.image_utils import load_image
 from transformers.utils import logging
@@ -141,6 +142,7 @@ CaCoVidLlavaNextVideoProcessor = following(LlavaNextVideoProcessor, OwnFramesMix
 CaCoVidQwen2_5_VLProcessor = following(Qwen2_5_VLProcessor)
 CaCoVidQwen2VLProcessor = following(Qwen2VLProcessor)
 CaCoVidQwen3VLProcessor = following(Qwen3VLProcessor)
+CaCoVidVideoLlama3Processor = following(VideoLlama3Processor)
 
 # By the name of the stock processor that each extends.
 _PROCESSORS: dict[str, Any] = {
@@ -151,6 +153,7 @@ _PROCESSORS: dict[str, Any] = {
         CaCoVidQwen2_5_VLProcessor,
         CaCoVidQwen2VLProcessor,
         CaCoVidQwen3VLProcessor,
+        CaCoVidVideoLlama3Processor,
     )
 }
 

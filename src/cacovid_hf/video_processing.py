@@ -17,6 +17,7 @@ from transformers import (
     LlavaOnevisionVideoProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLVideoProcessor,
+    VideoLlama3VideoProcessor,
 )
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
@@ -53,6 +54,8 @@ class VideoFileMixin(BaseVideoProcessor):
     # Whether the family's processor bounds the pixels of a frame, and whether it reads the times of frames.
     bounds_pixels = False
     reads_times = False
+    # What stock code takes as the rate of decoded frames that come without times.
+    assumed_fps = 24
     # Whether `size` bounds the pixels of all frames of a video together, so that a part of it must be told its share.
     size_is_of_all_frames = False
     # What the stock processor takes; a single frame is repeated.
@@ -136,7 +139,8 @@ class VideoFileMixin(BaseVideoProcessor):
             return None
         if fps is None:
             logger.warning_once(
-                "Decoded frames came without times, and 24 frames a second are assumed: give video_metadata, as cacovid_hf.read_video returns it."
+                f"Decoded frames came without times, and {self.assumed_fps} frames a second are assumed: give video_metadata, as cacovid_hf.read_video "
+                "returns it."
             )
             return None
         logger.warning_once(
@@ -290,6 +294,8 @@ class OwnSamplingMixin(VideoFileMixin):
 
     num_frames = None  # type: ignore[assignment]
     max_fps = None  # type: ignore[assignment]
+    # Frames a second where the checkpoint says none; None: stock code knows.
+    usual_fps: float | None = None
 
     def sample_frames(self, metadata: VideoMetadata, max_fps: float | None = None, **kwargs: Any) -> np.ndarray:  # type: ignore[override]
         """As `VideoFileMixin`; stock code names the settings' `fps` in every call, which a call's `max_fps` overrides."""
@@ -301,12 +307,21 @@ class OwnSamplingMixin(VideoFileMixin):
         self, total: int, seconds: float | None, fps: float | None, num_frames: int | None, rate: float | None
     ) -> np.ndarray:
         """As the stock processor, of this part as if it were the whole video."""
-        rate = self.to_dict().get("fps") if rate is None else rate
+        rate = self.to_dict().get("fps") or self.usual_fps if rate is None else rate
         if num_frames is not None:
             return uniform_indices(total, seconds, num_frames, math.inf if rate is None else rate)
         part = VideoMetadata(total_num_frames=total, fps=fps, duration=seconds)
         chosen = super(VideoFileMixin, self).sample_frames(metadata=part, fps=rate)
         return np.asarray(chosen, dtype=np.int64)
+
+
+class FramesShareMixin(OwnSamplingMixin):
+    """For processors whose largest `size` is that of all frames of a video, and whose smallest is that of each."""
+
+    def part_settings(self, frames: int, total: int) -> dict[str, Any]:
+        """A part's frames are no larger than those of the whole."""
+        size = self.to_dict()["size"]
+        return {"size": {**size, "longest_edge": size["longest_edge"] // total * frames}}
 
 
 def reading(stock: type[BaseVideoProcessor], mixin: type[VideoFileMixin] = VideoFileMixin, **attributes: Any) -> Any:
@@ -337,6 +352,14 @@ CaCoVidQwen2VLVideoProcessor = reading(Qwen2VLVideoProcessor, bounds_pixels=True
 CaCoVidQwen3VLVideoProcessor = reading(
     Qwen3VLVideoProcessor, OwnSamplingMixin, reads_times=True, size_is_of_all_frames=True, least_frames=2
 )
+CaCoVidVideoLlama3VideoProcessor = reading(
+    VideoLlama3VideoProcessor,
+    FramesShareMixin,
+    reads_times=True,
+    size_is_of_all_frames=True,
+    assumed_fps=1,
+    usual_fps=1.0,
+)
 
 # By the name of the stock video processor that each extends.
 READERS: dict[str, Any] = {
@@ -346,6 +369,7 @@ READERS: dict[str, Any] = {
         CaCoVidLlavaNextVideoVideoProcessor,
         CaCoVidQwen2VLVideoProcessor,
         CaCoVidQwen3VLVideoProcessor,
+        CaCoVidVideoLlama3VideoProcessor,
     )
 }
 

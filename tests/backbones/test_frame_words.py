@@ -5,8 +5,12 @@ import torch
 from helpers.cut_oracle import CutPrompts
 from helpers.models import (
     ADJACENT_VIDEOS,
+    BY_NAME,
+    COLON,
+    COMMA,
     PROMPTS,
     RAGGED,
+    TIME,
     VIDEO,
     VISION_END,
     VISION_START,
@@ -42,6 +46,33 @@ def test_words_of_a_prompt_by_hand():
     assert layout.text_places[0].tolist() == [0, 1, 2, 25, 26, 27, 28]
 
 
+def test_times_without_marks_by_hand():
+    """VideoLLaMA3: `2 words, time, 2 words, colon, 6 tokens`, then `comma, time, 2 words, colon, 6 tokens`; what a first time begins with is seen in the second."""
+    _, model = wrapped("video_llama_3")
+    inputs = prompt_inputs(model.backbone, [[2, Video(2), 3]])
+    ids = inputs["input_ids"][0].tolist()
+    assert [ids[2], ids[5], ids[12], ids[13], ids[16]] == [TIME, COLON, COMMA, TIME, COLON]
+    layout = layout_of(model, inputs)
+    (span,) = layout.videos
+    assert span.positions.tolist() == [*range(6, 12), *range(17, 23)]
+    assert span.word_places.tolist() == [2, 3, 4, 5, 12, 13, 14, 15, 16]
+    assert span.word_frames.tolist() == [0] * 4 + [1] * 5
+    assert layout.text_places[0].tolist() == [0, 1, 23, 24, 25]
+    # A later time may be longer by a digit.
+    inputs["input_ids"][0, :17] = torch.tensor(
+        [9, TIME, 8, COLON, *[VIDEO] * 6, COMMA, TIME, 8, 8, COLON, VIDEO, VIDEO]
+    )
+    inputs["input_ids"][0, 17:] = torch.tensor([*[VIDEO] * 4, 9, 9, 9, 9, 9])
+    (span,) = layout_of(model, inputs).videos
+    assert span.word_places.tolist() == [1, 2, 3, *range(10, 15)]
+    # Of one frame nothing shows it, and the time counts as text; so does a word that is only spelled alike.
+    (span,) = layout_of(model, prompt_inputs(model.backbone, [[2, Video(1), 3]])).videos
+    assert span.word_places.tolist() == []
+    inputs["input_ids"][0, :4] = torch.tensor([9, TIME, 8, 9])
+    (span,) = layout_of(model, inputs).videos
+    assert span.word_places.tolist() == [*range(10, 15)]
+
+
 @pytest.mark.parametrize("rows", [RAGGED, ADJACENT_VIDEOS], ids=["ragged", "adjacent"])
 def test_every_frame_has_its_own(rows):
     _, model = wrapped("qwen3_vl")
@@ -52,13 +83,16 @@ def test_every_frame_has_its_own(rows):
             assert own.tolist() == [*range(places[0] - 4, places[0]), places[-1] + 1]
 
 
-def test_a_policy_that_reads_the_question_does_not_read_them():
-    stock, model = wrapped("qwen3_vl", policy_attention="question")
+@pytest.mark.parametrize("family", ["qwen3_vl", "video_llama_3"])
+def test_a_policy_that_reads_the_question_does_not_read_them(family):
+    stock, model = wrapped(family, policy_attention="question")
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     (span,) = layout_of(model, inputs).videos
     before = model.compress(**inputs, retention_ratio=0.25).videos[0]
     ids = inputs["input_ids"].clone()
-    is_time = torch.isin(ids[0, span.word_places], torch.tensor([VISION_START, VISION_END]), invert=True)
+    is_time = torch.isin(
+        ids[0, span.word_places], torch.tensor([VISION_START, VISION_END, COMMA, TIME, COLON]), invert=True
+    )
     ids[0, span.word_places[is_time]] = 77
     after = model.compress(**{**inputs, "input_ids": ids}, retention_ratio=0.25).videos[0]
     assert torch.equal(after.token_scores, before.token_scores)
@@ -67,7 +101,7 @@ def test_a_policy_that_reads_the_question_does_not_read_them():
     assert not torch.equal(other.token_scores, before.token_scores)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5", "video_llama_3"])
 @pytest.mark.parametrize("rows", [RAGGED, ADJACENT_VIDEOS], ids=["ragged", "adjacent"])
 def test_they_go_with_an_empty_frame(family, rows):
     """By hand, and by both oracles; what is left stays at its original position."""
@@ -89,7 +123,7 @@ def test_they_go_with_an_empty_frame(family, rows):
     ours = model.generate(**inputs, retention_ratio=0.1, **GREEDY)
     cut = CutPrompts(stock, inputs, kept)
     assert torch.equal(ours[:, -4:], cut.greedy(4)[0])
-    if family == "qwen3_vl":
+    if BY_NAME[family].attends:
         assert torch.equal(ours, stock.generate(**masked_inputs(stock, inputs, kept), **GREEDY))
     whole = model.generate(**inputs, retention_ratio=1.0, **GREEDY)
     assert torch.equal(whole, stock.generate(**inputs, **GREEDY))

@@ -138,7 +138,7 @@ def test_tower_attention_is_that_of_the_eager_tower(family, rows):
         maps = list(tower(stock)(pixels, output_attentions=True).attentions[stock.config.vision_feature_layer])
     else:
         # One call of the eager attention function a frame.
-        attention = tower(stock).blocks[-1].attn
+        attention = BY_NAME[family].last_attention(stock)
         module = sys.modules[type(attention).__module__]
         original = module.eager_attention_forward
 
@@ -150,7 +150,7 @@ def test_tower_attention_is_that_of_the_eager_tower(family, rows):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "eager_attention_forward", noting)
-            tower(stock)(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
+            model.encode_videos(**inputs, frames_per_chunk=None)
     frame = 0
     for span, found in zip(prompt.layout.videos, prompt.tower, strict=True):
         received = found.received()
@@ -311,11 +311,8 @@ def test_a_row_is_compressed_as_it_would_be_alone(family, method):
     both = model.compress(**prompt_inputs(stock, RAGGED), retention_ratio=0.3, compressor=method)
     again = model.compress(**prompt_inputs(stock, RAGGED), retention_ratio=0.3, compressor=method)
     assert torch.equal(both.inputs_embeds, again.inputs_embeds)
-    alone = model.compress(**prompt_inputs(stock, RAGGED[:1]), retention_ratio=0.3, compressor=method)
-    inputs = prompt_inputs(stock, RAGGED)
-    first = {k: v[:1] for k, v in inputs.items()}
-    if BY_NAME[family].packed_pixels:
-        first["pixel_values_videos"] = inputs["pixel_values_videos"][: len(inputs["pixel_values_videos"]) // 3]
+    # All fields are as long as the first row's share of them: the videos are alike.
+    first = {name: value[: len(value) // 3] for name, value in prompt_inputs(stock, RAGGED).items()}
     alone = model.compress(**first, retention_ratio=0.3, compressor=method)
     assert torch.equal(alone.videos[0].keep, both.videos[0].keep)
 

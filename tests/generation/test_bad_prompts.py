@@ -9,6 +9,7 @@ from helpers.models import (
     TEXT_ONLY,
     TWO_VIDEOS,
     VIDEO,
+    VIDEO_FIELDS,
     masked_inputs,
     prompt_inputs,
     stock_model,
@@ -26,20 +27,18 @@ def without(inputs, *names):
 def pixels_without_placeholders(stock):
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     text = prompt_inputs(stock, TEXT_ONLY[:1])
-    extra = {name: inputs[name] for name in inputs if "video" in name or "second" in name}
+    extra = {name: inputs[name] for name in inputs if name in VIDEO_FIELDS}
     return {**text, **extra}
 
 
 def placeholders_without_pixels(stock):
-    return without(
-        prompt_inputs(stock, PROMPTS["one video"]), "pixel_values_videos", "video_grid_thw", "second_per_grid_ts"
-    )
+    return without(prompt_inputs(stock, PROMPTS["one video"]), *VIDEO_FIELDS)
 
 
 def one_video_too_few(stock):
     inputs = prompt_inputs(stock, TWO_VIDEOS)
     one = prompt_inputs(stock, PROMPTS["one video"])
-    return {**inputs, **{name: one[name] for name in one if "video" in name or "second" in name}}
+    return {**inputs, **{name: one[name] for name in one if name in VIDEO_FIELDS}}
 
 
 def masked_placeholders(stock):

@@ -13,6 +13,7 @@ from helpers.models import (
     PROMPTS,
     RAGGED,
     TWO_VIDEOS,
+    VIDEO_FIELDS,
     Video,
     masked_inputs,
     prompt_inputs,
@@ -29,14 +30,13 @@ from cacovid_hf.generation.long_video import encode_file, prefetched
 from cacovid_hf.prompt import EncodedVideos
 from cacovid_hf.video.addresses import AddressRules, address_rules, current_rules
 
-PIXELS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 # Windows of Qwen2.5-VL's tower are 2 x 2 tokens here: grids of several windows, odd ones among them.
 LONG = [[2, Video(5, 4, 3), 3, Video(5, 3, 5, 2.5), 5]]
 STEP = dict(do_sample=False, max_new_tokens=5)
 
 
 def without_pixels(inputs):
-    return {name: value for name, value in inputs.items() if name not in PIXELS}
+    return {name: value for name, value in inputs.items() if name not in VIDEO_FIELDS}
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 64, None])
@@ -159,7 +159,7 @@ def test_an_encoded_video_in_a_later_turn(family):
         ],
         dim=1,
     )
-    pixels = {name: torch.cat([inputs[name], new[name]]) for name in PIXELS if name in inputs}
+    pixels = {name: torch.cat([inputs[name], new[name]]) for name in VIDEO_FIELDS if name in inputs}
     assert torch.equal(second, stock.generate(**masked_inputs(stock, {**whole, **pixels}, kept), **STEP))
 
 

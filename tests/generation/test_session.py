@@ -9,6 +9,7 @@ from helpers.chats import chat_inputs, user
 from helpers.media import write_video
 from helpers.models import (
     FAMILIES,
+    VIDEO_FIELDS,
     Video,
     family_of,
     masked_inputs,
@@ -27,7 +28,6 @@ from cacovid_hf.generation.session import KeptBefore
 from cacovid_hf.tiny import clips, model_path
 
 STEP = dict(do_sample=False, max_new_tokens=4)
-PIXELS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 ROWS = [[3, Video(), 2, Video(4, 3, 2, 2.5), 6]]
 
 
@@ -97,7 +97,7 @@ def test_questions_in_a_batch(case):
 
     names = [name for name in ("input_ids", "attention_mask", "mm_token_type_ids") if name in inputs]
     batch = {name: padded(name) for name in names}
-    pixels = {name: torch.cat([inputs[name]] * 3) for name in PIXELS if name in inputs}
+    pixels = {name: torch.cat([inputs[name]] * 3) for name in VIDEO_FIELDS if name in inputs}
     ours = session.generate(**batch, **STEP)
     assert torch.equal(ours, model.generate(**batch, **pixels, retention_ratio=0.25, **STEP))
 
@@ -260,8 +260,7 @@ def test_settings_are_refused_before_the_videos_are_encoded(case, settings, mess
     if "fastv" in settings.values():
         skip_unless_served(model.backbone.config.model_type, "fastv")
     ran = []
-    towers = [part for name, part in model.backbone.named_modules() if name.endswith(("vision_tower", "visual"))]
-    handles = [tower.register_forward_pre_hook(lambda *_: ran.append(1)) for tower in towers]
+    handle = tower(model.backbone).register_forward_pre_hook(lambda *_: ran.append(1))
     try:
         with pytest.raises(ValueError, match=re.escape(message)):
             model.session(**inputs, **settings)
@@ -272,8 +271,7 @@ def test_settings_are_refused_before_the_videos_are_encoded(case, settings, mess
         model.session(**inputs)
         assert ran
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def test_a_method_that_reads_the_tower_has_it_encoded_too(case):
@@ -362,7 +360,7 @@ def test_prompts_are_the_processors(family, videos, tmp_path):
     session = model.session(paths if videos > 1 else paths[0], processor, retention_ratio=0.25, frames_per_chunk=2)
     content = [*({"type": "video"} for _ in paths), {"type": "text", "text": "what color"}]
     prompt = session.prompt([[{"role": "user", "content": content}]])
-    assert prompt.keys() == {n for n in expected if n not in PIXELS}
+    assert prompt.keys() == {n for n in expected if n not in VIDEO_FIELDS}
     assert all(torch.equal(value, expected[name]) for name, value in prompt.items())
     whole = model.generate(**expected, retention_ratio=0.25, **STEP)
     words = processor.decode(whole[0, expected["input_ids"].shape[1] :], skip_special_tokens=True).strip()

@@ -10,6 +10,8 @@ from helpers import flash_stand_in
 from helpers.models import (
     BY_NAME,
     FAMILIES,
+    IMAGE_FIELDS,
+    VIDEO_FIELDS,
     Image,
     Video,
     family_of,
@@ -37,14 +39,7 @@ CONVERSATIONS = {
     ),
     "ragged new turns": ([[3, Video(), 6], [1, Video(), 11]], [[4], [9]], [[2], [2, Video(4), 5]]),
 }
-PIXELS = (
-    "pixel_values",
-    "pixel_values_videos",
-    "image_sizes",
-    "image_grid_thw",
-    "video_grid_thw",
-    "second_per_grid_ts",
-)
+PIXELS = (*IMAGE_FIELDS, *VIDEO_FIELDS)
 
 
 def joined(before, sequences, turn):

@@ -28,11 +28,24 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
+    VideoLlama3Config,
+    VideoLlama3ForConditionalGeneration,
 )
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 
 PAD, BOS, EOS, VISION_START, VISION_END, IMAGE, VIDEO = 0, 1, 2, 3, 4, 110, 111
+# Words that no random text has: those of a time in front of a frame.
+COMMA, TIME, COLON = 105, 106, 107
+# Every field that a family's processor returns for videos, and for images.
+VIDEO_FIELDS = (
+    "pixel_values_videos",
+    "video_grid_thw",
+    "second_per_grid_ts",
+    "video_merge_sizes",
+    "video_compression_mask",
+)
+IMAGE_FIELDS = ("pixel_values", "image_sizes", "image_grid_thw", "image_merge_sizes")
 TEXT = dict(
     hidden_size=64,
     intermediate_size=96,
@@ -105,6 +118,7 @@ class Family(ABC):
         attends: whether all layers of the language model attend. If not, a masked token is still read, and cutting is the only oracle.
         cuts_inside: whether tokens can be dropped between the layers of its language model.
         tower_window: side, in tokens, of the windows in whose order the vision tower takes a frame; None: raster order.
+        keeps_logits: whether the stock forward makes logits of the last positions alone, if asked.
     """
 
     name: ClassVar[str]
@@ -115,6 +129,7 @@ class Family(ABC):
     attends: ClassVar[bool] = True
     cuts_inside: ClassVar[bool] = True
     tower_window: ClassVar[int | None] = None
+    keeps_logits: ClassVar[bool] = True
 
     @abstractmethod
     def config(self, text: dict[str, Any]) -> Any:
@@ -131,6 +146,10 @@ class Family(ABC):
     @abstractmethod
     def tower(self, stock: Any) -> nn.Module:
         """The vision tower of a stock model."""
+
+    def last_attention(self, stock: Any) -> nn.Module:
+        """The attention of the tower's last layer, where pixels are patches."""
+        return self.tower(stock).blocks[-1].attn
 
     @abstractmethod
     def processor(self, tokenizer: Any) -> Any:
@@ -527,6 +546,68 @@ class LlavaNextVideo(LlavaOnevision):
         return stock.model.vision_resampler(patches[None, 1:, None])[0, :, 0]
 
 
+class VideoLlama3(Qwen2VL):
+    """A token per 2 x 2 patches and a time before every frame; images are not merged. Positions are the places."""
+
+    name = "video_llama_3"
+    model_class = VideoLlama3ForConditionalGeneration
+    has_token_types = False
+    mrope = False
+    keeps_logits = False
+
+    def config(self, text):
+        return VideoLlama3Config(
+            vision_config=dict(
+                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, patch_size=14
+            ),
+            text_config=dict(model_type="qwen2", **text),
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        )
+
+    def video(self, video, draw):
+        count = video.height * video.width
+        ids: list[int] = []
+        for frame in range(video.frames):
+            ids += [*([COMMA] if frame else []), TIME, *draw.words(2), COLON, *[VIDEO] * count]
+        fields = {
+            "pixel_values_videos": draw.noise(4 * count * video.frames, 3 * 14**2),
+            "video_grid_thw": torch.tensor([[video.frames, video.height * 2, video.width * 2]]),
+            "video_merge_sizes": torch.tensor([2]),
+            "video_compression_mask": torch.ones(count * video.frames, dtype=torch.bool),
+        }
+        return Part(ids, [2 if token == VIDEO else 0 for token in ids], fields)
+
+    def image(self, draw):
+        fields = {
+            "pixel_values": draw.noise(16, 3 * 14**2),
+            "image_grid_thw": torch.tensor([[1, 4, 4]]),
+            "image_merge_sizes": torch.tensor([1]),
+        }
+        return Part([IMAGE] * 16, [1] * 16, fields)
+
+    def tower(self, stock):
+        return stock.model.vision_model
+
+    def last_attention(self, stock):
+        return self.tower(stock).encoder.layers[-1].self_attn
+
+    def positions(self, stock, inputs, places):
+        return places
+
+    def processor(self, tokenizer):
+        from transformers import VideoLlama3ImageProcessor, VideoLlama3Processor, VideoLlama3VideoProcessor
+
+        return VideoLlama3Processor(
+            image_processor=VideoLlama3ImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 84 * 84}),
+            video_processor=VideoLlama3VideoProcessor(
+                size={"shortest_edge": 28 * 28, "longest_edge": 84 * 84 * 16}, use_token_compression=False
+            ),
+            tokenizer=tokenizer,
+            chat_template=chat_template("<video>", "<image>"),
+        )
+
+
 def amplify_experts(stock: Any) -> None:
     """As `stock_model` does with the other weights of its layers; those of experts are one tensor for all of them."""
     for name, weight in stock.named_parameters():
@@ -554,6 +635,7 @@ BY_NAME: dict[str, Family] = {
         Qwen3VLMoe(),
         Qwen35(),
         Qwen35Moe(),
+        VideoLlama3(),
     )
 }
 FAMILIES = tuple(BY_NAME)

@@ -7,6 +7,7 @@ from .qwen2_5_vl import Qwen2_5_VLBackbone
 from .qwen2_vl import Qwen2VLBackbone
 from .qwen3_5 import Qwen3_5Backbone, Qwen3_5MoeBackbone
 from .qwen3_vl import Qwen3VLBackbone, Qwen3VLMoeBackbone
+from .video_llama_3 import VideoLlama3Backbone
 
 BACKBONES: dict[str, Backbone] = {
     family.model_type: family
@@ -19,6 +20,7 @@ BACKBONES: dict[str, Backbone] = {
         Qwen3VLMoeBackbone(),
         Qwen3_5Backbone(),
         Qwen3_5MoeBackbone(),
+        VideoLlama3Backbone(),
     )
 }
 

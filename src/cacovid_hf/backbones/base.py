@@ -93,6 +93,20 @@ class Backbone(ABC):
         """
         return 0, 0
 
+    def num_words_before_first(self, config, before: list[int], between: list[int]) -> int:
+        """How many of the ids directly before a video's first frame are its words; without this method as `num_words_around` says.
+
+        Args:
+            config: the backbone's.
+            before: ids since the video before, or since the prompt's beginning (the last 64 at most).
+            between: ids between the first two frames, which show what words look like; [] of a video of one frame.
+        """
+        return self.num_words_around(config, before, [])[0]
+
+    def inputs_of_words(self, settings: dict[str, Tensor]) -> dict[str, Any]:
+        """What the processor's `replace_video_token` reads of one video, beside its metadata: of its `video_settings`, one row each."""
+        return settings
+
     def _with_words(self, config, ids: list[int], span: VideoSpan, start: int, stop: int) -> VideoSpan:
         """A span with the places of its frames' words, of a row of ids whose places from `start` and before `stop` may be words."""
         places, frames = [], []
@@ -104,6 +118,9 @@ class Backbone(ABC):
             before, behind = self.num_words_around(
                 config, ids[max(begin, first - 64) : first], ids[last + 1 : end][:64]
             )
+            if not frame:
+                between = ids[last + 1 : end] if len(firsts) > 1 else []
+                before = self.num_words_before_first(config, ids[max(begin, first - 64) : first], between)
             found = [*range(first - before, first), *range(last + 1, last + 1 + behind)]
             places += found
             frames += [frame] * len(found)
@@ -134,8 +151,8 @@ class Backbone(ABC):
     def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:
         """The pixel inputs of some frames (temporal grid steps) of one video, as those of a video of their own."""
 
-    def is_padded(self, inputs: dict[str, Any]) -> bool:
-        """Whether clips of different lengths are padded to one, which the stock forward does not take: each is encoded by itself."""
+    def encodes_apart(self, inputs: dict[str, Any]) -> bool:
+        """Whether the stock forward does not take the videos of a call as they are, such as clips padded to one length: each is encoded by itself."""
         return False
 
     def frames_per_step(self, config) -> int:
@@ -306,9 +323,9 @@ class Backbone(ABC):
         many = frames_per_chunk is not None and sum(span.num_frames for span in layout.videos) > frames_per_chunk
         if encoded is not None:
             features, tower = encoded.features, encoded.tower if with_tower_attention else None
-        elif (many or self.is_padded(inputs)) and with_tower_attention:
+        elif (many or self.encodes_apart(inputs)) and with_tower_attention:
             features, tower = self.encode_with_attention(model, inputs, frames_per_chunk)
-        elif many or self.is_padded(inputs):
+        elif many or self.encodes_apart(inputs):
             features = self.encode(model, inputs, frames_per_chunk)
         ids = input_ids
         if features is not None:

@@ -49,8 +49,8 @@ class LlavaOnevisionBackbone(Backbone):
             )
         return [(length, side, side) for length in lengths]
 
-    def is_padded(self, inputs: dict[str, Any]) -> bool:
-        """Where `video_lengths` are given."""
+    def encodes_apart(self, inputs: dict[str, Any]) -> bool:
+        """Where `video_lengths` are given: clips of different lengths are padded to one."""
         return inputs.get("video_lengths") is not None
 
     def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -23,8 +23,12 @@ class Qwen2_5_VLBackbone(Backbone):
     model_type = "qwen2_5_vl"
     video_settings: ClassVar[tuple[str, ...]] = ("video_grid_thw", "second_per_grid_ts")
 
-    def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
-        """`video_grid_thw` is `(videos, 3)` in patches."""
+    def patch_grids(self, inputs: dict[str, Any]) -> list[list[int]]:
+        """`[T, h, w]` of every video in patches, [] without videos.
+
+        Raises:
+            ValueError: grids without pixels, or pixels without grids.
+        """
         grids, pixels = inputs.get("video_grid_thw"), inputs.get("pixel_values_videos")
         if (grids is None) != (pixels is None):
             given, missing = (
@@ -33,10 +37,13 @@ class Qwen2_5_VLBackbone(Backbone):
                 else ("video_grid_thw", "pixel_values_videos")
             )
             raise ValueError(f"{given} is given without {missing}: pass everything that the processor returned.")
-        if grids is None:
-            return []
-        merge = config.vision_config.spatial_merge_size
-        return [(t, h // merge, w // merge) for t, h, w in grids.tolist()]
+        return [] if grids is None else grids.tolist()
+
+    def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
+        """`video_grid_thw` is `(videos, 3)` in patches."""
+        found = self.patch_grids(inputs)
+        merge = config.vision_config.spatial_merge_size if found else 1
+        return [(t, h // merge, w // merge) for t, h, w in found]
 
     def position_ids(
         self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
@@ -110,22 +117,31 @@ class Qwen2_5_VLBackbone(Backbone):
         vision = config.vision_config
         return vision.window_size // vision.spatial_merge_size // vision.patch_size
 
+    def tower_attention_module(self, model: PreTrainedModel) -> nn.Module:
+        """The attention of the block `tower_layer`."""
+        return model.model.visual.blocks[self.tower_layer(model.config)].attn
+
+    def tower_queries_keys(self, notes: dict[str, list[Any]], attention: Any) -> tuple[Tensor, Tensor]:
+        """`(S, H, d)` each, of all patches of the tower's last call, before they are turned: of what its projections gave, by name."""
+        queries, keys, _ = notes["qkv"][-1].unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
+        return queries, keys
+
     @contextmanager
     def tower_attention(
         self, model: PreTrainedModel, layout: PromptLayout
     ) -> Iterator[Callable[[], tuple[TowerAttention, ...]]]:
-        """Of the block `tower_layer`; the patches of a merged cell are averaged, and come back from window order."""
-        vision = model.config.vision_config
-        block = model.model.visual.blocks[self.tower_layer(model.config)].attn
+        """Of `tower_attention_module`; the patches of a merged cell are averaged, and come back from window order."""
+        attends: Any = self.tower_attention_module(model)
         window = self.tower_window(model.config)
-        patches = vision.spatial_merge_size**2
-        with recorded({"projected": block.qkv, "block": block}) as notes:
+        with recorded({**dict(attends.named_children()), "block": attends}) as notes:
 
             def attention() -> tuple[TowerAttention, ...]:
                 # Of images the tower knows in a call before.
-                queries, keys, _ = notes["projected"][-1].unflatten(-1, (3, vision.num_heads, -1)).unbind(1)
+                queries, keys = self.tower_queries_keys(notes, attends)
                 cos, sin = (table[:, None].float() for table in notes["block.kwargs"][-1]["position_embeddings"])
                 queries, keys = (x.float() * cos + _quarter_turn(x.float()) * sin for x in (queries, keys))
+                # One processor merges the patches of all videos alike.
+                patches = len(queries) // sum(span.num_tokens for span in layout.videos)
                 sizes = [span.num_tokens * patches for span in layout.videos]
                 found = []
                 for span, q, k in zip(layout.videos, queries.split(sizes), keys.split(sizes), strict=True):

@@ -169,8 +169,8 @@ def ratios_unless_stock(
         ValueError: as of `resolve`.
     """
     num_videos = inputs.num_videos
-    # The stock forward takes pixels, and clips of one length.
-    for_stock = "encoded_videos" not in inputs.others and not inputs.family.is_padded(inputs.others)
+    # The stock forward takes pixels, and not every mixture of them.
+    for_stock = "encoded_videos" not in inputs.others and not inputs.family.encodes_apart(inputs.others)
     ratios = resolve(asked, default, num_videos)
     if num_videos:
         return None if for_stock and keeps_all(ratios) else ratios

@@ -86,9 +86,8 @@ def encode_file(
     def prepared() -> Iterator[tuple[Any, Any]]:
         for frames, metadata in reader.iter_frames(os.fspath(video), frames_per_chunk * per_step, num_frames):
             part = reader.part_settings(len(frames), len(metadata.frames_indices))
-            pixels = reader(
-                videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt", **part
-            )
+            how = dict(do_sample_frames=False, return_metadata=False, return_tensors="pt")
+            pixels = reader(videos=[frames], video_metadata=[metadata], **how, **part)
             yield dict(pixels), metadata
 
     features: Tensor | None = None

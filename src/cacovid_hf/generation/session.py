@@ -187,8 +187,9 @@ class VideoSession:
         for number, part in enumerate(rest):
             # The processor writes into it.
             metadata = copy.deepcopy(self.encoded.metadata[number])
-            inputs = {name: rows[[number]] for name, rows in self.encoded.inputs.items()}
-            first += self.processor.replace_video_token({**inputs, "video_metadata": [metadata]}, 0) + part
+            settings = {name: rows[[number]] for name, rows in self.encoded.inputs.items()}
+            inputs = {**self.model.family.inputs_of_words(settings), "video_metadata": [metadata]}
+            first += self.processor.replace_video_token(inputs, 0) + part
         return first
 
     def _check_count(self, found: int) -> None:
@@ -280,7 +281,7 @@ class VideoSession:
         length = min(len(now) - 1, len(before), record.num_places)
         differs = (now[:length] != before[:length]).nonzero()
         common = int(differs[0]) if len(differs) else length
-        if bool(self.model.family.places(self.model.backbone.config, now[None, common:], {})[0].any()):
+        if bool(self.model.family.places(self.model.backbone.config, now[None], {})[0][:, common:].any()):
             return None
         stays = int((record.places[0] < common).sum())
         if stays < record.places.shape[1]:

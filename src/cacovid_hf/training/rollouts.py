@@ -86,13 +86,17 @@ def score_answers(
         embeds = backbone.get_input_embeddings()(ids[:, read]).to(some.inputs_embeds)
         positions = some.position_ids
         with family.handed_over(backbone, some.extra):
-            logits = backbone(
-                inputs_embeds=torch.cat([some.inputs_embeds, embeds], dim=1),
-                attention_mask=torch.cat([some.attention_mask, given[:, read].long()], dim=1),
-                position_ids=torch.cat([positions, positions[..., -1:] + 1 + steps[read]], dim=-1),
-                logits_to_keep=longest,
-                use_cache=False,
-            ).logits.float()  # (R, A, vocabulary)
+            logits = (
+                backbone(
+                    inputs_embeds=torch.cat([some.inputs_embeds, embeds], dim=1),
+                    attention_mask=torch.cat([some.attention_mask, given[:, read].long()], dim=1),
+                    position_ids=torch.cat([positions, positions[..., -1:] + 1 + steps[read]], dim=-1),
+                    logits_to_keep=longest,
+                    use_cache=False,
+                )
+                .logits[:, -longest:]
+                .float()
+            )  # (R, A, vocabulary); some models (VideoLLaMA3) keep those of every position
         log_probabilities = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
         probabilities.append((log_probabilities * given).sum(1).exp())
         likeliest = logits.argmax(-1)

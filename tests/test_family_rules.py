@@ -1,0 +1,153 @@
+"""Processors of further families that read files by the family's own rule: what stock code chooses, and the settings of published checkpoints."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from helpers.chats import CHAT
+from helpers.media import write_video
+from helpers.processors import tiny_processor
+from transformers import AutoProcessor
+from transformers.video_utils import VideoMetadata
+
+from cacovid_hf.checkpoints.stock_processor import check_settings
+from cacovid_hf.processing import with_video_reader
+from cacovid_hf.video.files import read_chosen_frames
+
+pytestmark = pytest.mark.spread(1)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a family's processor does.
+
+    Attributes:
+        reader: name of its stock video processor.
+        published: what its published settings say.
+        rate: frames a second where neither call nor settings say any.
+        per_step: frames of a temporal step.
+        clip: frames of nine seconds of five a second.
+        seconds: frames of videos of 25 frames a second, by their seconds.
+        calls: frames of the clip by what a call says.
+    """
+
+    reader: str
+    published: dict[str, Any]
+    rate: dict[str, float]
+    per_step: int
+    clip: int
+    seconds: dict[float, int]
+    calls: dict[str, tuple[dict[str, Any], int]]
+
+
+RULES = {
+    "video_llama_3": Rule(
+        reader="VideoLlama3VideoProcessor",
+        published=dict(
+            size={"shortest_edge": 100352, "longest_edge": 602112},
+            patch_size=14,
+            temporal_patch_size=1,
+            merge_size=2,
+            min_frames=4,
+            max_frames=180,
+            use_token_compression=True,
+        ),
+        rate={"fps": 1},
+        per_step=1,
+        clip=9,
+        seconds={1.0: 4, 60.0: 60, 3600.0: 180},
+        calls={
+            "fps": ({"fps": 2}, 18),
+            "max_fps": ({"max_fps": 2}, 18),
+            "num_frames": ({"num_frames": 6}, 6),
+            "both": ({"num_frames": 100, "fps": 5}, 45),
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """45 pictures, five a second."""
+    return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", 45, fps=5, gop=10)
+
+
+@pytest.fixture(scope="module", params=RULES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def processor(family):
+    return with_video_reader(tiny_processor(family))
+
+
+def ask(video, **beside):
+    part = {"type": "video", "path": str(video), **beside}
+    return [{"role": "user", "content": [part, {"type": "text", "text": "what color"}]}]
+
+
+def frames_of(inputs, family):
+    return RULES[family].per_step * int(inputs["video_grid_thw"][0, 0])
+
+
+def test_a_path_gives_what_the_stock_processor_gives(family, processor, clip):
+    """The frames that the stock rule chooses, and their times in the prompt."""
+    stock = tiny_processor(family)
+    with clip.open("rb") as file:
+        frames, metadata = read_chosen_frames(
+            file,
+            lambda found: np.asarray(stock.video_processor.sample_frames(metadata=found, **RULES[family].rate)),
+        )
+    text = stock.apply_chat_template(ask("x"), add_generation_prompt=True)
+    expected = stock(text=text, videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
+    inputs = processor.apply_chat_template(ask(clip), **CHAT)
+    assert frames_of(inputs, family) == RULES[family].clip
+    assert set(inputs) == set(expected)
+    for name in inputs:
+        assert torch.equal(inputs[name], expected[name]), name
+
+
+def test_what_a_call_asks_for(family, processor, clip):
+    for call, frames in RULES[family].calls.values():
+        assert frames_of(processor.apply_chat_template(ask(clip), **CHAT, **call), family) == frames, call
+
+
+def test_a_part_is_sampled_as_the_whole_would_be(family, processor, clip):
+    """Three seconds, none from outside."""
+    metadata = VideoMetadata(total_num_frames=45, fps=5, duration=9.0)
+    chosen = processor.video_processor.sample_frames(metadata=metadata, start=3.0, end=6.0)
+    assert chosen.min() >= 15
+    assert chosen.max() <= 30
+    inputs = processor.apply_chat_template(ask(clip, video_start=3.0, video_end=6.0), **CHAT)
+    assert frames_of(inputs, family) == len(chosen) < RULES[family].clip
+
+
+def test_published_settings(family):
+    """They are kept, the rule is the stock one, and a checkpoint that has them loads."""
+    rule, stock = RULES[family], tiny_processor(family)
+    stock.video_processor = getattr(transformers, rule.reader)(**rule.published)
+    reader = with_video_reader(stock).video_processor
+    for name, value in rule.published.items():
+        assert reader.to_dict()[name] == value, name
+    check_settings(stock.video_processor.to_dict(), "settings")
+    for seconds, expected in rule.seconds.items():
+        metadata = VideoMetadata(total_num_frames=int(seconds * 25), fps=25.0, duration=seconds)
+        theirs = stock.video_processor.sample_frames(metadata=metadata, **rule.rate)
+        assert len(theirs) == expected
+        assert np.array_equal(reader.sample_frames(metadata=metadata), theirs)
+
+
+def test_a_saved_processor_loads(family, processor, clip, tmp_path):
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert type(again) is type(processor)
+    assert type(again.video_processor) is type(processor.video_processor)
+    assert frames_of(again.apply_chat_template(ask(clip), **CHAT), family) == RULES[family].clip
+    again.video_processor.num_frames = 4
+    again.save_pretrained(tmp_path)
+    again = with_video_reader(AutoProcessor.from_pretrained(tmp_path))
+    assert frames_of(again.apply_chat_template(ask(clip), **CHAT), family) == 4
