@@ -9,6 +9,7 @@ from helpers.models import Video, stock_model
 from helpers.small_training import Collator, Gradients, prompt_inputs, scored_question, trainer
 
 from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.compressors.attention import video_attention
 from cacovid_hf.training.arguments import OURS, ContributionTrainingArguments
 from cacovid_hf.training.batches import BatchHeader, SampleBatches
 from cacovid_hf.training.rewards import Completion
@@ -60,6 +61,7 @@ SWITCHES = {
     "retention": {"retention_weight": 0.5, "retention_floor": 0.0},
     "attention teacher": {"teacher": "attention"},
     "attention teacher, one layer": {"teacher": "attention", "teacher_layer": 1, "num_frame_rollouts": 0},
+    "attention teacher, last token": {"teacher": "attention", "teacher_query": "last"},
     "causal": {"policy_attention": "causal"},
     "bidirectional": {"policy_attention": "bidirectional"},
     "question": {"policy_attention": "question"},
@@ -134,6 +136,28 @@ def test_the_policy_comes_to_agree_with_its_teacher(tmp_path):
     losses = [entry["teacher_loss"] for entry in engine.state.log_history if "teacher_loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
     assert all("reward" not in entry for entry in engine.state.log_history)
+
+
+@pytest.mark.parametrize("query", ["question", "last"])
+def test_the_teacher_is_the_attention_of_the_query(tmp_path, query):
+    model, _, engine = trainer(tmp_path, teacher="attention", teacher_query=query, num_iterations=1, steps=1)
+    seen = []
+    imitate = engine._imitate
+
+    def spy(memory, *arguments):
+        losses = imitate(memory, *arguments)
+        seen.append((memory.prompt, memory.videos[0].attention))
+        return losses
+
+    engine._imitate = spy
+    engine.train()
+    prompt, attention = seen[0]
+    layers = range(model.backbone.get_decoder().config.num_hidden_layers)
+    with torch.no_grad():
+        read = {one: video_attention(model, prompt, layers, one) for one in ("question", "last")}
+    means = {one: torch.stack([found[layer][0] for layer in layers]).mean(0) for one, found in read.items()}
+    torch.testing.assert_close(attention, means[query])
+    assert not torch.allclose(means["question"], means["last"], rtol=1e-3)
 
 
 def test_rollouts_follow_the_teacher(tmp_path):
@@ -493,6 +517,8 @@ BAD = [
     (dict(dataloader_drop_last=True), "dataloader_drop_last=True is not supported here"),
     (dict(teacher="oracle"), "teacher='oracle' is unknown"),
     (dict(teacher_layer=1), "teacher_layer=1 needs a teacher"),
+    (dict(teacher_query="first"), "teacher_query='first' is unknown"),
+    (dict(teacher_query="last"), "teacher_query='last' needs a teacher"),
     (dict(teacher_steps=5), "teacher_steps=5 needs a teacher"),
     (dict(teacher="attention", teacher_steps=6), "teacher_steps=6 ends within the 5 iterations"),
     (dict(teacher="attention", teacher_steps=0), "teacher_steps=0 ends within the 5 iterations"),

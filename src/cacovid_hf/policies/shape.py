@@ -98,20 +98,25 @@ class BlockShape:
     scaled: bool
 
 
-def first_attending_layer(config: Any) -> int:
-    """Index of the first layer whose tokens attend to each other: 0, but in hybrids such as Qwen3.5 that start with linear attention.
+def attending_layers(config: Any) -> list[int]:
+    """Indices of the layers whose tokens attend to each other: all, but in hybrids such as Qwen3.5.
 
     Raises:
         ValueError: a language model without such a layer.
     """
-    kinds = config.to_dict().get("layer_types") or ATTENDING
-    for index, kind in enumerate(kinds):
-        if kind in ATTENDING:
-            return index
+    values = config.to_dict()
+    kinds = values.get("layer_types") or ATTENDING[:1] * values["num_hidden_layers"]
+    if found := [index for index, kind in enumerate(kinds) if kind in ATTENDING]:
+        return found
     raise ValueError(
         f"No layer of the {config.model_type!r} language model attends (layer_types={sorted(set(kinds))}), so no policy can start from one. "
         "Use a compressor without a policy."
     )
+
+
+def first_attending_layer(config: Any) -> int:
+    """Index of the first layer whose tokens attend to each other: 0, but in hybrids that start with linear attention; errors as of `attending_layers`."""
+    return attending_layers(config)[0]
 
 
 def stock_layer(config: Any) -> nn.Module:

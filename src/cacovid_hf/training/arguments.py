@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import SchedulerType, TrainingArguments
 
+from ..compressors.attention import QUERIES
 from ..policies.settings import check_policy
 from ..ratio import check_retention_ratio
 from .rewards import REWARDS, SCORED_REWARDS, Reward, resolve_reward
@@ -113,7 +114,8 @@ class ContributionTrainingArguments(TrainingArguments):
             attends; None trains the policy that the model has.
         teacher: `"attention"` learns what the LLM's question attends to in the uncompressed prompt, by distillation and without rollouts
             (`objective.distillation_loss`; ours, an ablation); None: by reinforcement learning.
-        teacher_layer: whose attention, from 0; None: the mean over all layers.
+        teacher_layer: whose attention, from 0; None: the mean over all layers that attend.
+        teacher_query: what attends: the `"question"`, mean over its tokens, or the `"last"` token of the prompt.
         teacher_steps: optimiser steps that follow the teacher, a multiple of `num_iterations`, before rollouts take over; None: all.
         clip_low: how far the ratio to the old policy may fall.
         clip_high: how far it may rise.
@@ -152,6 +154,7 @@ class ContributionTrainingArguments(TrainingArguments):
     policy_attention: str | None = None
     teacher: str | None = None
     teacher_layer: int | None = None
+    teacher_query: str = "question"
     teacher_steps: int | None = None
     clip_low: float = 0.2
     clip_high: float = 0.28
@@ -226,6 +229,14 @@ class ContributionTrainingArguments(TrainingArguments):
         if self.teacher_layer is not None and self.teacher is None:
             raise ValueError(
                 f"teacher_layer={self.teacher_layer} needs a teacher. Add teacher='attention', or leave it out."
+            )
+        if self.teacher_query not in QUERIES:
+            raise ValueError(
+                f"teacher_query={self.teacher_query!r} is unknown. Choose one of {', '.join(map(repr, QUERIES))}."
+            )
+        if self.teacher_query != "question" and self.teacher is None:
+            raise ValueError(
+                f"teacher_query={self.teacher_query!r} needs a teacher. Add teacher='attention', or leave it out."
             )
         if self.teacher_steps is not None:
             if self.teacher is None:

@@ -30,6 +30,7 @@ from transformers import ProcessorMixin, set_seed
 from ..compressors.attention import video_attention
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policies.base import PolicyOutput
+from ..policies.shape import attending_layers
 from ..prompt import CompressedPrompt, Prompt, VideoSpan, stack_prompts
 from .arguments import ContributionTrainingArguments
 from .batches import BatchHeader, sample_generator
@@ -277,9 +278,9 @@ class ContributionTrainer(SampleEngine):
     def _imitate(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Losses against the teacher, one per video; its attention is read once."""
         if header.iteration == 0:
-            count = len(self.backbone.get_decoder().layers)
-            layers = range(count) if self.args.teacher_layer is None else [self.args.teacher_layer]
-            read = video_attention(self.full_model, memory.prompt, layers, "question")
+            layer = self.args.teacher_layer
+            layers = attending_layers(self.backbone.get_decoder().config) if layer is None else [layer]
+            read = video_attention(self.full_model, memory.prompt, layers, self.args.teacher_query)
             for video, found in zip(memory.videos, zip(*read.values(), strict=True), strict=True):
                 video.attention = torch.stack(found).mean(0)  # (T, P)
         frames = self.args.num_frame_rollouts > 0
