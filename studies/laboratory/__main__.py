@@ -1,0 +1,197 @@
+"""The cells of the laboratory; a cell that is there is not run again.
+
+python -m studies.laboratory                            # everything that is not there yet: hours
+python -m studies.laboratory --only 'reader/0/*'        # some cells
+python -m studies.laboratory --list
+
+A cell is one JSON under studies/results/laboratory. Weights stay in `--work` and are not shipped: 538 MB of SmolLM2 and 106 MB for each reader.
+Any number of processes may work on the same folders.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.record import ROOT
+from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.compressors import DivPrune, Random, Uniform
+from cacovid_hf.utils.files import replaced
+from studies.cells import RESULTS, Cells, Job, chosen
+from studies.laboratory.headroom import headroom, row, share
+from studies.laboratory.policies import RECIPES, policy_choice, train
+from studies.laboratory.prompts import Prompts
+from studies.laboratory.questions import READING, REPORTED, TRAINING, VALIDATION, Asked, ask, balanced
+from studies.laboratory.reading import Reader, trained_weights
+from studies.laboratory.scores import Attended, attended
+from studies.laboratory.video_model import ProjectorTraining, build
+from studies.laboratory.words import Vocabulary
+from studies.questions import answered_right
+
+SEEDS, STRENGTHS = (0, 1, 2), (80, 90, 97)  # of the reader; percent with all tokens, named before anything was measured
+READING_CLIPS, TRAINING_CLIPS, VALIDATION_CLIPS, REPORTED_CLIPS = 400, 220, 24, 48
+PER_KIND = {TRAINING: 4, VALIDATION: 2, REPORTED: 2}
+BUDGETS = (1, 2, 3, 5, 14, 28)
+MAX_SECONDS = 7200.0  # of the processor, for a reader
+
+
+class Laboratory:
+    """Its models and questions, each made once in a process.
+
+    Args:
+        work: folder of the weights.
+    """
+
+    def __init__(self, work: Path):
+        self.work = work
+        work.mkdir(parents=True, exist_ok=True)
+
+    @functools.cache  # noqa: B019 (one laboratory a process)
+    def video_model(self, seed: int) -> tuple[Any, Vocabulary, dict[str, float]]:
+        """A video model whose projector was trained, and how well: of every kind of word, the share of cells that are read right."""
+        model, tokenizer = build(self.work, seed)
+        vocabulary, path = Vocabulary(tokenizer), self.work / f"projector-{seed}.pt"
+        if not path.exists():
+            quality = ProjectorTraining(model, vocabulary, seed).run()
+            _save(path, {"weights": model.model.multi_modal_projector.state_dict(), "quality": quality})
+        saved = torch.load(path)
+        model.model.multi_modal_projector.load_state_dict(saved["weights"])
+        return model, vocabulary, saved["quality"]
+
+    @functools.cache  # noqa: B019
+    def asked(self, seed: int, stream: int, clips: int) -> Asked:
+        """Clips of a stream and their questions, as a seed's projector shows them."""
+        model, vocabulary, _ = self.video_model(seed)
+        found = ask(model, vocabulary, clips, stream, seed)
+        if stream == READING:
+            return found
+        return balanced(found, PER_KIND[stream], torch.Generator().manual_seed(seed))
+
+    def reader_path(self, seed: int, strength: int) -> Path:
+        """Where the weights of a reader stand."""
+        return self.work / f"reader-{seed}-{strength}.pt"
+
+    def read(self, seed: int, strength: int) -> dict[str, Any]:
+        """Train a reader on from the one before it, and keep it."""
+        model, _, quality = self.video_model(seed)
+        asked, validation = self.asked(seed, READING, READING_CLIPS), self.asked(seed, VALIDATION, VALIDATION_CLIPS)
+        reader = Reader(model, asked, validation, seed)
+        before = [one for one in STRENGTHS if one < strength]
+        if before:
+            reader.load_state_dict(torch.load(self.reader_path(seed, before[-1]), weights_only=False))
+        reached = reader.run_to(strength / 100, MAX_SECONDS)
+        _save(self.reader_path(seed, strength), reader.state_dict())
+        progress = reader.progress
+        return {
+            "projector": quality,
+            "accuracy": reached,
+            "steps": progress.step,
+            "questions": progress.questions,
+            "tokens": progress.tokens,
+            "processor_seconds": round(progress.seconds, 1),
+        }
+
+    def reader(self, seed: int, strength: int) -> Any:
+        """A video model that reads as well as named."""
+        model = self.video_model(seed)[0]
+        weights = torch.load(self.reader_path(seed, strength), weights_only=False)["weights"]
+        with torch.no_grad():
+            for name, weight in trained_weights(model).items():
+                weight.copy_(weights[name])
+        return model.eval().requires_grad_(False)
+
+    @functools.cache  # noqa: B019
+    def attention(self, seed: int, strength: int, stream: int, clips: int) -> Attended:
+        """What the questions of a stream attend to."""
+        path = self.work / f"attention-{seed}-{strength}-{stream}-{clips}.pt"
+        if not path.exists():
+            found = attended(self.reader(seed, strength), self.asked(seed, stream, clips))
+            _save(path, vars(found))
+        return Attended(**torch.load(path))
+
+    def headroom(self, seed: int, strength: int) -> dict[str, Any]:
+        """See `headroom.headroom`; of the questions that are reported."""
+        asked = self.asked(seed, REPORTED, REPORTED_CLIPS)
+        attention = self.attention(seed, strength, REPORTED, REPORTED_CLIPS)
+        return headroom(self.reader(seed, strength), asked, attention)
+
+    def methods(self, seed: int, strength: int) -> dict[str, Any]:
+        """Methods that need no training, as the library has them."""
+        asked = self.asked(seed, REPORTED, REPORTED_CLIPS)
+        model = self.wrapped(seed, strength, "light", 0)
+        results = []
+        for method in (Uniform(), Random(), DivPrune()):
+            for count in BUDGETS:
+                right = answered_right(model, Prompts(model, asked, 24), count / 288, method)
+                results.append({"choice": method.name, "tokens": count, **share(right.view_as(asked.answers))})
+        return {"results": results}
+
+    def policy(self, seed: int, strength: int, recipe: str) -> dict[str, Any]:
+        """Train a policy and ask the questions that are reported."""
+        settings = RECIPES[recipe]
+        model = self.wrapped(seed, strength, settings.policy_type, seed)
+        training = self.asked(seed, TRAINING, TRAINING_CLIPS)
+        logs = train(model, training, self.attention(seed, strength, TRAINING, TRAINING_CLIPS), settings, seed)
+        asked = self.asked(seed, REPORTED, REPORTED_CLIPS)
+        lines, right = [], {}
+        for count in BUDGETS:
+            line, answers = row(model.backbone, asked, recipe, policy_choice(model, asked, count))
+            lines.append(line)
+            right[str(count)] = ["".join(map(str, clip)) for clip in answers.long().tolist()]
+        return {"recipe": vars(settings), "results": lines, "right": right, **logs}
+
+    def wrapped(self, seed: int, strength: int, policy_type: str, policy_seed: int) -> Any:
+        """A reader with a new policy, its layer from layer 0; selection by token scores alone."""
+        torch.manual_seed(policy_seed)
+        return CaCoVidForConditionalGeneration.from_backbone(
+            self.reader(seed, strength), policy_type=policy_type, contribution_share=1.0, scope="tokens"
+        ).eval()
+
+
+def _save(path: Path, value: Any) -> None:
+    with replaced(path) as temporary:
+        torch.save(value, temporary)
+
+
+def jobs(laboratory: Laboratory) -> dict[str, Job]:
+    """Every cell, in the order in which they build on each other."""
+    found: dict[str, Job] = {}
+    for seed in SEEDS:
+        for strength in STRENGTHS:
+            at = f"{seed}/{strength}"
+            found[f"reader/{at}"] = functools.partial(laboratory.read, seed, strength)
+            found[f"headroom/{at}"] = functools.partial(laboratory.headroom, seed, strength)
+            found[f"methods/{at}"] = functools.partial(laboratory.methods, seed, strength)
+            for recipe in RECIPES:
+                found[f"policy/{at}/{recipe}"] = functools.partial(laboratory.policy, seed, strength, recipe)
+    return found
+
+
+def waits_for(name: str) -> str | None:
+    """The cell that must be there before another: the reader that it is about, and of a reader the one before it."""
+    kind, seed, strength, *_ = name.split("/")
+    if kind != "reader":
+        return f"reader/{seed}/{strength}"
+    before = [one for one in STRENGTHS if one < int(strength)]
+    return f"reader/{seed}/{before[-1]}" if before else None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the cells that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", default=[], help="cells, as a pattern; may come several times")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "laboratory", help="folder of the weights")
+    parser.add_argument("--list", action="store_true", help="print the names of the cells")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    wanted = chosen(jobs(Laboratory(options.work)), options.only)
+    if options.list:
+        print("\n".join(wanted))
+    else:
+        Cells("laboratory", RESULTS / "laboratory").run(wanted, waits_for)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Policies of the laboratory: they imitate attention, or the evidence itself, or learn by rollouts, or one after the other."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cacovid_hf.policies.base import PolicyOutput
+from cacovid_hf.training.objective import distillation_loss
+from cacovid_hf.training.sampling import sample_multinomial
+from studies.laboratory.prompts import Prompts
+from studies.laboratory.questions import NUM_TOKENS, Asked
+from studies.laboratory.scores import Attended, highest
+from studies.miniature import ITERATIONS, learn, token_scores
+
+IMITATION_RATE, IMITATION_BATCH = 1.5e-3, 32
+ROLLOUT_RATE, ROLLOUT_BATCH, ROLLOUTS = 3e-4, 32, 12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a policy is trained.
+
+    Args:
+        teacher: `"question"` or `"last"` (attention, mean over the layers), or `"evidence"` (labels, which no method has); None: none.
+        steps: optimiser steps that imitate.
+        rollout_questions: questions that rollouts follow on.
+        tokens: in a rollout, one of them a question in turn.
+        policy_type: see `CaCoVidConfig`.
+        learning_rate: of the rollouts.
+    """
+
+    teacher: str | None = None
+    steps: int = 0
+    rollout_questions: int = 0
+    tokens: tuple[int, ...] = (5,)
+    policy_type: str = "light"
+    learning_rate: float = ROLLOUT_RATE
+
+
+RECIPES = {
+    "imitation of the question": Recipe("question", steps=250),
+    "imitation of the last token": Recipe("last", steps=250),
+    "labels": Recipe("evidence", steps=250),
+    "rollouts": Recipe(rollout_questions=4000),
+    "imitation, then rollouts": Recipe("last", steps=250, rollout_questions=2000),
+    "imitation, then rollouts of 1 to 14": Recipe("last", steps=250, rollout_questions=2000, tokens=(1, 2, 5, 14)),
+    "full, imitation, then rollouts": Recipe("last", steps=250, rollout_questions=2000, policy_type="full"),
+}
+
+
+def train(model: Any, asked: Asked, attention: Attended, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Train the policy of a wrapped video model in place.
+
+    Args:
+        model: its policy starts from layer 0.
+        asked: clips and questions that nothing else was trained on.
+        attention: of these questions.
+        recipe: how.
+        seed: of the order of the questions and of the rollouts.
+
+    Returns:
+        Seconds of the processor and rollouts, and what was logged.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model.policy.frame_head.requires_grad_(False)
+    begun = time.process_time()
+    logs: dict[str, Any] = {}
+    if recipe.teacher:
+        logs["imitation"] = _imitate(model, asked, teacher_scores(asked, attention, recipe.teacher), recipe, generator)
+    logs["imitation_seconds"] = round(time.process_time() - begun, 1)
+    if recipe.rollout_questions:
+        order = _order(asked, recipe.rollout_questions, generator)
+        batches: Any = Prompts(model, asked, ROLLOUT_BATCH, order)
+        draw = _draws(recipe.tokens)
+        logs["rollouts_log"] = learn(model, batches, draw, seed=seed, learning_rate=recipe.learning_rate)
+    logs["rollouts"] = recipe.rollout_questions * ROLLOUTS * ITERATIONS
+    return logs | {"processor_seconds": round(time.process_time() - begun, 1)}
+
+
+def teacher_scores(asked: Asked, attention: Attended, teacher: str) -> Tensor:
+    """What a policy imitates, `(C * Q, N)`, larger = keep."""
+    if teacher == "evidence":
+        return asked.evidence.flatten(0, 1).float()
+    rows = attention.question if teacher == "question" else attention.last
+    return rows.float().mean(2).flatten(0, 1)
+
+
+@torch.no_grad()
+def policy_choice(model: Any, asked: Asked, count: int, batch_size: int = 24) -> Tensor:
+    """The `count` tokens that the policy scores highest, int64 `(C, Q, count)`."""
+    scores = [score.flatten() for batch in Prompts(model, asked, batch_size) for score in token_scores(model, batch)]
+    return highest(torch.stack(scores), count).unflatten(0, asked.answers.shape)
+
+
+def _order(asked: Asked, count: int, generator: torch.Generator) -> Tensor:
+    """Numbers of `count` questions, each pass over them in an order of its own."""
+    size = asked.answers.numel()
+    passes = [torch.randperm(size, generator=generator) for _ in range(-(-count // size))]
+    return torch.cat(passes)[:count]
+
+
+def _imitate(model: Any, asked: Asked, targets: Tensor, recipe: Recipe, generator: torch.Generator) -> list[float]:
+    policy = model.policy
+    weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=0.01)
+    batches = Prompts(model, asked, IMITATION_BATCH, _order(asked, recipe.steps * IMITATION_BATCH, generator))
+    losses = []
+    for step, batch in enumerate(batches):
+        prompt = batch.prompt
+        outputs: list[PolicyOutput] = policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
+        loss = torch.stack(
+            [
+                distillation_loss(output, target.view_as(output.token_scores), frames=False)
+                for output, target in zip(outputs, targets[batches.batches[step]], strict=True)
+            ]
+        ).mean()
+        for group in optimizer.param_groups:
+            group["lr"] = IMITATION_RATE * min(1, (step + 1) / 15) * (1 + math.cos(math.pi * step / recipe.steps)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        losses.append(round(loss.item(), 4))
+    return losses
+
+
+def _draws(tokens: tuple[int, ...]) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """Rollouts of one of several sizes, drawn anew for each question and iteration."""
+
+    def draw(scores: Tensor, generator: torch.Generator) -> Tensor:
+        count = tokens[int(torch.randint(len(tokens), (), generator=generator))]
+        return sample_multinomial(scores, count / NUM_TOKENS, ROLLOUTS, scope="video", generator=generator)
+
+    return draw

@@ -1,0 +1,246 @@
+"""The laboratory, with a small untrained language model in the place of SmolLM2."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.compressors.attention import video_attention
+from cacovid_hf.tiny.synthetic import WORDS, dense_frames, make_clip
+from studies.laboratory.__main__ import RECIPES, Laboratory, jobs, waits_for
+from studies.laboratory.headroom import headroom
+from studies.laboratory.packing import BEGIN, QUESTION, answer_logits, answered_right, everything
+from studies.laboratory.policies import Recipe, policy_choice, train
+from studies.laboratory.prompts import Prompts
+from studies.laboratory.questions import KINDS, NUM_TOKENS, READING, REPORTED, VALIDATION, ask, balanced
+from studies.laboratory.reading import Reader
+from studies.laboratory.scores import Attended, attended, fillers, highest, right_from
+from studies.laboratory.video_model import VIDEO_TOKEN, ProjectorTraining, build, pixels, video_tokens
+from studies.laboratory.words import Vocabulary, renamed
+from studies.questions import answered_right as right_by_method
+
+CLIPS = 2
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder of the laboratory with a language model in it."""
+    folder = tmp_path_factory.mktemp("laboratory")
+    words = dict.fromkeys(
+        ["<unk>", "<begin>", "<a>", "<image>", "<b>", "<video>", "\n", "empty", *renamed(" ".join(WORDS)).split()]
+    )
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("?", "")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder / "smollm2")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=132,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "smollm2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def laboratory(work):
+    """Its model, vocabulary, and some clips with two questions of each kind."""
+    model, tokenizer = build(work, 0)
+    vocabulary = Vocabulary(tokenizer)
+    asked = balanced(ask(model, vocabulary, CLIPS, REPORTED, 0), 2, torch.Generator().manual_seed(0))
+    return model, vocabulary, asked
+
+
+@pytest.fixture(scope="module")
+def wrapped(laboratory):
+    """The model with a light policy."""
+    torch.manual_seed(0)
+    return CaCoVidForConditionalGeneration.from_backbone(
+        laboratory[0], policy_type="light", contribution_share=1.0, scope="tokens"
+    ).eval()
+
+
+def test_questions_are_spelt_and_balanced(laboratory):
+    _model, vocabulary, asked = laboratory
+    assert [(asked.kinds == kind).sum(1).tolist() for kind in range(len(KINDS))] == [[2] * CLIPS] * len(KINDS)
+    assert asked.evidence.any(2).all()
+    assert (asked.evidence.sum(2) <= 2).all()
+    assert (asked.evidence & asked.objects[:, None]).sum() == asked.evidence.sum()
+    assert vocabulary.answer("maroon") == vocabulary.answer("wine") != vocabulary.answer("red")
+    with pytest.raises(ValueError, match="'two words' has 2 tokens"):
+        vocabulary.answer("two words")
+
+
+def test_packed_questions_are_answered_as_each_alone_by_the_stock_model(laboratory):
+    model, _, asked = laboratory
+    kept = torch.stack([torch.arange(3, 200, 7), torch.arange(0, 197, 7)])
+    packed = answer_logits(model, asked, torch.arange(CLIPS), kept)
+    embed = model.get_input_embeddings()
+    for clip in range(CLIPS):
+        for number in range(asked.ids.shape[1]):
+            ids = asked.ids[clip, number, : asked.lengths[clip, number]]
+            parts = [
+                embed.weight[BEGIN][None],
+                asked.tokens[clip, kept[clip]].float(),
+                model.model.image_newline[None],
+                embed(ids),
+            ]
+            positions = torch.cat([torch.tensor([0]), kept[clip] + 1, torch.arange(QUESTION - 1, QUESTION + len(ids))])
+            embeds = torch.cat(parts)[None]
+            alone = model(
+                inputs_embeds=embeds,
+                position_ids=positions[None],
+                attention_mask=torch.ones(embeds.shape[:2]).long(),
+                use_cache=False,
+            ).logits[0, -1]
+            torch.testing.assert_close(packed[clip, number], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_clips_enter_as_through_the_stock_model(laboratory):
+    """Tokens that are kept for the laboratory stand where the stock model puts a video's, the newline behind them."""
+    model, _, asked = laboratory
+
+    frames = pixels([make_clip((REPORTED, 0, 0)).frames])
+    ids = torch.cat(
+        [torch.tensor([BEGIN]), torch.full((NUM_TOKENS + 1,), VIDEO_TOKEN), asked.ids[0, 0, : asked.lengths[0, 0]]]
+    )
+    with torch.no_grad():
+        stock = model(input_ids=ids[None], pixel_values_videos=frames).logits[0, -1]
+    ours = answer_logits(model, asked, torch.tensor([0]), everything(1))[0, 0]
+    torch.testing.assert_close(ours, stock, rtol=2e-2, atol=2e-2)  # tokens are kept in half precision
+    assert ours.argmax() == stock.argmax()
+
+
+def test_attention_is_that_of_the_library(laboratory, wrapped):
+    model, _, asked = laboratory
+    found = attended(model, asked)
+    (batch,) = Prompts(wrapped, asked, asked.answers.numel())
+    for query, rows in (("question", found.question), ("last", found.last)):
+        for layer, videos in video_attention(wrapped, batch.prompt, [0, 1], query).items():
+            expected = torch.stack([video.flatten() for video in videos]).view(*asked.answers.shape, NUM_TOKENS)
+            if query == "last":
+                torch.testing.assert_close(rows[:, :, layer].float(), expected, rtol=5e-3, atol=1e-6)
+            else:  # the library counts the newline behind the video to the question
+                assert (rows[:, :, layer].float() - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+def test_subsets_are_answered_as_by_the_library(laboratory, wrapped):
+    model, _, asked = laboratory
+    kept = policy_choice(wrapped, asked, 14)
+    right, probability = right_from(model, asked, kept)
+    assert (probability > 0).all()
+    assert torch.equal(right_by_method(wrapped, list(Prompts(wrapped, asked, 7)), 14 / NUM_TOKENS), right.flatten())
+    assert torch.equal(
+        answered_right(model, asked, everything(CLIPS)),
+        right_from(model, asked, everything(CLIPS)[:, None].expand(-1, 10, -1))[0],
+    )
+
+
+def test_fillers_hold_one_token_of_evidence_and_what_they_say(laboratory):
+    _, _, asked = laboratory
+    attention = torch.rand(asked.evidence.shape, generator=torch.Generator().manual_seed(1))
+    choices = fillers(asked, attention, seed=0)
+    objects = asked.objects[:, None].expand_as(asked.evidence) & ~asked.evidence
+    for name, scores in choices.items():
+        kept = highest(scores, 5)
+        assert asked.evidence.gather(2, kept).any(2).all(), name
+    assert objects.gather(2, highest(choices["other objects"], 5)).sum(2).min() >= 3
+    assert objects.gather(2, highest(choices["cells without objects"], 5)).sum() == 0
+    liked = highest(attention.masked_fill(asked.evidence, 0), 3)
+    kept = highest(choices["attention's next choices"], 5)
+    assert all(
+        set(some) <= set(all_)
+        for some, all_ in zip(liked.flatten(0, 1).tolist(), kept.flatten(0, 1).tolist(), strict=True)
+    )
+
+
+def test_highest_takes_the_earlier_of_equals():
+    assert highest(torch.tensor([1.0, 3.0, 1.0, 1.0]), 2).tolist() == [0, 1]
+
+
+def test_the_projector_learns_what_cells_show(work, monkeypatch):
+    monkeypatch.setattr("studies.laboratory.video_model.STEPS", 8)
+    model, tokenizer = build(work, 0)
+    training = ProjectorTraining(model, Vocabulary(tokenizer), 0)
+    quality = training.run()
+    assert quality["tint"] > 0.9  # chance: 1 in 6
+    assert quality["color"] > 0.5  # 1 in 13
+    assert quality["object"] > 0.3  # 1 in 29
+    (cells,) = training._batches(1, 8, first=0)
+    frames, _ = dense_frames(8, (21, 0, 0))
+    with torch.no_grad():
+        torch.testing.assert_close(video_tokens(model, frames[None])[0].view(8, 36, -1), training._tokens(cells))
+
+
+def test_a_reader_goes_on_where_it_was_stopped(work):
+    def reader():
+        model, tokenizer = build(work, 0)
+        vocabulary = Vocabulary(tokenizer)
+        asked = ask(model, vocabulary, 4, READING, 0)
+        validation = balanced(ask(model, vocabulary, 2, VALIDATION, 0), 1, torch.Generator().manual_seed(0))
+        return Reader(model, asked, validation, seed=0)
+
+    def after(some, steps):
+        for _ in range(steps):
+            some._step()
+        return {name: weight.detach().clone() for name, weight in some.weights.items()}
+
+    whole = reader()
+    first = reader()
+    after(first, 2)
+    second = reader()
+    second.load_state_dict(first.state_dict())
+    expected, found = after(whole, 4), after(second, 2)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert second.progress.step == 4
+    assert second.progress.questions == whole.progress.questions
+    with pytest.raises(RuntimeError, match=r"not 0\.9"):
+        second.run_to(0.9, max_seconds=0.0)
+
+
+@pytest.mark.parametrize("teacher", ["question", "last", "evidence"])
+def test_recipes_train_a_policy(laboratory, teacher):
+    model, _, asked = laboratory
+    torch.manual_seed(0)
+    wrapped = CaCoVidForConditionalGeneration.from_backbone(
+        model, policy_type="light", contribution_share=1.0, scope="tokens"
+    )
+    before = {name: weight.clone() for name, weight in wrapped.policy.named_parameters()}
+    logs = train(
+        wrapped, asked, attended(model, asked), Recipe(teacher, steps=12, rollout_questions=32, tokens=(2, 5)), seed=0
+    )
+    assert len(logs["imitation"]) == 12
+    assert logs["imitation"][-1] < logs["imitation"][0]
+    assert logs["rollouts"] == 32 * 12 * 2
+    assert len(logs["rollouts_log"]) == 2
+    moved = {name for name, weight in wrapped.policy.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved
+    assert not any(name.startswith("frame_head") for name in moved)
+
+
+def test_headroom_is_zero_where_nothing_harms(laboratory):
+    model, _, asked = laboratory
+    flat = torch.zeros(*asked.answers.shape, 2, NUM_TOKENS)
+    found = headroom(model, asked, Attended(flat, flat))
+    assert {row["tokens"] for row in found["headroom"]} == {5, 14}
+    assert 0 <= found["all"]["mean"] <= 1
+    assert set(found["by_kind"]) == set(KINDS)
+    assert all(row["evidence_kept"] == 1 for row in found["fillers"])
+
+
+def test_cells_wait_for_their_reader(tmp_path):
+    names = list(jobs(Laboratory(tmp_path)))
+    assert len(names) == 9 * (3 + len(RECIPES))
+    assert waits_for("reader/0/80") is None
+    assert waits_for("reader/1/97") == "reader/1/90"
+    assert all(waits_for(name) in names for name in names if not name.startswith("reader"))
