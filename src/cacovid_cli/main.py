@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .examples import example, group, overview
 from .serve.command import serve
 from .terminal import Revision, process, progress, quiet_libraries
 
@@ -22,14 +23,11 @@ if TYPE_CHECKING:
 # The class of all wrong uses of the command line, for which typer has no public name.
 UsageError: Any = typer.BadParameter.__base__
 DEMO_RATIOS = (1.0, 0.25)
+EMBEDDED = "the embedded tiny model answered, which knows synthetic clips only: choose another by --model"
 # Seconds in which the first process has failed, and the launcher has ended the others, if what fails is the same for all.
 _TOGETHER = 30.0
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Video language models that read only the video tokens that contribute to the answer.",
-)
+app = typer.Typer(pretty_exceptions_enable=False)
 Map = Annotated[
     Path | None,
     typer.Option(metavar="PNG", help="Draw kept and dropped tokens and their scores to this file (needs matplotlib)."),
@@ -53,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
-@app.callback(invoke_without_command=True)
+def _command(name: str) -> Any:
+    """Register a function as a command, in its group of the help and with its example."""
+    return app.command(name=name, rich_help_panel=group(name), epilog=example(name))
+
+
+@app.callback(invoke_without_command=True, epilog=overview())
 def options(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -66,7 +69,7 @@ def options(
         typer.echo(context.get_help())
 
 
-@app.command()
+@_command("ask")
 def ask(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file or its http(s) address.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
@@ -115,34 +118,39 @@ def ask(
         name = tiny.model_path() if model is None else model
         config = auto.load_config(name, revision)
         processor = auto.load_processor(name, config, revision)
-        sampled = sample_video(processor, video, num_frames)
-        answer = asking.ask(
-            auto.load_model(name, config, revision),
-            processor,
-            sampled,
-            question,
-            retention_ratio=ratio,
-            compressor=compressor,
-            max_new_tokens=max_new_tokens,
-        )
+        with progress("Reading the video"):
+            sampled = sample_video(processor, video, num_frames)
+        loaded = auto.load_model(name, config, revision)
+        with progress("Answering"):
+            answer = asking.ask(
+                loaded,
+                processor,
+                sampled,
+                question,
+                retention_ratio=ratio,
+                compressor=compressor,
+                max_new_tokens=max_new_tokens,
+            )
     typer.echo(f"{answer.text or '(no words)'}\n")
     share = answer.kept / answer.total
     typer.echo(f"tokens  {answer.kept} of {answer.total} kept ({share:.1%}), {len(sampled.frames)} frames")
     typer.echo(f"times   {', '.join(f'{stage} {_duration(seconds)}' for stage, seconds in answer.times.items())}")
     if answer.notice:
         typer.echo(f"note    {answer.notice}")
+    if model is None:
+        typer.echo(f"note    {EMBEDDED}", err=True)
     if save_map is not None:
         _write_map(save_map, question, answer)
         typer.echo(f"map     {save_map}")
 
 
-@app.command()
+@_command("demo")
 def demo(
     num_questions: Annotated[int, typer.Option(metavar="N", min=1, help="Fresh questions for the accuracy.")] = 500,
     seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of the fresh clips and questions.")] = 0,
     save_map: Map = None,
 ) -> None:
-    """Ask the tiny model inside this package about one of its clips, with all video tokens and with a quarter of them.
+    """Ask the embedded tiny model about a clip, with all tokens and with a quarter.
 
     Beside each answer stands the accuracy on fresh clips and questions, measured now.
     """
@@ -158,9 +166,10 @@ def demo(
     clip = tiny.clips()[0]
     question = clip.questions[0]
     with quiet_libraries(bars=False):
-        processor = auto.load_processor(tiny.model_path())
-        model = auto.load_model(tiny.model_path())
-        sampled = sample_video(processor, clip.path)
+        with progress("Loading the tiny model and a clip"):
+            processor = auto.load_processor(tiny.model_path())
+            model = auto.load_model(tiny.model_path())
+            sampled = sample_video(processor, clip.path)
         typer.echo(f"video     {clip.path}")
         typer.echo(f"question  {question.text}")
         typer.echo(f"expected  {question.answer}\n")
@@ -185,10 +194,62 @@ def demo(
         typer.echo(f"\nmap: {save_map} (at retention ratio {DEMO_RATIOS[-1]})")
 
 
-@app.command()
+_command("serve")(serve)
+
+
+@_command("train")
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="Model, data and settings, as docs/how_to/train.md says.")
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last complete checkpoint in the config's output_dir.")
+    ] = False,
+) -> None:
+    """Train a policy from the frozen model's own right and wrong answers.
+
+    For several GPUs: `accelerate launch -m cacovid_hf train CONFIG.yaml`. Ctrl-C leaves the last checkpoint, to `--resume` from.
+    """
+    with progress("Starting torch and transformers"):
+        from cacovid_hf.tiny import model_path
+        from cacovid_hf.training.from_yaml import run_training
+    with quiet_libraries(bars=False, warnings=True):
+        try:
+            told = run_training(config, resume, default_model=model_path())
+        except KeyboardInterrupt as stopped:
+            if str(stopped) and process() == 0:
+                typer.echo(f"cacovid: {stopped}", err=True)
+            raise
+        if told:
+            typer.echo(told)
+
+
+@_command("blind-filter")
+def blind_filter(
+    samples: Annotated[str, typer.Argument(metavar="SAMPLES", help="A JSON or JSONL file, or a dataset's name.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="To be written, with OUT.jsonl.summary.json.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="ID", help="Folder or Hub id. Default: the tiny model inside this package.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(metavar="R", help="Reward from which on an answer is right.")] = 0.5,
+    batch_size: Annotated[int, typer.Option(metavar="B", min=1, help="Questions in one forward.")] = 16,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Read only the first N samples.")] = None,
+) -> None:
+    """Leave out samples that the model answers without their video."""
+    with progress("Starting torch and transformers"):
+        from cacovid_hf.tiny import model_path
+        from cacovid_hf.training.from_yaml import run_blind_filter
+    with quiet_libraries(bars=model is not None):
+        for line in run_blind_filter(
+            samples, out, model or model_path(), threshold=threshold, batch_size=batch_size, limit=limit
+        ):
+            typer.echo(line)
+
+
+@_command("evaluate")
 def evaluate(
     output: Annotated[
-        Path, typer.Option(metavar="JSON", help="Written cell by cell; finished cells are not run again.")
+        Path, typer.Option(metavar="JSON", help="Written cell by cell. Finished cells are not run again.")
     ],
     dataset: Annotated[
         list[str] | None,
@@ -216,12 +277,12 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(metavar="B", help="Questions in one call of generate.")] = 1,
     num_frames: Annotated[int | None, typer.Option(metavar="F", help="Largest number of frames a video.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(metavar="M", help="Default: each benchmark's.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the models; auto is their own.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the models. auto is their own.")] = "auto",
     attention: Annotated[str | None, typer.Option(help="Attention implementation of the backbones.")] = None,
 ) -> None:
-    """Measure methods x ratios x models x benchmarks, and write JSON, a Markdown table and two plots.
+    """Measure methods x ratios x models x benchmarks.
 
-    Started again, it goes on where it was stopped. For several GPUs: `accelerate launch -m cacovid_hf evaluate ...`.
+    It writes JSON, a Markdown table and two plots. Started again, it goes on where it was stopped. For several GPUs: `accelerate launch -m cacovid_hf evaluate ...`.
     """
     with progress("Starting torch and transformers"):
         from cacovid_hf.evaluation.run import run_evaluation
@@ -247,75 +308,26 @@ def evaluate(
             typer.echo(line)
 
 
-@app.command()
+@_command("report")
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN.json...", help="What `cacovid evaluate` wrote.")],
     published: Annotated[
         str | None,
-        typer.Option(metavar="TABLE", help="A published table to set the runs beside; a wrong name lists them."),
+        typer.Option(metavar="TABLE", help="A published table to set the runs beside. A wrong name lists them."),
     ] = None,
     plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw the two plots there too.")] = None,
 ) -> None:
-    """Print runs as Markdown tables, beside published figures of the same benchmarks and ratio definition."""
+    """Print runs as Markdown tables, beside published figures.
+
+    The figures are of the same benchmarks and the same definition of a ratio.
+    """
     from cacovid_hf.evaluation.run import run_report
 
     for line in run_report(runs, published, plots):
         typer.echo(line)
 
 
-@app.command()
-def train(
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG.yaml", help="Model, data and settings; see docs/how_to/train.md.")
-    ],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last complete checkpoint in the config's output_dir.")
-    ] = False,
-) -> None:
-    """Train a policy by what the frozen model answers from subsets of the video tokens.
-
-    For several GPUs: `accelerate launch -m cacovid_hf train CONFIG.yaml`. Ctrl-C leaves the last checkpoint, to `--resume` from.
-    """
-    with progress("Starting torch and transformers"):
-        from cacovid_hf.tiny import model_path
-        from cacovid_hf.training.from_yaml import run_training
-    with quiet_libraries(bars=False, warnings=True):
-        try:
-            told = run_training(config, resume, default_model=model_path())
-        except KeyboardInterrupt as stopped:
-            if str(stopped) and process() == 0:
-                typer.echo(f"cacovid: {stopped}", err=True)
-            raise
-        if told:
-            typer.echo(told)
-
-
-@app.command(name="blind-filter")
-def blind_filter(
-    samples: Annotated[str, typer.Argument(metavar="SAMPLES", help="A JSON or JSONL file, or a dataset's name.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="To be written, with OUT.jsonl.summary.json.")],
-    model: Annotated[
-        str | None, typer.Option(metavar="ID", help="Folder or Hub id. Default: the tiny model inside this package.")
-    ] = None,
-    threshold: Annotated[float, typer.Option(metavar="R", help="Reward from which on an answer is right.")] = 0.5,
-    batch_size: Annotated[int, typer.Option(metavar="B", min=1, help="Questions in one forward.")] = 16,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Read only the first N samples.")] = None,
-) -> None:
-    """Leave out training samples that the model answers rightly without their video."""
-    with progress("Starting torch and transformers"):
-        from cacovid_hf.tiny import model_path
-        from cacovid_hf.training.from_yaml import run_blind_filter
-    with quiet_libraries(bars=model is not None):
-        for line in run_blind_filter(
-            samples, out, model or model_path(), threshold=threshold, batch_size=batch_size, limit=limit
-        ):
-            typer.echo(line)
-
-
-app.command()(serve)
-
-
-@app.command(name="import-published")
+@_command("import-published")
 def import_published(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="The checkpoint of the published code: a folder or a Hub id.")
@@ -334,7 +346,10 @@ def import_published(
         typer.Option("--accept-license", help="Answer the license question beforehand: you may use these weights."),
     ] = False,
 ) -> None:
-    """Take the policy out of a checkpoint of the published CaCoVID code; the language model in it is not read."""
+    """Take the policy out of a checkpoint of the published code.
+
+    The language model in it is not read.
+    """
     with progress("Starting torch and transformers"):
         from cacovid_hf.checkpoints.import_published import convert, find
     with quiet_libraries(bars=True):

@@ -14,7 +14,7 @@ from helpers.processors import tiny_processor
 from PIL import Image
 
 from cacovid_cli.ask import UNTRAINED, ask
-from cacovid_cli.main import main
+from cacovid_cli.main import EMBEDDED, main
 from cacovid_hf import __version__, tiny
 from cacovid_hf.auto import load_model, load_processor
 from cacovid_hf.tiny.accuracy import answer_accuracy
@@ -247,7 +247,7 @@ def test_the_embedded_model_answers_by_default(run):
     clip = tiny.clips()[0]
     question = clip.questions[0]
     status, out, err = run("ask", clip.path, f"{question.text.capitalize()}?")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, f"note    {EMBEDDED}\n")
     assert out.splitlines()[0] == question.answer
     assert "288 of 288 kept (100.0%), 8 frames" in out
 

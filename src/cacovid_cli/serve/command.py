@@ -44,7 +44,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Host headers that are answered; * is any. Default: this machine's, if only it is listened to.",
+            help="Host headers that are answered. * is any. Default: this machine's, if only it is listened to.",
         ),
     ] = None,
     allowed_local_media_path: Annotated[
@@ -89,16 +89,19 @@ def serve(
         typer.Option(metavar="S", min=0.1, help="Seconds to fetch the videos of a request, and again to decode them."),
     ] = _DEFAULT.reading_seconds,
     max_requests: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Requests at a time; further ones get status 503.")
+        int, typer.Option(metavar="N", min=1, help="Requests at a time. Further ones get status 503.")
     ] = _DEFAULT.requests,
     max_connections: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Open connections; the one idle for longest makes way.")
+        int, typer.Option(metavar="N", min=1, help="Open connections. The one idle for longest makes way.")
     ] = _DEFAULT.connections,
     shutdown_timeout: Annotated[
         float, typer.Option(metavar="S", min=1, help="Seconds for running requests, told to end by SIGTERM or Ctrl-C.")
     ] = _DEFAULT.shutdown_seconds,
 ) -> None:
-    """Serve a model over HTTP as OpenAI's API does; a request may say its own retention_ratio (docs/how_to/serve.md)."""
+    """Serve a model over HTTP as OpenAI's API does.
+
+    A request may say its own retention_ratio (docs/how_to/serve.md).
+    """
     with progress("Starting torch and transformers"):
         from cacovid_hf import auto, tiny
         from cacovid_hf.ratio import parse_ratio
