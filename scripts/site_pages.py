@@ -21,6 +21,7 @@ PAGES = {
     "SECURITY.md": "project/security.md",
     "benchmarks/README.md": "background/benchmarks.md",
     "studies/LOG.md": "background/studies.md",
+    "studies/budget_rules.md": "background/budget_rules.md",
 }
 PICTURES = (".png", ".svg")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\]|!\[[^\]]*\]\([^)]*\))*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")

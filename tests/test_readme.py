@@ -36,7 +36,8 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks" / "README.md",
-    ROOT / "studies" / "LOG.md",
+    *sorted(ROOT.glob("studies/*.md")),
+    ROOT / "SECURITY.md",
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
 
