@@ -5,46 +5,23 @@ import threading
 import numpy as np
 import pytest
 import torch
-from helpers.chats import chat_inputs
 from helpers.media import write_video
 from helpers.models import FIRST, masked_inputs, stock_model
 from helpers.processors import tiny_processor
-from transformers.video_utils import VideoMetadata
+from helpers.streams import ALL, QUESTION, STEP, held, never_repeats, pictures, same, whole_prompt
 
 from cacovid_hf import CaCoVidForConditionalGeneration, VideoStream, with_video_reader
 from cacovid_hf.compressors import Uniform
 from cacovid_hf.generation.stream.prompts import words_of
+from cacovid_hf.generation.stream.settings import RULES
 
-QUESTION = "what color is the circle"
-STEP = dict(do_sample=False, max_new_tokens=5)
-ALL = dict(tokens_per_frame=1000, bits=32)
-
-
-def pictures(count, seed=0, size=(48, 64)):
-    return np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+MEMORIES = pytest.mark.parametrize("memory", ["features", "kv"])
 
 
 @pytest.fixture(params=FIRST)
 def case(request):
     stock = stock_model(request.param)
     return stock, CaCoVidForConditionalGeneration.from_backbone(stock), with_video_reader(tiny_processor(request.param))
-
-
-def whole_prompt(processor, frames):
-    """What the processor makes of the frames as one video, at a frame a second."""
-    metadata = VideoMetadata(total_num_frames=len(frames), fps=1.0, frames_indices=list(range(len(frames))))
-    return chat_inputs(processor, QUESTION, frames, video_metadata=[metadata], do_sample_frames=False)
-
-
-def held(stream):
-    """Everything that its memory holds."""
-    return [{name: part.clone() for name, part in group.parts.items()} for group in stream._memory.groups.items]
-
-
-def same(one, two):
-    return len(one) == len(two) and all(
-        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(one, two, strict=True)
-    )
 
 
 @pytest.mark.parametrize("frames", [1, 2, 6])
@@ -126,34 +103,36 @@ def test_scores_in_windows_keep_the_budget_and_order(case, window):
     words = words_of(model, processor, QUESTION)
     prompt, features = memory.choose(words, groups, 7, None)
     assert prompt.num_tokens == len(features) == 7
-    positions = prompt.inputs["position_ids"].reshape(-1, prompt.inputs["position_ids"].shape[-1])[1:, :].T
-    if len(positions[0]) == 0:
-        positions = prompt.inputs["position_ids"].T
-    assert len({tuple(row) for row in positions.tolist()}) == len(positions)  # none repeats
+    assert never_repeats(prompt.inputs["position_ids"])
     assert prompt.inputs["position_ids"].max() < 100
 
 
-@pytest.mark.parametrize("rule", ["alike", "oldest", "contribution"])
-@pytest.mark.parametrize("bits", [2, 4, 8, 16, 32])
-def test_memory_stays_within_its_bound(case, rule, bits):
+@pytest.mark.parametrize(("memory", "rule"), [(memory, rule) for memory, rules in RULES.items() for rule in rules])
+@pytest.mark.parametrize("bits", [4, 16, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 8, 32))])
+def test_memory_stays_within_its_bound(case, memory, rule, bits):
     _, model, processor = case
-    probe = model.stream(processor, tokens_per_frame=3, bits=bits)
-    probe.feed(pictures(model.family.frames_per_step(model.backbone.config)))
-    one = probe.memory_bytes()
-    most = 5 * one + one // 2
-    stream = model.stream(processor, tokens_per_frame=3, bits=bits, when_full=rule, max_memory=most)
+    probe = model.stream(processor, memory=memory, tokens_per_frame=3, bits=bits)
     sizes = []
+    for _ in range(2):
+        probe.feed(pictures(model.family.frames_per_step(model.backbone.config)))
+        sizes.append(probe.memory_bytes())
+    one, words = sizes[1] - sizes[0], 2 * sizes[0] - sizes[1]
+    assert one == probe._memory.group_bytes
+    most = words + 5 * one + one // 2
+    stream = model.stream(processor, memory=memory, tokens_per_frame=3, bits=bits, when_full=rule, max_memory=most)
+    sizes, states = [], []
     for picture in pictures(30):
         stream.feed(picture)
         sizes.append(stream.memory_bytes())
-        stream.state_bytes()
-    assert max(sizes) == sizes[-1] == 5 * one <= most
+        states.append(stream.state_bytes())
+    assert len(set(states[2:])) <= 2  # a step, with a frame that waits or without
+    assert max(sizes) == sizes[-1] == words + 5 * one <= most
     assert stream.num_groups == 5
     assert stream.num_frames == 30
     times = [(first, last) for first, last, _ in stream.held()]
     assert times == sorted(times)
     assert times[-1][1] >= 28
-    for group in stream._memory.groups.items:
+    for group in stream._memory.groups.items if memory == "features" else ():
         order = group.frames.long() * 1000 + group.places.long()
         assert (order.diff() > 0).all()
     assert isinstance(stream.ask(QUESTION, **STEP), str)
@@ -189,12 +168,13 @@ def test_alike_frames_become_one(case):
     ]
 
 
-def test_a_question_neither_changes_nor_delays_what_is_stored(case):
+@MEMORIES
+def test_a_question_neither_changes_nor_delays_what_is_stored(case, memory):
     _, model, processor = case
     shown = pictures(40)
-    alone = model.stream(processor, tokens_per_frame=3, max_memory=4000)
+    alone = model.stream(processor, memory=memory, tokens_per_frame=3, max_memory=40_000)
     alone.feed(shown)
-    asked = model.stream(processor, tokens_per_frame=3, max_memory=4000)
+    asked = model.stream(processor, memory=memory, tokens_per_frame=3, max_memory=40_000)
     answering, fed = threading.Event(), threading.Event()
 
     class Waits:
@@ -221,19 +201,20 @@ def test_a_question_neither_changes_nor_delays_what_is_stored(case):
     assert alone.ask(QUESTION, **STEP) == asked.ask(QUESTION, **STEP)
 
 
-def test_streams_share_a_model_in_threads(case):
+@MEMORIES
+def test_streams_share_a_model_in_threads(case, memory):
     _, model, processor = case
     shown = [pictures(12, seed) for seed in range(3)]
     expected = []
     for frames in shown:
-        stream = model.stream(processor, tokens_per_frame=3)
+        stream = model.stream(processor, memory=memory, tokens_per_frame=3)
         stream.feed(frames)
         expected.append((held(stream), stream.ask(QUESTION, **STEP)))
     assert len({answer for _, answer in expected}) > 1
     found = [None] * 3
 
     def run(number):
-        stream = model.stream(processor, tokens_per_frame=3)
+        stream = model.stream(processor, memory=memory, tokens_per_frame=3)
         for frame in shown[number]:
             stream.feed(frame)
             stream.ask(QUESTION, **STEP)
@@ -249,10 +230,11 @@ def test_streams_share_a_model_in_threads(case):
         assert answer == other
 
 
-def test_frames_one_by_one_are_frames_at_once(case):
+@MEMORIES
+def test_frames_one_by_one_are_frames_at_once(case, memory):
     _, model, processor = case
     shown = pictures(9)
-    at_once, one_by_one, iterated = (model.stream(processor, tokens_per_frame=3) for _ in range(3))
+    at_once, one_by_one, iterated = (model.stream(processor, memory=memory, tokens_per_frame=3) for _ in range(3))
     at_once.feed(shown)
     for frame in shown:
         one_by_one.feed(frame)
@@ -261,17 +243,18 @@ def test_frames_one_by_one_are_frames_at_once(case):
     assert same(held(at_once), held(iterated))
     # The caller's array is not what is held.
     buffer = shown[0].copy()
-    reused = model.stream(processor, tokens_per_frame=3)
+    reused = model.stream(processor, memory=memory, tokens_per_frame=3)
     for frame in shown:
         buffer[:] = frame
         reused.feed(buffer)
     assert same(held(at_once), held(reused))
 
 
-def test_a_file_is_its_frames(case, tmp_path):
+@MEMORIES
+def test_a_file_is_its_frames(case, memory, tmp_path):
     _, model, processor = case
     path = write_video(tmp_path / "clip.mp4", 60, fps=10)
-    stream = model.stream(processor, tokens_per_frame=3, fps=2.0)
+    stream = model.stream(processor, memory=memory, tokens_per_frame=3, fps=2.0)
     assert stream.feed(path) == 12
     assert stream.feed(path) == 12
     times = [first for first, _, _ in stream.held()]
@@ -282,11 +265,15 @@ def test_a_file_is_its_frames(case, tmp_path):
         stream.feed(tmp_path / "none.mp4")
 
 
-def test_a_gap_and_equal_times(case):
+@MEMORIES
+def test_a_gap_and_equal_times(case, memory):
     """Positions know of no gap: they are those of the frames that are there."""
     _, model, processor = case
     shown = pictures(6)
-    plain, gap = model.stream(processor, tokens_per_frame=3), model.stream(processor, tokens_per_frame=3)
+    plain, gap = (
+        model.stream(processor, memory=memory, tokens_per_frame=3),
+        model.stream(processor, memory=memory, tokens_per_frame=3),
+    )
     plain.feed(shown)
     gap.feed(shown, timestamps=[0, 0, 1.5, 7200, 7201, 90000])
     assert plain.ask(QUESTION, **STEP) == gap.ask(QUESTION, **STEP)
@@ -296,9 +283,10 @@ def test_a_gap_and_equal_times(case):
     assert gap.num_frames == 6
 
 
-def test_another_resolution_is_scaled_to_the_first(case):
+@MEMORIES
+def test_another_resolution_is_scaled_to_the_first(case, memory):
     _, model, processor = case
-    stream = model.stream(processor, tokens_per_frame=3)
+    stream = model.stream(processor, memory=memory, tokens_per_frame=3)
     stream.feed(pictures(4))
     stream.feed(pictures(4, size=(96, 128)))
     assert stream.num_resized == 4
@@ -306,9 +294,10 @@ def test_another_resolution_is_scaled_to_the_first(case):
     assert isinstance(stream.ask(QUESTION, **STEP), str)
 
 
-def test_wrong_input_gets_one_clear_error(case):
+@MEMORIES
+def test_wrong_input_gets_one_clear_error(case, memory):
     _, model, processor = case
-    stream = model.stream(processor)
+    stream = model.stream(processor, memory=memory)
     with pytest.raises(ValueError, match="no frame yet"):
         stream.ask(QUESTION)
     assert stream.memory_bytes() == stream.num_frames == stream.num_groups == 0
@@ -329,7 +318,7 @@ def test_wrong_input_gets_one_clear_error(case):
         with pytest.raises(ValueError, match=error):
             stream.ask(**asked)
     with pytest.raises(ValueError, match="holds no frame"):
-        model.stream(processor, max_memory=100).feed(pictures(2))
+        model.stream(processor, memory=memory, max_memory=100).feed(pictures(2))
     stream.reset()
     assert stream.num_frames == 0
     with pytest.raises(ValueError, match="no frame yet"):
@@ -383,12 +372,13 @@ def test_further_families(family):
     assert torch.equal(stream.generate(QUESTION, **STEP), expected)
 
 
+@MEMORIES
 @pytest.mark.parametrize("frames", [3, 8])
 @pytest.mark.parametrize("bits", [4, 16])
-def test_a_saved_stream_goes_on(case, tmp_path, bits, frames):
+def test_a_saved_stream_goes_on(case, memory, tmp_path, bits, frames):
     _, model, processor = case
     shown = pictures(20)
-    settings = dict(tokens_per_frame=3, bits=bits, max_memory=3000)
+    settings = dict(memory=memory, tokens_per_frame=3, bits=bits, max_memory=20_000)
     stream = model.stream(processor, **settings)
     stream.feed(shown[:frames])
     stream.save(tmp_path / "stream.safetensors")

@@ -15,3 +15,7 @@ class AnsweringModel(WrappedModel, Protocol):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As `CompressedGenerationMixin.generate`."""
         ...
+
+    def stock_generate(self, **arguments: Any) -> Any:
+        """The backbone's own `generate`."""
+        ...

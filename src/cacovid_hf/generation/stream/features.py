@@ -96,8 +96,13 @@ class FeatureMemory:
 
     # ---------------------------------------------------------------- storing
 
-    def stored(self, step: Step) -> FeatureGroup:
-        """A step as a group."""
+    @property
+    def num_bytes(self) -> int:
+        """That it takes now."""
+        return sum(group.num_bytes for group in self.groups.items)
+
+    def stored(self, step: Step, groups: Sequence[FeatureGroup]) -> FeatureGroup:
+        """A step as a group; what is held already has no part in it."""
         features = step.features.to(self.settings.device or step.features.device)
         where = features.device
         return FeatureGroup(
@@ -116,7 +121,7 @@ class FeatureMemory:
 
     def add(self, step: Step) -> None:
         """Store a step."""
-        self.groups.add(self.stored(step))
+        self.groups.add(self.stored(step, self.groups.items))
 
     def _unlikeness(self, one: FeatureGroup, two: FeatureGroup) -> float:
         """One minus the mean cosine of the tokens at common places, or, without any, of the groups' means: as MARC compares frames."""
@@ -168,6 +173,22 @@ class FeatureMemory:
         return FeatureGroup(Packed.of(parts, self._blocks()[1], self.settings.bits or 16), **own)
 
     # ---------------------------------------------------------------- asking
+
+    def answer(
+        self,
+        words: Words,
+        groups: Sequence[FeatureGroup],
+        num_tokens: int,
+        compressor: "str | Compressor | None",
+        arguments: dict[str, Any],
+    ) -> Tensor:
+        """The new tokens of `generate` with the tokens that a question keeps, `(sequences, n)`; arguments as of `choose`."""
+        prompt, features = self.choose(words, groups, num_tokens, compressor)
+        encoded = prompt.encoded(features, self.frame, 1)
+        # Everything that is left goes in: the choice is made.
+        how: dict[str, Any] = dict(encoded_videos=encoded, retention_ratio=1.0, compressor="uniform")
+        sequences = self.model.generate(**prompt.inputs, **how, **arguments)
+        return sequences[:, prompt.inputs["input_ids"].shape[1] :]
 
     @torch.no_grad()
     def choose(

@@ -1,9 +1,12 @@
 """The memory of a stream: groups of tokens in the order of time, and what makes room for the next one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
 
 
 class Held(Protocol):
@@ -83,3 +86,35 @@ class Groups(Generic[GroupT]):
         rule = self.rule
         self.items, self.made_room = items, made_room
         self.losses = [] if rule is None else [rule.loss(a, b) for a, b in pairwise(items)]
+
+
+class Memory(Protocol):
+    """What a stream stores its steps in."""
+
+    @property
+    def groups(self) -> Groups[Any]:
+        """What is held."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """That it takes now."""
+        ...
+
+    def stored(self, step: Any, groups: Sequence[Any]) -> Any:
+        """A step as a group behind those of a snapshot; nothing is changed."""
+        ...
+
+    def add(self, step: Any) -> None:
+        """Store a step."""
+        ...
+
+    def group_of(self, parts: dict[str, Tensor], device: torch.device | str) -> Any:
+        """A group of its tensors by name, on a device."""
+        ...
+
+    def answer(
+        self, words: Any, groups: Sequence[Any], num_tokens: int, compressor: Any, arguments: dict[str, Any]
+    ) -> Tensor:
+        """The new tokens `(sequences, n)` of a question about a snapshot."""
+        ...

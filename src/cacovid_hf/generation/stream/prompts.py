@@ -107,21 +107,36 @@ def asked(model: WrappedModel, words: Words, frame: Frame, fps: float, frames: T
     device = backbone.get_input_embeddings().weight.device
     numbers, ranks = frames.unique_consecutive(return_inverse=True)
     dense = dense_positions(model, words, frame, fps, len(numbers))
-    start, size = len(words.before), len(numbers) * frame.size
-    chosen = start + ranks * frame.size + places
-    taken = torch.cat([torch.arange(start), chosen, torch.arange(start + size, dense.shape[-1])])
-    positions = dense[..., taken]
-    longest = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
-    if positions.ndim == 2 and longest is not None and int(positions.max()) >= longest:
-        positions = torch.arange(len(taken))[None]
+    positions = positions_of(model, words, frame, dense, ranks, places)
     video = family.video_token_id(backbone.config)
-    trailing = family.trailing_tokens
-    ids = [*words.before, *[video] * (len(chosen) + trailing), *words.behind]
+    ids = [*words.before, *[video] * (len(places) + family.trailing_tokens), *words.behind]
     inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
     inputs["position_ids"] = positions
     if "mm_token_type_ids" in embedding_arguments(backbone, family):
         inputs["mm_token_type_ids"] = 2 * (inputs["input_ids"] == video).long()
-    return Asked({name: value.to(device) for name, value in inputs.items()}, start, len(chosen))
+    return Asked({name: value.to(device) for name, value in inputs.items()}, len(words.before), len(places))
+
+
+def positions_of(
+    model: WrappedModel, words: Words, frame: Frame, dense: Tensor, ranks: Tensor, places: Tensor
+) -> Tensor:
+    """Positions `(1, L)` or `(4, 1, L)` of a prompt with some tokens of a video.
+
+    Args:
+        model: a wrapped model.
+        words: around the video.
+        frame: its common parts.
+        dense: what `dense_positions` gave of its frames.
+        ranks: int64 `(N,)` ascending, the frame of every token, counted from 0 without gaps.
+        places: int64 `(N,)`.
+    """
+    start, size = len(words.before), (int(ranks[-1]) + 1) * frame.size
+    chosen = start + ranks * frame.size + places
+    positions = dense[..., torch.cat([torch.arange(start), chosen, torch.arange(start + size, dense.shape[-1])])]
+    longest = getattr(model.backbone.config.get_text_config(), "max_position_embeddings", None)
+    if dense.ndim == 2 and longest is not None and int(dense.max()) >= longest:
+        return torch.arange(positions.shape[-1])[None]
+    return positions
 
 
 def dense_positions(model: WrappedModel, words: Words, frame: Frame, fps: float, num_frames: int) -> Tensor:

@@ -16,9 +16,13 @@ from ..wrapped import AnsweringModel
 from . import saving
 from .features import FeatureMemory
 from .files import frames_of_file
+from .groups import Memory
 from .intake import Before, Intake
+from .keys import KeyValueMemory
 from .prompts import Frame, words_of
 from .settings import FAMILIES, StreamSettings
+
+_ANY = "What is shown?"
 
 
 class VideoStream:
@@ -46,6 +50,8 @@ class VideoStream:
         self.model, self.processor, self.settings = model, processor, settings
         standing = [words_of(model, processor, question) for question in settings.standing]
         self._intake = Intake(model, processor.video_processor, settings, standing)
+        # What stands in front of the video is the same for every question.
+        self._words = words_of(model, processor, _ANY)
         self._feeding, self._changing = threading.Lock(), threading.Lock()
         self.reset()
 
@@ -54,7 +60,7 @@ class VideoStream:
         with self._feeding, self._changing:
             self._before = Before()
             self._frame: Frame | None = None
-            self._memory: FeatureMemory | None = None
+            self._memory: Memory | None = None
 
     # ---------------------------------------------------------------- feeding
 
@@ -94,12 +100,14 @@ class VideoStream:
         memory.add(step)
         self._change(before, frame, memory)
 
-    def _change(self, before: Before, frame: Frame | None = None, memory: FeatureMemory | None = None) -> None:
+    def _change(self, before: Before, frame: Frame | None = None, memory: Memory | None = None) -> None:
         with self._changing:
             self._before = before
             self._frame, self._memory = frame or self._frame, memory or self._memory
 
-    def _new_memory(self, frame: Frame) -> FeatureMemory:
+    def _new_memory(self, frame: Frame) -> Memory:
+        if self.settings.memory == "kv":
+            return KeyValueMemory(self.model, self.settings, frame, self._words)
         return FeatureMemory(self.model, self.settings, frame)
 
     def _timed(self, frames: Any, timestamps: Any) -> Iterator[tuple[np.ndarray, float | None]]:
@@ -173,15 +181,9 @@ class VideoStream:
             raise ValueError(f"num_tokens={budget!r}: give a whole number of tokens to read, at least 1.")
         memory, groups = self._snapshot()
         method = self.settings.compressor if compressor is None else compressor
-        prompt, features = memory.choose(words, groups, budget, method)
-        encoded = prompt.encoded(features, memory.frame, 1)
-        # Everything that is left goes in: the choice is made.
-        sequences = self.model.generate(
-            **prompt.inputs, encoded_videos=encoded, retention_ratio=1.0, compressor="uniform", **kwargs
-        )
-        return sequences[:, prompt.inputs["input_ids"].shape[1] :]
+        return memory.answer(words, groups, budget, method, kwargs)
 
-    def _snapshot(self) -> tuple[FeatureMemory, list[Any]]:
+    def _snapshot(self) -> tuple[Memory, list[Any]]:
         """The memory and its groups as they are now; frames of a step that is not complete come last, for this question alone."""
         with self._changing:
             before, frame, memory = self._before, self._frame, self._memory
@@ -191,7 +193,7 @@ class VideoStream:
         if before.waiting:
             _, step, frame = self._intake.take(before, frame)
             memory = memory or self._new_memory(frame)
-            groups = [*groups, memory.stored(step)]
+            groups = [*groups, memory.stored(step, groups)]
         assert memory is not None
         return memory, groups
 
@@ -269,7 +271,7 @@ class VideoStream:
 
         Beside it a stream holds one step of state, see `state_bytes`.
         """
-        return 0 if self._memory is None else sum(group.num_bytes for group in self._memory.groups.items)
+        return 0 if self._memory is None else self._memory.num_bytes
 
     def state_bytes(self) -> int:
         """Bytes beside the memory: the last step's features and the frames of a step that is not complete."""
@@ -280,4 +282,4 @@ class VideoStream:
     def held(self) -> list[tuple[float, float, int]]:
         """What the memory holds: for each group the seconds of its first and last frame, and how many tokens."""
         groups = [] if self._memory is None else self._memory.groups.items
-        return [(float(g.seconds[0]), float(g.seconds[1]), self._memory.per_group) for g in groups]  # type: ignore[union-attr]
+        return [(float(g.seconds[0]), float(g.seconds[1]), len(g.places)) for g in groups]
