@@ -211,7 +211,6 @@ def serving_table(record: dict[str, Any]) -> list[str]:
         "server",
         "clients",
         "questions per video",
-        "requests",
         "requests/s",
         "first token, ms",
         "tokens/s",
@@ -222,17 +221,13 @@ def serving_table(record: dict[str, Any]) -> list[str]:
     for row in record["cells"]:
         first = row["first_token_ms"]
         shown = "" if first is None else f"{first['median']:.0f} ({first['min']:.0f} to {first['max']:.0f})"
-        cells = [row["server"], row["clients"], row["questions"], row["requests"]]
-        cells += [f"{row['requests_per_second']:.3g}", shown]
+        cells = [row["server"], row["clients"], row["questions"], f"{row['requests_per_second']:.3g}", shown]
         cells += [f"{row['tokens_per_second']:.3g}", ", ".join(map(str, row["prompt_tokens"])), row["failed"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     config, hardware = record["config"], record["hardware"]
-    frames = "" if config["arch"] == "embedded" else f", {config['frames']} frames"
     layers = "" if config["layers"] is None else f", {config['layers']} language-model layers"
-    tower = config.get("tower_layers")
-    layers += "" if tower is None else f", {tower} of the vision tower"
     return [
-        f"{config['arch']}{frames}{layers}, {config['dtype']}, {config['new_tokens']} new tokens, vLLM "
+        f"{config['arch']}{layers}, {config['dtype']}, {config['requests']} requests per row, {config['new_tokens']} new tokens, vLLM "
         f"{record['versions']['vllm']}, {device(record)}, load average {hardware['load_average_at_start']:g} at the start.",
         "",
         *lines,

@@ -104,9 +104,6 @@ def test_requests_are_alike_for_every_server(tmp_path):
     assert bodies[1][0]["mm_processor_kwargs"] == {"retention_ratio": 0.25}
     assert bodies[2][0]["mm_processor_kwargs"] == {"retention_ratio": 0.25, "compressor": "divprune"}
     assert bodies[3][0]["retention_ratio"] == 0.25
-    # Every answer has the full number of tokens, in the words of each server.
-    assert all(body["ignore_eos"] for some in bodies[:3] for body in some)
-    assert all(body["min_tokens"] == body["max_tokens"] == 4 for body in bodies[3])
 
 
 @pytest.mark.parametrize("arch", ["embedded", "tiny-llava-onevision"])
@@ -119,13 +116,12 @@ def test_the_checkpoints_that_servers_load(tmp_path, arch):
 
     from cacovid_hf.vllm.config import ServedConfig
 
-    options = argparse.Namespace(layers=2, tower_layers=1, policy="light", dtype="float32")
+    options = argparse.Namespace(layers=2, policy="light", dtype="float32")
     folder = checkpoint(arch, options, tmp_path / "checkpoint", with_weights=False)
     whole = ServedConfig.from_dict(json.loads((folder / "config.json").read_text()))
     stock, processor = (kind.from_pretrained(folder / "backbone") for kind in (AutoConfig, AutoProcessor))
     assert type(stock) is type(whole)
     assert stock.text_config.to_dict() == whole.text_config.to_dict()
-    assert arch == "embedded" or (stock.text_config.num_hidden_layers, stock.vision_config.num_hidden_layers) == (2, 1)
     for one in (processor, processor.video_processor):
         assert type(one).__module__.startswith("transformers.")
     assert processor.tokenizer.convert_tokens_to_ids("<video>") == stock.video_token_id == whole.video_token_id

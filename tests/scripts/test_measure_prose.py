@@ -4,6 +4,8 @@ import pytest
 
 from scripts import measure_prose
 
+ROOT = measure_prose.ROOT
+
 PAGE = """# A heading; not counted
 
 One sentence with `some.code(x; y)` in it. Another
@@ -44,3 +46,12 @@ def test_what_counts_as_a_sentence(tmp_path):
 def test_a_sentence_is_long_from_36_words(tmp_path, count, share):
     (tmp_path / "page.md").write_text("word " * count, encoding="utf-8")
     assert measure_prose.measure(tmp_path / "page.md", tmp_path).long_share == share
+
+
+def test_the_pages_keep_the_limits():
+    """The README alone, and all user pages together; no page has a semicolon outside code."""
+    pages = [measure_prose.measure(path) for path in measure_prose.user_pages(ROOT)]
+    for page in (pages[0], measure_prose.together("all", pages)):
+        assert page.words_per_sentence < measure_prose.WORDS_PER_SENTENCE
+        assert page.long_share < measure_prose.LONG_SHARE
+    assert {page.name: page.semicolons for page in pages if page.semicolons} == {}
