@@ -81,7 +81,7 @@ class CaCoVidConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
-        """The text config of the backbone."""
+        """Return the text config of the backbone."""
         return self.backbone_config.get_text_config(decoder=decoder, encoder=encoder)
 
 

@@ -432,7 +432,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         )
 
     def stream(self, processor: Any, **settings: Any) -> VideoStream:
-        """A video without an end, in a memory that does not grow: `feed` it frames, `ask` it questions at any time (docs/streams.md).
+        """Start a video without an end, in a memory that does not grow: `feed` it frames, `ask` it questions (docs/how_to/streams.md).
 
         Args:
             processor: of the model.
@@ -445,7 +445,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         return VideoStream(self, with_video_reader(processor), StreamSettings(**settings))
 
     def load_stream(self, path: "str | os.PathLike", processor: Any) -> VideoStream:
-        """What `VideoStream.save` wrote, to be fed and asked as if it had never been put away; errors as of `VideoStream.load`."""
+        """Load what `VideoStream.save` wrote, to be fed and asked as if it had never been put away; errors as of `VideoStream.load`."""
         return VideoStream.load(path, self, with_video_reader(processor))
 
     # ---------------------------------------------------------------- training
@@ -461,7 +461,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         encoded_videos: EncodedVideos | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Loss and logits of the compressed prompt.
+        """Compute loss and logits of the compressed prompt.
 
         The selection is hard, so it gives the policy no gradient (the policy is trained by reinforcement learning); gradients do reach a
         backbone, or its adapters, that is being tuned on compressed prompts. Batches may be padded on either side; the compressed

@@ -79,7 +79,7 @@ class EncodedVideos:
 
     @classmethod
     def joined(cls, parts: "list[EncodedVideos]") -> "EncodedVideos":
-        """The videos of all parts, in order."""
+        """Return the videos of all parts, in order."""
         if not parts:
             raise ValueError("There is no video: give at least one.")
         return cls(
@@ -94,7 +94,7 @@ class EncodedVideos:
         )
 
     def take(self, videos: list[int]) -> "EncodedVideos":
-        """These videos alone, by number."""
+        """Return these videos alone, by number."""
         return EncodedVideos(
             tuple(self.grids[video] for video in videos),
             tuple(self.features[video] for video in videos),
@@ -215,7 +215,7 @@ class CompressedPrompt:
     extra: Tensor | None = None
 
     def rows(self, rows: "slice | Tensor") -> "CompressedPrompt":
-        """Some of the prompts, for language models: of a slice or an int64 tensor of their numbers; `videos` stay those of all."""
+        """Return some of the prompts, by a slice or an int64 tensor of their numbers; `videos` stay those of all."""
         return replace(
             self,
             input_ids=self.input_ids[rows],
@@ -227,7 +227,7 @@ class CompressedPrompt:
         )
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """The four tensors that the backbone takes, by name.
+        """Return the four tensors that the backbone takes, by name.
 
         Raises:
             ValueError: the language model receives more than the backbone takes.

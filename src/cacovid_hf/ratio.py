@@ -44,7 +44,7 @@ class AutoBudget:
             raise ValueError(f"auto threshold={self.threshold!r} is not a number: give a score, such as 0.0.")
 
     def count(self, token_scores: Tensor) -> int:
-        """Number of tokens to keep of a video with scores `(T, P)`; one number is read back from their device."""
+        """Return the number of tokens to keep of a video with scores `(T, P)`; one number is read back from their device."""
         number = token_scores.numel()
         above = int((token_scores > self.threshold).sum())
         return min(max(above, token_budget(number, self.floor)), token_budget(number, self.cap))

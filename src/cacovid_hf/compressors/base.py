@@ -103,14 +103,14 @@ class Compressor(ABC):
     count_rule: str = "max(1, floor(retention_ratio * N)) of each video, before the language model"
 
     def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
-        """Scores of every video of the prompt, in order; None for methods without scores.
+        """Return the scores of every video of the prompt, in order; None for methods without scores.
 
         `model` holds the backbone and its policy: `model.backbone`, `model.policy`, `model.config`.
         """
         return [None] * len(prompt.layout.videos)
 
     def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
-        """How many tokens of a video `select` must keep; None: as many as it does (a published rule that depends on the content)."""
+        """Return how many tokens of a video `select` must keep; None: as many as it does (a published rule that depends on the content)."""
         return token_budget(span.num_tokens, retention_ratio) if self.exact_count else None
 
     def check(self, model: CompressibleModel, retention_ratios: Sequence[float | AutoBudget]) -> None:
@@ -139,7 +139,7 @@ class Compressor(ABC):
     def select_at(
         self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
     ) -> Tensor | Merged:
-        """As `select`, for a method whose rule needs the ratio itself, which then implements this instead.
+        """Choose as `select` does, for a method whose rule needs the ratio itself, which then implements this instead.
 
         Args:
             prompt: as in `select`.
@@ -153,7 +153,7 @@ class Compressor(ABC):
     def inside(
         self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> AbstractContextManager[LayerRecord | None]:
-        """What the method does to the language model while it runs; by default nothing.
+        """Change the language model while it runs; by default nothing.
 
         Args:
             model: the wrapped model.

@@ -134,7 +134,7 @@ class VideoSession:
         return answers[0] if isinstance(question, str) else answers
 
     def prompt(self, chats: "list[list[dict[str, Any]]]") -> dict[str, Tensor]:
-        """Chats with the session's videos to what `generate` takes: `input_ids` and `attention_mask`, `(B, L)` padded on the left, and token types.
+        """Turn chats with the session's videos into what `generate` takes: `input_ids` and `attention_mask`, `(B, L)` padded on the left, and token types.
 
         Args:
             chats: one list of messages a row; a `{"type": "video"}` without a path stands for each video, in order.
@@ -201,7 +201,7 @@ class VideoSession:
     # ---------------------------------------------------------------- tokens
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        """As `model.generate`, the videos already encoded.
+        """Generate as `model.generate` does, with the videos already encoded.
 
         Args:
             input_ids: `(B, L)`, prompts that each hold the session's videos, in order, as the processor lays them out.

@@ -171,7 +171,7 @@ class VideoStream:
         compressor: "str | Compressor | None" = None,
         **kwargs: Any,
     ) -> Tensor:
-        """As `ask`: the new tokens alone, `(sequences, n)`."""
+        """Answer as `ask` does, with the new tokens alone, `(sequences, n)`."""
         for name in ("retention_ratio", "return_dict_in_generate"):
             if kwargs.get(name):
                 raise ValueError(f"{name}={kwargs[name]!r} is not an argument of a stream's questions: use num_tokens.")
@@ -216,7 +216,7 @@ class VideoStream:
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: AnsweringModel, processor: Any) -> "VideoStream":
-        """A saved stream, to be fed and asked as if it had never been put away.
+        """Load a saved stream, to be fed and asked as if it had never been put away.
 
         Args:
             path: of the file.
@@ -267,19 +267,19 @@ class VideoStream:
         return self._before.resized
 
     def memory_bytes(self) -> int:
-        """Bytes that the memory takes now, scales, places and times included; never over `max_memory`.
+        """Return the bytes that the memory takes now, scales, places and times included; never over `max_memory`.
 
         Beside it a stream holds one step of state, see `state_bytes`.
         """
         return 0 if self._memory is None else self._memory.num_bytes
 
     def state_bytes(self) -> int:
-        """Bytes beside the memory: the last step's features and the frames of a step that is not complete."""
+        """Return the bytes beside the memory: the last step's features and the frames of a step that is not complete."""
         before = self._before
         features = 0 if before.features is None else before.features.nbytes
         return features + sum(picture.nbytes for picture in before.waiting)
 
     def held(self) -> list[tuple[float, float, int]]:
-        """What the memory holds: for each group the seconds of its first and last frame, and how many tokens."""
+        """Return what the memory holds: for each group the seconds of its first and last frame, and how many tokens."""
         groups = [] if self._memory is None else self._memory.groups.items
         return [(float(g.seconds[0]), float(g.seconds[1]), len(g.places)) for g in groups]
