@@ -6,10 +6,12 @@ import pytest
 
 import cacovid_hf
 
-VERBS = set(
-    "Answer Change Choose Compute Copy Encode Forget Generate Keep Load Push Read Refuse Replace Return Save Select Start Take "
-    "Turn Wrap Write".split()
-)
+# fmt: off
+VERBS = {
+    "Answer", "Change", "Choose", "Compute", "Copy", "Encode", "Forget", "Generate", "Keep", "Load", "Push", "Read", "Refuse",
+    "Replace", "Return", "Save", "Select", "Start", "Take", "Turn", "Wrap", "Write",
+}
+# fmt: on
 
 
 def public_functions():
