@@ -1,4 +1,4 @@
-"""The tutorials, done as they are written: every block in order, and what they print is what stands below."""
+"""Pages that are done as they are written: every block in order, and what they print is what stands below."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 from cacovid_cli.main import main
 
 SHARE = re.compile(r"(\d+\.\d)%")
-TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def blocks(page):
     """Kind and text of every code block of a page."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", (TUTORIALS / page).read_text(encoding="utf-8"), re.S | re.M)
+    return re.findall(r"^```(\w+)\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.S | re.M)
 
 
 def follow(page, capsys):
@@ -34,17 +34,18 @@ def follow(page, capsys):
     return names
 
 
-@pytest.mark.parametrize("page", ["first_video.md", "add_a_method.md"])
-def test_what_a_tutorial_prints(page, capsys):
+@pytest.mark.parametrize("page", ["tutorials/first_video.md", "tutorials/add_a_method.md", "how_to/files.md"])
+def test_what_a_page_prints(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     follow(page, capsys)
 
 
 def test_training(tmp_path, monkeypatch, capsys):
     """Data, config and command as they stand; then the question to what was trained."""
     monkeypatch.chdir(tmp_path)
-    before, after = [text for kind, text in blocks("train_on_your_videos.md") if kind == "python"]
-    (config,) = [text for kind, text in blocks("train_on_your_videos.md") if kind == "yaml"]
-    (command,) = [text for kind, text in blocks("train_on_your_videos.md") if kind == "bash"]
+    before, after = [text for kind, text in blocks("tutorials/train_on_your_videos.md") if kind == "python"]
+    (config,) = [text for kind, text in blocks("tutorials/train_on_your_videos.md") if kind == "yaml"]
+    (command,) = [text for kind, text in blocks("tutorials/train_on_your_videos.md") if kind == "bash"]
     names: dict = {}
     exec(before, names)
     Path("config.yaml").write_text(config, encoding="utf-8")
