@@ -154,7 +154,7 @@ def make_clip(seed: int | Sequence[int]) -> Clip:
         candidates = np.flatnonzero(free[first : first + duration].all(axis=0))
         cell = candidates[rng.integers(len(candidates))]
         for frame in frames[first : first + duration]:
-            _draw(frame, cell, BITMAPS[name], color, rng)
+            draw(frame, cell, BITMAPS[name], color, rng)
         cells = np.zeros_like(free)
         cells[first : first + duration, cell] = True
         free[cells] = False
@@ -169,7 +169,7 @@ def make_clip(seed: int | Sequence[int]) -> Clip:
     digits = [DIGITS[i] for i in rng.permutation(len(DIGITS))[:_NUM_SCENES]]
     digit_cells = [place(digit, COLORS["white"], scene, duration=1) for scene, digit in enumerate(digits)]
     for frame, free_cells in zip(frames, free, strict=True):
-        _draw_distractors(frame, np.flatnonzero(free_cells), rng)
+        draw_distractors(frame, np.flatnonzero(free_cells), rng)
 
     def scene_cells(scene: int) -> np.ndarray:
         cells = np.zeros_like(free)
@@ -188,7 +188,7 @@ def make_clip(seed: int | Sequence[int]) -> Clip:
         ("order", "Which scene is shown last?", tints[-1], scene_cells(_NUM_SCENES - 1)),
     ]
     return Clip(
-        frames=_add_noise(frames, rng),
+        frames=add_noise(frames, rng),
         questions=tuple(
             Question(text, answer, kind, cells.reshape(NUM_FRAMES, GRID, GRID))
             for kind, text, answer, cells in questions
@@ -232,13 +232,13 @@ def dense_frames(num_frames: int, seed: int | Sequence[int]) -> tuple[np.ndarray
         label[objects, 0] = rng.integers(len(OBJECTS), size=len(objects))
         label[objects, 1] = rng.integers(len(COLORS), size=len(objects))
         for cell in objects:
-            _draw(frame, cell, BITMAPS[OBJECTS[label[cell, 0]]], colors[label[cell, 1]], rng)
+            draw(frame, cell, BITMAPS[OBJECTS[label[cell, 0]]], colors[label[cell, 1]], rng)
         for cell in cells[len(objects) :][::2]:
-            _draw_pattern(frame, cell, rng)
-    return _add_noise(frames, rng), labels
+            draw_pattern(frame, cell, rng)
+    return add_noise(frames, rng), labels
 
 
-def _draw(
+def draw(
     frame: np.ndarray, cell: int, bitmap: np.ndarray, color: Sequence[int] | np.ndarray, rng: np.random.Generator
 ) -> None:
     """Draw a bitmap in the middle of a cell of `frame` (H, W, 3), moved by up to a pixel each way."""
@@ -249,28 +249,29 @@ def _draw(
     frame[top : top + height, left : left + width][bitmap] = color
 
 
-def _draw_pattern(frame: np.ndarray, cell: int, rng: np.random.Generator) -> None:
+def draw_pattern(frame: np.ndarray, cell: int, rng: np.random.Generator) -> None:
     """Draw stripes or checks of two random colors, one much brighter than the other, in a cell."""
     y, x = np.mgrid[:10, :10]
     kind, period = rng.integers(4), rng.integers(1, 4)
     bands = (y // period, x // period, (y + x) // period, y // period + x // period)[kind]
     dark = rng.integers(128, size=3)
     pixels = dark + 128 * (bands[..., None] % 2)
-    _draw(frame, cell, np.ones((10, 10), dtype=bool), pixels.reshape(-1, 3), rng)
+    draw(frame, cell, np.ones((10, 10), dtype=bool), pixels.reshape(-1, 3), rng)
 
 
-def _draw_distractors(frame: np.ndarray, free_cells: np.ndarray, rng: np.random.Generator) -> None:
+def draw_distractors(frame: np.ndarray, free_cells: np.ndarray, rng: np.random.Generator) -> None:
     """Fill a quarter of the free cells with patterns and a fifth with colored letters."""
     cells = rng.permutation(free_cells)
     num_patterns, num_letters = len(cells) // 4, len(cells) // 5
     colors = list(LETTER_COLORS.values())
     for cell in cells[:num_patterns]:
-        _draw_pattern(frame, cell, rng)
+        draw_pattern(frame, cell, rng)
     for cell in cells[num_patterns : num_patterns + num_letters]:
         letter = LETTERS[rng.integers(len(LETTERS))]
-        _draw(frame, cell, BITMAPS[letter], colors[rng.integers(len(colors))], rng)
+        draw(frame, cell, BITMAPS[letter], colors[rng.integers(len(colors))], rng)
 
 
-def _add_noise(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def add_noise(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Frames int16 with a little noise in every pixel, as uint8."""
     noise = rng.integers(-_NOISE, _NOISE + 1, size=frames.shape, dtype=np.int16)
     return np.clip(frames + noise, 0, 255).astype(np.uint8)

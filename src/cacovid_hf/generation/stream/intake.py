@@ -12,7 +12,7 @@ from transformers.video_utils import VideoMetadata
 from ...compressors import CaCoVid, Merged, StreamingTom, resolve_compressor
 from ...compressors.streamingtom import reduce_frames
 from ...compressors.tools.tokens import highest_tokens
-from ...prompt import Prompt, PromptLayout, ReducedAttention, VideoSpan
+from ...prompt import Prompt, PromptLayout, ReducedAttention, VideoSpan, stack_prompts
 from ...utils.tensors import full_precision
 from ..wrapped import WrappedModel
 from .prompts import Frame, Words, asked
@@ -64,7 +64,7 @@ class Before:
 
 
 class Intake:
-    """Encodes and reduces frames of one stream; it holds nothing that changes.
+    """Encodes and reduces frames of one stream; what went before is in the caller's hands.
 
     Args:
         model: a wrapped model.
@@ -76,6 +76,8 @@ class Intake:
     def __init__(self, model: WrappedModel, reader: Any, settings: StreamSettings, standing: Sequence[Words]):
         self.model, self.reader, self.settings, self.standing = model, reader, settings, standing
         self.method = resolve_compressor(settings.reducer, model.config)
+        # The standing questions about one frame, embedded; only its features change.
+        self._asked: Prompt | None = None
         self.per_step = model.family.frames_per_step(model.backbone.config)
 
     def accept(self, before: Before, picture: np.ndarray, seconds: float) -> Before:
@@ -191,14 +193,21 @@ class Intake:
 
     def _contribution(self, features: Tensor, frame: Frame) -> Tensor:
         """`(P,)`, the largest score of every token over the standing questions."""
+        if self._asked is None:
+            self._asked = stack_prompts([self._question(words, features, frame) for words in self.standing])
+        prompt = self._asked
+        embeds = prompt.inputs_embeds.clone()
+        for span in prompt.layout.videos:
+            embeds[span.row, span.positions.to(embeds.device)] = features.to(embeds)
+        scores = self.method.score(replace(prompt, inputs_embeds=embeds), self.model)
+        return torch.stack([found.token[0] for found in scores if found is not None]).amax(0)
+
+    def _question(self, words: Words, features: Tensor, frame: Frame) -> Prompt:
+        """A standing question about one frame."""
         model: Any = self.model
         size = len(features)
-        scores = []
-        for words in self.standing:
-            prompt = asked(model, words, frame, self.settings.fps, torch.zeros(size).long(), torch.arange(size))
-            embedded = model.embed(**prompt.inputs, encoded_videos=prompt.encoded(features, frame, 1))
-            scores += [found.token[0] for found in self.method.score(embedded, model) if found is not None]
-        return torch.stack(scores).amax(0)
+        prompt = asked(model, words, frame, self.settings.fps, torch.zeros(size).long(), torch.arange(size))
+        return model.embed(**prompt.inputs, encoded_videos=prompt.encoded(features, frame, 1))
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
