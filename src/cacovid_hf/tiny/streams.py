@@ -69,7 +69,7 @@ def make_stream(num_frames: int, seed: int) -> Stream:
         goes_on = name in SHAPES and rng.integers(10) >= 6 and start + 1 < num_frames
         last[name] = start + int(goes_on and scene_of[start + 1] == scene_of[start])
     # Objects of a scene have cells of their own, which its distractors leave free.
-    cells = {}
+    cells: dict[str, int] = {}
     for scene in range(len(tints)):
         here = [name for name in names if scene_of[first[name]] == scene]
         order = rng.permutation(GRID * GRID)
