@@ -1,5 +1,6 @@
 """Listening: uvicorn around the application, until the process is told to end."""
 
+import gc
 import ipaddress
 import logging
 
@@ -46,6 +47,9 @@ def serve(name: str, model: PreTrainedModel, processor: ProcessorMixin, limits: 
         logging.getLogger("uvicorn.error").warning(
             f"Everybody who reaches {host}:{port} may ask this server: set --api-key, or listen at 127.0.0.1."
         )
+    # No thread runs while all objects are looked at. Half a million are the libraries', and stay.
+    gc.collect()
+    gc.freeze()
     uvicorn.Server(config).run()
 
 

@@ -1,5 +1,6 @@
 """A server asked over HTTP with videos: ratios and methods of a request and of the server, streams, OpenAI's own client, the command itself."""
 
+import gc
 import json
 import os
 import subprocess
@@ -285,3 +286,22 @@ def test_the_command(tmp_path):
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_what_stays_is_not_looked_at_for_garbage(monkeypatch):
+    """A full collection stops every thread: with all objects of the libraries, `/health` waited for a second and more."""
+    import uvicorn
+
+    from cacovid_cli.serve.limits import Limits
+    from cacovid_cli.serve.server import serve
+
+    left = []
+    monkeypatch.setattr(
+        uvicorn.Server, "run", lambda server: left.append((gc.get_freeze_count(), len(gc.get_objects())))
+    )
+    try:
+        serve("tiny", *tiny_model(), Limits(), "127.0.0.1", free_port())
+    finally:
+        gc.unfreeze()
+    frozen, looked_at = left[0]
+    assert looked_at < 0.01 * frozen
