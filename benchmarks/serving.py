@@ -82,6 +82,8 @@ def checkpoint(arch: str, options: argparse.Namespace, folder: Path, with_weight
     tokens = {"image_token_index": processor.image_token_id, "video_token_index": processor.video_token_id}
     side = shape.side
     config = shape.config(options.layers)
+    if options.tower_layers is not None:
+        config.vision_config.num_hidden_layers = options.tower_layers
     config.update({**tokens, "image_grid_pinpoints": [[side, side]]})
     config.architectures = ["LlavaOnevisionForConditionalGeneration"]
     if with_weights:
@@ -239,8 +241,9 @@ def bodies_of(server: Server, videos: list[Path], questions: int, options: argpa
             text = " ".join(words[i] for i in rng.integers(0, len(words), options.question_words))
             content = [{"type": "video_url", "video_url": {"url": video.as_uri()}}, {"type": "text", "text": text}]
             body = {"model": "served", "messages": [{"role": "user", "content": content}], "temperature": 0}
-            fixed = {"ignore_eos": True} if server.kind != "serve" else {}
-            bodies.append({**body, "max_tokens": options.new_tokens, **fixed, **server.fields()})
+            body["max_tokens"] = options.new_tokens
+            full = {"min_tokens": options.new_tokens} if server.kind == "serve" else {"ignore_eos": True}
+            bodies.append({**body, **full, **server.fields()})
     return bodies
 
 
@@ -264,6 +267,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", choices=SHAPES, default=EMBEDDED)
     parser.add_argument("--layers", type=int, help="fewer language-model layers than published")
+    parser.add_argument("--tower-layers", type=int, help="fewer layers of the vision tower than published")
     parser.add_argument(
         "--frames", type=int, default=32, help="of a video at one a second; the embedded model always has 8"
     )
@@ -274,7 +278,13 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     parser.add_argument("--methods", nargs="*", default=[], help="training-free ones, measured at the first ratio")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--questions", type=int, nargs="+", default=[1, 8], help="per video")
-    parser.add_argument("--requests", type=int, default=32, help="in each cell; a multiple of --questions")
+    parser.add_argument(
+        "--requests",
+        type=int,
+        nargs="+",
+        default=[32],
+        help="in each cell, or one number per number of clients; multiples of --questions",
+    )
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--question-words", type=int, default=16)
     parser.add_argument("--policy", choices=["full", "light"], default="light", help="of a published shape")
@@ -295,8 +305,14 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     parser.add_argument("--commit", help="of the code, where git cannot tell")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
     options = parser.parse_args(arguments)
-    if wrong := [questions for questions in options.questions if options.requests % questions]:
-        parser.error(f"--requests {options.requests} is not a multiple of {wrong[0]} questions per video")
+    if len(options.requests) == 1:
+        options.requests *= len(options.clients)
+    if len(options.requests) != len(options.clients):
+        parser.error(
+            f"--requests has {len(options.requests)} numbers: give one, or one for each of {len(options.clients)} numbers of clients"
+        )
+    if wrong := [(r, q) for r in options.requests for q in options.questions if r % q]:
+        parser.error(f"--requests {wrong[0][0]} is not a multiple of {wrong[0][1]} questions per video")
     seconds = 8 if options.arch == EMBEDDED else options.frames
     options.max_model_len = options.max_model_len or tokens_of(options.arch, seconds) + 512
     options.batched_tokens = options.batched_tokens or max(2048, options.max_model_len)
@@ -306,6 +322,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     record["versions"]["vllm"] = vllm_version()
     record |= {"notes": NOTES, "starts": {}, "cells": [], "not_measured": []}
     layers = "" if options.layers is None else f"_{options.layers}layers"
+    layers += "" if options.tower_layers is None else f"_{options.tower_layers}tower"
     shape = EMBEDDED if options.arch == EMBEDDED else f"{options.arch}{layers}_{options.frames}frames"
     result = GrowingResult(options.output, f"serving_{shape}_{options.dtype}_{options.device}", record)
     servers = servers_of(options)
@@ -317,7 +334,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     with tempfile.TemporaryDirectory() as work:
         media = Path(work)
         folder = checkpoint(options.arch, options, media / "checkpoint", random_weights and "serve" in options.servers)
-        per_server = sum(options.requests // questions for questions in options.questions) * len(options.clients)
+        per_server = sum(requests // questions for requests in options.requests for questions in options.questions)
         waiting = [(s.name, c, q) for s in servers for c in options.clients for q in options.questions]
         for kind in dict.fromkeys(server.kind for server in servers):
             of_kind = [server for server in servers if server.kind == kind]
@@ -330,11 +347,11 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
                     own = write_videos(media / f"{kind}{number}", servers.index(server), per_server + 1, seconds)
                     run_clients(port, bodies_of(server, own[:1], 1, options), 1, left())
                     unseen = iter(own[1:])
-                    for clients in options.clients:
+                    for clients, requests in zip(options.clients, options.requests, strict=True):
                         for questions in options.questions:
                             if left() < 10:
                                 continue
-                            group = [next(unseen) for _ in range(options.requests // questions)]
+                            group = [next(unseen) for _ in range(requests // questions)]
                             bodies = bodies_of(server, group, questions, options)
                             answers, spent = run_clients(port, bodies, clients, left())
                             cell = {"server": server.name, "clients": clients, "questions": questions}

