@@ -22,7 +22,7 @@ import torch
 from architectures import ARCHITECTURES, build_backbone, build_inputs
 from clips import media_stages
 from record import RESULTS, GrowingResult, command, environment, summarise
-from roofline import Peaks, Shape, Work, measured_peaks
+from roofline import Peaks, measured_peaks
 from roofline import vision as vision_work
 from torch import Tensor
 from transformers import StaticCache
@@ -32,6 +32,7 @@ from cacovid_hf._compat import CACHE, cache_of
 from cacovid_hf.compressors import COMPRESSORS, Compressor, Scores
 from cacovid_hf.policies.settings import POLICY_TYPES
 from cacovid_hf.prompt import CompressedPrompt, Prompt, PromptLayout, VideoSpan, gather, kept_indices
+from cacovid_hf.utils.operations import Shape, Work
 
 NOTES = [
     "Random weights in the published shape: times and memory mean something, answers do not.",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .app.command import app as show_page
 from .examples import example, group, overview
 from .serve.command import serve
 from .terminal import Revision, process, progress, quiet_libraries
@@ -194,6 +195,7 @@ def demo(
         typer.echo(f"\nmap: {save_map} (at retention ratio {DEMO_RATIOS[-1]})")
 
 
+_command("app")(show_page)
 _command("serve")(serve)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from cacovid_hf.prompt import VideoSelection
 from cacovid_hf.utils.extras import pip_install
 from cacovid_hf.utils.files import replaced
+
+from .panels import COLORMAP, panels_of, veiled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 _WIDTH, _MARGIN, _GAP, _LINE = 1440, 36, 12, 20
 _LARGEST_TILE, _NARROWEST, _COLUMNS = 240, 560, 8
 _INK, _GREY, _FAINT, _ACCENT = "#1a1a1a", "#6b6b6b", "#e4e4e4", "#b5367a"
-_COLORMAP = "magma"
-# Brightness of dropped tokens, black to white: apart from that of a kept token at either end.
-_VEIL = (160, 226)
 
 
 def check_map_target(path: str | os.PathLike) -> None:
@@ -96,63 +94,53 @@ def draw_map(
         ImportError: matplotlib is not installed.
     """
     _require_matplotlib()
-    frames = np.asarray(frames)
-    num_steps, rows, columns = selection.grid
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-        raise ValueError(
-            f"frames are {frames.dtype} {frames.shape}: give the sampled RGB frames, uint8 (frames, height, width, 3)."
-        )
-    if len(frames) < num_steps:
-        raise ValueError(
-            f"There are {len(frames)} frames for {num_steps} temporal steps: give all the frames that were sampled."
-        )
-    keep = selection.keep.cpu().numpy().reshape(num_steps, rows, columns)
-    heat = _array(selection.token_scores, (num_steps, rows, columns))
-    levels = _levels(_array(selection.frame_scores, (num_steps,)))
+    panels = panels_of(frames, selection, seconds)
+    num_steps, per_step = len(panels), max(len(panel.frames) for panel in panels)
+    has_heat, has_levels = panels[0].heat is not None, panels[0].level is not None
+    frame_height, frame_width = panels[0].frames[0].shape[:2]
 
     # A row of columns, one a step: label, frames, heat map, bar.
-    per_step = math.ceil(len(frames) / num_steps)
     num_rows = math.ceil(num_steps / _COLUMNS)
     per_row = math.ceil(num_steps / num_rows)
     width = min(_LARGEST_TILE, (_WIDTH - 2 * _MARGIN + _GAP) // per_row - _GAP)
-    height = max(1, round(width * frames.shape[1] / frames.shape[2]))
-    step_height = _LINE + per_step * (height + 2) + (height + 2) * (heat is not None) + 14 * (levels is not None)
+    height = max(1, round(width * frame_height / frame_width))
+    step_height = _LINE + per_step * (height + 2) + (height + 2) * has_heat + 14 * has_levels
     top = _MARGIN + (66 if caption else 40)
-    bottom = _MARGIN + (40 if heat is not None else 0)
+    bottom = _MARGIN + (40 if has_heat else 0)
     canvas = _Canvas(
         2 * _MARGIN + max(per_row * (width + _GAP) - _GAP, _NARROWEST),
         top + num_rows * (step_height + 2 * _GAP) - 2 * _GAP + bottom,
     )
 
-    kept, total, right = int(keep.sum()), keep.size, canvas.width - _MARGIN
+    kept, total = sum(panel.kept for panel in panels), sum(panel.total for panel in panels)
+    right = canvas.width - _MARGIN
     canvas.text(_MARGIN, _MARGIN + 8, f"{kept} of {total} video tokens kept", _INK, size=17, fontweight="bold")
     canvas.text(right, _MARGIN + 8, f"{kept / total:.1%}", _ACCENT, size=17, ha="right")
     if caption:
         canvas.text(_MARGIN, _MARGIN + 40, _shortened(caption, right - _MARGIN), size=12)
 
-    for step in range(num_steps):
+    for step, panel in enumerate(panels):
         x = _MARGIN + step % per_row * (width + _GAP)
         y = top + step // per_row * (step_height + 2 * _GAP)
-        numbers = range(step * per_step, min((step + 1) * per_step, len(frames)))
-        if seconds is not None and numbers:
-            canvas.text(x, y + 9, f"{seconds[numbers[0]]:.1f} s")
-        canvas.text(x + width, y + 9, f"{keep[step].sum()} / {rows * columns}", ha="right")
+        if panel.seconds is not None:
+            canvas.text(x, y + 9, f"{panel.seconds:.1f} s")
+        canvas.text(x + width, y + 9, f"{panel.kept} / {panel.total}", ha="right")
         y += _LINE
-        for place, number in enumerate(numbers):
-            canvas.picture(x, y + place * (height + 2), _veiled(frames[number], keep[step], width, height))
+        for place, frame in enumerate(panel.frames):
+            canvas.picture(x, y + place * (height + 2), veiled(frame, panel.keep, width, height))
         y += per_step * (height + 2)
-        if heat is not None:
-            canvas.heat(x, y + 2, width, height, heat[step], heat.min(), heat.max())
+        if panel.heat is not None:
+            canvas.heat(x, y + 2, width, height, panel.heat)
             y += height + 2
-        if levels is not None:
-            canvas.bar(x, y + 9, width, levels[step])
+        if panel.level is not None:
+            canvas.bar(x, y + 9, width, panel.level)
 
     y = canvas.height - _MARGIN
-    if heat is not None:
+    if has_heat:
         canvas.text(_MARGIN, y, "low")
-        canvas.heat(_MARGIN + 34, y - 5, 120, 10, np.linspace(0, 1, 256)[None], 0, 1)
+        canvas.heat(_MARGIN + 34, y - 5, 120, 10, np.linspace(0, 1, 256)[None])
         canvas.text(_MARGIN + 162, y, "high token score")
-    if levels is not None:
+    if has_levels:
         canvas.bar(_MARGIN + 310, y, 60, 0.7)
         canvas.text(_MARGIN + 378, y, "frame score, lowest to highest")
     return canvas.figure
@@ -182,10 +170,10 @@ class _Canvas:
         height, width = image.shape[:2]
         self.axes.imshow(image, extent=(x, x + width, y + height, y), aspect="auto", interpolation="nearest")
 
-    def heat(self, x: float, y: float, width: int, height: int, values: np.ndarray, low: float, high: float) -> None:
+    def heat(self, x: float, y: float, width: int, height: int, values: np.ndarray) -> None:
         extent = (x, x + width, y + height, y)
-        options: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest", "cmap": _COLORMAP}
-        self.axes.imshow(values, extent=extent, vmin=low, vmax=high, **options)
+        options: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest", "cmap": COLORMAP}
+        self.axes.imshow(values, extent=extent, vmin=0, vmax=1, **options)
 
     def bar(self, x: float, y: float, width: float, level: float) -> None:
         self.axes.barh(y, width, height=5, left=x, color=_FAINT)
@@ -197,32 +185,6 @@ def _require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ImportError(f"Drawing a map needs matplotlib: {pip_install('demo')}") from None
-
-
-def _array(scores: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    return None if scores is None else scores.detach().float().cpu().numpy().reshape(shape)
-
-
-def _levels(scores: np.ndarray | None) -> np.ndarray | None:
-    """Scores moved and scaled to [0, 1], from the lowest to the highest; one half if they are all the same."""
-    if scores is None:
-        return None
-    low, high = scores.min(), scores.max()
-    return (scores - low) / (high - low) if high > low else np.full_like(scores, 0.5)
-
-
-def _veiled(frame: np.ndarray, keep: np.ndarray, width: int, height: int) -> np.ndarray:
-    """`(H, W, 3)` to `(height, width, 3)`: the tokens that are not in `keep` `(h, w)` grey and pale."""
-    enlarged = width >= frame.shape[1]
-    resized = Image.fromarray(frame).resize(
-        (width, height), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
-    )
-    picture = np.asarray(resized, dtype=np.float32)
-    rows = np.arange(height) * keep.shape[0] // height
-    columns = np.arange(width) * keep.shape[1] // width
-    clear = keep[rows][:, columns, None]
-    veiled = _VEIL[0] + picture.mean(axis=2, keepdims=True) / 255 * (_VEIL[1] - _VEIL[0])
-    return np.where(clear, picture, veiled).astype(np.uint8)
 
 
 def _shortened(words: str, width: int) -> str:

@@ -152,9 +152,10 @@ def test_every_policy_in_a_batch_with_a_static_cache(tmp_path, threads, arch):
 def test_counted_operations(attention):
     """The formulas against what PyTorch counts, on a shape that is no multiple of anything."""
     from architectures import ARCHITECTURES, build_backbone, build_inputs
-    from roofline import Shape
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
+
+    from cacovid_hf.utils.operations import Shape
 
     architecture = ARCHITECTURES["tiny-llava-onevision"]
     backbone = build_backbone(architecture, None, torch.float32, torch.device("cpu"), "eager")
@@ -185,7 +186,9 @@ def test_counted_operations(attention):
 
 
 def test_measured_peaks():
-    from roofline import Work, measured_peaks
+    from roofline import measured_peaks
+
+    from cacovid_hf.utils.operations import Work
 
     peaks = measured_peaks(torch.device("cpu"), torch.float32)
     assert peaks.flops > 1e8
