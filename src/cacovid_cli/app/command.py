@@ -34,6 +34,7 @@ def app(
         from cacovid_hf.utils.extras import pip_install
 
         from ..ask import UNTRAINED
+        from .line import Line
         from .studio import Studio, warm_up
 
         try:
@@ -48,9 +49,8 @@ def app(
         with progress("Warming up"):
             warm_up(studio, tiny.clips()[0].path)
     notice = _EMBEDDED if model is None else "" if studio.model.config.policy_trained else UNTRAINED.capitalize()  # type: ignore[union-attr]
-    page = pages.make_page(
-        studio, "embedded tiny model" if model is None else str(model), notice, max_new_tokens=max_new_tokens
-    )
-    address = pages.launch(page, host, port, open_browser=open_browser, max_upload_mb=max_upload_mb, wait=False)
+    title = "embedded tiny model" if model is None else str(model)
+    page = pages.make_page(studio, Line(), title, notice, max_new_tokens=max_new_tokens)
+    address = pages.launch(page, host, port, open_browser=open_browser, max_upload_mb=max_upload_mb)
     typer.echo(f"The page is at {address} (Ctrl-C ends it).")
     page.block_thread()

@@ -27,7 +27,7 @@ def maps(report: Report, ratio: Ratio) -> str:
         return '<p class="cv-hint">The frames with kept and dropped tokens will stand here.</p>'
     sections = []
     for method, choice in report.choices:
-        note = _INSIDE if choice.scored is None and ratio != report.ratio else ""
+        note = _INSIDE if choice.method.inside_llm and ratio != report.ratio else ""
         try:
             panels = panels_of(clip.sampled.frames, choice.at(ratio), clip.sampled.timestamps)
         except ValueError as error:

@@ -27,17 +27,20 @@ NO_OTHER = "none"
 MOST_WAITING = 24
 
 
-def make_page(studio: Studio, title: str, notice: str = "", ratio: float = 0.25, max_new_tokens: int = 64) -> gr.Blocks:
+def make_page(
+    studio: Studio, line: Line, title: str, notice: str = "", ratio: float = 0.25, max_new_tokens: int = 64
+) -> gr.Blocks:
     """The page, to be launched.
 
     Args:
         studio: answers.
+        line: of those who wait for it.
         title: the model's name.
         notice: a line beneath it.
         ratio: that the slider begins with.
         max_new_tokens: that the form begins with.
     """
-    line, visitors = Line(), Visitors()
+    visitors = Visitors()
     examples = _examples(clips())
     methods = [CaCoVid.name, *sorted(name for name in COMPRESSORS if name != CaCoVid.name)]
 
@@ -141,8 +144,18 @@ def make_page(studio: Studio, title: str, notice: str = "", ratio: float = 0.25,
     return page
 
 
-def launch(page: gr.Blocks, host: str, port: int, *, open_browser: bool, max_upload_mb: int, wait: bool = True) -> str:
-    """Show a page at an address, until the process is interrupted; the address.
+def launch(page: gr.Blocks, host: str, port: int | None, *, open_browser: bool, max_upload_mb: int) -> str:
+    """Show a page, in threads of its own.
+
+    Args:
+        page: from `make_page`.
+        host: to listen at.
+        port: likewise; None: the first free one from 7860 on.
+        open_browser: whether to open it here.
+        max_upload_mb: the largest video.
+
+    Returns:
+        Its address.
 
     Raises:
         OSError: the port is taken.
@@ -163,8 +176,6 @@ def launch(page: gr.Blocks, host: str, port: int, *, open_browser: bool, max_upl
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=_CSS,
     )
-    if wait:
-        page.block_thread()
     return local
 
 

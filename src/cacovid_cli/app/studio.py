@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from cacovid_hf.compressors import Compressor, Scores
+from cacovid_hf.compressors import Compressor
 from cacovid_hf.generation.session import VideoSession
 from cacovid_hf.generation.timing import Stages, timed_generate
 from cacovid_hf.modeling import CaCoVidForConditionalGeneration
 from cacovid_hf.processing import sample_video
-from cacovid_hf.prompt import Prompt, VideoSelection, VideoSpan
-from cacovid_hf.ratio import AutoBudget, Ratio
+from cacovid_hf.prompt import Prompt, VideoSelection
+from cacovid_hf.ratio import Ratio
 from cacovid_hf.utils.chat import chat_inputs, user_message
 from cacovid_hf.video.files import SampledVideo
 from cacovid_hf.video.limits import ReadingLimits, reading_limits
@@ -24,6 +24,7 @@ from cacovid_hf.video.limits import ReadingLimits, reading_limits
 from ..ask import UNTRAINED
 from .costs import Cost, prompt_cost
 from .line import Interrupt
+from .scored_once import ScoredOnce
 
 ALL_TOKENS = "all tokens"
 # Keeps everything where all is asked for, without looking at it.
@@ -50,55 +51,19 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Scored(Compressor):
-    """Another method with its scores at hand, so that they are computed once for every ratio."""
-
-    method: Compressor
-    scores: tuple[Scores | None, ...]
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The method's."""
-        return self.method.name
-
-    @property
-    def reads_tower(self) -> bool:  # type: ignore[override]
-        """The method's."""
-        return self.method.reads_tower
-
-    def check(self, model: Any, retention_ratios: Sequence[float | AutoBudget]) -> None:
-        """The method's."""
-        self.method.check(model, retention_ratios)
-
-    def score(self, prompt: Prompt, model: Any) -> list[Scores | None]:
-        """What is at hand."""
-        return list(self.scores)
-
-    def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
-        """The method's."""
-        return self.method.budget(span, retention_ratio)
-
-    def select_at(
-        self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
-    ) -> Any:
-        """The method's."""
-        return self.method.select_at(prompt, span, scores, retention_ratio, budget)
-
-
-@dataclass(frozen=True)
 class Choice:
     """The tokens that a method keeps for one question, at any ratio.
 
     Attributes:
         model: the wrapped model.
         prompt: the question and its video, embedded.
-        scored: the method; None where it decides inside the language model.
+        method: with the scores of this question.
         asked: what it kept when the question was answered.
     """
 
     model: CaCoVidForConditionalGeneration
     prompt: Prompt
-    scored: Scored | None
+    method: ScoredOnce
     asked: VideoSelection
 
     def at(self, ratio: Ratio) -> VideoSelection:
@@ -107,10 +72,10 @@ class Choice:
         Raises:
             ValueError: a ratio that the method does not serve.
         """
-        if self.scored is None:
+        if self.method.inside_llm:
             return self.asked
         with torch.no_grad():
-            return self.model.compress_prompt(self.prompt, retention_ratio=ratio, compressor=self.scored).videos[0]
+            return self.model.compress_prompt(self.prompt, retention_ratio=ratio, compressor=self.method).videos[0]
 
 
 @dataclass(frozen=True)
@@ -239,7 +204,7 @@ class Studio:
             Stopped: by the interrupt.
         """
         model, session = self.model, clip.session
-        compressor = model.resolve_compressor(_STOCK if method == ALL_TOKENS else method)
+        compressor = ScoredOnce(model.resolve_compressor(_STOCK if method == ALL_TOKENS else method))
         told = Growing(Answer(method, ratio), self.processor, model.device, interrupt, tell)
         told.enter("prepare")
         content = [{"type": "video"}, {"type": "text", "text": question}]
@@ -278,17 +243,14 @@ class Studio:
             policy = (kind, selection.keep.numel(), words)
         return prompt_cost(self.model.backbone.config, self.model.dtype, [words + count for count in counts], policy)
 
-    def _choice(self, inputs: dict[str, Any], method: Compressor, selection: VideoSelection, told: "Growing") -> Choice:
+    def _choice(self, inputs: dict[str, Any], method: ScoredOnce, selection: VideoSelection, told: "Growing") -> Choice:
         with torch.no_grad():
-            prompt = self.model.embed(**inputs)
+            prompt = self.model.embed(with_tower_attention=method.reads_tower, **inputs)
         if method.inside_llm:
             left = told.layers.kept_indices.cpu() if told.layers is not None else selection.span.positions
             keep = torch.isin(selection.span.positions, left).view(selection.keep.shape)
-            return Choice(self.model, prompt, None, replace(selection, keep=keep))
-        scores = None
-        if selection.token_scores is not None and selection.frame_scores is not None:
-            scores = Scores(selection.token_scores, selection.frame_scores)
-        return Choice(self.model, prompt, Scored(method, (scores,)), selection)
+            selection = replace(selection, keep=keep)
+        return Choice(self.model, prompt, method, selection)
 
 
 class Growing(Stages):

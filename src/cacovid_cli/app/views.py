@@ -173,4 +173,4 @@ def amount(value: float | None, unit: str, step: int) -> str:
         if value < step or scale == scales[-1]:
             break
         value /= step
-    return f"{value:.3g} {scale}{unit}"
+    return f"{value:.0f} {scale}{unit}" if value >= 100 else f"{value:.3g} {scale}{unit}"
