@@ -18,7 +18,7 @@ def app(
     ] = None,
     revision: Revision = None,
     host: Annotated[
-        str, typer.Option(metavar="HOST", help="Address to listen at; 0.0.0.0 lets others on the network in.")
+        str, typer.Option(metavar="HOST", help="Address to listen at. 0.0.0.0 lets others on the network in.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen at.")] = 7860,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,

@@ -9,17 +9,16 @@ import shutil
 import numpy as np
 import pytest
 
+from cacovid_cli.app.line import Interrupt, Line
+from cacovid_cli.app.studio import Studio
+from cacovid_hf import auto, tiny
+
 pytest.importorskip("gradio", reason="the extra browser is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
-from cacovid_cli.app.line import Interrupt, Line
-from cacovid_cli.app.page import launch, make_page
-from cacovid_cli.app.studio import Studio
-from cacovid_hf import auto, tiny
-
-SECONDS = 15_000  # of any wait, in milliseconds
+SECONDS = 60_000  # of any wait, in milliseconds
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 
@@ -30,6 +29,8 @@ def line():
 
 @pytest.fixture(scope="module")
 def address(line):
+    from cacovid_cli.app.page import launch, make_page
+
     studio = Studio(auto.load_model(tiny.model_path()), auto.load_processor(tiny.model_path()))
     page = make_page(studio, line, "embedded tiny model", "It knows its own clips only.")
     yield launch(page, "127.0.0.1", None, open_browser=False, max_upload_mb=50)
