@@ -10,6 +10,10 @@ COMMANDS = {
         'cacovid ask film.mp4 "Who comes in?" --model Qwen/Qwen2.5-VL-7B-Instruct --compressor divprune --retention-ratio 0.25',
     ),
     "app": (USE, "cacovid app --model Qwen/Qwen2.5-VL-7B-Instruct --open"),
+    "watch": (
+        USE,
+        'cacovid watch rtsp://camera/1 --model Qwen/Qwen2.5-VL-7B-Instruct --every 10s --ask "Is someone at the door?"',
+    ),
     "serve": (USE, "cacovid serve you/cacovid-qwen --retention-ratio 0.25 --port 8000"),
     "train": (TRAIN, "cacovid train config.yaml --resume"),
     "blind-filter": (TRAIN, "cacovid blind-filter data/all.jsonl data/kept.jsonl --model you/model"),

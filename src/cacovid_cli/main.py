@@ -16,7 +16,8 @@ import typer
 from .app.command import app as show_page
 from .examples import example, group, overview
 from .serve.command import serve
-from .terminal import Revision, process, progress, quiet_libraries
+from .terminal import EMBEDDED, Revision, process, progress, quiet_libraries
+from .watch.command import watch
 
 if TYPE_CHECKING:
     from .ask import Answer
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 # The class of all wrong uses of the command line, for which typer has no public name.
 UsageError: Any = typer.BadParameter.__base__
 DEMO_RATIOS = (1.0, 0.25)
-EMBEDDED = "the embedded tiny model answered, which knows synthetic clips only: choose another by --model"
 # Seconds in which the first process has failed, and the launcher has ended the others, if what fails is the same for all.
 _TOGETHER = 30.0
 
@@ -196,6 +196,7 @@ def demo(
 
 
 _command("app")(show_page)
+_command("watch")(watch)
 _command("serve")(serve)
 
 

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+# Said beside answers of the model inside this package.
+EMBEDDED = "the embedded tiny model answered, which knows synthetic clips only: choose another by --model"
 Revision = Annotated[
     str | None,
     typer.Option(metavar="REV", help="Commit, branch or tag of the model, if it is a Hub id. Default: main."),

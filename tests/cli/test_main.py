@@ -14,7 +14,8 @@ from helpers.processors import tiny_processor
 from PIL import Image
 
 from cacovid_cli.ask import UNTRAINED, ask
-from cacovid_cli.main import EMBEDDED, main
+from cacovid_cli.main import main
+from cacovid_cli.terminal import EMBEDDED
 from cacovid_hf import __version__, tiny
 from cacovid_hf.auto import load_model, load_processor
 from cacovid_hf.tiny.accuracy import answer_accuracy

@@ -1,0 +1,1 @@
+"""Watching a video as it goes on."""

@@ -1,0 +1,114 @@
+"""Live video: cameras, and streams that other programs send, read as they come."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .addresses import shown
+from .colours import RGBConverter
+from .limits import current_limits
+from .source import check_frame_pixels
+
+# What FFmpeg may open for an address of each scheme; nothing else, lest a playlist reach for files.
+PROTOCOLS = {
+    "rtsp": "rtsp,rtsps,rtp,udp,tcp,tls",
+    "rtsps": "rtsp,rtsps,rtp,udp,tcp,tls",
+    "rtmp": "rtmp,tcp",
+    "rtmps": "rtmps,rtmp,tcp,tls",
+    "rtp": "rtp,udp",
+    "udp": "udp",
+    "tcp": "tcp",
+    "srt": "srt,udp",
+    "http": "http,https,tcp,tls,crypto",
+    "https": "http,https,tcp,tls,crypto",
+    "": "file,crypto",
+}
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_CAMERA = re.compile(r"/dev/video\d+")
+_SILENCE = 10.0
+
+
+def is_live(address: str) -> bool:
+    """Whether an address is read as it comes: a camera (`/dev/video0`), a playlist (`.m3u8`), or `rtsp`, `rtmp`, `rtp`, `udp`, `tcp` and `srt` addresses.
+
+    Other addresses and paths are files.
+    """
+    scheme = _scheme(address)
+    is_playlist = address.split("?")[0].strip().lower().endswith(".m3u8")
+    return (
+        bool(_CAMERA.fullmatch(address)) or is_playlist or (scheme in PROTOCOLS and scheme not in ("", "http", "https"))
+    )
+
+
+def _scheme(address: str) -> str:
+    found = _SCHEME.match(address)
+    return found.group(1).lower() if found else ""
+
+
+def live_frames(address: str, fps: float, silence: float = _SILENCE) -> Iterator[tuple[np.ndarray, float]]:
+    """Pictures uint8 `(H, W, 3)` of a live address, at most so many a second, and seconds since its first frame.
+
+    A clock that goes back goes on from where it was. The stream ends where its sender ends it, or after so many seconds without a frame.
+
+    Args:
+        address: see `is_live`.
+        fps: of the stream's own clock.
+        silence: seconds.
+
+    Raises:
+        ValueError: nothing answers there, it is not a video, or its frames are too large.
+    """
+    import av
+
+    options: dict[str, Any] = {"container_options": {"protocol_whitelist": PROTOCOLS[_scheme(address)]}}
+    if _CAMERA.fullmatch(address):
+        options = {"format": "v4l2"}
+    try:
+        container = av.open(address.strip(), timeout=(silence, silence), **options)
+    except (av.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ValueError(
+            f"{shown(address)} does not answer with a video ({reason}): check the address, and that its sender is running."
+        ) from None
+    with container:
+        if not container.streams.video:
+            raise ValueError(f"{shown(address)} has no video track (sound alone?): give a stream with pictures.")
+        yield from _sampled(container, address, fps)
+
+
+def _sampled(container: Any, address: str, fps: float) -> Iterator[tuple[np.ndarray, float]]:
+    rgb = RGBConverter()
+    limit = current_limits().max_pixels
+    due, now, offset = 0.0, 0.0, None
+    for frame in _until_the_end(container):
+        time = float(frame.time) if frame.time is not None else (offset or 0.0) + now
+        if offset is None or time - offset < now:
+            offset = time - now  # the first frame, or another clock
+        now = time - offset
+        # A thousandth of a second: times are rounded to the ticks of their clock.
+        if now + 1e-3 >= due:
+            check_frame_pixels(frame.width, frame.height, limit, shown(address))
+            due = max(due + 1 / fps, now)
+            yield np.ascontiguousarray(rgb(frame, frame.width, frame.height)), now
+
+
+def _until_the_end(container: Any) -> Iterator[Any]:
+    """Its decoded frames; packets that do not decode (a stream that is joined midway) are left out."""
+    import av
+
+    stream = container.streams.video[0]
+    stream.thread_type = "SLICE"  # frame threads hold frames back
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError:
+            return  # silence, or the sender is gone
+        if packet is None:
+            return
+        try:
+            yield from packet.decode()
+        except av.FFmpegError:
+            continue
