@@ -105,7 +105,7 @@ def methods_table(record: dict[str, Any]) -> list[str]:
     clock = "wall time" if record["hardware"]["gpu"] else "CPU time"
     size = f"{config['frames']} x {config['side']} x {config['side']} tokens of {config['width']} channels, {config['dtype']}"
     return [
-        f"{size}, ratio {config['ratio']:g}, {device(record)}, {clock}. Published rows: {published['source']}; {published['hardware']}.",
+        f"{size}, ratio {config['ratio']:g}, {device(record)}, {clock}. Published rows: {published['source']}, on {published['hardware']}.",
         "",
         *lines,
     ]
@@ -167,8 +167,8 @@ def throughput_table(record: dict[str, Any]) -> list[str]:
     layers = "all" if config["layers"] is None else config["layers"]
     return [
         f"{config['arch']}, {layers} language-model layers, up to {config['frames']} frames, {config['dtype']}, ratio {config['ratio']:g}, "
-        f"{config['new_tokens']} new tokens, {config['policy']} policy, {config['pool']} batches of each size, {device(record)}, {config['clock']} time; "
-        "answers a second, and the part of the positions that is padding.",
+        f"{config['new_tokens']} new tokens, {config['policy']} policy, {config['pool']} batches of each size, {device(record)}, {config['clock']} time. "
+        "Answers per second, and the part of the positions that is padding.",
         "",
         *lines,
     ]
