@@ -42,6 +42,7 @@ class Repository:
 
     private: bool = False
     gated: bool = False
+    sdk: str | None = None  # of a Space
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
@@ -189,9 +190,11 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Error(fault.action, message="planted")
             if fault and callable(fault.action):
                 fault.action()
+            self.is_space = url.path.startswith(("/api/spaces/", "/spaces/"))
+            path = url.path.replace("/api/spaces/", "/api/models/", 1).removeprefix("/spaces")
             with self.hub.lock:
                 for method, pattern, handler in ROUTES:
-                    match = re.fullmatch(pattern, url.path)
+                    match = re.fullmatch(pattern, path)
                     if match and self.command in method.split():
                         handler(self, *map(unquote, match.groups()))
                         return
@@ -236,7 +239,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def repository(self, repo_id: str, write: bool = False) -> Repository:
         token, repository = self.token(), self.hub.repositories.get(repo_id)
-        if repository is None or (repository.private and token != OWNER):
+        is_other = repository is not None and bool(repository.sdk) != self.is_space
+        if repository is None or is_other or (repository.private and token != OWNER):
             raise _Error(404 if token else 401, "RepoNotFound", "Repository not found")
         if repository.gated and token is None:
             raise _Error(401, "GatedRepo", f"Access to model {repo_id} is restricted.")
@@ -257,11 +261,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.token() != OWNER:
             raise _Error(401 if self.token() is None else 403, message="You don't have the rights to create a model")
         repo_id = f"{values.get('organization') or 'owner'}/{values['name']}"
-        url = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id}
+        is_space = values.get("type") == "space"
+        if is_space and not values.get("sdk"):
+            raise _Error(400, message="A Space needs an SDK")
+        url = {"url": f"{self.hub.url}/{'spaces/' * is_space}{repo_id}", "name": repo_id}
         if repo_id in self.hub.repositories:
             self.reply({**url, "error": "You already created this model repo"}, 409)
             return
-        self.hub.create(repo_id, private=values.get("visibility") == "private" or bool(values.get("private")))
+        made = self.hub.create(repo_id, private=values.get("visibility") == "private" or bool(values.get("private")))
+        made.sdk = values.get("sdk") if is_space else None
         self.reply(url)
 
     def validate_yaml(self) -> None:

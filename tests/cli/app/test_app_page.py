@@ -1,6 +1,6 @@
 """The page of `cacovid app` in a real browser: what a visitor does, on a wide screen and a narrow one, in the light and the dark.
 
-Needs the extra `browser` and a Chromium of the system; skipped without.
+Needs the extra `test-demo` and a Chromium of the system; skipped without.
 """
 
 import re
@@ -13,8 +13,8 @@ from cacovid_cli.app.line import Interrupt, Line
 from cacovid_cli.app.studio import Studio
 from cacovid_hf import auto, tiny
 
-pytest.importorskip("gradio", reason="the extra browser is not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
+pytest.importorskip("gradio", reason="the extra test-demo is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="the extra test-demo is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
