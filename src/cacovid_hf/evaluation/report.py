@@ -28,7 +28,7 @@ def read_cells(paths: Sequence[Path]) -> list[Cell]:
                 )
             cells[place] = (path, cell)
     if not cells:
-        raise ValueError(f"{', '.join(map(str, paths))}: no cell is finished; run the same `cacovid evaluate` again.")
+        raise ValueError(f"{', '.join(map(str, paths))}: no cell is finished. Run the same `cacovid evaluate` again.")
     return [cell for _, cell in cells.values()]
 
 
@@ -263,7 +263,7 @@ def _check_one_setting(cells: Sequence[Cell]) -> None:
         kinds = {str(cell[name]) for cell in cells}
         if len(kinds) > 1:
             raise ValueError(
-                f"Cells of {cells[0]['dataset']['name']} differ in {name} ({' / '.join(sorted(kinds))}): they do not compare; report their runs one by one."
+                f"Cells of {cells[0]['dataset']['name']} differ in {name} ({' / '.join(sorted(kinds))}): they do not compare. Report their runs one by one."
             )
 
 

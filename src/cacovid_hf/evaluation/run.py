@@ -12,7 +12,7 @@ from .sweep import Settings, evaluate
 def run_evaluation(settings: Settings, output: Path) -> Iterator[str]:
     """Measure what is missing, and write the run, `<output>.md` and, with matplotlib, two plots beside it; yields lines to print, on rank 0."""
     if output.suffix != ".json":
-        raise ValueError(f"--output {output}: a run is written as JSON; give a name that ends in .json.")
+        raise ValueError(f"--output {output}: a run is written as JSON. Give a name that ends in .json.")
     run = evaluate(settings, output)
     if run is None:
         return

@@ -167,7 +167,7 @@ def _open_run(output: Path, settings: Settings) -> dict[str, Any]:
     for name in SHARED:
         if (before := run["config"].get(name)) != config[name]:
             raise ValueError(
-                f"{output} was measured with {name}={before}, and {name}={config[name]} is asked for: its cells would not compare; give another --output."
+                f"{output} was measured with {name}={before}, and {name}={config[name]} is asked for: its cells would not compare. Give another --output."
             )
     for name in ("methods", "ratios", "models", "datasets"):
         run["config"][name] = list(dict.fromkeys([*run["config"][name], *config[name]]))

@@ -65,7 +65,7 @@ def answer_accuracy(
         ValueError: `num_questions` is less than 1.
     """
     if num_questions < 1:
-        raise ValueError(f"num_questions is {num_questions}: no accuracy without a question; ask at least 1.")
+        raise ValueError(f"num_questions is {num_questions}: no accuracy without a question. Ask at least 1.")
     asked_for = {"retention_ratio": retention_ratio, "compressor": compressor}
     options = {name: value for name, value in asked_for.items() if value is not None}
     pairs = sample_questions(num_questions, seed)

@@ -90,7 +90,7 @@ def pretrain(
     while few_steps is None:
         if tries == max_tries:
             raise RuntimeError(
-                f"seed {seed}: not every kind of question was learnt in any of {tries} tries; choose another seed or more tries."
+                f"seed {seed}: not every kind of question was learnt in any of {tries} tries. Choose another seed or more tries."
             )
         tries += 1
         model = copy.deepcopy(after_vision)

@@ -44,7 +44,7 @@ def select_subsets(prompt: Prompt, keeps: list[Tensor]) -> tuple[CompressedPromp
     spans = {span.row: span for span in layout.videos}
     if sorted(spans) != list(range(len(layout.valid))) or len(layout.videos) != len(spans):
         raise ValueError(
-            f"{len(layout.videos)} video(s) in {len(layout.valid)} prompt(s): a training sample has exactly one video; drop the others."
+            f"{len(layout.videos)} video(s) in {len(layout.valid)} prompt(s): a training sample has exactly one video. Drop the others."
         )
     device = keeps[0].device
     rows = torch.cat([torch.full((len(keep),), row, device=device) for row, keep in enumerate(keeps)])
