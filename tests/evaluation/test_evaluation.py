@@ -843,7 +843,7 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "--output", "run.txt"], "give a name that ends in .json"),
+        (["evaluate", "--output", "run.txt"], "Give a name that ends in .json"),
         (["evaluate", "--output", "run.json", "--ratio", "2"], "--ratio=2.0 is outside (0, 1]"),
         (["evaluate", "--output", "run.json", "--dataset", "mvbench"], "mvbench is read from a local copy"),
         (["evaluate"], "--output"),
