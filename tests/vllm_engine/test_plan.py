@@ -9,11 +9,12 @@ from helpers.models import VIDEO as VIDEO_ID
 from helpers.models import Image, Video, prompt_inputs, stock_model
 from packaging.version import Version
 
+from cacovid_hf.backbones import BACKBONES
 from cacovid_hf.compressors import COMPRESSORS
 from cacovid_hf.configuration import CaCoVidConfig
 from cacovid_hf.policies.settings import PolicySettings
 from cacovid_hf.tiny import model_path
-from cacovid_hf.vllm.config import ServedConfig, ServerSettings, give_rows, policy_settings, without_rows
+from cacovid_hf.vllm.config import ARCHITECTURES, ServedConfig, ServerSettings, give_rows, policy_settings, without_rows
 from cacovid_hf.vllm.layout import plan_prompt
 from cacovid_hf.vllm.marks import COLUMNS, marked, write_positions
 from cacovid_hf.vllm.memory import ByteBounded, total_bytes
@@ -259,7 +260,13 @@ def test_three_equal_rows_are_one():
         ({"unfinished_save": ".saving-" + "0" * 32}, "was not finished"),
         ({"format_version": 99}, "format_version=99"),
         ({"scope": "nowhere"}, "scope='nowhere'"),
-        ({"backbone_config": {"model_type": "qwen2_vl"}}, "'qwen2_vl' is not served"),
+        *[
+            (
+                {"backbone_config": {"model_type": family}},
+                f"'{family}' is not served by vLLM: use one of .* or `cacovid serve`",
+            )
+            for family in sorted({*BACKBONES} - {*ARCHITECTURES})
+        ],
     ],
 )
 def test_checkpoints_that_are_not_served(change, said):
