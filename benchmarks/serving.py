@@ -345,6 +345,8 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
                 for number, server in enumerate(of_kind):
                     # Of each server's own, so that what another ratio left in a cache is of other videos.
                     own = write_videos(media / f"{kind}{number}", servers.index(server), per_server + 1, seconds)
+                    if left() < 10:
+                        break
                     run_clients(port, bodies_of(server, own[:1], 1, options), 1, left())
                     unseen = iter(own[1:])
                     for clients, requests in zip(options.clients, options.requests, strict=True):
@@ -354,6 +356,8 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
                             group = [next(unseen) for _ in range(requests // questions)]
                             bodies = bodies_of(server, group, questions, options)
                             answers, spent = run_clients(port, bodies, clients, left())
+                            if left() <= 0:  # which has ended some of them
+                                continue
                             cell = {"server": server.name, "clients": clients, "questions": questions}
                             record["cells"].append({**cell, **figures(answers, spent, summarise)})
                             waiting.remove((server.name, clients, questions))
