@@ -404,6 +404,20 @@ def test_there_are_results():
     assert {"prefill", "selection"} <= kinds
 
 
+@pytest.mark.parametrize("memory", ["features", "kv"])
+def test_stream_memory(tmp_path, threads, memory):
+    from stream_memory import main
+
+    arguments = ["--memory", memory, "--minutes", "2", "--fps", "0.5", "--tokens-per-frame", "4"]
+    arguments += ["--max-memory", "60000", "--commit", "abc", "--output", str(tmp_path)]
+    record = json.loads(main(arguments).read_text())
+    check_provenance(record)
+    assert record["num_frames"] == 60
+    assert [row["minute"] for row in record["minutes"]] == [1, 2]
+    assert 40_000 < record["largest_memory_bytes"] <= 60_000
+    assert record["minutes"][0]["rss"] > 2**20
+
+
 def test_long_video(tmp_path, threads):
     """Each way in a process of its own, and decoding beside encoding; the memory itself is a matter of the committed results."""
     from long_video import main
