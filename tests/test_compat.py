@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import BY_NAME, FAMILIES, ONE_VIDEO, prompt_inputs, wrapped
+from helpers.models import BY_NAME, FAMILIES, ONE_VIDEO, prompt_inputs, stock_inputs, wrapped
 from packaging.requirements import Requirement
 from packaging.version import Version
 from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel, ProcessorMixin, Trainer
@@ -64,7 +64,10 @@ def test_the_output_holds_all_that_the_backbone_returned(family, ratio):
     """Both names of the cache can be read, and fields that a family adds are there."""
     stock, model = wrapped(family)
     inputs = prompt_inputs(model.backbone, ONE_VIDEO)
-    ours, theirs = model(**inputs, retention_ratio=ratio, use_cache=True), stock(**inputs, use_cache=True)
+    ours, theirs = (
+        model(**inputs, retention_ratio=ratio, use_cache=True),
+        stock(**stock_inputs(stock, inputs), use_cache=True),
+    )
     assert isinstance(ours.cache, DynamicCache)
     assert ours.past_key_values is ours.cache
     assert ours.kept_indices.shape[1] == ours.cache.get_seq_length()

@@ -93,7 +93,7 @@ def wrapped(family, **settings):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_video_has_its_own_budget_and_the_oracle_holds(family, prompt):
     stock, model = wrapped(family)
-    inputs = prompt_inputs(stock, prompt)
+    inputs = prompt_inputs(stock, prompt, seed=2)
     scores = [video.token_scores for video in model.compress(**inputs, retention_ratio=0.5).videos]
     budget = AutoBudget(0.01, 1.0, threshold=torch.cat([some.flatten() for some in scores]).quantile(0.3).item())
     compressed = model.compress(**inputs, retention_ratio=budget)

@@ -19,6 +19,7 @@ from helpers.models import (
     attending_layer,
     masked_inputs,
     prompt_inputs,
+    stock_inputs,
     stock_model,
     tower,
 )
@@ -162,7 +163,7 @@ def test_every_use_leaves_the_model_as_it_was(family, state):
     stock = model_in_state(family, **STATES[state])
     inputs = prompt_inputs(stock, RAGGED)
     with torch.no_grad():
-        logits = stock(**inputs).logits
+        logits = stock(**stock_inputs(stock, inputs)).logits
     if BY_NAME[family].mrope:
         # State of the stock model, as an earlier stock call leaves it.
         stock.model.rope_deltas = torch.tensor([[-5], [-6], [-7]])
@@ -172,7 +173,7 @@ def test_every_use_leaves_the_model_as_it_was(family, state):
         use(model, inputs)
         assert_same(state_of(stock), before)
     with torch.no_grad():
-        assert torch.equal(stock(**inputs).logits, logits)
+        assert torch.equal(stock(**stock_inputs(stock, inputs)).logits, logits)
     assert {weight.dtype for weight in model.policy.parameters()} == {stock.dtype}
     assert (model.dtype, model.device, model.can_generate()) == (stock.dtype, stock.device, True)
     assert model.training == model.policy.training == stock.training
@@ -185,7 +186,11 @@ def test_wrapping_holds_nothing_of_a_call(family):
     inputs = prompt_inputs(stock, RAGGED)
     one = CaCoVidForConditionalGeneration.from_backbone(stock)
     other = CaCoVidForConditionalGeneration.from_backbone(stock, retention_ratio=0.5, policy_attention="causal")
-    expected = generated(one, inputs, retention_ratio=0.25), generated(other, inputs), generated(stock, inputs)
+    expected = (
+        generated(one, inputs, retention_ratio=0.25),
+        generated(other, inputs),
+        generated(stock, stock_inputs(stock, inputs)),
+    )
     attributes = {name: sorted(vars(module)) for name, module in one.named_modules()}
     for _ in range(2):
         assert torch.equal(generated(other, inputs), expected[1])
@@ -227,20 +232,21 @@ def test_generation_config_is_the_backbones(family):
 
 
 def device_maps(stock):
-    parts = ["lm_head", "model.language_model.embed_tokens", "model.language_model.norm"]
-    parts += ["model.language_model.rotary_emb", *(f"model.language_model.layers.{i}" for i in range(3))]
-    vision = [f"model.{name}" for name, _ in stock.model.named_children() if name != "language_model"]
+    decoder = next(name for name, part in stock.named_modules() if part is stock.get_decoder())
+    parts = ["lm_head", f"{decoder}.embed_tokens", f"{decoder}.norm", f"{decoder}.rotary_emb"]
+    parts += [f"{decoder}.layers.{i}" for i in range(3)]
+    vision = [f"model.{name}" for name, part in stock.model.named_children() if part is not stock.get_decoder()]
     # The newline is a parameter of the model itself, which accelerate would not bring back from disk.
     everywhere = {**dict.fromkeys([*parts, *vision], "cpu"), "model.image_newline": "cpu"}
     return {
         "layers on disk": {
             **everywhere,
-            "model.language_model.layers.0": "disk",
-            "model.language_model.layers.2": "disk",
+            f"{decoder}.layers.0": "disk",
+            f"{decoder}.layers.2": "disk",
         },
         "embeddings and vision on disk": {
             **everywhere,
-            **dict.fromkeys(["model.language_model.embed_tokens", *vision], "disk"),
+            **dict.fromkeys([f"{decoder}.embed_tokens", *vision], "disk"),
         },
     }
 
@@ -287,7 +293,7 @@ def test_dispatched_by_accelerate(family, placement, tmp_path):
 def with_lora(stock, dropout=0.0):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(
-        target_modules=r".*language_model.*(q_proj|v_proj|down_proj)",
+        target_modules=r".*(language|text)_model.*(q_proj|v_proj|down_proj)",
         init_lora_weights=False,
         r=4,
         lora_dropout=dropout,
@@ -390,9 +396,8 @@ def test_gradients_of_the_input_embeddings(family, case):
     how = dict(labels=inputs["input_ids"], retention_ratio=0.3)
     expected = model(**inputs, **how).loss
     if case == "encoded videos":
-        pixels = (*model.family.video_inputs, *model.family.video_settings)
         how["encoded_videos"] = model.encode_videos(**inputs)
-        inputs = {name: value for name, value in inputs.items() if name not in pixels}
+        inputs = BY_NAME[family].without_videos(inputs)
     model.backbone.requires_grad_(False)
     attending_layer(model.get_decoder()).self_attn.q_proj.requires_grad_(True)
     model.backbone.enable_input_require_grads()
@@ -501,7 +506,7 @@ def test_threads_share_a_model(family, restless_interpreter):
         "generate": lambda step: [generated(model, batch, retention_ratio=ratios[step % 3])],
         "compress": lambda step: compressing(ratios[(step + 1) % 3]),
         "forward": lambda step: [model(**single, retention_ratio=ratios[(step + 2) % 3]).logits],
-        "stock generate": lambda step: [generated(stock, single)],
+        "stock generate": lambda step: [generated(stock, stock_inputs(stock, single))],
     }
     with torch.no_grad():
         expected = {name: [task(step) for step in range(3)] for name, task in tasks.items()}
@@ -540,7 +545,7 @@ def test_a_dropped_wrapper_frees_its_policy_and_not_the_backbone():
     del model
     gc.collect()
     assert policy() is None
-    assert generated(stock, inputs).shape[1] == inputs["input_ids"].shape[1] + NEW_TOKENS
+    assert generated(stock, stock_inputs(stock, inputs)).shape[1] == inputs["input_ids"].shape[1] + NEW_TOKENS
 
 
 def test_the_wrapper_dispatched_by_accelerate():

@@ -8,19 +8,24 @@ import functools
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
+import torch
 from jinja2 import TemplateError, TemplateSyntaxError
 from PIL import Image
+from torch import Tensor
 from transformers import (
     AutoProcessor,
+    InternVLProcessor,
     LlavaNextVideoProcessor,
     LlavaOnevisionProcessor,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
     Qwen3VLProcessor,
+    SmolVLMProcessor,
     VideoLlama3Processor,
 )
 from transformers.image_utils import load_image
@@ -35,6 +40,7 @@ from .video.addresses import opened_address, shown
 from .video.files import SampledVideo
 from .video.limits import current_guard, current_limits
 from .video.messages import as_parts, check_call, follow_messages, has_plain_text
+from .video.tiles import IMAGE, Tiles, frame_counts, in_one_list, in_rows, split_tiles, token_types
 from .video_processing import READERS, OwnSamplingMixin, paths_as_text
 
 # Checkpoints that earlier versions wrote find them here.
@@ -63,7 +69,11 @@ class MessagesMixin(ProcessorMixin):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} is not an argument of the processor: give it to model.generate.")
         self._check_call(kwargs)
-        return super().__call__(images, text, paths_as_text(videos), *args, **kwargs)
+        return self._processed(images, text, paths_as_text(videos), *args, **kwargs)
+
+    def _processed(self, images: Any, text: Any, videos: Any, *args: Any, **kwargs: Any) -> Any:
+        """The stock call."""
+        return super().__call__(images, text, videos, *args, **kwargs)
 
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
         """As the stock processor.
@@ -128,6 +138,98 @@ class OwnFramesMixin(MessagesMixin):
         return super().replace_video_token(video_inputs, video_idx, **kwargs)
 
 
+class FramesAsImagesMixin(MessagesMixin):
+    """For processors of models that take frames as images: the stock ones do not say which tiles of `pixel_values` are frames.
+
+    Adds `frame_numbers` and `mm_token_type_ids` (see `cacovid_hf.backbones.frames_as_images`), which the models of this package alone take. Clips may have
+    different lengths, and images may stand beside videos.
+    """
+
+    image_token_id: int
+    image_seq_length: int
+    image_seq_len: int
+    skip_tensor_conversion: ClassVar[list[str]] = [  # type: ignore[misc]
+        *ProcessorMixin.skip_tensor_conversion,
+        "_image",
+        "_video",
+    ]
+
+    @property
+    def placeholders_of_a_tile(self) -> int:
+        """So many."""
+        return self.image_seq_length
+
+    def tiles_of_images(self, found: Mapping[str, Any]) -> list[Tiles]:
+        """Image by image, of what the image processor returned."""
+        return split_tiles({"pixel_values": found["pixel_values"]}, [int(count) for count in found["num_patches"]])
+
+    def laid_out(self, prompts: list[list[Tiles]]) -> Tiles:
+        """The tiles of every prompt's images and videos as the model takes them."""
+        return in_one_list(prompts)
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs: Any) -> str:
+        """The words and placeholders of one video, of as many frames as `frame_numbers` says."""
+        frames = torch.empty(frame_counts(video_inputs["frame_numbers"])[video_idx], 0)
+        own: dict[str, Any] = {"pixel_values_videos": [frames], "pixel_values": frames[None]}
+        if "video_metadata" in video_inputs:
+            own["video_metadata"] = [video_inputs["video_metadata"][video_idx]]
+        return super().replace_video_token(own, 0, **kwargs)
+
+    def _process_images(self, images: Any, **kwargs: Any) -> Any:
+        found, words = super()._process_images(images, **{**kwargs, "return_tensors": "pt"})
+        tiles = self.tiles_of_images(found)
+        return {
+            "_image": [{**one, "frame_numbers": torch.full((len(one["pixel_values"]),), IMAGE)} for one in tiles]
+        }, words
+
+    def _process_videos(self, videos: Any, **kwargs: Any) -> Any:
+        found, words = super()._process_videos(videos, **{**kwargs, "return_tensors": "pt"})
+        metadata = {name: found.pop(name) for name in ("video_metadata",) if name in found}
+        tiles = {name: value.flatten(0, 1) if self.video_processor.in_rows else value for name, value in found.items()}
+        return {**metadata, "_video": split_tiles(tiles, frame_counts(tiles["frame_numbers"]))}, words
+
+    def _processed(self, images: Any, text: Any, videos: Any, *args: Any, **kwargs: Any) -> Any:
+        # Not the stock class's own, whose list of tiles does not say what is what.
+        found = ProcessorMixin.__call__(
+            self, images, text, videos, *args, return_text_replacement_offsets=True, **kwargs
+        )
+        order = found.pop("text_replacement_offsets", None)
+        media = {kind: found.pop(f"_{kind}", []) for kind in ("image", "video")}
+        if not any(media.values()):
+            return found
+        if order is None:
+            raise ValueError("text is missing: give the prompt that the images and videos stand in.")
+        each = {kind: iter(of_kind) for kind, of_kind in media.items()}
+        found.update(self.laid_out([[next(each[place["type"]]) for place in prompt] for prompt in order]))
+        ids = found["input_ids"]
+        rows = ids.tolist() if isinstance(ids, Tensor) else ids
+        types = token_types(rows, found["frame_numbers"], self.image_token_id, self.placeholders_of_a_tile)
+        found["mm_token_type_ids"] = torch.tensor(types) if isinstance(ids, Tensor) else types
+        return found
+
+
+class RowsOfTilesMixin(FramesAsImagesMixin):
+    """For SmolVLM, which takes a row of tiles for each prompt."""
+
+    @property
+    def placeholders_of_a_tile(self) -> int:
+        """So many."""
+        return self.image_seq_len
+
+    def tiles_of_images(self, found: Mapping[str, Any]) -> list[Tiles]:
+        """An image that is split has a tile for each part, and one for the whole."""
+        tiles: list[Tiles] = []
+        for row, sizes in enumerate(zip(found["rows"], found["cols"], strict=True)):
+            counts = [height * width + 1 for height, width in zip(*sizes, strict=True)]
+            of_row = {name: found[name][row] for name in ("pixel_values", "pixel_attention_mask") if name in found}
+            tiles += split_tiles(of_row, counts)
+        return tiles
+
+    def laid_out(self, prompts: list[list[Tiles]]) -> Tiles:
+        """A prompt without images and videos has a row of padding."""
+        return in_rows(prompts)
+
+
 def following(stock: type[ProcessorMixin], mixin: type[MessagesMixin] = MessagesMixin) -> Any:
     """The class of a stock processor with our following of messages in front: `CaCoVid` and its name, registered with `AutoProcessor`."""
     doc = f"`{stock.__name__}`, which follows or refuses every part of a message (see `{mixin.__name__}`)."
@@ -143,6 +245,8 @@ CaCoVidQwen2_5_VLProcessor = following(Qwen2_5_VLProcessor)
 CaCoVidQwen2VLProcessor = following(Qwen2VLProcessor)
 CaCoVidQwen3VLProcessor = following(Qwen3VLProcessor)
 CaCoVidVideoLlama3Processor = following(VideoLlama3Processor)
+CaCoVidInternVLProcessor = following(InternVLProcessor, FramesAsImagesMixin)
+CaCoVidSmolVLMProcessor = following(SmolVLMProcessor, RowsOfTilesMixin)
 
 # By the name of the stock processor that each extends.
 _PROCESSORS: dict[str, Any] = {
@@ -154,6 +258,8 @@ _PROCESSORS: dict[str, Any] = {
         CaCoVidQwen2VLProcessor,
         CaCoVidQwen3VLProcessor,
         CaCoVidVideoLlama3Processor,
+        CaCoVidInternVLProcessor,
+        CaCoVidSmolVLMProcessor,
     )
 }
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoVideoProcessor,
+    InternVLVideoProcessor,
     LlavaNextVideoVideoProcessor,
     LlavaOnevisionVideoProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLVideoProcessor,
+    SmolVLMVideoProcessor,
     VideoLlama3VideoProcessor,
 )
 from transformers.feature_extraction_utils import BatchFeature
@@ -286,6 +288,41 @@ class PaddedClipsMixin(VideoFileMixin):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
 
+class TilesMixin(VideoFileMixin):
+    """For processors of models that take frames as images.
+
+    Frames of all videos come one after the other as `pixel_values`, unpadded, and `frame_numbers` counts those of each video from 0.
+    """
+
+    # Whether the model takes rows of tiles.
+    in_rows = False
+
+    def _preprocess(self, videos: list[Tensor], return_tensors: Any = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        """As the stock one, without padding."""
+        found = super()._preprocess(videos, return_tensors=None, **kwargs)
+        lengths = [len(video) for video in videos]
+        names = {"pixel_values_videos": "pixel_values"}
+        data = {
+            names.get(name, name): torch.cat([clip[:length] for clip, length in zip(clips, lengths, strict=True)])
+            for name, clips in found.items()
+        }
+        data["frame_numbers"] = torch.cat([torch.arange(length) for length in lengths])
+        return BatchFeature(data={name: value[None] if self.in_rows else value for name, value in data.items()})
+
+
+class InternVLSamplingMixin(TilesMixin):
+    """As many frames as for other families, each in the middle of its part of the video (`initial_shift`)."""
+
+    def choose(
+        self, total: int, seconds: float | None, fps: float | None, num_frames: int | None, rate: float | None
+    ) -> np.ndarray:
+        """As the stock processor places them."""
+        count = len(super().choose(total, seconds, fps, num_frames, rate))
+        part = VideoMetadata(total_num_frames=total, fps=fps, duration=seconds)
+        chosen = super(VideoFileMixin, self).sample_frames(metadata=part, num_frames=count)
+        return np.asarray(chosen, dtype=np.int64)
+
+
 class OwnSamplingMixin(VideoFileMixin):
     """For processors whose checkpoints say how frames are sampled: the family's own rule, where nobody asks for another.
 
@@ -322,6 +359,29 @@ class FramesShareMixin(OwnSamplingMixin):
         """A part's frames are no larger than those of the whole."""
         size = self.to_dict()["size"]
         return {"size": {**size, "longest_edge": size["longest_edge"] // total * frames}}
+
+
+class SmolVLMSamplingMixin(TilesMixin, OwnSamplingMixin):
+    """For SmolVLM, whose rule is what the settings say: at most `num_frames`, `fps` a second, a second at either end of a long video left out."""
+
+    in_rows = True
+
+    def __init__(self, **kwargs: Any):
+        # Stock code puts these over the settings that they stand for, whoever changed those since.
+        sampling = kwargs.pop("video_sampling", None) or {}
+        named = {"num_frames": "max_frames", "fps": "fps", "size": "video_size"}
+        super().__init__(**{name: sampling[key] for name, key in named.items() if key in sampling} | kwargs)
+
+    def choose(
+        self, total: int, seconds: float | None, fps: float | None, num_frames: int | None, rate: float | None
+    ) -> np.ndarray:
+        """As the stock processor, of this part as if it were the whole video."""
+        rate = self.to_dict().get("fps") if rate is None else rate
+        if num_frames is None or rate is None or fps is None or seconds is None:
+            return VideoFileMixin.choose(self, total, seconds, fps, num_frames, rate)
+        part = VideoMetadata(total_num_frames=total, fps=fps, duration=seconds)
+        rule = super(VideoFileMixin, self).sample_frames
+        return np.asarray(rule(metadata=part, num_frames=num_frames, fps=min(rate, fps)), dtype=np.int64)
 
 
 def reading(stock: type[BaseVideoProcessor], mixin: type[VideoFileMixin] = VideoFileMixin, **attributes: Any) -> Any:
@@ -361,6 +421,9 @@ CaCoVidVideoLlama3VideoProcessor = reading(
     usual_fps=1.0,
 )
 
+CaCoVidInternVLVideoProcessor = reading(InternVLVideoProcessor, InternVLSamplingMixin)
+CaCoVidSmolVLMVideoProcessor = reading(SmolVLMVideoProcessor, SmolVLMSamplingMixin, reads_times=True)
+
 # By the name of the stock video processor that each extends.
 READERS: dict[str, Any] = {
     own.__name__.removeprefix("CaCoVid"): own
@@ -370,6 +433,8 @@ READERS: dict[str, Any] = {
         CaCoVidQwen2VLVideoProcessor,
         CaCoVidQwen3VLVideoProcessor,
         CaCoVidVideoLlama3VideoProcessor,
+        CaCoVidInternVLVideoProcessor,
+        CaCoVidSmolVLMVideoProcessor,
     )
 }
 

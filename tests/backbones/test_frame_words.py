@@ -17,6 +17,7 @@ from helpers.models import (
     Video,
     masked_inputs,
     prompt_inputs,
+    stock_inputs,
     stock_model,
     wrapped,
 )
@@ -126,7 +127,7 @@ def test_they_go_with_an_empty_frame(family, rows):
     if BY_NAME[family].attends:
         assert torch.equal(ours, stock.generate(**masked_inputs(stock, inputs, kept), **GREEDY))
     whole = model.generate(**inputs, retention_ratio=1.0, **GREEDY)
-    assert torch.equal(whole, stock.generate(**inputs, **GREEDY))
+    assert torch.equal(whole, stock.generate(**stock_inputs(stock, inputs), **GREEDY))
 
 
 def test_the_last_token_stays():

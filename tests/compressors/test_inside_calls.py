@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from helpers.cut_models import BOTH, GREEDY, LAYERS, number_of_hooks, wrapped
-from helpers.models import FAMILIES, PROMPTS, Video, prompt_inputs
+from helpers.models import FAMILIES, PROMPTS, Video, prompt_inputs, stock_inputs
 from transformers import DynamicCache
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
@@ -21,10 +21,10 @@ def test_output_differs_and_the_stock_model_is_left_as_it_was(family, method):
     stock, model = wrapped(family)
     inputs = prompt_inputs(stock, PROMPTS["ragged batch"])
     with torch.no_grad():
-        before = stock(**inputs).logits
+        before = stock(**stock_inputs(stock, inputs)).logits
         ours = model(**inputs, retention_ratio=0.3, compressor=BOTH[method]).logits
         model.generate(**inputs, retention_ratio=0.3, compressor=BOTH[method], **GREEDY)
-        after = stock(**inputs).logits
+        after = stock(**stock_inputs(stock, inputs)).logits
     assert (ours[:, -1] - before[:, -1]).abs().amax(dim=-1).min() > 0.1
     assert torch.equal(before, after)
     assert number_of_hooks(stock) == 0
@@ -57,8 +57,8 @@ def test_threads_share_a_model_that_is_being_cut(family):
         "fastv": lambda: model.generate(**batch, retention_ratio=0.3, compressor=BOTH["fastv"], **GREEDY),
         "framefusion": lambda: model.generate(**single, retention_ratio=0.3, compressor=BOTH["framefusion"], **GREEDY),
         "attention": lambda: model.generate(**batch, retention_ratio=0.3, compressor=Attention(), **GREEDY),
-        "stock": lambda: stock.generate(**batch, **GREEDY),
-        "stock forward": lambda: stock(**single).logits,
+        "stock": lambda: stock.generate(**stock_inputs(stock, batch), **GREEDY),
+        "stock forward": lambda: stock(**stock_inputs(stock, single)).logits,
     }
     with torch.no_grad():
         expected = {name: task() for name, task in tasks.items()}
@@ -96,7 +96,7 @@ class CallsTheModelAgain(LogitsProcessor):
         self.stock, self.inputs, self.seen = stock, inputs, []
 
     def __call__(self, input_ids, scores):
-        self.seen.append(self.stock.generate(**self.inputs, **GREEDY))
+        self.seen.append(self.stock.generate(**stock_inputs(self.stock, self.inputs), **GREEDY))
         return scores
 
 
@@ -105,7 +105,7 @@ def test_another_call_between_two_steps_is_not_cut(method):
     stock, model = wrapped("qwen2_5_vl")
     inputs, other = prompt_inputs(stock, PROMPTS["one video"]), prompt_inputs(stock, PROMPTS["two videos"])
     expected = model.generate(**inputs, retention_ratio=0.3, compressor=BOTH[method], **GREEDY)
-    alone = stock.generate(**other, **GREEDY)
+    alone = stock.generate(**stock_inputs(stock, other), **GREEDY)
     again = CallsTheModelAgain(stock, other)
     ours = model.generate(
         **inputs, retention_ratio=0.3, compressor=BOTH[method], logits_processor=LogitsProcessorList([again]), **GREEDY

@@ -17,6 +17,7 @@ from helpers.models import (
     masked_inputs,
     prompt_inputs,
     skip_unless_served,
+    stock_inputs,
     tower,
     wrapped,
 )
@@ -326,7 +327,7 @@ def test_the_divergence_gate(family, method):
     stock, model = wrapped(family)
     inputs = prompt_inputs(stock, RAGGED)
     settings = dict(max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)
-    before = stock.generate(**inputs, **settings)
+    before = stock.generate(**stock_inputs(stock, inputs), **settings)
     attached, forwards = hooks(stock), [module.forward.__func__ for module in stock.modules()]
 
     ours = model.generate(**inputs, retention_ratio=0.1, compressor=method, **settings)
@@ -337,7 +338,10 @@ def test_the_divergence_gate(family, method):
 
     assert hooks(stock) == attached
     assert [module.forward.__func__ for module in stock.modules()] == forwards
-    for after in (stock.generate(**inputs, **settings), model.generate(**inputs, retention_ratio=1.0, **settings)):
+    for after in (
+        stock.generate(**stock_inputs(stock, inputs), **settings),
+        model.generate(**inputs, retention_ratio=1.0, **settings),
+    ):
         assert torch.equal(after.sequences, before.sequences)
         assert all(torch.equal(a, b) for a, b in zip(after.logits, before.logits, strict=True))
 

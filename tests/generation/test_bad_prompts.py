@@ -9,7 +9,7 @@ from helpers.models import (
     TEXT_ONLY,
     TWO_VIDEOS,
     VIDEO,
-    VIDEO_FIELDS,
+    family_of,
     masked_inputs,
     prompt_inputs,
     stock_model,
@@ -27,32 +27,35 @@ def without(inputs, *names):
 def pixels_without_placeholders(stock):
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     text = prompt_inputs(stock, TEXT_ONLY[:1])
-    extra = {name: inputs[name] for name in inputs if name in VIDEO_FIELDS}
-    return {**text, **extra}
+    return {**text, **{name: inputs[name] for name in inputs if name not in text}}
 
 
 def placeholders_without_pixels(stock):
-    return without(prompt_inputs(stock, PROMPTS["one video"]), *VIDEO_FIELDS)
+    return family_of(stock).without_videos(prompt_inputs(stock, PROMPTS["one video"]))
 
 
 def one_video_too_few(stock):
     inputs = prompt_inputs(stock, TWO_VIDEOS)
     one = prompt_inputs(stock, PROMPTS["one video"])
-    return {**inputs, **{name: one[name] for name in one if name in VIDEO_FIELDS}}
+    words = ("input_ids", "attention_mask", "mm_token_type_ids")
+    return {**inputs, **{name: one[name] for name in one if name not in words}}
 
 
 def masked_placeholders(stock):
     inputs = prompt_inputs(stock, PROMPTS["one video"])
-    inputs["attention_mask"][0, (inputs["input_ids"][0] == VIDEO).nonzero()[3]] = 0
+    inputs["attention_mask"][0, (inputs["input_ids"][0] == family_of(stock).frame_id).nonzero()[3]] = 0
     return inputs
 
 
 def video_across_rows(stock):
     inputs = prompt_inputs(stock, [[2, *PROMPTS["one video"][0]], [30]])
-    ids = inputs["input_ids"]
-    first = (ids[0] == VIDEO).nonzero()[0]
+    ids, frame = inputs["input_ids"], family_of(stock).frame_id
+    first = (ids[0] == frame).nonzero()[0]
     ids[0, first] = 9
-    ids[1, -20] = VIDEO
+    ids[1, -20] = frame
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"][0, first] = 0
+        inputs["mm_token_type_ids"][1, -20] = 2
     return inputs
 
 

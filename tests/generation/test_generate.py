@@ -13,6 +13,7 @@ from helpers.models import (
     masked_inputs,
     prompt_inputs,
     skip_unless_served,
+    stock_inputs,
     stock_model,
     wrapped,
 )
@@ -202,9 +203,14 @@ def test_missing_token_types_give_stock_positions():
     mask = torch.zeros_like(inputs["attention_mask"])
     mask[0, compressed.kept_indices[0]] = 1
     positions = torch.arange(mask.shape[1]).expand(4, 1, -1)
-    reference = stock.generate(**{**inputs, "attention_mask": mask, "position_ids": positions}, **settings)
+    reference = stock.generate(
+        **{**stock_inputs(stock, inputs), "attention_mask": mask, "position_ids": positions}, **settings
+    )
     assert torch.equal(model.generate(**inputs, retention_ratio=0.25, **settings), reference)
-    assert torch.equal(model.generate(**inputs, retention_ratio=1.0, **settings), stock.generate(**inputs, **settings))
+    assert torch.equal(
+        model.generate(**inputs, retention_ratio=1.0, **settings),
+        stock.generate(**stock_inputs(stock, inputs), **settings),
+    )
     with_types = model.compress(**inputs, mm_token_type_ids=types, retention_ratio=0.25)
     assert not torch.equal(with_types.position_ids, compressed.position_ids)
 
@@ -233,8 +239,13 @@ def test_default_ratio_comes_from_the_config():
     assert torch.equal(
         model.generate(**inputs, **settings), keeps_all.generate(**inputs, retention_ratio=0.25, **settings)
     )
-    assert torch.equal(keeps_all.generate(**inputs, **settings), stock.generate(**inputs, **settings))
-    assert torch.equal(model.generate(**inputs, retention_ratio=1.0, **settings), stock.generate(**inputs, **settings))
+    assert torch.equal(
+        keeps_all.generate(**inputs, **settings), stock.generate(**stock_inputs(stock, inputs), **settings)
+    )
+    assert torch.equal(
+        model.generate(**inputs, retention_ratio=1.0, **settings),
+        stock.generate(**stock_inputs(stock, inputs), **settings),
+    )
 
 
 @pytest.mark.parametrize("ratios", [[0.5, 0.1], (1.0, 0.1), torch.tensor([0.25, 1.0]), np.array([0.25, 0.5])])
@@ -346,7 +357,7 @@ def test_every_method_meets_the_budget_and_the_oracle(family, method):
             ours, stock.generate(**masked_inputs(stock, inputs, kept), max_new_tokens=4, do_sample=False)
         )
         # The divergence gate: what is dropped matters.
-        assert not torch.equal(ours, stock.generate(**inputs, max_new_tokens=4, do_sample=False))
+        assert not torch.equal(ours, stock.generate(**stock_inputs(stock, inputs), max_new_tokens=4, do_sample=False))
 
 
 class Sloppy(Uniform):

@@ -13,7 +13,6 @@ from helpers.models import (
     PROMPTS,
     RAGGED,
     TWO_VIDEOS,
-    VIDEO_FIELDS,
     Video,
     masked_inputs,
     prompt_inputs,
@@ -33,10 +32,6 @@ from cacovid_hf.video.addresses import AddressRules, address_rules, current_rule
 # Windows of Qwen2.5-VL's tower are 2 x 2 tokens here: grids of several windows, odd ones among them.
 LONG = [[2, Video(5, 4, 3), 3, Video(5, 3, 5, 2.5), 5]]
 STEP = dict(do_sample=False, max_new_tokens=5)
-
-
-def without_pixels(inputs):
-    return {name: value for name, value in inputs.items() if name not in VIDEO_FIELDS}
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 64, None])
@@ -71,7 +66,7 @@ def test_encoded_videos_in_place_of_pixels(family, prompt):
     stock, model = wrapped(family)
     inputs = prompt_inputs(stock, PROMPTS[prompt])
     encoded = model.encode_videos(**inputs, frames_per_chunk=3)
-    text = without_pixels(inputs)
+    text = BY_NAME[family].without_videos(inputs)
     a = model.compress(**inputs, retention_ratio=0.25)
     b = model.compress(**text, encoded_videos=encoded, retention_ratio=0.25)
     assert torch.equal(a.kept_indices, b.kept_indices)
@@ -92,7 +87,11 @@ def test_prompts_of_many_frames_are_encoded_in_chunks(family, monkeypatch):
     seen = []
 
     def count(module, args, kwargs):
-        seen.append(int(kwargs["grid_thw"][:, 0].sum()) if BY_NAME[family].packed_pixels else len(args[0]))
+        seen.append(
+            int(kwargs["grid_thw"][:, 0].sum())
+            if BY_NAME[family].packed_pixels
+            else len(args[0] if args else kwargs["pixel_values"])
+        )
 
     handle = tower(stock).register_forward_pre_hook(count, with_kwargs=True)
     inputs = prompt_inputs(stock, TWO_VIDEOS)
@@ -124,7 +123,7 @@ def test_chunks_and_encoded_videos_give_what_the_tower_attended_to(family, rows,
     again = EncodedVideos.joined([encoded.take([number]) for number in range(len(encoded))])
     monkeypatch.setitem(base.Backbone.embed.__kwdefaults__, "frames_per_chunk", 3)
     for name, expected in whole.items():
-        for call in (inputs, {**without_pixels(inputs), "encoded_videos": again}):
+        for call in (inputs, {**BY_NAME[family].without_videos(inputs), "encoded_videos": again}):
             found = model.compress(**call, retention_ratio=0.3, compressor=name)
             assert torch.equal(found.kept_indices, expected.kept_indices)
             torch.testing.assert_close(found.inputs_embeds, expected.inputs_embeds, atol=1e-5, rtol=1e-4)
@@ -138,7 +137,11 @@ def test_an_encoded_video_in_a_later_turn(family):
     inputs = prompt_inputs(stock, [[3, Video(), 6]])
     encoded = model.encode_videos(**inputs)
     first = model.generate(
-        **without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25, return_dict_in_generate=True, **STEP
+        **BY_NAME[family].without_videos(inputs),
+        encoded_videos=encoded,
+        retention_ratio=0.25,
+        return_dict_in_generate=True,
+        **STEP,
     )
     new = prompt_inputs(stock, [[2, Video(4, 3, 2, 2.5), 5]], seed=3)
     ids = torch.cat([first.sequences, new["input_ids"]], dim=1)
@@ -159,7 +162,7 @@ def test_an_encoded_video_in_a_later_turn(family):
         ],
         dim=1,
     )
-    pixels = {name: torch.cat([inputs[name], new[name]]) for name in VIDEO_FIELDS if name in inputs}
+    pixels = BY_NAME[family].stacked([{n: v for n, v in one.items() if n not in whole} for one in (inputs, new)])
     assert torch.equal(second, stock.generate(**masked_inputs(stock, {**whole, **pixels}, kept), **STEP))
 
 
@@ -182,20 +185,25 @@ def test_wrong_encoded_videos(family):
     stock, model = wrapped(family)
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     encoded = model.encode_videos(**inputs)
-    with pytest.raises(ValueError, match="given twice, as encoded_videos and as pixel_values_videos"):
+    with pytest.raises(ValueError, match=r"given twice, as encoded_videos and as (pixel_values_videos|frame_numbers)"):
         model.generate(**inputs, encoded_videos=encoded, retention_ratio=0.25)
     with pytest.raises(ValueError, match="no videos to encode"):
-        model.encode_videos(**without_pixels(inputs))
+        model.encode_videos(**BY_NAME[family].without_videos(inputs))
     reads_tower = next(name for name, method in COMPRESSORS.items() if method.reads_tower)
     with pytest.raises(ValueError, match="not known of these encoded videos"):
-        model.generate(**without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25, compressor=reads_tower)
+        model.generate(
+            **BY_NAME[family].without_videos(inputs),
+            encoded_videos=encoded,
+            retention_ratio=0.25,
+            compressor=reads_tower,
+        )
     two = prompt_inputs(stock, TWO_VIDEOS)
     with pytest.raises(ValueError, match=r"video placeholders, the pixel inputs of 1 video\(s\)"):
-        model.generate(**without_pixels(two), encoded_videos=encoded, retention_ratio=0.25)
+        model.generate(**BY_NAME[family].without_videos(two), encoded_videos=encoded, retention_ratio=0.25)
     other = CaCoVidForConditionalGeneration.from_backbone(stock_model(family, hidden_size=128, num_attention_heads=8))
     width = encoded.features[0].shape[-1]
     with pytest.raises(ValueError, match=f"encoded with hidden size {width}, the model has {2 * width}"):
-        other.generate(**without_pixels(inputs), encoded_videos=encoded, retention_ratio=0.25)
+        other.generate(**BY_NAME[family].without_videos(inputs), encoded_videos=encoded, retention_ratio=0.25)
 
 
 # ------------------------------------------------------------------ files

@@ -13,6 +13,7 @@ from helpers.models import (
     masked_inputs,
     original_positions,
     prompt_inputs,
+    stock_inputs,
     stock_model,
 )
 from transformers import StaticCache
@@ -92,7 +93,10 @@ def test_every_decoding_on_a_ragged_batch(family, decoding):
     ours = generated(model, inputs, retention_ratio=0.25, **DECODINGS[decoding])
     assert torch.equal(ours, oracle(stock, inputs, kept, **DECODINGS[decoding]))
     assert not torch.equal(
-        ours, generated(stock, inputs, **{k: v for k, v in DECODINGS[decoding].items() if k not in ONLY_OURS})
+        ours,
+        generated(
+            stock, stock_inputs(stock, inputs), **{k: v for k, v in DECODINGS[decoding].items() if k not in ONLY_OURS}
+        ),
     )
 
 
@@ -109,7 +113,7 @@ def test_bfloat16(family, prompt):
     with torch.no_grad():
         ours = model(**inputs, retention_ratio=0.25).logits[:, -1].float()
         reference = stock(**masked_inputs(stock, inputs, compressed.kept_indices)).logits[:, -1].float()
-        everything = stock(**inputs).logits[:, -1].float()
+        everything = stock(**stock_inputs(stock, inputs)).logits[:, -1].float()
     # Rounding of bfloat16 (8 bits) over three layers, far below what the dropped tokens change.
     assert (ours - reference).abs().max() < 0.04 * reference.abs().max()
     assert (ours - everything).abs().max() > 0.2 * reference.abs().max()
@@ -164,15 +168,15 @@ def test_keeping_everything_is_the_stock_model(family, decoding):
     inputs = prompt_inputs(stock, RAGGED)
     texts = prompt_inputs(stock, TEXT_ONLY)
     settings = dict(**DECODINGS[decoding], return_dict_in_generate=True, output_logits=True)
-    before = generated(stock, inputs, **settings)
-    before_text = generated(stock, texts, **settings)
+    before = generated(stock, stock_inputs(stock, inputs), **settings)
+    before_text = generated(stock, stock_inputs(stock, texts), **settings)
     model = CaCoVidForConditionalGeneration.from_backbone(stock)
     generated(model, inputs, retention_ratio=0.1, **DECODINGS[decoding])
     for outputs, reference in (
         (generated(model, inputs, retention_ratio=1.0, **settings), before),
         (generated(model, inputs, retention_ratio=[1.0, 1, 1.0], **settings), before),
         (generated(model, inputs, **settings), before),
-        (generated(stock, inputs, **settings), before),
+        (generated(stock, stock_inputs(stock, inputs), **settings), before),
         (generated(model, texts, retention_ratio=0.25, **settings), before_text),
     ):
         assert torch.equal(outputs.sequences, reference.sequences)
@@ -187,7 +191,8 @@ def test_forward_keeping_everything_is_the_stock_model(family):
         inputs = prompt_inputs(stock, rows)
         labels = inputs["input_ids"].clone()
         with torch.no_grad():
-            ours, reference = model(**inputs, labels=labels, retention_ratio=1.0), stock(**inputs, labels=labels)
+            ours = model(**inputs, labels=labels, retention_ratio=1.0)
+            reference = stock(**stock_inputs(stock, inputs), labels=labels)
         assert torch.equal(ours.logits, reference.logits)
         assert torch.equal(ours.loss, reference.loss)
         assert ours.kept_indices.tolist() == [list(range(labels.shape[1]))] * len(rows)

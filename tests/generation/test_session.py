@@ -9,12 +9,12 @@ from helpers.chats import chat_inputs, user
 from helpers.media import write_video
 from helpers.models import (
     FAMILIES,
-    VIDEO_FIELDS,
     Video,
     family_of,
     masked_inputs,
     prompt_inputs,
     skip_unless_served,
+    stock_inputs,
     stock_model,
     tower,
 )
@@ -81,7 +81,7 @@ def test_each_question_chooses_its_own_tokens(case):
     # A call's own settings, and everything that `generate` knows.
     one = question(inputs, QUESTIONS[0])
     whole = session.generate(**one, retention_ratio=1.0, return_dict_in_generate=True, **STEP)
-    assert torch.equal(whole.sequences, stock.generate(**one, **STEP))
+    assert torch.equal(whole.sequences, stock.generate(**stock_inputs(stock, one), **STEP))
     beams = session.generate(**one, compressor="uniform", num_beams=2, **STEP)
     assert torch.equal(beams, model.generate(**one, retention_ratio=0.25, compressor="uniform", num_beams=2, **STEP))
 
@@ -97,7 +97,7 @@ def test_questions_in_a_batch(case):
 
     names = [name for name in ("input_ids", "attention_mask", "mm_token_type_ids") if name in inputs]
     batch = {name: padded(name) for name in names}
-    pixels = {name: torch.cat([inputs[name]] * 3) for name in VIDEO_FIELDS if name in inputs}
+    pixels = family_of(model.backbone).stacked([{n: v for n, v in inputs.items() if n not in names}] * 3)
     ours = session.generate(**batch, **STEP)
     assert torch.equal(ours, model.generate(**batch, **pixels, retention_ratio=0.25, **STEP))
 
@@ -360,7 +360,7 @@ def test_prompts_are_the_processors(family, videos, tmp_path):
     session = model.session(paths if videos > 1 else paths[0], processor, retention_ratio=0.25, frames_per_chunk=2)
     content = [*({"type": "video"} for _ in paths), {"type": "text", "text": "what color"}]
     prompt = session.prompt([[{"role": "user", "content": content}]])
-    assert prompt.keys() == {n for n in expected if n not in VIDEO_FIELDS}
+    assert prompt.keys() == family_of(model.backbone).without_videos(expected).keys()
     assert all(torch.equal(value, expected[name]) for name, value in prompt.items())
     whole = model.generate(**expected, retention_ratio=0.25, **STEP)
     words = processor.decode(whole[0, expected["input_ids"].shape[1] :], skip_special_tokens=True).strip()

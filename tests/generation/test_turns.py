@@ -11,12 +11,14 @@ from helpers.models import (
     BY_NAME,
     FAMILIES,
     IMAGE_FIELDS,
+    TILE_FIELDS,
     VIDEO_FIELDS,
     Image,
     Video,
     family_of,
     masked_inputs,
     prompt_inputs,
+    stock_inputs,
     stock_model,
     wrapped,
 )
@@ -39,7 +41,7 @@ CONVERSATIONS = {
     ),
     "ragged new turns": ([[3, Video(), 6], [1, Video(), 11]], [[4], [9]], [[2], [2, Video(4), 5]]),
 }
-PIXELS = (*IMAGE_FIELDS, *VIDEO_FIELDS)
+PIXELS = (*IMAGE_FIELDS, *VIDEO_FIELDS, *TILE_FIELDS)
 
 
 def joined(before, sequences, turn):
@@ -80,13 +82,8 @@ class Conversation:
         return start, new, {**{n: v for n, v in ids.items() if n not in PIXELS}, **fresh}
 
     def _pixels(self, rows):
-        found = {}
-        for parts in rows:
-            for part in parts:
-                for name in PIXELS:
-                    if name in part:
-                        found.setdefault(name, []).append(part[name])
-        return {name: torch.cat(values) for name, values in found.items()}
+        fields = [{n: part[n] for n in PIXELS if n in part} for parts in rows for part in parts]
+        return family_of(self.model).stacked(fields)
 
     def keep(self, start, places):
         self.kept.append(torch.where(places >= 0, places + start, -1))
@@ -122,7 +119,7 @@ def test_conversations(family, conversation, pixels):
     # The cache has the kept tokens alone, and what was dropped shows.
     kept = max(int((row >= 0).sum()) for row in torch.cat(talk.kept, dim=1))
     assert kept <= ours.past_key_values.get_seq_length() < ours.sequences.shape[1]
-    everything = stock.generate(**talk.inputs, **STEP)
+    everything = stock.generate(**stock_inputs(stock, talk.inputs), **STEP)
     assert not torch.allclose(everything.logits[0], ours.logits[0], atol=1e-2)
 
 
@@ -132,7 +129,7 @@ def test_conversations(family, conversation, pixels):
 def test_caches_of_the_caller(family, cache, attention):
     stock = stock_model(family, attention)
     config = stock.config.get_text_config()
-    given = {"static": StaticCache(config=config, max_cache_len=90), "empty dynamic": DynamicCache(config=config)}.get(
+    given = {"static": StaticCache(config=config, max_cache_len=120), "empty dynamic": DynamicCache(config=config)}.get(
         cache
     )
     settings = dict(prefill_chunk_size=3) if cache == "chunks" else {}

@@ -8,7 +8,7 @@ of models with layers that do not attend, where a masked token is still read.
 from typing import Any
 
 import torch
-from helpers.models import family_of, original_positions
+from helpers.models import family_of, original_positions, stock_inputs
 from torch import Tensor
 
 
@@ -26,7 +26,7 @@ def reaching_language_model(stock, inputs) -> dict[str, Any]:
 
     handle = stock.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        stock(**inputs, use_cache=False)
+        stock(**stock_inputs(stock, inputs), use_cache=False)
     except _Reached:
         return found
     finally:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
@@ -28,6 +30,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
     VideoLlama3Config,
     VideoLlama3ForConditionalGeneration,
 )
@@ -46,6 +50,10 @@ VIDEO_FIELDS = (
     "video_compression_mask",
 )
 IMAGE_FIELDS = ("pixel_values", "image_sizes", "image_grid_thw", "image_merge_sizes")
+# Of families whose frames are images, for both.
+TILE_FIELDS = ("pixel_attention_mask", "frame_numbers")
+# Words of a frame that is an image.
+FRAME, NEW_LINE = 103, 104
 TEXT = dict(
     hidden_size=64,
     intermediate_size=96,
@@ -115,6 +123,8 @@ class Family(ABC):
         has_token_types: whether its processor returns `mm_token_type_ids`.
         packed_pixels: whether pixels are patches, those of one video after the other; if not, one row per video.
         mrope: whether positions are `(4, B, L)`: text, time, height and width.
+        own_inputs: names of inputs that our processor adds for our models alone.
+        frame_id: the placeholder of a frame.
         attends: whether all layers of the language model attend. If not, a masked token is still read, and cutting is the only oracle.
         cuts_inside: whether tokens can be dropped between the layers of its language model.
         tower_window: side, in tokens, of the windows in whose order the vision tower takes a frame; None: raster order.
@@ -126,6 +136,8 @@ class Family(ABC):
     has_token_types: ClassVar[bool]
     packed_pixels: ClassVar[bool]
     mrope: ClassVar[bool]
+    own_inputs: ClassVar[tuple[str, ...]] = ()
+    frame_id: ClassVar[int] = VIDEO
     attends: ClassVar[bool] = True
     cuts_inside: ClassVar[bool] = True
     tower_window: ClassVar[int | None] = None
@@ -155,10 +167,18 @@ class Family(ABC):
     def processor(self, tokenizer: Any) -> Any:
         """The stock processor around a tokenizer that has the placeholders of this module."""
 
-    def joined(self, parts: list[Part]) -> dict[str, Tensor]:
-        """The fields of all parts of all rows, as the processor returns them."""
-        names = dict.fromkeys(name for part in parts for name in part.fields)
-        return {name: torch.cat([part.fields[name] for part in parts if name in part.fields]) for name in names}
+    def joined(self, prompts: list[list[Part]]) -> dict[str, Tensor]:
+        """The fields of the parts of all rows, as the processor returns them."""
+        return self.stacked([part.fields for prompt in prompts for part in prompt])
+
+    def stacked(self, fields: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Pixels, grids and the like of several prompts as those of one, in order."""
+        names = dict.fromkeys(name for found in fields for name in found)
+        return {name: torch.cat([found[name] for found in fields if name in found]) for name in names}
+
+    def without_videos(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs of a prompt without what holds its videos."""
+        return {name: value for name, value in inputs.items() if name not in VIDEO_FIELDS}
 
     def amplify(self, stock: Any) -> None:  # noqa: B027
         """Make what is special in a stock model large enough to be noticed when it is lost; without this method nothing is."""
@@ -608,6 +628,161 @@ class VideoLlama3(Qwen2VL):
         )
 
 
+class InternVL(Family):
+    """Every frame is an image of 4 tokens behind three words and a mark, an image has two tiles; words and types say which is which."""
+
+    name = "internvl"
+    model_class = InternVLForConditionalGeneration
+    has_token_types = True
+    packed_pixels = False
+    mrope = False
+    frame_id = IMAGE
+    own_inputs = ("frame_numbers", "mm_token_type_ids")
+    before, behind = (VISION_START,), (VISION_END,)
+    introduction = ()
+    text: ClassVar[dict[str, Any]] = dict(model_type="qwen2")
+
+    def config(self, text):
+        return InternVLConfig(
+            vision_config=dict(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=[56, 56],
+                patch_size=[14, 14],
+                use_qk_norm=True,
+            ),
+            text_config={**self.text, **text},
+            image_token_id=IMAGE,
+            image_seq_length=4,
+            tie_word_embeddings=False,
+        )
+
+    def tiles(self, draw, count, numbers) -> dict[str, Tensor]:
+        """The fields of a video or an image."""
+        return {"pixel_values": draw.noise(count, 3, 56, 56), "frame_numbers": torch.tensor(numbers)}
+
+    def video(self, video, draw):
+        ids = list(self.introduction)
+        for frame in range(video.frames):
+            line_break = [NEW_LINE] if frame else []
+            ids += [*line_break, FRAME, 30 + frame % 60, COLON, *self.before, *[IMAGE] * 4, *self.behind]
+        types = [2 if token == IMAGE else 0 for token in ids]
+        return Part(ids, types, self.tiles(draw, video.frames, range(video.frames)))
+
+    def image(self, draw):
+        ids = [*self.before, *[IMAGE] * 8, *self.behind]
+        return Part(ids, [int(token == IMAGE) for token in ids], self.tiles(draw, 2, [-1, -1]))
+
+    def without_videos(self, inputs):
+        is_image = inputs["frame_numbers"] == -1
+        names = ("pixel_values", "pixel_attention_mask")
+        left = {name: value for name, value in inputs.items() if name not in (*names, "frame_numbers")}
+        return left | {name: self.taken(inputs[name], is_image) for name in names if name in inputs and is_image.any()}
+
+    def taken(self, tiles, chosen):
+        return tiles[chosen]
+
+    def tower(self, stock):
+        return stock.model.vision_tower
+
+    def processor(self, tokenizer):
+        from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
+
+        size = {"height": 56, "width": 56}
+        return InternVLProcessor(
+            image_processor=GotOcr2ImageProcessor(size=size),
+            video_processor=InternVLVideoProcessor(size=size),
+            tokenizer=tokenizer,
+            image_seq_length=4,
+            chat_template=chat_template("<video>", "<image>"),
+        )
+
+    def pooled(self, stock, patches):
+        grid = patches[1:].view(2, 2, 2, 2)  # two rows of cells, two patches a side
+        return grid.mean((1, 3)).flatten()
+
+
+class SmolVLM(InternVL):
+    """As InternVL, with two marks before a frame and an introduction; rows of tiles padded with black ones."""
+
+    name = "smolvlm"
+    model_class = SmolVLMForConditionalGeneration
+    before, behind = (VISION_START, VISION_END), (VISION_START,)
+    introduction = (25, 26)
+    text: ClassVar[dict[str, Any]] = dict(model_type="llama")
+
+    def config(self, text):
+        return SmolVLMConfig(
+            vision_config=dict(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=56,
+                patch_size=14,
+            ),
+            text_config={**self.text, **text},
+            image_token_id=IMAGE,
+            scale_factor=2,
+        )
+
+    def image(self, draw):
+        ids = [VISION_START, 27, *[IMAGE] * 4, *self.before, *[IMAGE] * 4, *self.behind]
+        return Part(ids, [int(token == IMAGE) for token in ids], self.tiles(draw, 2, [-1, -1]))
+
+    def joined(self, prompts):
+        found = [super(SmolVLM, self).stacked([part.fields for part in prompt]) for prompt in prompts]
+        empty = {"pixel_values": torch.zeros(0, 3, 56, 56), "frame_numbers": torch.zeros(0, dtype=torch.long)}
+        rows = [{name: value[None] for name, value in (fields or empty).items()} for fields in found]
+        return self.stacked(rows) if any(found) else {}
+
+    def stacked(self, fields):
+        padded: dict[str, list[Tensor]] = {}
+        longest = max((found["frame_numbers"].shape[1] for found in fields if found), default=0)
+        for found in filter(None, fields):
+            for name in ("pixel_values", "frame_numbers"):
+                value = found[name]
+                gap = [0, 0] * (value.ndim - 2) + [0, longest - value.shape[1]]
+                filled = torch.nn.functional.pad(value, gap, value=-2 if name == "frame_numbers" else 0)
+                padded.setdefault(name, []).append(filled)
+        joined = {name: torch.cat(values) for name, values in padded.items()}
+        if joined:
+            is_tile = (joined["frame_numbers"] > -2)[..., None, None]
+            joined["pixel_attention_mask"] = is_tile.expand(-1, -1, 56, 56).long()
+        return joined
+
+    def taken(self, tiles, chosen):
+        return tiles[chosen][None]
+
+    def amplify(self, stock):
+        """A freshly initialised projection makes features that no answer depends on."""
+        for weight in stock.model.connector.parameters():
+            weight.normal_(std=0.2)
+
+    def tower(self, stock):
+        return stock.model.vision_model
+
+    def processor(self, tokenizer):
+        pytest.importorskip("num2words", reason="SmolVLM's processor writes the number of frames by num2words")
+        from transformers import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
+
+        size = {"longest_edge": 56}
+        return SmolVLMProcessor(
+            image_processor=SmolVLMImageProcessor(size={"longest_edge": 112}, max_image_size=size),
+            video_processor=SmolVLMVideoProcessor(
+                max_image_size=size, video_sampling={"fps": 1, "max_frames": 64, "video_size": size}
+            ),
+            tokenizer=tokenizer,
+            image_seq_len=4,
+            chat_template=chat_template("<video>", "<image>"),
+        )
+
+    def pooled(self, stock, patches):
+        return patches.view(2, 2, 2, 2).mean((1, 3)).flatten()
+
+
 def amplify_experts(stock: Any) -> None:
     """As `stock_model` does with the other weights of its layers; those of experts are one tensor for all of them."""
     for name, weight in stock.named_parameters():
@@ -636,6 +811,8 @@ BY_NAME: dict[str, Family] = {
         Qwen35(),
         Qwen35Moe(),
         VideoLlama3(),
+        InternVL(),
+        SmolVLM(),
     )
 }
 FAMILIES = tuple(BY_NAME)
@@ -678,8 +855,8 @@ def stock_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch
     config._attn_implementation = attention
     model = BY_NAME[family].model_class(config).eval()
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2 and "language_model.layers" in name:
+        for weight in model.get_decoder().layers.parameters():
+            if weight.ndim == 2:
                 weight.normal_(std=0.2)
         model.lm_head.weight.normal_(std=0.5)
         model.get_input_embeddings().weight.normal_(std=1.0)
@@ -740,7 +917,7 @@ def prompt_inputs(
     inputs = {"input_ids": padded(ids, PAD), "attention_mask": padded([[1] * len(x) for x in ids], 0)}
     if family.has_token_types:
         inputs["mm_token_type_ids"] = padded(types, 0)
-    inputs |= family.joined([part for parts in prompts for part in parts])
+    inputs |= family.joined(prompts)
     for name in ("pixel_values", "pixel_values_videos"):
         if name in inputs:
             inputs[name] = inputs[name].to(model.dtype)
@@ -754,6 +931,11 @@ def original_positions(model, inputs) -> Tensor:
     return family_of(model).positions(model, inputs, places)
 
 
+def stock_inputs(model, inputs) -> dict[str, Tensor]:
+    """What the stock model takes of a prompt's inputs."""
+    return {name: value for name, value in inputs.items() if name not in family_of(model).own_inputs}
+
+
 def masked_inputs(model, inputs, kept_indices) -> dict[str, Tensor]:
     """The oracle's inputs: the uncompressed prompt, dropped tokens masked out as keys, explicit original positions.
 
@@ -765,4 +947,5 @@ def masked_inputs(model, inputs, kept_indices) -> dict[str, Tensor]:
     kept = torch.zeros_like(mask)
     for row, places in enumerate(kept_indices):
         kept[row, places[places >= 0]] = 1
-    return {**inputs, "attention_mask": kept, "position_ids": original_positions(model, inputs)}
+    masked = {"attention_mask": kept, "position_ids": original_positions(model, inputs)}
+    return {**stock_inputs(model, inputs), **masked}

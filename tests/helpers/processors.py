@@ -36,6 +36,11 @@ def tiny_processor(family: str):
             "video_token": "<video>",
             "vision_bos_token": "<|vision_start|>",
             "vision_eos_token": "<|vision_end|>",
+            "start_image_token": "<|vision_start|>",
+            "end_image_token": "<|vision_end|>",
+            "context_image_token": "<image>",
+            "fake_image_token": "<|vision_start|>",
+            "global_image_token": "<|vision_end|>",
         },
     )
     return BY_NAME[family].processor(fast)

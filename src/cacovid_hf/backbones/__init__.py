@@ -1,12 +1,14 @@
 """The supported families of backbones, one small file each."""
 
 from .base import Backbone
+from .internvl import InternVLBackbone
 from .llava_next_video import LlavaNextVideoBackbone
 from .llava_onevision import LlavaOnevisionBackbone
 from .qwen2_5_vl import Qwen2_5_VLBackbone
 from .qwen2_vl import Qwen2VLBackbone
 from .qwen3_5 import Qwen3_5Backbone, Qwen3_5MoeBackbone
 from .qwen3_vl import Qwen3VLBackbone, Qwen3VLMoeBackbone
+from .smolvlm import SmolVLMBackbone
 from .video_llama_3 import VideoLlama3Backbone
 
 BACKBONES: dict[str, Backbone] = {
@@ -21,6 +23,8 @@ BACKBONES: dict[str, Backbone] = {
         Qwen3_5Backbone(),
         Qwen3_5MoeBackbone(),
         VideoLlama3Backbone(),
+        InternVLBackbone(),
+        SmolVLMBackbone(),
     )
 }
 

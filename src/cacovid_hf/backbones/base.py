@@ -44,7 +44,7 @@ class Backbone(ABC):
 
     Subclasses set `model_type` and implement what is abstract; where the family has its own, `video_settings`, `frames_per_step`,
     `settings_of_file` and `position_ids`; and for the methods that look at the vision tower's attention, `tower_attention`.
-    `places`, `video_token_id` and `filler_id` are for families whose videos have no placeholder of their own. `extra_names`, `extra_width`, `extra` and
+    `places`, `video_token_id`, `image_begins` and `filler_id` are for families whose videos have no placeholder of their own. `extra_names`, `extra_width`, `extra` and
     `extra_arguments` are for language models that receive more of a token than its embedding.
 
     Attributes:
@@ -53,6 +53,7 @@ class Backbone(ABC):
         video_settings: names of the other arguments that belong to videos, one row a video.
         trailing_tokens: placeholders at the end of each video that are not video tokens: always kept, never scored.
         words_around_frames: whether words stand between a video's frames (times, marks), see `num_words_around`.
+        words_have_times: whether times are among them, so that they cannot be written without a video's metadata.
         own_inputs: names of arguments that our processor adds, and that the stock forward does not take.
         extra_names: names of the language model's arguments that `extra` holds.
     """
@@ -62,6 +63,7 @@ class Backbone(ABC):
     video_settings: ClassVar[tuple[str, ...]] = ()
     trailing_tokens: ClassVar[int] = 0
     words_around_frames: ClassVar[bool] = False
+    words_have_times: ClassVar[bool] = True
     own_inputs: ClassVar[tuple[str, ...]] = ()
     extra_names: ClassVar[tuple[str, ...]] = ()
 
@@ -103,7 +105,7 @@ class Backbone(ABC):
         """
         return self.num_words_around(config, before, [])[0]
 
-    def inputs_of_words(self, settings: dict[str, Tensor]) -> dict[str, Any]:
+    def inputs_of_words(self, settings: dict[str, Tensor], num_frames: int) -> dict[str, Any]:
         """What the processor's `replace_video_token` reads of one video, beside its metadata: of its `video_settings`, one row each."""
         return settings
 
@@ -167,9 +169,18 @@ class Backbone(ABC):
     def num_images(self, inputs: dict[str, Any]) -> int:
         """How many images the pixel inputs of the call hold."""
 
+    def image_begins(self, config, is_image: Tensor) -> Tensor:
+        """Where each of the images that `num_images` counts begins, bool `(B, L)`, given their placeholders."""
+        return is_image & ~torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
+
     @abstractmethod
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
         """The inputs with these videos and images alone, by number; None: all of them."""
+
+    def without_videos(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs of a call without what holds its videos, and with its images."""
+        names = (*self.video_inputs, *self.video_settings)
+        return {name: value for name, value in self.take(inputs, [], None).items() if name not in names}
 
     def num_placeholders(self, config, inputs: dict[str, Any]) -> int:
         """How many video placeholders the pixel inputs of the call stand for."""
@@ -330,7 +341,7 @@ class Backbone(ABC):
         ids = input_ids
         if features is not None:
             is_video, _ = self.places(model.config, input_ids, inputs)
-            inputs = {n: value for n, value in self.take(inputs, [], None).items() if n not in self.video_inputs}
+            inputs = self.without_videos(inputs)
             ids = input_ids.masked_fill(is_video, self.filler_id(model.config))
         inputs = {name: value for name, value in inputs.items() if name not in self.own_inputs}
         arguments = {**inputs, "input_ids": ids, "attention_mask": attention_mask, "position_ids": position_ids}
@@ -399,7 +410,11 @@ class Backbone(ABC):
     def encode_frames(self, model: PreTrainedModel, pixels: dict[str, Any], num_tokens: int) -> Tensor:
         """`(num_tokens + trailing_tokens, D + E)`: one video of so many tokens, and what stands at its end (see `EncodedVideos`)."""
         device = embedding_device(model)
-        pixels = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in pixels.items()}
+        pixels = {
+            n: value.to(device) if isinstance(value, Tensor) else value
+            for n, value in pixels.items()
+            if n not in self.own_inputs
+        }
         ids = torch.full((1, num_tokens + self.trailing_tokens), self.video_token_id(model.config), device=device)
         arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.zeros_like(ids)}
         embeds, extra = self._embedded(model, {**pixels, **arguments})

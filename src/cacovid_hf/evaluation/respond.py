@@ -68,8 +68,9 @@ def with_encoded_videos(model: CaCoVidForConditionalGeneration, inputs: Any) -> 
     stages.enter("vision")
     encoded = model.encode_videos(**inputs, frames_per_chunk=None)
     stages.enter(None)
-    text = {name: value for name, value in inputs.items() if name not in model.family.video_inputs}
-    return {**text, "encoded_videos": encoded}, 1000 * stages.times["vision"] / len(inputs["input_ids"])
+    return {**model.family.without_videos(dict(inputs)), "encoded_videos": encoded}, 1000 * stages.times[
+        "vision"
+    ] / len(inputs["input_ids"])
 
 
 def respond(

@@ -179,16 +179,17 @@ class VideoSession:
         """A chat's text with one placeholder a video to the processor's: the words around its frames, and a placeholder a token."""
         first, *rest = text.split(self.processor.video_token)
         self._check_count(len(rest))
-        if self.encoded.metadata is None:
+        if self.encoded.metadata is None and self.model.family.words_have_times:
             raise ValueError(
                 "The times of the videos' frames are not known, and the prompt needs them: give the file, or the processor's video_metadata beside "
                 "the pixels (return_metadata=True)."
             )
         for number, part in enumerate(rest):
-            # The processor writes into it.
-            metadata = copy.deepcopy(self.encoded.metadata[number])
             settings = {name: rows[[number]] for name, rows in self.encoded.inputs.items()}
-            inputs = {**self.model.family.inputs_of_words(settings), "video_metadata": [metadata]}
+            inputs = self.model.family.inputs_of_words(settings, self.encoded.grids[number][0])
+            if self.encoded.metadata is not None:
+                # The processor writes into it.
+                inputs["video_metadata"] = [copy.deepcopy(self.encoded.metadata[number])]
             first += self.processor.replace_video_token(inputs, 0) + part
         return first
 
@@ -212,9 +213,7 @@ class VideoSession:
             ValueError: placeholders that are not those of the session's videos; with `keep_selection`, several prompts, beams or sequences,
                 a cache of the caller's, or another ratio or method than the choice was made with.
         """
-        family = self.model.family
-        names = (*family.video_inputs, *family.video_settings)
-        kwargs = {name: value for name, value in kwargs.items() if name not in names}
+        kwargs = self.model.family.without_videos(kwargs)
         for name, value in self.settings.items():
             if kwargs.get(name) is None:
                 kwargs[name] = value
@@ -267,7 +266,7 @@ class VideoSession:
         record = CacheRecord.of(left)
         if record is not None:
             if self._kept is None:
-                self._kept, self._choice = KeptBefore(self._keeps(input_ids, record.places[0])), choice
+                self._kept, self._choice = KeptBefore(self._keeps(input_ids, kwargs, record.places[0])), choice
             self.cache, self._sequence = left, outputs.sequences[0]
         return outputs if settings.return_dict_in_generate else outputs.sequences
 
@@ -288,9 +287,9 @@ class VideoSession:
             cache.crop(stays - record.places.shape[1])
         return cache
 
-    def _keeps(self, input_ids: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+    def _keeps(self, input_ids: Tensor, inputs: dict[str, Any], places: Tensor) -> tuple[Tensor, ...]:
         """Which tokens of each video are among the kept places."""
-        mask, inputs = torch.ones_like(input_ids), {"encoded_videos": self.encoded}
+        mask = torch.ones_like(input_ids)
         spans = self.model.family.layout(self.model.backbone.config, input_ids, mask, inputs).videos
         return tuple(
             torch.isin(span.positions, places.cpu()).view(span.num_frames, span.tokens_per_frame) for span in spans

@@ -278,11 +278,7 @@ def _inputs_of(
     family: Backbone, config: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any], part: slice
 ) -> dict[str, Any]:
     """Pixels, grids and token types of one part of the conversation, given those of the whole, or of the new turn alone."""
-    inputs = dict(inputs)
     ids = input_ids.cpu()
-    types = inputs.get("mm_token_type_ids")
-    if types is not None and types.shape[1] == ids.shape[1]:
-        inputs["mm_token_type_ids"] = types[:, part]
     is_video, is_image = family.places(config, ids, inputs)
     is_new = part.stop == ids.shape[1]
 
@@ -303,16 +299,20 @@ def _inputs_of(
         raise ValueError(_unknown(part))
 
     images: list[int] | None = None
-    begins = is_image & ~torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
+    begins = family.image_begins(config, is_image)
     if family.num_images(inputs) == int(begins.sum()):
         images = [
             number for number, (_, place) in enumerate(begins.nonzero().tolist()) if part.start <= place < part.stop
         ]
     elif not is_new and bool(is_image[:, part].any()):
         raise ValueError(_unknown(part))
+    taken = family.take(inputs, videos, images)
     if videos is not None and "encoded_videos" in inputs:
-        inputs["encoded_videos"] = inputs["encoded_videos"].take(videos)
-    return family.take(inputs, videos, images)
+        taken = {**taken, "encoded_videos": inputs["encoded_videos"].take(videos)}
+    types = inputs.get("mm_token_type_ids")
+    if types is not None and types.shape[1] == ids.shape[1]:
+        taken = {**taken, "mm_token_type_ids": types[:, part]}
+    return taken
 
 
 def _unknown(part: slice) -> str:
