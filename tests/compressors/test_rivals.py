@@ -135,8 +135,9 @@ def test_tower_attention_is_that_of_the_eager_tower(family, rows):
 
     maps = []
     if not BY_NAME[family].packed_pixels:
-        pixels = inputs["pixel_values_videos"].flatten(0, 1)
-        maps = list(tower(stock)(pixels, output_attentions=True).attentions[stock.config.vision_feature_layer])
+        pixels = BY_NAME[family].frame_pixels(inputs)
+        layer = getattr(stock.config, "vision_feature_layer", -1)
+        maps = list(tower(stock)(pixels, output_attentions=True).attentions[layer])
     else:
         # One call of the eager attention function a frame.
         attention = BY_NAME[family].last_attention(stock)
@@ -221,7 +222,8 @@ def test_the_hooks_of_the_tower_are_gone_after_an_error(family):
     inputs = prompt_inputs(stock, RAGGED)
     embedded(model, inputs)
     before = hooks(stock)
-    inputs["pixel_values_videos"] = inputs["pixel_values_videos"][..., :-1]
+    (name,) = {"pixel_values", "pixel_values_videos"} & inputs.keys()
+    inputs[name] = inputs[name][..., :-1]
     with pytest.raises((RuntimeError, ValueError)):
         embedded(model, inputs, with_tower_attention=True)
     assert hooks(stock) == before

@@ -159,6 +159,10 @@ class Family(ABC):
     def tower(self, stock: Any) -> nn.Module:
         """The vision tower of a stock model."""
 
+    def frame_pixels(self, inputs: dict[str, Tensor]) -> Tensor:
+        """`(n, C, H, W)` of all frames, where pixels are not patches."""
+        return inputs["pixel_values_videos"].flatten(0, 1)
+
     def last_attention(self, stock: Any) -> nn.Module:
         """The attention of the tower's last layer, where pixels are patches."""
         return self.tower(stock).blocks[-1].attn
@@ -684,6 +688,9 @@ class InternVL(Family):
     def taken(self, tiles, chosen):
         return tiles[chosen]
 
+    def frame_pixels(self, inputs):
+        return inputs["pixel_values"][inputs["frame_numbers"] >= 0]
+
     def tower(self, stock):
         return stock.model.vision_tower
 
@@ -710,7 +717,7 @@ class SmolVLM(InternVL):
     name = "smolvlm"
     model_class = SmolVLMForConditionalGeneration
     before, behind = (VISION_START, VISION_END), (VISION_START,)
-    introduction = (25, 26)
+    introduction = (60, 61)
     text: ClassVar[dict[str, Any]] = dict(model_type="llama")
 
     def config(self, text):
