@@ -10,6 +10,7 @@ from helpers.processors import tiny_processor
 from cacovid_hf import with_video_reader
 from cacovid_hf.backbones import BACKBONES
 from cacovid_hf.video.messages import ONE_SIZE
+from cacovid_hf.video_processing import OwnSamplingMixin
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "reference" / "backbones.md").read_text(encoding="utf-8")
@@ -46,6 +47,7 @@ def found(family):
     compressed = model.compress(**inputs, retention_ratio=0.5)
     reader = with_video_reader(tiny_processor(family)).video_processor
     pixels = "of a frame" if reader.bounds_refused is None else "refused"
+    words = "times" if model.family.words_have_times else "numbers"
     return [
         f"`{family}`",
         "masking, cutting" if BY_NAME[family].attends else "cutting",
@@ -53,8 +55,8 @@ def found(family):
         "any layer" if BY_NAME[family].attends else "a layer that attends",
         WORKS[works(compressed.model_inputs)],
         WORKS[works(lambda: model.session(**inputs, retention_ratio=0.5, keep_selection=True))],
-        "times" if model.family.words_around_frames else "none",
-        "at most 32" if reader.num_frames else "the family's rule",
+        words if model.family.words_around_frames else "none",
+        "the family's rule" if isinstance(reader, OwnSamplingMixin) else "at most 32",
         "one size" if reader.bounds_refused == ONE_SIZE else pixels,
     ]
 
