@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> Path:
         "command": command(),
         **environment(options.commit, torch.device("cpu")),
         "notes": NOTES,
-        "settings": settings,
+        "config": settings,
         "num_frames": stream.num_frames,
         "state_bytes": stream.state_bytes(),
         "peak_rss": peak.read(),
