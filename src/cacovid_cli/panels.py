@@ -45,7 +45,7 @@ class Panel:
 
 
 def panels_of(frames: Any, selection: VideoSelection, seconds: Sequence[float] | None = None) -> list[Panel]:
-    """The panels of one video, in order; each has at least one frame.
+    """Return the panels of one video, in order; each has at least one frame.
 
     Args:
         frames: uint8 `(F, H, W, 3)`, the sampled frames, `F >= T`.

@@ -19,7 +19,7 @@ from .utils.blame import one_line
 
 
 def load_config(name: str | os.PathLike, revision: str | None = None) -> PreTrainedConfig:
-    """The config of a CaCoVid checkpoint or of a stock model.
+    """Return the config of a CaCoVid checkpoint or of a stock model.
 
     Args:
         name: a folder or a Hub id.
@@ -50,7 +50,7 @@ def load_config(name: str | os.PathLike, revision: str | None = None) -> PreTrai
 def load_processor(
     name: str | os.PathLike, config: PreTrainedConfig | None = None, revision: str | None = None
 ) -> ProcessorMixin:
-    """The processor of a model (a folder or a Hub id), reading video files; of a checkpoint without one, its backbone's.
+    """Return the processor of a model (a folder or a Hub id), reading video files; of a checkpoint without one, its backbone's.
 
     Args:
         name: as for `load_config`.
@@ -77,7 +77,7 @@ def load_processor(
 def load_model(
     name: str | os.PathLike, config: PreTrainedConfig | None = None, revision: str | None = None, **loading: Any
 ) -> CaCoVidForConditionalGeneration:
-    """A CaCoVid checkpoint, or a stock backbone wrapped with an untrained policy (the same one each time), ready to answer.
+    """Return a CaCoVid checkpoint, or a stock backbone wrapped with an untrained policy (the same one each time), ready to answer.
 
     It is loaded in its own dtype, onto the accelerators if there are any.
 

@@ -102,7 +102,7 @@ def _resolved(ratio: Any, default: RatioDefaults, name: str) -> float | AutoBudg
 
 
 def one_per_video(asked: Any) -> list[Any] | None:
-    """The ratios of a call that asks for one per video; None if it asks for the same everywhere."""
+    """Return the ratios of a call that asks for one per video; None if it asks for the same everywhere."""
     if isinstance(asked, (list, tuple)):
         return list(asked)
     return asked.tolist() if isinstance(asked, (Tensor, np.ndarray)) and asked.ndim > 0 else None
@@ -122,7 +122,7 @@ def keeps_all(ratios: Sequence[float | AutoBudget]) -> bool:
 
 
 def parse_ratio(words: str, name: str) -> float | AutoBudget | str:
-    """What a command line asks for: a number, `auto`, or `auto:FLOOR:CAP`.
+    """Return what a command line asks for: a number, `auto`, or `auto:FLOOR:CAP`.
 
     Raises:
         ValueError: none of these; `name` is what the option is called.
@@ -150,7 +150,7 @@ def _number(word: str) -> float | None:
 def calibrated_threshold(
     scores: Sequence[Tensor], mean_ratio: float, *, floor: float = 0.01, cap: float = 0.25
 ) -> float:
-    """The threshold at which the videos of a calibration set keep `mean_ratio` of their tokens on average.
+    """Return the threshold at which the videos of a calibration set keep `mean_ratio` of their tokens on average.
 
     Args:
         scores: token scores of many questions, one tensor of any shape each.
@@ -203,7 +203,7 @@ def check_retention_ratio(retention_ratio: float, name: str = "retention_ratio")
 
 
 def token_budget(num_tokens: int, retention_ratio: float) -> int:
-    """Number of tokens kept of `num_tokens` (at least 1): `max(1, floor(retention_ratio * num_tokens))`, never one less
+    """Return the number of tokens kept of `num_tokens` (at least 1): `max(1, floor(retention_ratio * num_tokens))`, never one less
     because of the float product. The ratio is in (0, 1], as `resolve` gives it.
     """
     if num_tokens < 1:

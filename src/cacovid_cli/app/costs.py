@@ -35,7 +35,7 @@ class Cost:
 def prompt_cost(
     config: Any, dtype: torch.dtype, layer_tokens: Sequence[int], policy: tuple[str, int, int] | None = None
 ) -> Cost:
-    """The cost of a prompt of which each layer reads so many tokens.
+    """Return the cost of a prompt of which each layer reads so many tokens.
 
     Operations are not counted for language models with experts, and nothing but tokens for those with linear attention.
 

@@ -58,7 +58,7 @@ def section(method: str, panels: Sequence[Panel], note: str = "") -> str:
 
 
 def strip(panels: Sequence[Panel]) -> str:
-    """The budget over time: a bar per grid step, as high as the part of its tokens that is kept."""
+    """Return the budget over time: a bar per grid step, as high as the part of its tokens that is kept."""
     bars = "".join(
         f'<i style="--part:{panel.kept / panel.total:.4f}" title="{_when(number, panel)}: {panel.kept} of {panel.total}"></i>'
         for number, panel in enumerate(panels)

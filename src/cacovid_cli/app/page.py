@@ -30,7 +30,7 @@ MOST_WAITING = 24
 def make_page(
     studio: Studio, line: Line, title: str, notice: str = "", ratio: float = 0.25, max_new_tokens: int = 64
 ) -> gr.Blocks:
-    """The page, to be launched.
+    """Return the page, to be launched.
 
     Args:
         studio: answers.

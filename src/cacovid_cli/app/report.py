@@ -115,7 +115,7 @@ class Visitors:
         self._lock = Lock()
 
     def of(self, session: str | None) -> Visitor:
-        """The visitor of a session, made if it is new."""
+        """Return the visitor of a session, made if it is new."""
         with self._lock:
             visitor = self._visitors.setdefault(session or "", Visitor())
             self._visitors.move_to_end(session or "")
@@ -238,5 +238,5 @@ def _ended(answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
 
 
 def waiting(before: int) -> str:
-    """The sentence for whoever waits for so many others."""
+    """Return the sentence for whoever waits for so many others."""
     return f"Waiting: {before} question{'s are' if before > 1 else ' is'} before yours"

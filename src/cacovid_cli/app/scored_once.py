@@ -47,23 +47,23 @@ class ScoredOnce(Compressor):
         self.method.check(model, retention_ratios)
 
     def score(self, prompt: Prompt, model: Any) -> list[Scores | None]:
-        """The method's, the first time."""
+        """Return the method's, the first time."""
         if not self.scores:
             self.scores.extend(self.method.score(prompt, model))
         return self.scores
 
     def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
-        """The method's."""
+        """Return the method's."""
         return self.method.budget(span, retention_ratio)
 
     def select_at(
         self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
     ) -> "Any | Merged":
-        """The method's."""
+        """Return the method's."""
         return self.method.select_at(prompt, span, scores, retention_ratio, budget)
 
     def inside(
         self, model: Any, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> AbstractContextManager[LayerRecord | None]:
-        """The method's."""
+        """Return the method's."""
         return self.method.inside(model, prompt, retention_ratios)

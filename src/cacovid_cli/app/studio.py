@@ -67,7 +67,7 @@ class Choice:
     asked: VideoSelection
 
     def at(self, ratio: Ratio) -> VideoSelection:
-        """What is kept at a ratio; a method inside the language model has only what it kept when asked.
+        """Return what is kept at a ratio; a method inside the language model has only what it kept when asked.
 
         Raises:
             ValueError: a ratio that the method does not serve.

@@ -22,7 +22,7 @@ _STAGE_WORDS = {
 
 
 def heading(title: str, notice: str = "") -> str:
-    """The name of the model, and a line beneath it."""
+    """Return the name of the model, and a line beneath it."""
     note = f'<p class="cv-note">{escape(notice)}</p>' if notice else ""
     return f"<h1>Which video tokens contribute to the answer?</h1><p class='cv-hint'>Model: {escape(title)}</p>{note}"
 
@@ -36,7 +36,7 @@ def status(report: Report) -> str:
 
 
 def answers(report: Report) -> str:
-    """A card per answer, the words growing in it."""
+    """Return a card per answer, the words growing in it."""
     if not report.answers:
         return '<p class="cv-hint">The answers will stand here.</p>'
     cards = "".join(_card(answer) for answer in report.answers)
@@ -65,7 +65,7 @@ def _at(answer: Answer) -> str:
 
 
 def costs(report: Report) -> str:
-    """The prompt's cost with all tokens and with those that are kept."""
+    """Return the prompt's cost with all tokens and with those that are kept."""
     known = [answer for answer in report.answers if answer.cost is not None]
     if not known:
         return ""
@@ -109,7 +109,7 @@ def times(report: Report) -> str:
 
 
 def ratios(report: Report) -> str:
-    """The same question at all ratios."""
+    """Return the same question at all ratios."""
     if not report.rows:
         return ""
     stock = next((row.text for row in report.rows if row.method == ALL_TOKENS), None)
@@ -150,12 +150,12 @@ def _name(answer: Answer) -> str:
 
 
 def ratio_words(ratio: Ratio) -> str:
-    """A ratio as it is said: `25 %`, `auto`."""
+    """Return a ratio as it is said: `25 %`, `auto`."""
     return "auto" if isinstance(ratio, (str, AutoBudget)) else f"{100 * ratio:g} %"
 
 
 def tokens(count: float) -> str:
-    """A number of tokens, which is a mean over layers for some methods."""
+    """Return a number of tokens, which is a mean over layers for some methods."""
     return f"{count:,.0f}" if count == int(count) else f"{count:,.1f}"
 
 
@@ -165,7 +165,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(value: float | None, unit: str, step: int) -> str:
-    """A number with a unit, scaled by powers of `step`; a dash if it is not known."""
+    """Return a number with a unit, scaled by powers of `step`; a dash if it is not known."""
     if value is None:
         return "not counted"
     scales = ("", "k", "M", "G", "T", "P") if step == 1000 else ("", "Ki", "Mi", "Gi", "Ti")

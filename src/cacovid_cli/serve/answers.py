@@ -30,28 +30,28 @@ class ChatAnswer:
         self.common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, answer: Finished) -> dict[str, Any]:
-        """The answer as one object."""
+        """Return the answer as one object."""
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": answer.reason, "logprobs": None}
         return {**self.common, "object": "chat.completion", "choices": [choice], "usage": _usage(answer)}
 
     def begin(self) -> Iterator[bytes]:
-        """The events before the first piece."""
+        """Yield the events before the first piece."""
         yield self._chunk({"role": "assistant", "content": ""})
 
     def piece(self, text: str) -> Iterator[bytes]:
-        """The events of a piece of text."""
+        """Yield the events of a piece of text."""
         yield self._chunk({"content": text})
 
     def end(self, answer: Finished) -> Iterator[bytes]:
-        """The events behind the last piece."""
+        """Yield the events behind the last piece."""
         yield self._chunk({}, answer.reason)
         if self.has_usage:
             yield event({**self._head(), "choices": [], "usage": _usage(answer)})
         yield b"data: [DONE]\n\n"
 
     def failed(self, error: Refused) -> Iterator[bytes]:
-        """The events of an error after the first piece."""
+        """Yield the events of an error after the first piece."""
         yield event(error_body(error))
 
     def _head(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class ResponsesAnswer:
         self.text = ""
 
     def whole(self, answer: Finished) -> dict[str, Any]:
-        """The answer as one object."""
+        """Return the answer as one object."""
         status = "completed" if answer.reason == "stop" else "incomplete"
         usage = _usage(answer)
         return {
@@ -99,7 +99,7 @@ class ResponsesAnswer:
         }
 
     def begin(self) -> Iterator[bytes]:
-        """The events before the first piece."""
+        """Yield the events before the first piece."""
         started = {**self.common, "status": "in_progress", "error": None, "incomplete_details": None, "output": []}
         yield self._event("response.created", response=started)
         yield self._event("response.in_progress", response=started)
@@ -108,12 +108,12 @@ class ResponsesAnswer:
         yield self._event("response.content_part.added", **self._place(), part=_part(""))
 
     def piece(self, text: str) -> Iterator[bytes]:
-        """The events of a piece of text."""
+        """Yield the events of a piece of text."""
         self.text += text
         yield self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
 
     def end(self, answer: Finished) -> Iterator[bytes]:
-        """The events behind the last piece."""
+        """Yield the events behind the last piece."""
         whole = self.whole(answer)
         status = whole["status"]
         yield self._event("response.output_text.done", **self._place(), text=self.text, logprobs=[])
@@ -122,7 +122,7 @@ class ResponsesAnswer:
         yield self._event(f"response.{status}", response=whole)
 
     def failed(self, error: Refused) -> Iterator[bytes]:
-        """The events of an error after the first piece."""
+        """Yield the events of an error after the first piece."""
         body = error_body(error)["error"]
         yield self._event("error", message=body["message"], code=str(body["code"]), param=body["param"])
 

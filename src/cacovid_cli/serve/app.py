@@ -71,7 +71,7 @@ class Service:
             return parse(kind, body, self.limits)
 
     async def events(self, kind: type[AnswerRequest], http: Request) -> AsyncGenerator[Any, None]:
-        """What a request asks for, then pieces of text, then a `Finished`; closing it ends the work."""
+        """Yield what a request asks for, then pieces of text, then a `Finished`; closing it ends the work."""
         started, interrupt = time.monotonic(), Interrupt()
         try:
             with self.place():
@@ -103,7 +103,7 @@ class Service:
             interrupt.set()
 
     async def answer(self, kind: type[AnswerRequest], form: type[Answer], http: Request) -> Response:
-        """The response to a request; errors before the first piece of a stream are those of the whole response."""
+        """Return the response to a request; errors before the first piece of a stream are those of the whole response."""
         events, is_passed_on = self.events(kind, http), False
         try:
             request = await anext(events)
@@ -159,7 +159,7 @@ def make_app(
     limits: Limits | None = None,
     connections: Connections | None = None,
 ) -> ASGIApp:
-    """The server's ASGI application.
+    """Return the server's ASGI application.
 
     Requests are answered one after another, each from its own `retention_ratio` and `compressor` (see `requests`). Every refusal has OpenAI's
     form, `{"error": {"message", "type", "param", "code"}}`; what is found out when a stream has begun is an event of it.

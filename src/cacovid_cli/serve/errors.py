@@ -33,7 +33,7 @@ def error_body(error: Refused) -> dict[str, Any]:
 
 
 def error_response(error: Refused) -> JSONResponse:
-    """The whole answer."""
+    """Return the whole answer."""
     headers = {"Retry-After": "1"} if error.status == 503 else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -85,7 +85,7 @@ class Threads:
             self.tasks.put(None)
 
     async def run(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """What `work(*arguments)` returns in one of the threads.
+        """Return what `work(*arguments)` returns in one of the threads.
 
         The caller may be cancelled; the work then goes on until it looks at its interrupt.
         """

@@ -52,7 +52,7 @@ class Reader:
         )
 
     def read(self, conversation: list[dict[str, Any]], interrupt: Interrupt) -> BatchFeature:
-        """The inputs of a conversation.
+        """Return the inputs of a conversation.
 
         Args:
             conversation: messages whose contents are lists of parts.

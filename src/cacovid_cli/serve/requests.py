@@ -230,7 +230,7 @@ Request = TypeVar("Request", bound=AnswerRequest)
 
 
 def parse(kind: type[Request], body: bytes, limits: Limits) -> Request:
-    """What the body of a request says.
+    """Return what the body of a request says.
 
     Raises:
         Refused: it is not JSON, or not what is offered; the message names the first field that is wrong.

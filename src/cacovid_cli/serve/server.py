@@ -23,7 +23,7 @@ def uvicorn_config(
     port: int,
     log_level: str = "info",
 ) -> uvicorn.Config:
-    """The settings of a server for a model (see `make_app`)."""
+    """Return the settings of a server for a model (see `make_app`)."""
     connections = Connections(limits)
     return uvicorn.Config(
         make_app(name, model, processor, limits, connections),

@@ -8,7 +8,7 @@ from transformers import StoppingCriteria
 
 
 def until_stop(text: str, stop: list[str]) -> str:
-    """The text before the first of the stop texts."""
+    """Return the text before the first of the stop texts."""
     return text[: min((place for one in stop if (place := text.find(one)) >= 0), default=len(text))]
 
 
@@ -24,7 +24,7 @@ class UntilStop:
         self.held, self.ended = "", False
 
     def feed(self, piece: str) -> str:
-        """What is certain to stand before a stop text, of what came so far and was not passed on."""
+        """Return what is certain to stand before a stop text, of what came so far and was not passed on."""
         if self.ended:
             return ""
         text = self.held + piece
@@ -35,7 +35,7 @@ class UntilStop:
         return before[: len(before) - kept]
 
     def rest(self) -> str:
-        """What was held back, at the end of the text."""
+        """Return what was held back, at the end of the text."""
         held, self.held = self.held, ""
         return held
 

@@ -5,7 +5,7 @@ _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def parsed_bytes(words: str, name: str) -> int:
-    """A number of bytes such as `500MB` or `2GiB`."""
+    """Return a number of bytes such as `500MB` or `2GiB`."""
     number, unit = _number_and_unit(words)
     if number is None or unit not in _UNITS or number * _UNITS[unit] < 1:
         raise ValueError(f"{name}={words!r} is not a number of bytes: give one such as 500MB or 2GiB.")
@@ -13,7 +13,7 @@ def parsed_bytes(words: str, name: str) -> int:
 
 
 def parsed_seconds(words: str, name: str) -> float:
-    """A time such as `5s`, `2min` or `1h`."""
+    """Return a time such as `5s`, `2min` or `1h`."""
     number, unit = _number_and_unit(words)
     if number is None or unit not in _SECONDS or not 0 < number < float("inf"):
         raise ValueError(f"{name}={words!r} is not a time: give one such as 5s or 2min.")
@@ -39,7 +39,7 @@ def _number_and_unit(words: str) -> tuple[float | None, str]:
 
 
 def shown_bytes(size: int) -> str:
-    """A number of bytes in words."""
+    """Return a number of bytes in words."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"

@@ -57,7 +57,7 @@ class DelegatesToBackbone(nn.Module):
         return "backbone" not in self._modules or self.backbone.can_generate()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The backbone's."""
+        """Return the backbone's."""
         return self.backbone.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -65,7 +65,7 @@ class DelegatesToBackbone(nn.Module):
         self.backbone.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The backbone's."""
+        """Return the backbone's."""
         return self.backbone.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Module) -> None:
@@ -77,7 +77,7 @@ class DelegatesToBackbone(nn.Module):
         return self.backbone.resize_token_embeddings(*args, **kwargs)
 
     def get_decoder(self) -> nn.Module:
-        """The backbone's language model."""
+        """Return the backbone's language model."""
         return self.backbone.get_decoder()
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:

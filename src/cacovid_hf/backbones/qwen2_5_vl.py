@@ -83,7 +83,7 @@ class Qwen2_5_VLBackbone(Backbone):
         return config.vision_config.temporal_patch_size
 
     def settings_of_file(self, config, pixels: dict[str, Any], steps: int, metadata: Any) -> dict[str, Tensor]:
-        """The grid, and the seconds that a step takes."""
+        """Return the grid, and the seconds that a step takes."""
         _, height, width = pixels["video_grid_thw"][0].tolist()
         return {
             "video_grid_thw": torch.tensor([[steps, height, width]]),
@@ -109,7 +109,7 @@ class Qwen2_5_VLBackbone(Backbone):
         return inputs
 
     def tower_layer(self, config) -> int:
-        """The last block that attends to whole frames."""
+        """Return the last block that attends to whole frames."""
         return max(config.vision_config.fullatt_block_indexes)
 
     def tower_window(self, config) -> int | None:
@@ -118,7 +118,7 @@ class Qwen2_5_VLBackbone(Backbone):
         return vision.window_size // vision.spatial_merge_size // vision.patch_size
 
     def tower_attention_module(self, model: PreTrainedModel) -> nn.Module:
-        """The attention of the block `tower_layer`."""
+        """Return the attention of the block `tower_layer`."""
         return model.model.visual.blocks[self.tower_layer(model.config)].attn
 
     def tower_queries_keys(self, notes: dict[str, list[Any]], attention: Any) -> tuple[Tensor, Tensor]:

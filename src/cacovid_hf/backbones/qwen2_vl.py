@@ -15,12 +15,12 @@ class Qwen2VLBackbone(Qwen2_5_VLBackbone):
     video_settings: ClassVar[tuple[str, ...]] = ("video_grid_thw",)
 
     def settings_of_file(self, config, pixels: dict[str, Any], steps: int, metadata: Any) -> dict[str, Tensor]:
-        """The grid."""
+        """Return the grid."""
         _, height, width = pixels["video_grid_thw"][0].tolist()
         return {"video_grid_thw": torch.tensor([[steps, height, width]])}
 
     def tower_layer(self, config) -> int:
-        """The last block; all of them attend to whole frames."""
+        """Return the last block; all of them attend to whole frames."""
         return config.vision_config.depth - 1
 
     def tower_window(self, config) -> int | None:

@@ -16,7 +16,7 @@ class Qwen3VLBackbone(Qwen2VLBackbone):
     extra_names: ClassVar[tuple[str, ...]] = ("visual_pos_masks", "deepstack_visual_embeds")
 
     def num_words_around(self, config, before: list[int], behind: list[int]) -> tuple[int, int]:
-        """A step is `<1.5 seconds>`, a start mark, its placeholders and an end mark; a pair of marks of its own stands around the video."""
+        """Write a step as `<1.5 seconds>`, a start mark, its placeholders and an end mark; a pair of marks of its own stands around the video."""
         marks = (config.vision_start_token_id, config.vision_end_token_id)
         if before[-1:] != [marks[0]]:
             return 0, 0
@@ -28,7 +28,7 @@ class Qwen3VLBackbone(Qwen2VLBackbone):
         return len(config.vision_config.deepstack_visual_indexes) * config.get_text_config().hidden_size
 
     def extra(self, config, found: dict[str, Any]) -> Tensor | None:
-        """The stock forward gives `(n, D)` for every layer, of the `n` placeholders that its mask names."""
+        """Return what the stock forward gives, `(n, D)` for every layer, of the `n` placeholders that its mask names."""
         layers, mask = found.get("deepstack_visual_embeds"), found.get("visual_pos_masks")
         if not layers or mask is None:
             return None

@@ -50,7 +50,7 @@ _FACTORS = ("temperature", "repetition_penalty")
 
 
 def load_config(source: Source, config: CaCoVidConfig | None, overrides: dict[str, Any]) -> CaCoVidConfig:
-    """The checkpoint's config, or the one given, with `overrides`, checked again."""
+    """Return the checkpoint's config, or the one given, with `overrides`, checked again."""
     if config is None:
         stored = source.config()
         if stored.get("model_type") != CaCoVidConfig.model_type:
@@ -78,7 +78,7 @@ def load_config(source: Source, config: CaCoVidConfig | None, overrides: dict[st
 
 
 def load_policy(source: Source, config: CaCoVidConfig) -> Policy:
-    """The policy of a checkpoint, on the CPU.
+    """Return the policy of a checkpoint, on the CPU.
 
     Raises:
         OSError: files that are missing.
@@ -202,7 +202,7 @@ def _check_generation(values: dict[str, Any], file: str) -> None:
 
 
 def least_parameters(config: Any) -> int:
-    """A lower bound of a backbone's parameters, from its config alone: embeddings and MLPs of the language model (of experts, one a layer)."""
+    """Return a lower bound of a backbone's parameters, from its config alone: embeddings and MLPs of the language model (of experts, one a layer)."""
     text = config.get_text_config()
     widths = [text.to_dict().get(name) for name in ("intermediate_size", "moe_intermediate_size")]
     width = min(value for value in widths if value)

@@ -142,7 +142,7 @@ def write(
 def part_of(
     state_dict: dict[str, Tensor], prefix: str, name: str, module: nn.Module | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of a state dict under `prefix`, the prefix taken off, contiguous and on the CPU."""
+    """Return the tensors of a state dict under `prefix`, the prefix taken off, contiguous and on the CPU."""
     part = {key[len(prefix) :]: tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
     lacking = sorted(set(module.state_dict()) - set(part)) if module is not None else []
     if not part or lacking:

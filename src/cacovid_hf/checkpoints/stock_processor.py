@@ -41,7 +41,7 @@ _MOST_PINPOINTS = 1 << 10
 
 
 def load_stock_processor(source: Source) -> ProcessorMixin:
-    """The processor of a model, by safe files alone.
+    """Return the processor of a model, by safe files alone.
 
     Raises:
         OSError: files are missing or cannot be fetched.

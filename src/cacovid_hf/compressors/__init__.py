@@ -35,7 +35,7 @@ COMPRESSORS: dict[str, type[Compressor]] = {
 
 
 def resolve_compressor(compressor: "str | Compressor | None", config: SelectionConfig | None = None) -> Compressor:
-    """A compressor from its name (default settings) or itself; a `ValueError` lists the known names.
+    """Return a compressor from its name (default settings) or itself; a `ValueError` lists the known names.
 
     None and `"cacovid"` are the policy, with the settings of a config if one is given.
     """

@@ -224,5 +224,5 @@ class ScoreCompressor(Compressor):
         """
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
-        """The tokens with the highest scores."""
+        """Return the tokens with the highest scores."""
         return highest_tokens(self.score_tokens(prompt, span), budget)

@@ -24,7 +24,7 @@ class CaCoVid(Selection, Compressor):
 
     @torch.no_grad()
     def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
-        """The policy's scores; without gradients, which a hard selection could not use."""
+        """Return the policy's scores; without gradients, which a hard selection could not use."""
         check_made_for(model.config, model.policy)
         outputs = model.policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
         return [Scores(output.token_scores, output.frame_scores) for output in outputs]

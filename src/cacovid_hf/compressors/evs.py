@@ -41,7 +41,7 @@ class Evs(ScoreCompressor):
         return change(prompt.video_features(span))
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
-        """The largest changes; of a budget below one frame, tokens spread over the first."""
+        """Return the largest changes; of a budget below one frame, tokens spread over the first."""
         if budget >= span.tokens_per_frame:
             return super().select(prompt, span, scores, budget)
         nothing = torch.zeros(span.tokens_per_frame, dtype=torch.bool, device=prompt.inputs_embeds.device)

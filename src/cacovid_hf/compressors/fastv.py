@@ -48,7 +48,7 @@ class FastV(Compressor):
             )
 
     def kept_ratio(self, retention_ratio: float, num_layers: int) -> float:
-        """The part of the tokens that is kept behind the cut.
+        """Return the part of the tokens that is kept behind the cut.
 
         Raises:
             ValueError: the language model has no such layer, or the ratio cannot be reached.
@@ -80,7 +80,7 @@ class FastV(Compressor):
     def inside(
         self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> AbstractContextManager[LayerRecord]:
-        """The cut before layer `layer`."""
+        """Return the cut before layer `layer`."""
         decoder: Any = model.backbone.get_decoder()
         num_layers = len(decoder.layers)
         budgets = [

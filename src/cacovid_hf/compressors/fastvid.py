@@ -144,7 +144,7 @@ def merge(
 def merge_into(
     features: Tensor, is_salient: Tensor, densest: Tensor, segments: list[int], context: Tensor, beta: float
 ) -> Merged:
-    """The merge itself, into centres that are chosen.
+    """Return the merge itself, into centres that are chosen.
 
     Args:
         features: float32 `(T, P, D)`.

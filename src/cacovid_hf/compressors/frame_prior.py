@@ -105,7 +105,7 @@ class FramePrior(Compressor):
     def select_at(
         self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
     ) -> Tensor | Merged:
-        """The method's choice in every window; the frames' counts are read back from the device once."""
+        """Return the method's choice in every window; the frames' counts are read back from the device once."""
         if scores is None or budget is None:
             raise ValueError("A prior over frames shares out a budget by its scores: call `score` first.")
         counts = frame_counts(scores, retention_ratio, budget).tolist()
@@ -129,7 +129,7 @@ class FramePrior(Compressor):
 
 
 def part_of_video(prompt: Prompt, span: VideoSpan, frames: slice) -> tuple[Prompt, VideoSpan]:
-    """Some frames of a video as a video of their own: the prompt with that one alone, and its span."""
+    """Return some frames of a video as a video of their own: the prompt with that one alone, and its span."""
     positions = span.positions.view(span.num_frames, -1)[frames].flatten()
     part = VideoSpan(span.row, (frames.stop - frames.start, *span.grid[1:]), positions)
     tower = None if prompt.tower is None else (prompt.tower_attention(span).frames(frames),)

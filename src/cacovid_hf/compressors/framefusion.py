@@ -86,7 +86,7 @@ class FrameFusion(Compressor):
     def select_at(
         self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
     ) -> Merged:
-        """The step before the first layer."""
+        """Return the step before the first layer."""
         if not isinstance(scores, Unlikeness):
             raise ValueError("FrameFusion merges by its scores, and there are none: call `score` first.")
         features = prompt.video_features(span).flatten(0, 1)
@@ -99,7 +99,7 @@ class FrameFusion(Compressor):
     def inside(
         self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> AbstractContextManager[LayerRecord]:
-        """The steps behind the attention of each layer."""
+        """Return the steps behind the attention of each layer."""
         decoder: Any = model.backbone.get_decoder()
         progress = [
             _Progress(self, video, ratio, len(decoder.layers))
@@ -171,7 +171,7 @@ def chain_similarity(states: Tensor, tokens: Tensor, tokens_per_frame: int) -> T
 
 
 def merged_states(states: Tensor, tokens: Tensor, tokens_per_frame: int, keep: Tensor) -> Tensor:
-    """The mean of every kept token and those that follow it at its place, up to the next one kept.
+    """Return the mean of every kept token and those that follow it at its place, up to the next one kept.
 
     Args:
         states: `(n, D)`.

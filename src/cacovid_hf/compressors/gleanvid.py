@@ -129,7 +129,7 @@ def _unexplained(before: Tensor, now: Tensor) -> Tensor:
 
 
 def frame_shares(news: Tensor, even_share: float = 0.6, least_even_share: float = 0.2) -> Tensor:
-    """What part of the budget every frame gets: an even part, and a part in proportion to its news, which is larger the more uneven they are (Gini).
+    """Return what part of the budget every frame gets: an even part, and a part in proportion to its news, which is larger the more uneven they are (Gini).
 
     Args:
         news: `(T,)`, not negative.

@@ -84,7 +84,7 @@ class Marc(Compressor):
 
 
 def best_clips(frame_scores: Tensor, lengths: list[int], count: int, least_frames: int) -> list[int]:
-    """The clips with the highest mean score of a frame, and further ones until they hold enough frames.
+    """Return the clips with the highest mean score of a frame, and further ones until they hold enough frames.
 
     Args:
         frame_scores: `(T,)`, larger = rather chosen.

@@ -35,7 +35,7 @@ def check_prior(name: object, setting: str) -> None:
 
 
 def prior_scores(name: str, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
-    """What a prior says of every video of the prompt."""
+    """Return what a prior says of every video of the prompt."""
     selection: Selection | None = None
     if name == CaCoVid.name:
         config = model.config
@@ -72,7 +72,7 @@ def frame_counts(scores: Scores, retention_ratio: float, budget: int) -> Tensor:
 
 
 def frame_values(scores: Scores, retention_ratio: float, budget: int) -> Tensor:
-    """What a frame is worth, larger = more: `(T,)`, its count by the policy's selection, or its score where there is none.
+    """Return what a frame is worth, larger = more: `(T,)`, its count by the policy's selection, or its score where there is none.
 
     Arguments as of `frame_counts`.
     """

@@ -45,7 +45,7 @@ class SimpleCluster(Compressor):
             raise ValueError(f"output={self.output!r} is unknown: choose one of {', '.join(map(repr, OUTPUTS))}.")
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor | Merged:
-        """The clusters' means, each at one of its tokens' places."""
+        """Return the clusters' means, each at one of its tokens' places."""
         features = prompt.video_features(span).float().flatten(0, 1)
         turned = rotated(features, span.grid, self.theta) if self.rotate else features
         cluster, place = spherical_means(normalize(turned, dim=-1), budget, self.rounds)

@@ -28,7 +28,7 @@ class VCast(Compressor):
     name = "vcast"
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
-        """The most distinct tokens of every frame."""
+        """Return the most distinct tokens of every frame."""
         features = prompt.video_features(span).float()
         weights = (curvature(features) / self.temperature).softmax(0)
         least = int(budget >= span.num_frames)

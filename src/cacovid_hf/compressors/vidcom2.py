@@ -37,7 +37,7 @@ class VidCom2(Compressor):
     def select_at(
         self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
     ) -> Tensor:
-        """The least typical tokens of every frame."""
+        """Return the least typical tokens of every frame."""
         video, frame = typicality(prompt.video_features(span), self.channel_share)
         ratios = frame_ratios(video, retention_ratio, self.temperature)
         if budget is not None:
@@ -48,7 +48,7 @@ class VidCom2(Compressor):
 
 
 def quiet_channels(features: Tensor, share: float = 0.5) -> Tensor:
-    """The `int(share * D)` channels of lowest (population) variance over all tokens `(T, P, D)`: int64, quietest first."""
+    """Return the `int(share * D)` channels of lowest (population) variance over all tokens `(T, P, D)`: int64, quietest first."""
     variance = features.float().flatten(0, 1).var(0, correction=0)
     return variance.sort(stable=True).indices[: max(1, int(share * features.shape[-1]))]
 
@@ -81,5 +81,5 @@ def frame_ratios(video_typicality: Tensor, retention_ratio: float, temperature: 
 
 
 def rounded_counts(ratios: Tensor, tokens_per_frame: int) -> Tensor:
-    """The published count of every frame: `max(1, round(ratio * P))`, half to even."""
+    """Return the published count of every frame: `max(1, round(ratio * P))`, half to even."""
     return (ratios * tokens_per_frame).round().long().clamp(min=1)

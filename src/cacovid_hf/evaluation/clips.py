@@ -19,7 +19,7 @@ PICTURES = (".jpg", ".jpeg", ".png")
 
 
 def read_clip(processor: ProcessorMixin, video: Clip | np.ndarray, num_frames: int | None = None) -> SampledVideo:
-    """The frames that a model is to see, sampled as its processor says.
+    """Return the frames that a model is to see, sampled as its processor says.
 
     Args:
         processor: of the model.

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def manifest() -> Any:
-    """What lmms-eval's registry takes: the model's name, and a class for each of its two interfaces."""
+    """Return what lmms-eval's registry takes: the model's name, and a class for each of its two interfaces."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     module = "cacovid_hf.evaluation.lmms_eval_models"

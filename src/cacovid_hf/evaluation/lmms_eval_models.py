@@ -93,7 +93,7 @@ class CaCoVidSimple(lmms):
         return self.model.device
 
     def messages(self, instance: Instance) -> tuple[Messages, dict[str, Any], str]:
-        """A request as messages, its generation arguments, and the text that names it in a cache."""
+        """Return a request as messages, its generation arguments, and the text that names it in a cache."""
         context, generation, doc_to_visual, doc_id, task, split = instance.args
         visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
         content = [

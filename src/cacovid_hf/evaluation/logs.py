@@ -44,7 +44,7 @@ class CellLog:
         return self.folder / f"{self.name}.jsonl"
 
     def parts(self) -> list[Path]:
-        """What processes have written and is not merged yet."""
+        """Return what processes have written and is not merged yet."""
         return sorted(self.folder.glob(f"{self.name}.part*.jsonl"))
 
     def read(self) -> dict[int, Row]:

@@ -22,7 +22,7 @@ def expand_methods(names: list[str]) -> list[str]:
 
 
 def make_method(name: str, model: CompressibleModel) -> Compressor:
-    """The method of a name, with the model's own settings where the name gives none."""
+    """Return the method of a name, with the model's own settings where the name gives none."""
     kind, settings = _settings(name)
     method = resolve_compressor(kind, model.config)
     return dataclasses.replace(method, **settings) if settings else method  # type: ignore[type-var]
@@ -34,7 +34,7 @@ def describe(method: Compressor) -> dict[str, Any]:
 
 
 def ratio_definition(method: Compressor) -> str:
-    """What the method's retention ratio counts."""
+    """Return what the method's retention ratio counts."""
     if not method.inside_llm:
         return BEFORE_LLM
     return BEHIND_CUT if isinstance(method, FastV) and method.ratio_of == "kept" else LAYER_AVERAGE

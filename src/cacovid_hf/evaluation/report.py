@@ -13,7 +13,7 @@ Cell = dict[str, Any]
 
 
 def read_cells(paths: Sequence[Path]) -> list[Cell]:
-    """The finished cells of several runs.
+    """Return the finished cells of several runs.
 
     Raises:
         ValueError: a file is no run, none has a cell, or two of them have a cell of the same benchmark, model, method and ratio.
@@ -33,7 +33,7 @@ def read_cells(paths: Sequence[Path]) -> list[Cell]:
 
 
 def markdown(cells: Sequence[Cell], published: Table | None = None) -> str:
-    """The report: for every model and benchmark a table of accuracies and one of costs, then, if asked for, published figures beside the means.
+    """Return the report: for every model and benchmark a table of accuracies and one of costs, then, if asked for, published figures beside the means.
 
     Raises:
         ValueError: cells of one benchmark and model that were made with other settings than each other, or a published table that does not compare.
@@ -171,7 +171,7 @@ def beside_published(cells: Sequence[Cell], table: Table) -> str:
 
 
 def find_table(name: str) -> Table:
-    """A published table by name.
+    """Return a published table by name.
 
     Raises:
         ValueError: there is none; the names there are.

@@ -35,7 +35,7 @@ def run_evaluation(settings: Settings, output: Path) -> Iterator[str]:
 
 
 def run_report(runs: Sequence[Path], published: str | None, plots: Path | None) -> Iterator[str]:
-    """The report of several runs, and plots if a folder is given; yields lines to print."""
+    """Yield the lines of the report of several runs; plots go to a folder, if one is given."""
     table = None if published is None else find_table(published)
     cells = read_cells(runs)
     yield markdown(cells, table)

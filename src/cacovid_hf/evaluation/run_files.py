@@ -16,12 +16,12 @@ _IDENTITY = ("dataset", "model", "method", "retention_ratio")
 
 
 def identity(cell: dict[str, Any]) -> tuple[Any, ...]:
-    """What a table has one place for: dataset, model, method, ratio."""
+    """Return what a table has one place for: dataset, model, method, ratio."""
     return (cell["dataset"]["name"], cell["model"]["name"], cell["method"]["label"], cell["retention_ratio"])
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """A run's JSON.
+    """Return a run's JSON.
 
     Raises:
         ValueError: it is none.

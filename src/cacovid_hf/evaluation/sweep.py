@@ -107,7 +107,7 @@ class Cell:
 
 
 def cell_key(entry: dict[str, Any]) -> str:
-    """A hash of everything that a cell's figure depends on."""
+    """Return a hash of everything that a cell's figure depends on."""
     parts = {name: entry[name] for name in ("dataset", "model", "method", "retention_ratio", "generation")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -299,7 +299,7 @@ def _finish(run: dict[str, Any], cell: Cell, benchmark: Benchmark, described: di
 
 
 def summary(rows: list[Row], benchmark: Benchmark) -> dict[str, Any]:
-    """The figures of a cell from its rows."""
+    """Return the figures of a cell from its rows."""
     answered = [row for row in rows if "error" not in row]
     broken = [row for row in rows if "error" in row]
     result: dict[str, Any] = {
@@ -498,7 +498,7 @@ def _of_one_shape(videos: dict[int, SampledVideo]) -> list[list[int]]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's weights: names, shapes, dtypes and up to 1,024 evenly spaced elements of each, so that it costs little at any size
+    """Return a hash of a module's weights: names, shapes, dtypes and up to 1,024 evenly spaced elements of each, so that it costs little at any size
     and training changes it.
     """
     digest = hashlib.sha256()

@@ -54,7 +54,7 @@ class PromptInputs:
         return replace(self, attention_mask=mask)
 
     def layout(self) -> PromptLayout:
-        """What is where; errors as of `Backbone.layout`."""
+        """Return what is where; errors as of `Backbone.layout`."""
         config = self.backbone.config
         return self.family.layout(config, self.input_ids, self.attention_mask, self.others, self.grids)
 
@@ -90,7 +90,7 @@ class PreparedCall:
 def prompt_inputs(
     backbone: Any, family: Backbone, arguments: dict[str, Any], encoded_videos: EncodedVideos | None = None
 ) -> PromptInputs:
-    """What embeds the prompts of a call, among its other arguments; the videos are counted here.
+    """Return what embeds the prompts of a call, among its other arguments; the videos are counted here.
 
     Args:
         backbone: the stock model that takes them.
@@ -180,7 +180,7 @@ def ratios_unless_stock(
 
 
 def kept_labels(labels: Tensor | None, kept_indices: Tensor) -> Tensor | None:
-    """The labels `(B, L)` of the positions that a compressed prompt keeps: `(B, K)`, -100 at padding and at each row's first token."""
+    """Return the labels `(B, L)` of the positions that a compressed prompt keeps: `(B, K)`, -100 at padding and at each row's first token."""
     if labels is None:
         return None
     places = kept_indices.to(labels.device)

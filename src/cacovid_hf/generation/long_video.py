@@ -118,7 +118,7 @@ def encode_file(
 
 
 def prefetched(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:
-    """The same items, made by a thread that is at most `depth` of them ahead; an error there is raised here. Rules of the caller's block hold there.
+    """Yield the same items, made by a thread that is at most `depth` of them ahead; an error there is raised here. Rules of the caller's block hold there.
 
     Closing the generator ends the thread, whatever it waits for.
     """

@@ -130,7 +130,7 @@ def _read(text: str) -> ModelCard:
 
 
 def updated(card: ModelCard | None, new: _Generated) -> str:
-    """The card with what was generated brought up to date, or a fresh one."""
+    """Return the card with what was generated brought up to date, or a fresh one."""
     if card is None:
         body = "\n\n".join([f"# {new.title}", *(_marked(key, text) for key, text in new.sections.items())])
         return _assembled(new.metadata, new.metadata, body, list(new.sections))

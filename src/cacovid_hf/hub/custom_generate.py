@@ -61,7 +61,7 @@ def stamp_of(text: str) -> tuple[str | None, str | None]:
 
 
 def flattened(module: str) -> tuple[str, list[str]]:
-    """A module's source for the flat layout, and which modules it imports; modules by dotted name inside the package."""
+    """Return a module's source for the flat layout, and which modules it imports; modules by dotted name inside the package."""
     path = _path(module)
     source = path.read_text(encoding="utf-8")
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
@@ -86,7 +86,7 @@ def flattened(module: str) -> tuple[str, list[str]]:
 
 
 def package_commit() -> str | None:
-    """The commit of this package's sources: of the checkout that they lie in, or that pip installed from; None if neither is known."""
+    """Return the commit of this package's sources: of the checkout that they lie in, or that pip installed from; None if neither is known."""
     try:
         _git("ls-files", "--error-unmatch", "__init__.py")
         return _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain", "--", ".") else "")

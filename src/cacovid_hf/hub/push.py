@@ -178,7 +178,7 @@ class _Branch:
         self.api, self.repo_id, self.name = api, repo_id, name
 
     def head(self) -> str:
-        """The commit that the branch is at."""
+        """Return the commit that the branch is at."""
         return str(self.api.model_info(self.repo_id, revision=self.name).sha)
 
     def blob(self, path: str, commit: str) -> str | None:

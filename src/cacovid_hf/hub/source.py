@@ -63,7 +63,7 @@ class StoredTensor:
     dtype: str
 
     def read(self) -> Tensor:
-        """The tensor, on the CPU."""
+        """Return the tensor, on the CPU."""
         with safe_open(self.path, framework="pt") as file:
             return file.get_tensor(self.name)
 
@@ -86,13 +86,13 @@ class Source:
         return cls(os.fspath(name), {key: kwargs.pop(key) for key in HUB_ARGUMENTS if kwargs.get(key) is not None})
 
     def inside(self, folder: str) -> "Source":
-        """A folder of this one."""
+        """Return a folder of this one."""
         if self.staged and (staged := self.inside_staged().inside(folder)).file("config.json"):
             return staged
         return Source(self.name, {**self.hub, "subfolder": "/".join(filter(None, (self.hub.get("subfolder"), folder)))})
 
     def inside_staged(self) -> "Source":
-        """The files that count before the others; only where there are any."""
+        """Return the files that count before the others; only where there are any."""
         return Source(self.name, self.hub).inside(str(self.staged))
 
     def pinned(self) -> "Source":
@@ -146,7 +146,7 @@ class Source:
             raise OSError(f"{path} of {self.name} could not be fetched at first: try again.")
 
     def json(self, filename: str) -> dict[str, Any] | None:
-        """A JSON file of the checkpoint; None if there is none."""
+        """Return a JSON file of the checkpoint; None if there is none."""
         path = self.file(filename)
         if path is None:
             return None
@@ -179,7 +179,7 @@ class Source:
         return values
 
     def stored(self, prefix: str) -> dict[str, StoredTensor]:
-        """The tensors under `prefix` (taken off their names), from one file or from shards; only headers are read, and no other file.
+        """Return the tensors under `prefix` (taken off their names), from one file or from shards; only headers are read, and no other file.
 
         Raises:
             FileNotFoundError: no weights, or a shard is missing.
@@ -213,7 +213,7 @@ class Source:
 
 
 def cached_commit(name: str | None) -> str | None:
-    """The commit of a repository whose files were loaded from the Hub's cache; None if that holds several, or none."""
+    """Return the commit of a repository whose files were loaded from the Hub's cache; None if that holds several, or none."""
     if not name or os.path.isdir(name):
         return None
     folder = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
@@ -222,7 +222,7 @@ def cached_commit(name: str | None) -> str | None:
 
 
 def read_header(path: str, prefix: str) -> dict[str, StoredTensor]:
-    """What a safetensors file says of its tensors whose names start with `prefix`, the prefix taken off."""
+    """Return what a safetensors file says of its tensors whose names start with `prefix`, the prefix taken off."""
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118

@@ -42,7 +42,7 @@ def check_policy_size(policy_config, backbone_config) -> None:
 
 
 def untrained_policy(backbone: Any, config: PolicyChoice) -> Policy:
-    """The policy that `config` describes, on the device and in the dtype of a stock model: its layer from the LLM, random heads.
+    """Return the policy that `config` describes, on the device and in the dtype of a stock model: its layer from the LLM, random heads.
 
     The layer is the LLM's layer 0. Where that is linear attention, it is the first one that attends.
     """
@@ -58,7 +58,7 @@ POLICIES: dict[str, Callable[[Any, str], Policy]] = {
 
 
 def make_policy(config: PolicyChoice, backbone_config) -> Policy:
-    """The policy that a config asks for, with random weights, for the language model of `backbone_config`."""
+    """Return the policy that a config asks for, with random weights, for the language model of `backbone_config`."""
     # A copy, because `Trainer` writes settings into the config of what it trains.
     text_config = copy.deepcopy(backbone_config.get_text_config())
     return POLICIES[config.policy_type](text_config, config.policy_attention)

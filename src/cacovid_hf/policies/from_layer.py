@@ -24,7 +24,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def norm_weight(norm: Any) -> Tensor:
-    """The factor `(size,)` that an RMS norm multiplies by, whether it stores that or what is added to 1.
+    """Return the factor `(size,)` that an RMS norm multiplies by, whether it stores that or what is added to 1.
 
     It is told from the norm of (1, ..., 1), which is the factor up to rounding, also where the parameter itself is offloaded.
     """
@@ -75,7 +75,7 @@ def copy_linear(target: Any, source: Any, rows: Tensor | None = None) -> None:
 
 
 def attention_of(layer: Any) -> Any:
-    """The attention of a decoder layer.
+    """Return the attention of a decoder layer.
 
     Raises:
         ValueError: a layer that does not attend, such as one of linear attention.

@@ -30,7 +30,7 @@ Rope = tuple[Tensor, Tensor]
 
 
 def turned_at(rope: Rope, places: Tensor) -> Rope:
-    """The cos and sin of some places `(n,)` of a row."""
+    """Return the cos and sin of some places `(n,)` of a row."""
     return rope[0][places], rope[1][places]
 
 

@@ -59,7 +59,7 @@ def turning_of(model_type: str) -> Turning:
 def cos_sin(
     config: Any, head_dim: int, layer_type: str | None, positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The rotary embedding of a language model's layer, with the model's own frequencies.
+    """Return the rotary embedding of a language model's layer, with the model's own frequencies.
 
     Args:
         config: its text config.

@@ -138,5 +138,5 @@ class PolicySettings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "PolicySettings":
-        """The settings among the values of a config."""
+        """Return the settings among the values of a config."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})

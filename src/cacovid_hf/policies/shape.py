@@ -99,7 +99,7 @@ class BlockShape:
 
 
 def attending_layers(config: Any) -> list[int]:
-    """Indices of the layers whose tokens attend to each other: all, but in hybrids such as Qwen3.5.
+    """Return indices of the layers whose tokens attend to each other: all, but in hybrids such as Qwen3.5.
 
     Raises:
         ValueError: a language model without such a layer.
@@ -120,7 +120,7 @@ def first_attending_layer(config: Any) -> int:
 
 
 def stock_layer(config: Any) -> nn.Module:
-    """The first layer that attends of the language model of a text config, on the meta device."""
+    """Return the first layer that attends of the language model of a text config, on the meta device."""
     index, values = first_attending_layer(config), config.to_dict()
     # One layer more than needed: some models make their last layer one of another kind.
     count = min(index + 2, values["num_hidden_layers"])
@@ -139,7 +139,7 @@ def stock_layer(config: Any) -> nn.Module:
 
 
 def attention_shape(config: Any, layer: nn.Module) -> AttentionShape:
-    """The shape of a stock layer's attention.
+    """Return the shape of a stock layer's attention.
 
     Raises:
         ValueError: one that is not made of three projections, or has norms of another kind.
@@ -177,7 +177,7 @@ def attention_shape(config: Any, layer: nn.Module) -> AttentionShape:
 
 
 def block_shape(config: Any, layer: nn.Module) -> BlockShape:
-    """The shape of the rest of a stock layer.
+    """Return the shape of the rest of a stock layer.
 
     Raises:
         ValueError: a layer with a part that the full policy does not imitate.

@@ -28,7 +28,7 @@ def check_readable(config: Any, layers: Iterable[int]) -> None:
 
 
 def mlp_ends(layer: Any) -> tuple[nn.Module, nn.Module]:
-    """The norm before a layer's MLP, and the last part before its result is added to the residual stream."""
+    """Return the norm before a layer's MLP, and the last part before its result is added to the residual stream."""
     parts = dict(layer.named_children())
     if parts.keys() >= GEMMA_NORMS:
         return parts["pre_feedforward_layernorm"], parts["post_feedforward_layernorm"]

@@ -29,7 +29,7 @@ def model_path() -> Path:
 
 
 def clips() -> list[ExampleClip]:
-    """The example clips: 84 x 84 pixels, 8 seconds, one new frame a second, each with a question of every kind."""
+    """Return the example clips: 84 x 84 pixels, 8 seconds, one new frame a second, each with a question of every kind."""
     folder = _ASSETS / "clips"
     listed = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
     return [

@@ -87,7 +87,7 @@ def answer_accuracy(
 def first_words(
     model: PreTrainedModel, processor: ProcessorMixin, videos: list[np.ndarray], questions: list[str], **options: Any
 ) -> list[str]:
-    """The first word that the model answers to each question about its video, uint8 `(T, H, W, 3)`, as one batch.
+    """Return the first word that the model answers to each question about its video, uint8 `(T, H, W, 3)`, as one batch.
 
     `options` go to `model.generate`.
     """

@@ -38,7 +38,7 @@ _CHAT_TEMPLATE = """\
 
 
 def build_model() -> LlavaOnevisionForConditionalGeneration:
-    """The untrained model (about 563 thousand parameters), initialised from torch's current random state."""
+    """Return the untrained model (about 563 thousand parameters), initialised from torch's current random state."""
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
             hidden_size=64,
@@ -76,7 +76,7 @@ def build_model() -> LlavaOnevisionForConditionalGeneration:
 
 
 def build_processor() -> LlavaOnevisionProcessor:
-    """The processor: word-level tokenizer (case and punctuation ignored), image and video processors, chat template."""
+    """Return the processor: word-level tokenizer (case and punctuation ignored), image and video processors, chat template."""
     tokenizer = Tokenizer(models.WordLevel(_VOCABULARY, unk_token=_UNK))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s]"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -184,7 +184,7 @@ class _Examples:
         return cls(torch.stack(tokens), torch.stack(evidence), torch.stack(turns), torch.tensor(kinds))
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """A random batch: clips (B,) and for each the same number of questions of each kind (B, S), in order of kind."""
+        """Return a random batch: clips (B,) and for each the same number of questions of each kind (B, S), in order of kind."""
         chosen = []
         for kind, count in enumerate(QUESTIONS_PER_CLIP.values()):
             candidates = (self.kinds == kind).nonzero()[:, 0]

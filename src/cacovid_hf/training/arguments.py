@@ -266,11 +266,11 @@ class ContributionTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}={getattr(self, name)} is not supported here ({reason}). Leave it out.")
 
     def resolved_rewards(self) -> dict[str, Reward]:
-        """The reward of generated answers, by problem type."""
+        """Return the reward of generated answers, by problem type."""
         return REWARDS | {kind: resolve_reward(name) for kind, name in self.reward_functions.items()}
 
     def scored_reward(self) -> Reward:
-        """The reward of scored answers in training."""
+        """Return the reward of scored answers in training."""
         return resolve_reward(self.reward, SCORED_REWARDS)
 
     @property
@@ -290,7 +290,7 @@ def check_type(value: Any, hint: Any, name: str) -> None:
 
 
 def ends_within(steps: int, num_iterations: int, setting: str = "") -> str:
-    """What is wrong with a number of steps that is not a multiple of the iterations, and the next one that is."""
+    """Return what is wrong with a number of steps that is not a multiple of the iterations, and the next one that is."""
     return (
         f"ends within the {num_iterations} iterations on a sample (num_iterations). Give a multiple, such as "
         f"{setting}{-(-steps // num_iterations) * num_iterations}."

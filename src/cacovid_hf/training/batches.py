@@ -172,7 +172,7 @@ class HeaderCollator:
 
 
 def sample_generator(seed: int, header: BatchHeader, number: int, purpose: str) -> torch.Generator:
-    """The chance of one sample and iteration: the same whichever process draws, and whatever was drawn before.
+    """Return the chance of one sample and iteration: the same whichever process draws, and whatever was drawn before.
 
     Args:
         seed: of the run.

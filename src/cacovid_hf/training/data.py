@@ -155,13 +155,13 @@ def _damaged(name: str, reason: str) -> dict[str, Any]:
 
 
 def video_of(sample: Mapping[str, Any]) -> Any:
-    """What a sample has as its video; None if it has none. A table has every column in every row, some without a value."""
+    """Return what a sample has as its video; None if it has none. A table has every column in every row, some without a value."""
     video = sample.get("video")
     return sample.get("path") if video is None else video
 
 
 def question_text(sample: Mapping[str, Any], instructions: Mapping[str, str] = INSTRUCTIONS) -> str:
-    """The question as it is asked: the problem, its options a line each, and how to answer.
+    """Return the question as it is asked: the problem, its options a line each, and how to answer.
 
     Options of multiple choice are asked with their letters, `A. red`, however they are given. Multiple choice without options, and problem types without
     instruction, are asked as they stand.
@@ -183,7 +183,7 @@ def question_text(sample: Mapping[str, Any], instructions: Mapping[str, str] = I
 
 
 def right_answer(sample: Mapping[str, Any]) -> str:
-    """The solution without tags; of multiple choice with options, the letter of the option that it is.
+    """Return the solution without tags; of multiple choice with options, the letter of the option that it is.
 
     Raises:
         ValueError: it is not one of the options.

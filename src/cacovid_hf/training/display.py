@@ -24,7 +24,7 @@ _ACCURACY = "eval_accuracy_at_"
 
 
 def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
-    """A curve of at most `width` characters, from its smallest to its largest value; means where there are more values."""
+    """Return a curve of at most `width` characters, from its smallest to its largest value; means where there are more values."""
     if not values:
         return ""
     width = min(width, len(values))
@@ -36,7 +36,7 @@ def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
 
 
 def concerns(logs: dict[str, float]) -> list[str]:
-    """What in the figures of a log says that the policy learns nothing, or will soon fall apart."""
+    """Return what in the figures of a log says that the policy learns nothing, or will soon fall apart."""
     found = []
     if logs.get("zero_variance", 0.0) > 0.9:
         found.append(

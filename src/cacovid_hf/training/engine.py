@@ -149,7 +149,7 @@ class SampleEngine(CheckpointHooks, Trainer):
         return self._loader(self._batches, self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """The evaluation set once, shared by the processes."""
+        """Return the evaluation set once, shared by the processes."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("There are no samples to evaluate on. Give eval_dataset.")
@@ -199,7 +199,7 @@ class SampleEngine(CheckpointHooks, Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """A step's batches, which must be of one group of samples in all processes; none where the last step has been taken."""
+        """Return a step's batches, which must be of one group of samples in all processes; none where the last step has been taken."""
         if self.state.global_step >= self.state.max_steps:
             # Resumed from the checkpoint of the last step: the stock loop would take another.
             self.control.should_training_stop = True

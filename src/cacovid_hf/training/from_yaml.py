@@ -142,7 +142,7 @@ def read_config(file: str | os.PathLike, default_model: str | os.PathLike | None
 
 
 def training_arguments(config: TrainingConfig) -> ContributionTrainingArguments:
-    """The arguments of the `training` section: the preset's, and over them those that are written out.
+    """Return the arguments of the `training` section: the preset's, and over them those that are written out.
 
     Raises:
         ValueError: an unknown preset, a value out of range.
@@ -310,7 +310,7 @@ def run_blind_filter(
 
 
 def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
-    """A dataset from a source; see `DataSection`.
+    """Return a dataset from a source; see `DataSection`.
 
     Raises:
         OSError: files that are missing.

@@ -39,7 +39,7 @@ def answer_questions(
     max_new_tokens: int = 64,
     batch_size: int = 512,
 ) -> list[Completion]:
-    """What the backbone answers to `R` prompts, one question each.
+    """Return what the backbone answers to `R` prompts, one question each.
 
     A scored answer's text is the solution if greedy generation would begin with it. Otherwise it is what greedy generation writes up to the
     first token that differs.
@@ -79,7 +79,7 @@ def judge(
     rewards: Mapping[str, Reward],
     scored: Reward = accuracy_reward,
 ) -> Tensor:
-    """What `R` completions earn: each is judged by a plain function, whether it was scored or generated.
+    """Return what `R` completions earn: each is judged by a plain function, whether it was scored or generated.
 
     Args:
         completions: answers.

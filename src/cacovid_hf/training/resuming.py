@@ -150,7 +150,7 @@ def _was_complete(folder: Path) -> bool:
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The complete checkpoint of the most steps in a training's folder, with a warning for each that it passes over; None if there is none."""
+    """Return the complete checkpoint of the most steps in a training's folder, with a warning for each that it passes over; None if there is none."""
     for folder in _checkpoints(output_dir):
         if (reason := damage(folder)) is None:
             return str(folder)
@@ -223,7 +223,7 @@ def check_position(checkpoint: str | os.PathLike, position: dict[str, Any]) -> N
 
 
 def data_digest(dataset: Any) -> str:
-    """A hash of the questions, answers and videos' file names (their folders may move) of a few samples, evenly spaced over a map-style dataset.
+    """Return a hash of the questions, answers and videos' file names (their folders may move) of a few samples, evenly spaced over a map-style dataset.
 
     Samples that cannot be read count as such; frames and bytes are not looked at.
     """

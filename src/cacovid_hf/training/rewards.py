@@ -59,7 +59,7 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def extract_answer(text: str) -> str:
-    """The answer of a completion or a solution: see `utils.answer_tags.final_answer`."""
+    """Return the answer of a completion or a solution: see `utils.answer_tags.final_answer`."""
     return final_answer(text)
 
 
@@ -171,7 +171,7 @@ SCORED_REWARDS: dict[str, Reward] = {"accuracy": accuracy_reward, "probability":
 
 
 def retention_reward(accuracies: Sequence[float], full: float, weight: float, floor: float) -> list[float]:
-    """What the answers of a group earn on top for what compression leaves of the uncompressed model's accuracy on the same question.
+    """Return what the answers of a group earn on top for what compression leaves of the uncompressed model's accuracy on the same question.
 
     MARC (arXiv 2510.07915): `weight * max(0, eta - floor)` for every right answer, `eta` the group's mean accuracy over `full`, and 0 where `full` is 0.
     Departures: `eta` is at most 1; an answer that is right in part earns its part; the teacher is the frozen model itself, by its one greedy answer.

@@ -20,7 +20,7 @@ _EPSILON = 1e-9  # absorbs float accidents in counts
 
 
 def rollout_size(num_tokens: int, ratio: float) -> int:
-    """Number of tokens that a rollout keeps of `num_tokens`: `max(1, round(ratio * num_tokens))`."""
+    """Return the number of tokens that a rollout keeps of `num_tokens`: `max(1, round(ratio * num_tokens))`."""
     return max(1, round(check_retention_ratio(ratio, "ratio") * num_tokens))
 
 

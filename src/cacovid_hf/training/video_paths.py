@@ -13,7 +13,7 @@ _ADDRESSES = ("http://", "https://", "data:")
 def video_path(
     address: str | os.PathLike, root: str | os.PathLike = "", allowed_roots: Sequence[str | os.PathLike] = ()
 ) -> str:
-    """The path of a sample's video, or its address if that is not one of a file.
+    """Return the path of a sample's video, or its address if that is not one of a file.
 
     Args:
         address: a path, absolute or from `root`; a `file:` address; or an `http:`, `https:` or `data:` address, which is given back.

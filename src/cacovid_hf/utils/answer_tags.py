@@ -32,7 +32,7 @@ _SCRIPTS_MEET = re.compile(rf"(?<=[{_ASIAN}])(?=[A-Za-z])|(?<=[A-Za-z])(?=[{_ASI
 
 
 def final_answer(text: str) -> str:
-    """What stands in the last `<answer>...</answer>` that is not empty, or all of `text`; without thinking and surrounding white space.
+    """Return what stands in the last `<answer>...</answer>` that is not empty, or all of `text`; without thinking and surrounding white space.
 
     Thinking is what stands in `<think>...</think>`, before a `</think>` whose beginning is in the prompt, and behind a `<think>` that is cut off; in
     the last case an `<answer>` within it counts. An `<answer>` that is not closed reaches to the end.
@@ -71,7 +71,7 @@ def _without_thinking(text: str) -> str:
 
 
 def boxed(text: str) -> str:
-    r"""What stands in the last `\boxed{...}`, without commands that set a text in it; `""` if there is none."""
+    r"""Return what stands in the last `\boxed{...}`, without commands that set a text in it; `""` if there is none."""
     beginnings = [match.end() for match in _BOXED.finditer(text)]
     if not beginnings:
         return ""

@@ -27,7 +27,7 @@ def blamed_on(file: str, name: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line of limited length; of the built-in kinds that say little, with their name."""
+    """Return what an error says, in one line of limited length; of the built-in kinds that say little, with their name."""
     said = " ".join(str(error).split())
     said = said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
     return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."

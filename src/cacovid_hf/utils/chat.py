@@ -18,7 +18,7 @@ def user_message(text: str, *videos: Any) -> dict[str, Any]:
 
 
 def chat_inputs(processor: Any, conversations: Sequence[Any], processor_kwargs: Mapping[str, Any] | None = None) -> Any:
-    """The inputs of conversations, each to be answered next, as PyTorch tensors.
+    """Return the inputs of conversations, each to be answered next, as PyTorch tensors.
 
     Args:
         processor: of a video language model.
@@ -39,6 +39,6 @@ def chat_inputs(processor: Any, conversations: Sequence[Any], processor_kwargs: 
 
 
 def ids_of_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of texts that a chat template made, which may have written the special tokens already."""
+    """Return the ids of texts that a chat template made, which may have written the special tokens already."""
     starts = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
     return [tokenizer(text, add_special_tokens=not starts)["input_ids"] for text in texts]

@@ -9,7 +9,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 
 
 def pip_install(*extras: str) -> str:
-    """The command that installs what some of this package's extras need.
+    """Return the command that installs what some of this package's extras need.
 
     Where this package runs from a clone, it installs the clone with these extras; anywhere else it names the packages, so that it works wherever this
     one was installed from.

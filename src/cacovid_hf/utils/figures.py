@@ -9,13 +9,13 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def markdown_table(heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; every row has as many cells as there are heads."""
+    """Return a Markdown table; every row has as many cells as there are heads."""
     first, *others = ("| " + " | ".join(map(str, line)) + " |" for line in (heads, *rows))
     return "\n".join([first, "|---" * len(heads) + "|", *others])
 
 
 def percent(value: float, standard_error: float) -> str:
-    """A fraction with its standard error, both in percent with one decimal."""
+    """Return a fraction with its standard error, both in percent with one decimal."""
     return f"{100 * value:.1f} ± {100 * standard_error:.1f}"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: object, known: Iterable[str], otherwise: str) -> str:
-    """The remedy of an error about an unknown name: the known name that may be meant, or `otherwise` if none is close.
+    """Return the remedy of an error about an unknown name: the known name that may be meant, or `otherwise` if none is close.
 
     Capitals and white space around a name do not count.
     """

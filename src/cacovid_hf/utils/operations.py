@@ -54,7 +54,7 @@ class Shape:
         return Work(2 * batch * weights + attention, weights * self.element + self.kv_bytes(batch, length))
 
     def full_policy(self, batch: int, video: int, text: int, attention: str) -> Work:
-        """The published policy over `video` tokens beside `text` ones."""
+        """Return the published policy over `video` tokens beside `text` ones."""
         everything = video + text
         context = text if attention == "question" else everything
         head = self.hidden**2 * sum(1 / (d * 2 * d) for d in (1, 2, 4, 8)) + self.hidden / 8
@@ -68,7 +68,7 @@ class Shape:
         return Work(products + mixing, (weights + batch * everything * self.hidden) * self.element)
 
     def light_policy(self, batch: int, video: int, text: int) -> Work:
-        """The light policy."""
+        """Return the light policy."""
         width = self.key
         weights = 3 * self.hidden * width + 3 * width**2 + 3 * width * width // 4
         per_video = 2 * self.hidden * width + 3 * width**2 + width**2 // 4

@@ -47,7 +47,7 @@ def environment(
 
 
 def git(*arguments: str) -> str | None:
-    """What git says in the repository of this package; None where there is none."""
+    """Return what git says in the repository of this package; None where there is none."""
     if not (_ROOT / ".git").exists():
         return None
     try:

@@ -9,7 +9,7 @@ WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, cod
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, UTF-16 or UTF-32, without its byte order mark; line ends stay as they are.
+    """Return the text of a file in UTF-8, UTF-16 or UTF-32, without its byte order mark; line ends stay as they are.
 
     Raises:
         OSError: it cannot be opened.

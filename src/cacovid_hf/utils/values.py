@@ -12,7 +12,7 @@ _MAX_DEPTH = 64
 
 
 def text_of(value: Any, name: str) -> str:
-    """A text, or a number as a text.
+    """Return a text, or a number as a text.
 
     Args:
         value: what a file has.
@@ -35,12 +35,12 @@ def is_missing(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: about 80 characters at most, without line breaks."""
+    """Return a value for a message: about 80 characters at most, without line breaks."""
     return _SHORT.repr(value)
 
 
 def shortened(text: str, length: int = 300) -> str:
-    """A text for a message, its middle left out if it is longer than `length` characters, such as a file in base64."""
+    """Return a text for a message, its middle left out if it is longer than `length` characters, such as a file in base64."""
     return text if len(text) <= length else f"{text[: length // 2]}...{text[-(length // 2 - 3) :]}"
 
 
@@ -60,7 +60,7 @@ def check_depth(value: Any) -> None:
 
 
 def fault_of_line(error: Exception) -> str:
-    """What is wrong with one line of JSON, without the number that the parser gives it."""
+    """Return what is wrong with one line of JSON, without the number that the parser gives it."""
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     if isinstance(error, json.JSONDecodeError):
@@ -69,5 +69,5 @@ def fault_of_line(error: Exception) -> str:
 
 
 def one_line(error: Exception | str) -> str:
-    """A message on one line that any file and any terminal takes."""
+    """Return a message on one line that any file and any terminal takes."""
     return " ".join(str(error).encode("utf-8", "backslashreplace").decode().split())

@@ -123,7 +123,7 @@ def _allowed_path(address: str, folders: tuple[str, ...] | None) -> str:
 
 
 def local_path(address: str) -> str:
-    """The path that a path or a `file://` address means: what exists, else the usual reading of it.
+    """Return the path that a path or a `file://` address means: what exists, else the usual reading of it.
 
     Raises:
         ValueError: an address of another kind, or contents in the place of an address.
@@ -147,7 +147,7 @@ def local_path(address: str) -> str:
 
 
 def shown(address: str) -> str:
-    """An address as messages name it: of a long one the beginning."""
+    """Return an address as messages name it: of a long one the beginning."""
     return address if len(address) <= 4 * _SHOWN else f"{address[:_SHOWN]}..."
 
 

@@ -25,7 +25,7 @@ def announced_end(read: Read, size: int) -> int | None:
 
 
 def too_many_samples(read: Read, size: int) -> int | None:
-    """A number of samples that a file of `size` bytes announces and cannot hold, or of bytes that it unpacks to; None if there is none."""
+    """Return a number of samples that a file of `size` bytes announces and cannot hold, or of bytes that it unpacks to; None if there is none."""
     for kind, start, _, level in itertools.islice(_boxes(read, 0, size, _DEEPEST), _MOST_BOXES):
         if level == 0:
             continue

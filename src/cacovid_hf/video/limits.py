@@ -70,5 +70,5 @@ def current_limits() -> ReadingLimits:
 
 
 def current_guard() -> ReadingGuard:
-    """That of the block around the caller."""
+    """Return that of the block around the caller."""
     return _guard.get()

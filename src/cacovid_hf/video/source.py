@@ -101,7 +101,7 @@ class Source:
         return stream
 
     def bytes_at(self, offset: int, count: int) -> bytes:
-        """Some of the file's bytes."""
+        """Return some of the file's bytes."""
         position = self.bytes.tell()  # FFmpeg reads on from there in a file object
         try:
             self.bytes.seek(offset)
@@ -126,7 +126,7 @@ class Source:
         return build_timeline(packets, rate, closes_gaps=self.format in _BROADCAST, shown=shown)
 
     def packets(self) -> Iterator[tuple[int, Any]]:
-        """The packets from here to the end of the track, numbered from the file's beginning.
+        """Yield the packets from here to the end of the track, numbered from the file's beginning.
 
         What ends them early, other than the end of the file, is left in `ended_by`, as long as there were any.
         """

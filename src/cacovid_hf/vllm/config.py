@@ -29,7 +29,7 @@ class ServedConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
-        """The backbone's config.
+        """Return the backbone's config.
 
         Raises:
             ValueError: as of `CaCoVidConfig`, a family that is not served, or a checkpoint whose last save was not finished.
@@ -58,7 +58,7 @@ class ServedConfig(PreTrainedConfig):
 
 
 def policy_settings(config: PreTrainedConfig) -> PolicySettings | None:
-    """What a served config says of its policy; None for a stock checkpoint."""
+    """Return what a served config says of its policy; None for a stock checkpoint."""
     ours = vars(config).get(ATTRIBUTE)
     return None if ours is None else PolicySettings(**ours["policy"])
 
@@ -92,7 +92,7 @@ class ServerSettings:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> "ServerSettings":
-        """The settings among the attributes of a served config."""
+        """Return the settings among the attributes of a served config."""
         given = vars(config)
         names = [field.name for field in fields(cls)]
         return cls(**{name: given[f"cacovid_{name}"] for name in names if f"cacovid_{name}" in given})
@@ -110,7 +110,7 @@ def give_rows(text_config: PreTrainedConfig) -> None:
 
 
 def without_rows(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A backbone's config as it was before `give_rows`; one of a family with rows of its own is left alone."""
+    """Return a backbone's config as it was before `give_rows`; one of a family with rows of its own is left alone."""
     if config.model_type != "llava_onevision":
         return config
     config = copy.deepcopy(config)

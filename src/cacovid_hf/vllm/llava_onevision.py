@@ -24,7 +24,7 @@ _PIXELS = "pixel_values_videos"
 
 
 def video_item(config: Any, pixels: Tensor) -> MediaItem:
-    """A video from its pixels `(T, channels, H, W)`."""
+    """Return a video from its pixels `(T, channels, H, W)`."""
     (grid,) = _FAMILY.video_grids(config, {_PIXELS: pixels[None]})
     return flat_item("video", grid, _FAMILY.trailing_tokens)
 
@@ -50,7 +50,7 @@ class Processor(ServedProcessor, LlavaOnevisionMultiModalProcessor):
         return [flat_item("image", (1, 1, count)) for count in counts]
 
     def full_length(self, item: Any) -> int:
-        """A square per frame, and the newline."""
+        """Return a square per frame, and the newline."""
         return video_item(self.info.get_hf_config(), item[_PIXELS].data).length
 
 

@@ -26,7 +26,7 @@ class ByteBounded(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> T | None:
-        """The value, which is then the last to go; None if there is none."""
+        """Return the value, which is then the last to go; None if there is none."""
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)

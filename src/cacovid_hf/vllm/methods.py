@@ -17,7 +17,7 @@ SERVED: tuple[str, ...] = (
 
 
 def check_served(name: object, has_policy: bool) -> str:
-    """The name of a method that can be served.
+    """Return the name of a method that can be served.
 
     Args:
         name: as a request or the server's settings give it.
@@ -39,5 +39,5 @@ def check_served(name: object, has_policy: bool) -> str:
 
 
 def made(name: str, settings: PolicySettings | None) -> Compressor:
-    """A served method with its default settings; the policy's are those of the checkpoint."""
+    """Return a served method with its default settings; the policy's are those of the checkpoint."""
     return resolve_compressor(name, settings)

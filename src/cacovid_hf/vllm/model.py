@@ -136,7 +136,7 @@ class ServedModel:
     def prompt_of(
         self, features: Tensor, item: MediaItem, own: Tensor, before: int, ids: Tensor, positions: Tensor
     ) -> Prompt:
-        """The prompt with one video in it, uncompressed, at its original positions.
+        """Return the prompt with one video in it, uncompressed, at its original positions.
 
         Args:
             features: `(N + trailing, D)` of the video.
@@ -169,7 +169,7 @@ class ServedModel:
 
 
 def position_delta(positions: Tensor, length: int) -> int:
-    """What a new token's position is above its index, so that the first one follows the last text of the prompt."""
+    """Return what a new token's position is above its index, so that the first one follows the last text of the prompt."""
     return int(positions[:, length - 1].max()) + 1 - length
 
 

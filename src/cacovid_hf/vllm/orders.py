@@ -47,7 +47,7 @@ class VideoOrder:
 
     @classmethod
     def unpacked(cls, row: Tensor) -> "VideoOrder":
-        """The order that `packed` gave."""
+        """Return the order that `packed` gave."""
         numbers = row.tolist()
         names = [field.name for field in fields(cls) if field.name not in ("retention_ratio", "key")]
         values = dict(zip(names, numbers, strict=False))
@@ -63,14 +63,14 @@ def _as_float(bits: int) -> float:
 
 
 def key_of(digest: str) -> tuple[int, ...]:
-    """A video's key from vLLM's hash of it: four integers of 64 bits."""
+    """Return a video's key from vLLM's hash of it: four integers of 64 bits."""
     return struct.unpack("<4q", hashlib.sha256(digest.encode()).digest())
 
 
 def orders_of(
     asked: Asked, placeholders: Mapping[int, str], items: Mapping[str, Sequence[MediaItem]]
 ) -> tuple[list[VideoOrder], PromptPlan]:
-    """What is to be done with each video of a prompt, in order, and where everything in it goes.
+    """Return what is to be done with each video of a prompt, in order, and where everything in it goes.
 
     Args:
         asked: with the prompt, and vLLM's hashes of its media.

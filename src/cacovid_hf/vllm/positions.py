@@ -58,7 +58,7 @@ def text_advance(grid: tuple[int, int, int], last_time: int, rule: str) -> int:
 def grid_item(
     modality: str, grid: tuple[int, int, int], seconds_per_step: float | Tensor, tokens_per_second: float, rule: str
 ) -> MediaItem:
-    """An item with M-RoPE positions: time in units of `1 / tokens_per_second` seconds, rounded down; then row and column.
+    """Return an item with M-RoPE positions: time in units of `1 / tokens_per_second` seconds, rounded down; then row and column.
 
     Args:
         modality: images have no time.
@@ -76,6 +76,6 @@ def grid_item(
 
 
 def flat_item(modality: str, grid: tuple[int, int, int], trailing: int = 0) -> MediaItem:
-    """An item with 1-D positions, as three equal rows."""
+    """Return an item with 1-D positions, as three equal rows."""
     length = grid[0] * grid[1] * grid[2] + trailing
     return MediaItem(modality, grid, torch.arange(length).expand(3, -1), length, trailing)

@@ -26,12 +26,12 @@ _HASH = "cacovid-"
 
 
 def asked_in(kwargs: Mapping[str, Any]) -> Asked | None:
-    """What `apply` put into the keyword arguments."""
+    """Return what `apply` put into the keyword arguments."""
     return (kwargs.get(_SCOPE) or {}).get(_KEY)
 
 
 def without_ours(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that the stock processor knows."""
+    """Return the keyword arguments that the stock processor knows."""
     rest = {name: value for name, value in kwargs.items() if name not in (*NAMES, _SCOPE)}
     scoped = {name: value for name, value in (kwargs.get(_SCOPE) or {}).items() if name != _KEY}
     return {**rest, _SCOPE: scoped} if scoped else rest
@@ -85,7 +85,7 @@ class ServedProcessor:
         raise NotImplementedError
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        """What memory is planned for: whole videos, since a request may ask for them."""
+        """Return what memory is planned for: whole videos, since a request may ask for them."""
         return replace(super().get_dummy_inputs(*args, **kwargs), hf_processor_mm_kwargs={RATIO: 1.0})  # type: ignore[misc]
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:

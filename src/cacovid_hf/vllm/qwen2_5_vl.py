@@ -23,7 +23,7 @@ _SECONDS = "second_per_grid_ts"
 
 
 def item_of(config: Any, modality: str, grid: Tensor, seconds: Any, rule: str) -> MediaItem:
-    """An image or video from its grid `(3,)` in patches and, of a video, the seconds of a temporal step."""
+    """Return an image or video from its grid `(3,)` in patches and, of a video, the seconds of a temporal step."""
     merge = config.vision_config.spatial_merge_size
     steps, height, width = grid.tolist()
     return grid_item(
@@ -51,7 +51,7 @@ class Processor(ServedProcessor, Qwen2_5_VLMultiModalProcessor):
         return [item_of(config, modality, grid, each, self.rule) for grid, each in zip(grids, seconds, strict=True)]
 
     def full_length(self, item: Any) -> int:
-        """A token per merged cell."""
+        """Return a token per merged cell."""
         return int(item[_GRIDS["video"]].data.prod()) // self.info.get_hf_config().vision_config.spatial_merge_size ** 2
 
     def _call_hf_processor(self, hf_data: Mapping[str, Any], hf_kwargs: Mapping[str, Any]) -> BatchFeature:

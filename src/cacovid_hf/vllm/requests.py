@@ -36,7 +36,7 @@ class Asked:
         return self.method == CaCoVid.name
 
     def identity(self, video_token: int) -> tuple[Any, ...]:
-        """What the encoder's output for the prompt's media depends on.
+        """Return what the encoder's output for the prompt's media depends on.
 
         A method that is blind to the question knows the prompt up to its last video alone, so that questions behind it share the cache of keys and values.
         """
@@ -52,7 +52,7 @@ def last_index(prompt: Sequence[int], token: int) -> int:
 def asked_of(
     request: Mapping[str, Any], server: Mapping[str, Any], settings: PolicySettings | None, num_videos: int
 ) -> Asked | None:
-    """What is asked for; None if all tokens stay.
+    """Return what is asked for; None if all tokens stay.
 
     Args:
         request: its `mm_processor_kwargs`.

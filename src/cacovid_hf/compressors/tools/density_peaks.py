@@ -44,7 +44,7 @@ def density_peaks(
 
 @torch.no_grad()
 def peak_scores(features: Tensor, valid: Tensor, num_neighbours: Tensor | int) -> Tensor:
-    """The scores that `density_peaks` chooses its centres by: float32 `(R, M)`, larger = rather a centre, -inf of tokens that are not there.
+    """Return the scores that `density_peaks` chooses its centres by: float32 `(R, M)`, larger = rather a centre, -inf of tokens that are not there.
 
     Args:
         features: `(R, M, D)`, a set a row.

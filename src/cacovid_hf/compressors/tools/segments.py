@@ -26,6 +26,6 @@ def segment_lengths(frame_vectors: Tensor, least: int, threshold: float) -> list
 
 
 def frame_slices(lengths: list[int]) -> list[slice]:
-    """The frames of every segment."""
+    """Return the frames of every segment."""
     ends = torch.tensor(lengths).cumsum(0).tolist()
     return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]

@@ -63,7 +63,7 @@ def largest_frame_budget(
 
 
 def contribution_budget(num_tokens: int, retention_ratio: float, share: float) -> int:
-    """Number of tokens chosen by contribution: `floor(share * retention_ratio * N)`, with a share in [0, 1] at most the budget."""
+    """Return the number of tokens chosen by contribution: `floor(share * retention_ratio * N)`, with a share in [0, 1] at most the budget."""
     return floor_of(share * retention_ratio * num_tokens)
 
 

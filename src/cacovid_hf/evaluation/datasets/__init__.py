@@ -31,7 +31,7 @@ TINY_QUESTIONS = 1000
 
 
 def load_benchmark(spec: str, limit: int | None = None, seed: int = 0) -> Benchmark:
-    """A benchmark from `"tiny"`, `"tiny_mp4"`, or `"NAME=FOLDER"` for a local copy.
+    """Return a benchmark from `"tiny"`, `"tiny_mp4"`, or `"NAME=FOLDER"` for a local copy.
 
     Args:
         spec: see above.

@@ -72,7 +72,7 @@ class Estimate:
     count: int
 
     def as_json(self) -> dict[str, float | int]:
-        """The fields, for a result file."""
+        """Return the fields, for a result file."""
         return {"value": self.value, "standard_error": self.standard_error, "count": self.count}
 
 
@@ -106,15 +106,15 @@ class Benchmark(ABC):
         return {}
 
     def extract(self, response: str, sample: Sample) -> str:
-        """The answer that a response gives, `""` if none."""
+        """Return the answer that a response gives, `""` if none."""
         return extract_choice(response, dict(zip(letters(len(sample.options)), sample.options, strict=True)))
 
     def submission(self, answers: dict[str, str]) -> Any:
-        """What the benchmark's server takes, from sample ids to extracted answers."""
+        """Return what the benchmark's server takes, from sample ids to extracted answers."""
         return answers
 
     def score(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The metric and its breakdown over answered rows (`correct`, `groups`, `video_id`); `value` is None if no row has an answer."""
+        """Return the metric and its breakdown over answered rows (`correct`, `groups`, `video_id`); `value` is None if no row has an answer."""
         rows = [row for row in rows if row.get("correct") is not None]
         if not rows:
             return {"metric": self.metric, "value": None, "standard_error": None, "count": 0, "parts": {}}
@@ -135,7 +135,7 @@ def grouped(rows: Sequence[dict[str, Any]], group: str) -> dict[str, list[dict[s
 
 
 def clustered_mean(rows: Sequence[dict[str, Any]], macro_group: str | None = None) -> Estimate:
-    """The mean of `correct`, or the mean over the parts of a group of their means, and its standard error.
+    """Return the mean of `correct`, or the mean over the parts of a group of their means, and its standard error.
 
     Errors of questions on one video are summed before they are squared (Miller, arXiv 2411.00640), which for videos with one question
     each is the binomial standard error.
@@ -197,7 +197,7 @@ class FileBenchmark(Benchmark):
         """
 
     def answer(self, row: Row, options: dict[str, str]) -> str | None:
-        """The letter of the right option among `options`, texts by letter; None where it is withheld.
+        """Return the letter of the right option among `options`, texts by letter; None where it is withheld.
 
         Raises:
             ValueError: the answer is not an option.

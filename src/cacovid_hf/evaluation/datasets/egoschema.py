@@ -27,7 +27,7 @@ class EgoSchema(FileBenchmark):
         super().__init__(root, limit)
 
     def sample(self, row: Row) -> Sample | None:
-        """A question with five options; None where no answer is known and one is needed."""
+        """Return a question with five options; None where no answer is known and one is needed."""
         if _is_of_authors(row):
             video = id = row.text("q_uid")
             options, lines = choices_of([row.text(f"option {i}") for i in range(5)])

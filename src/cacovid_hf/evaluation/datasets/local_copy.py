@@ -41,7 +41,7 @@ class LocalCopy:
         self.root = root
 
     def tables(self, *patterns: str) -> list[Path]:
-        """The files of one folder that fit the first pattern that any fits, sorted; in any capitals, if none fits as it is written.
+        """Return the files of one folder that fit the first pattern that any fits, sorted; in any capitals, if none fits as it is written.
 
         Args:
             patterns: as in `Path.glob`, with `**/` at the beginning only.
@@ -64,7 +64,7 @@ class LocalCopy:
         )
 
     def video(self, name: str, folders: Sequence[str], anywhere: bool = True) -> Path:
-        """The file of a video, or its folder of pictures.
+        """Return the file of a video, or its folder of pictures.
 
         Looked for, in this order: the name in `folders`; its stem with any suffix of a video in `folders`; then in the whole copy, in folders whose path has the
         parts of one of `folders` in order, at most one folder deeper; last, if `anywhere`, in every folder, where it must be the only one.
@@ -94,7 +94,7 @@ class LocalCopy:
         )
 
     def file(self, name: str, *folders: str) -> Path | None:
-        """A file by its name: in `folders`, or the only one in the whole copy; None if there is none."""
+        """Return a file by its name: in `folders`, or the only one in the whole copy; None if there is none."""
         leaf = PurePosixPath(name.replace("\\", "/")).name
         for folder in folders:
             if leaf and os.path.isfile(path := self.root / folder / leaf):

@@ -38,7 +38,7 @@ class LongVideoBench(FileBenchmark):
         return samples
 
     def sample(self, row: Row) -> Sample:
-        """A question with two to five options."""
+        """Return a question with two to five options."""
         options, lines = choices_of(_options(row), keep_letters=False)
         question = "\n".join([row.text("question"), *lines])
         if self.subtitles:

@@ -32,7 +32,7 @@ class MLVUDev(FileBenchmark):
     answer_is = "text"
 
     def sample(self, row: Row) -> Sample:
-        """A question with its options."""
+        """Return a question with its options."""
         published = row.path.suffix.lower() != ".parquet"
         video = row.text("video" if published else "video_name")
         question, candidates = row.text("question"), row.get("candidates")

@@ -49,7 +49,7 @@ class MVBench(FileBenchmark):
     answer_is = "text"
 
     def sample(self, row: Row) -> Sample:
-        """A question of the task that the file is named after."""
+        """Return a question of the task that the file is named after."""
         task = row.path.stem.lower()
         if task not in FOLDERS:
             raise ValueError(

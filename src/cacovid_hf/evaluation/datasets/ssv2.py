@@ -34,7 +34,7 @@ class SomethingSomething(FileBenchmark):
     )
 
     def sample(self, row: Row) -> Sample:
-        """A clip and four templates."""
+        """Return a clip and four templates."""
         id, given = row.text("id"), plain(row.text("template"))
         right = given if given in self._templates else self._comparable.get(comparable(given))
         clip = Clip(self.copy.video(id, ["20bn-something-something-v2", "videos", "."]))
@@ -75,12 +75,12 @@ class SomethingSomething(FileBenchmark):
 
 
 def plain(template: str) -> str:
-    """A template without its brackets: `Pushing [something]` -> `Pushing something`."""
+    """Return a template without its brackets: `Pushing [something]` -> `Pushing something`."""
     return template.replace("[", "").replace("]", "")
 
 
 def draw_options(id: str, right: str, templates: list[str]) -> tuple[tuple[str, ...], str]:
-    """The right template among `NUM_OPTIONS - 1` others, in an order drawn by the clip's id; and its letter."""
+    """Return the right template among `NUM_OPTIONS - 1` others, in an order drawn by the clip's id; and its letter."""
     rng = np.random.default_rng([_SEED, *id.encode()])
     others = [template for template in templates if template != right]
     wrong = [others[i] for i in rng.choice(len(others), NUM_OPTIONS - 1, replace=False)]

@@ -36,7 +36,7 @@ class Row:
         return f"row {self.number} of {self.path}"
 
     def field(self, name: str) -> Any:
-        """The value of a column.
+        """Return the value of a column.
 
         Raises:
             ValueError: the table has none of that name.
@@ -47,12 +47,12 @@ class Row:
         return self.values[name]
 
     def get(self, name: str) -> Any:
-        """The value of a column; None where the table has no such column, or no value there."""
+        """Return the value of a column; None where the table has no such column, or no value there."""
         value = self.values.get(name)
         return None if is_missing(value) else value
 
     def text(self, name: str) -> str:
-        """A text or a number as a text.
+        """Return a text or a number as a text.
 
         Raises:
             ValueError: no such column, or neither text nor number.
@@ -60,7 +60,7 @@ class Row:
         return text_of(self.field(name), name)
 
     def seconds(self, name: str) -> float | None:
-        """A time, or None where there is none.
+        """Return a time, or None where there is none.
 
         Raises:
             ValueError: not a number, or negative.
@@ -103,7 +103,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Return the value of a JSON file.
 
     Raises:
         ValueError: damaged.

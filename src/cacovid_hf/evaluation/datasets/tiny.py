@@ -43,5 +43,5 @@ class Tiny(Benchmark):
         return {"num_questions": self.num_questions, "seed": self.seed, "through_mp4": self.through_mp4}
 
     def extract(self, response: str, sample: Sample) -> str:
-        """The first word, in lower case."""
+        """Return the first word, in lower case."""
         return next(iter(response.lower().split()), "").strip(".,!?")

@@ -44,7 +44,7 @@ class VideoMME(FileBenchmark):
         return samples
 
     def sample(self, row: Row) -> Sample:
-        """A question with four options."""
+        """Return a question with four options."""
         video = row.text("videoID")
         options, shown = choices_of(row.field("options"))
         lines = [_INSTRUCTION, row.text("question"), *shown]
@@ -75,7 +75,7 @@ class VideoMMEWithSubtitles(VideoMME):
 
 
 def read_srt(path: Path) -> list[str]:
-    """The lines that a SubRip file shows, without numbers, times and tags; those that repeat the line before are left out."""
+    """Return the lines that a SubRip file shows, without numbers, times and tags; those that repeat the line before are left out."""
     lines: list[str] = []
     try:
         text = read_text(path)

@@ -102,7 +102,7 @@ class FeatureMemory:
         return sum(group.num_bytes for group in self.groups.items)
 
     def stored(self, step: Step, groups: Sequence[FeatureGroup]) -> FeatureGroup:
-        """A step as a group; what is held already has no part in it."""
+        """Return a step as a group; what is held already has no part in it."""
         features = step.features.to(self.settings.device or step.features.device)
         where = features.device
         return FeatureGroup(
@@ -167,7 +167,7 @@ class FeatureMemory:
         return self.group_of(parts, one.worth.device)
 
     def group_of(self, parts: dict[str, Tensor], device: torch.device | str) -> FeatureGroup:
-        """A group of its `parts`, tokens and worth on a device."""
+        """Return a group of its `parts`, tokens and worth on a device."""
         parts = {name: value if name in _ON_CPU else value.to(device) for name, value in parts.items()}
         own = {name: parts[name] for name in ("worth", *_ON_CPU)}
         return FeatureGroup(Packed.of(parts, self._blocks()[1], self.settings.bits or 16), **own)
@@ -182,7 +182,7 @@ class FeatureMemory:
         compressor: "str | Compressor | None",
         arguments: dict[str, Any],
     ) -> Tensor:
-        """The new tokens of `generate` with the tokens that a question keeps, `(sequences, n)`; arguments as of `choose`."""
+        """Return the new tokens of `generate` with the tokens that a question keeps, `(sequences, n)`; arguments as of `choose`."""
         prompt, features = self.choose(words, groups, num_tokens, compressor)
         encoded = prompt.encoded(features, self.frame, 1)
         # Everything that is left goes in: the choice is made.
@@ -194,7 +194,7 @@ class FeatureMemory:
     def choose(
         self, words: Words, groups: Sequence[FeatureGroup], num_tokens: int, compressor: "str | Compressor | None"
     ) -> tuple[Asked, Tensor]:
-        """The prompt of a question with the tokens that it keeps, and their features `(B, D)`.
+        """Return the prompt of a question with the tokens that it keeps, and their features `(B, D)`.
 
         Args:
             words: of the question.

@@ -115,7 +115,7 @@ class Intake:
 
     @torch.no_grad()
     def take(self, before: Before, frame: Frame | None) -> tuple[Before, Step, Frame]:
-        """The waiting frames as a step, the last one repeated if they are too few, as processors do.
+        """Return the waiting frames as a step, the last one repeated if they are too few, as processors do.
 
         Args:
             before: with a waiting frame.

@@ -41,7 +41,7 @@ class Layers:
         return len(self.attentions)
 
     def before_turning(self, name: str) -> list[nn.Module]:
-        """What makes queries (`q`) or keys (`k`) of every layer, as they are before the rotary embedding."""
+        """Return what makes queries (`q`) or keys (`k`) of every layer, as they are before the rotary embedding."""
         parts: list[dict[str, Any]] = [dict(attention.named_children()) for attention in self.attentions]
         return [part[f"{name}_norm"] if f"{name}_norm" in part else part[f"{name}_proj"] for part in parts]
 

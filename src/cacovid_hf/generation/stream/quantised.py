@@ -44,7 +44,7 @@ class Packed:
         return cls(parts["codes"], parts.get("low"), parts.get("step"), size, bits)
 
     def to(self, device: torch.device | str) -> "Packed":
-        """The same on a device."""
+        """Return the same on a device."""
         return Packed.of({name: part.to(device) for name, part in self.parts.items()}, self.size, self.bits)
 
     def __getitem__(self, rows: Tensor) -> "Packed":
@@ -81,7 +81,7 @@ def pack(numbers: Tensor, bits: int) -> Packed:
 
 @torch.no_grad()
 def unpack(packed: Packed, dtype: torch.dtype) -> Tensor:
-    """The numbers `(..., m)` again, each at its step."""
+    """Return the numbers `(..., m)` again, each at its step."""
     if packed.low is None or packed.step is None:
         return packed.codes.to(dtype)
     codes = _split(packed.codes, packed.bits, packed.size).float()

@@ -26,7 +26,7 @@ def write(path: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> 
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `write` wrote.
+    """Return what `write` wrote.
 
     Raises:
         FileNotFoundError: no such file.
@@ -72,7 +72,7 @@ def described_state(before: Before, frame: Frame | None, made_room: int) -> dict
 def state_of(
     described: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> tuple[Before, Frame | None, list[dict[str, Tensor]]]:
-    """What `described_state` and `tensors_of` say, and the parts of every group."""
+    """Return what `described_state` and `tensors_of` say, and the parts of every group."""
     numbers = dict(described["before"])
     numbers["size"] = None if numbers["size"] is None else tuple(numbers["size"])
     waiting: list[np.ndarray] = []

@@ -108,7 +108,7 @@ class StreamSettings:
         return min(self.tokens_per_frame or size, size)
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings that JSON can hold, to be saved: methods by name, if they have one with default settings."""
+        """Return the settings that JSON can hold, to be saved: methods by name, if they have one with default settings."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("reducer", "compressor"):
             if isinstance(values[name], Compressor):
