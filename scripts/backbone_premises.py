@@ -28,7 +28,7 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
     return [
         (
             "videos have a placeholder of their own",
-            getattr(config, "video_token_id", None) is not None,
+            has_own_placeholder(model),
             "implement places and video_token_id",
         ),
         (
@@ -57,6 +57,16 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
             "the prefill makes logits of every position",
         ),
     ]
+
+
+def has_own_placeholder(model: PreTrainedModel) -> bool:
+    """Whether the config names a placeholder of videos, and the stock code puts features there (GLM-4V's does not)."""
+    token = getattr(model.config, "video_token_id", None)
+    find = getattr(model.model, "get_placeholder_mask", None)
+    if token is None or find is None:
+        return token is not None
+    masks = find(torch.tensor([[token]]), inputs_embeds=torch.zeros(1, 1, 1))
+    return any(bool(mask.any()) for mask in (masks if isinstance(masks, tuple) else (masks,)))
 
 
 def main(model_type: str) -> None:

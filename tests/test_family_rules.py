@@ -43,6 +43,7 @@ class Rule:
     calls: dict[str, tuple[dict[str, Any], int]]
 
 
+GLM = dict(size={"shortest_edge": 12544, "longest_edge": 47040000}, patch_size=14, temporal_patch_size=2, merge_size=2)
 RULES = {
     "video_llama_3": Rule(
         reader="VideoLlama3VideoProcessor",
@@ -64,6 +65,34 @@ RULES = {
             "max_fps": ({"max_fps": 2}, 18),
             "num_frames": ({"num_frames": 6}, 6),
             "both": ({"num_frames": 100, "fps": 5}, 45),
+        },
+    ),
+    "glm4v": Rule(
+        reader="Glm4vVideoProcessor",
+        published=dict(GLM, fps=2, max_duration=300),
+        rate={},
+        per_step=2,
+        clip=18,
+        seconds={1.0: 2, 60.0: 120, 3600.0: 600},
+        calls={
+            "fps": ({"fps": 1}, 10),  # nine, and the last one again to fill a step
+            "max_fps": ({"max_fps": 1}, 10),
+            "num_frames": ({"num_frames": 7}, 8),
+            "both": ({"num_frames": 100, "fps": 5}, 46),
+        },
+    ),
+    "glm46v": Rule(
+        reader="Glm46VVideoProcessor",
+        published=GLM,
+        rate={},
+        per_step=2,
+        clip=46,  # six a second where the file has five
+        seconds={1.0: 6, 60.0: 120, 3600.0: 640},
+        calls={
+            "fps": ({"fps": 1}, 10),  # evenly, for the rule has none
+            "max_fps": ({"max_fps": 2}, 18),
+            "num_frames": ({"num_frames": 7}, 8),
+            "both": ({"num_frames": 100, "fps": 5}, 46),
         },
     ),
 }
@@ -131,6 +160,7 @@ def test_published_settings(family):
     rule, stock = RULES[family], tiny_processor(family)
     stock.video_processor = getattr(transformers, rule.reader)(**rule.published)
     reader = with_video_reader(stock).video_processor
+    assert reader.num_frames is None  # which GLM's rule does not read
     for name, value in rule.published.items():
         assert reader.to_dict()[name] == value, name
     check_settings(stock.video_processor.to_dict(), "settings")

@@ -236,6 +236,10 @@ def device_maps(stock):
     parts = ["lm_head", f"{decoder}.embed_tokens", f"{decoder}.norm", f"{decoder}.rotary_emb"]
     parts += [f"{decoder}.layers.{i}" for i in range(3)]
     vision = [f"model.{name}" for name, part in stock.model.named_children() if part is not stock.get_decoder()]
+    if "visual.embeddings" in dict(stock.model.named_modules()):
+        # GLM-4V reads the weight of its positions beside their forward, where nothing brings it back from disk.
+        vision = [f"model.visual.{name}" for name, _ in stock.model.visual.named_children()]
+        parts.append(vision.pop(vision.index("model.visual.embeddings")))
     # The newline is a parameter of the model itself, which accelerate would not bring back from disk.
     everywhere = {**dict.fromkeys([*parts, *vision], "cpu"), "model.image_newline": "cpu"}
     return {
@@ -292,8 +296,10 @@ def test_dispatched_by_accelerate(family, placement, tmp_path):
 
 def with_lora(stock, dropout=0.0):
     peft = pytest.importorskip("peft")
+    # Of GLM's experts these adapters take every down_proj for the experts' own parameters.
+    mlp = "" if stock.config.model_type == "glm4v_moe" else "|down_proj"
     config = peft.LoraConfig(
-        target_modules=r".*(language|text)_model.*(q_proj|v_proj|down_proj)",
+        target_modules=rf".*(language|text)_model.*(q_proj|v_proj{mlp})",
         init_lora_weights=False,
         r=4,
         lora_dropout=dropout,
@@ -316,6 +322,7 @@ def test_adapters_of_peft(family, training):
     parts = dict(layer.named_modules())
     # Where there are experts, their weights are parameters of one module, which these adapters leave alone.
     mlp = {"mlp.down_proj", "mlp.shared_expert.down_proj"} & parts.keys()
+    mlp = {name for name in mlp if hasattr(parts[name], "get_base_layer")}
     for name in ("self_attn.q_proj", "self_attn.v_proj", *mlp):
         linear = parts[name]
         merged = linear.get_base_layer().weight + linear.get_delta_weight("default")

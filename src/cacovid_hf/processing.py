@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoProcessor,
+    Glm4vProcessor,
+    Glm46VProcessor,
     InternVLProcessor,
     LlavaNextVideoProcessor,
     LlavaOnevisionProcessor,
@@ -247,6 +249,8 @@ CaCoVidQwen3VLProcessor = following(Qwen3VLProcessor)
 CaCoVidVideoLlama3Processor = following(VideoLlama3Processor)
 CaCoVidInternVLProcessor = following(InternVLProcessor, FramesAsImagesMixin)
 CaCoVidSmolVLMProcessor = following(SmolVLMProcessor, RowsOfTilesMixin)
+CaCoVidGlm4vProcessor = following(Glm4vProcessor)
+CaCoVidGlm46VProcessor = following(Glm46VProcessor)
 
 # By the name of the stock processor that each extends.
 _PROCESSORS: dict[str, Any] = {
@@ -260,6 +264,8 @@ _PROCESSORS: dict[str, Any] = {
         CaCoVidVideoLlama3Processor,
         CaCoVidInternVLProcessor,
         CaCoVidSmolVLMProcessor,
+        CaCoVidGlm4vProcessor,
+        CaCoVidGlm46VProcessor,
     )
 }
 
@@ -296,8 +302,11 @@ def with_video_reader(processor: ProcessorMixin) -> ProcessorMixin:
             "model of a supported family, or decode with cacovid_hf.read_video."
         )
     settings = {setting: value for setting, value in stock.to_dict().items() if value is not None}
-    if "fps" in settings and not issubclass(reader, OwnSamplingMixin):
-        settings["max_fps"] = settings.pop("fps")
+    if not issubclass(reader, OwnSamplingMixin):
+        if "fps" in settings:
+            settings["max_fps"] = settings.pop("fps")
+    elif reader is not type(stock):
+        settings = {setting: value for setting, value in settings.items() if setting not in reader.unread}
     settings["auto_map"] = {"AutoVideoProcessor": f"{AUTO_MODULE}.{reader.__name__}"}
     own = type(processor) if isinstance(processor, MessagesMixin) else _PROCESSORS.get(type(processor).__name__)
     if own is None:

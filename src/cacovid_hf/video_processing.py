@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoVideoProcessor,
+    Glm4vVideoProcessor,
+    Glm46VVideoProcessor,
     InternVLVideoProcessor,
     LlavaNextVideoVideoProcessor,
     LlavaOnevisionVideoProcessor,
@@ -333,6 +335,8 @@ class OwnSamplingMixin(VideoFileMixin):
     max_fps = None  # type: ignore[assignment]
     # Frames a second where the checkpoint says none; None: stock code knows.
     usual_fps: float | None = None
+    # Settings of checkpoints that the rule does not read.
+    unread: tuple[str, ...] = ()
 
     def sample_frames(self, metadata: VideoMetadata, max_fps: float | None = None, **kwargs: Any) -> np.ndarray:  # type: ignore[override]
         """As `VideoFileMixin`; stock code names the settings' `fps` in every call, which a call's `max_fps` overrides."""
@@ -350,6 +354,21 @@ class OwnSamplingMixin(VideoFileMixin):
         part = VideoMetadata(total_num_frames=total, fps=fps, duration=seconds)
         chosen = super(VideoFileMixin, self).sample_frames(metadata=part, fps=rate)
         return np.asarray(chosen, dtype=np.int64)
+
+
+class PairedFramesMixin(OwnSamplingMixin):
+    """For processors whose rule takes frames in pairs: of an odd number the last one comes twice."""
+
+    unread = ("num_frames",)
+
+    def choose(
+        self, total: int, seconds: float | None, fps: float | None, num_frames: int | None, rate: float | None
+    ) -> np.ndarray:
+        """As `OwnSamplingMixin`, an even number; where the rule has no frames a second in it, those of a call are taken evenly."""
+        if "fps" in self.unread and rate is not None and num_frames is None:
+            num_frames = total
+        chosen = super().choose(total, seconds, fps, num_frames, rate)
+        return np.append(chosen, chosen[-1:]) if len(chosen) % 2 else chosen
 
 
 class FramesShareMixin(OwnSamplingMixin):
@@ -412,6 +431,18 @@ CaCoVidQwen2VLVideoProcessor = reading(Qwen2VLVideoProcessor, bounds_pixels=True
 CaCoVidQwen3VLVideoProcessor = reading(
     Qwen3VLVideoProcessor, OwnSamplingMixin, reads_times=True, size_is_of_all_frames=True, least_frames=2
 )
+CaCoVidGlm4vVideoProcessor = reading(
+    Glm4vVideoProcessor, PairedFramesMixin, reads_times=True, size_is_of_all_frames=True, least_frames=2
+)
+CaCoVidGlm46VVideoProcessor = reading(
+    Glm46VVideoProcessor,
+    PairedFramesMixin,
+    reads_times=True,
+    size_is_of_all_frames=True,
+    least_frames=2,
+    fps=None,
+    unread=("num_frames", "fps"),
+)
 CaCoVidVideoLlama3VideoProcessor = reading(
     VideoLlama3VideoProcessor,
     FramesShareMixin,
@@ -435,6 +466,8 @@ READERS: dict[str, Any] = {
         CaCoVidVideoLlama3VideoProcessor,
         CaCoVidInternVLVideoProcessor,
         CaCoVidSmolVLMVideoProcessor,
+        CaCoVidGlm4vVideoProcessor,
+        CaCoVidGlm46VVideoProcessor,
     )
 }
 

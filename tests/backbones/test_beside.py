@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.cut_oracle import CutPrompts, reaching_language_model
+from helpers.cut_oracle import CutPrompts
 from helpers.models import IMAGE_AND_VIDEO, PROMPTS, RAGGED, prompt_inputs, wrapped
+from helpers.reaching import reaching_language_model
 
 from cacovid_hf.compressors import Merged
 from cacovid_hf.compressors.base import Compressor

@@ -152,7 +152,7 @@ def test_layers_compute_what_is_left(family, method):
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     widths = {}
     for index, layer in enumerate(stock.get_decoder().layers):
-        for name, module in (("attention", layer.self_attn.v_proj), ("mlp", layer.mlp.up_proj)):
+        for name, module in (("attention", layer.self_attn.v_proj), ("mlp", layer.mlp)):
             module.register_forward_hook(
                 lambda _module, args, _out, key=(name, index): widths.setdefault(key, []).append(args[0].shape[1])
             )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.cut_oracle import reaching_language_model
 from helpers.models import (
     BY_NAME,
     FAMILIES,
@@ -14,6 +13,7 @@ from helpers.models import (
     RAGGED,
     TWO_VIDEOS,
     Video,
+    for_forward,
     masked_inputs,
     prompt_inputs,
     skip_unless_served,
@@ -21,6 +21,7 @@ from helpers.models import (
     tower,
     wrapped,
 )
+from helpers.reaching import reaching_language_model
 
 from cacovid_hf.backbones import Backbone
 from cacovid_hf.compressors import (
@@ -65,7 +66,9 @@ def merged_oracle(model, stock, inputs, compressed):
     changed[rows[is_kept], compressed.kept_indices[is_kept]] = compressed.inputs_embeds[is_kept]
     with torch.no_grad():
         arguments = {
-            **reaching_language_model(stock, inputs),  # what it receives beside them too
+            **reaching_language_model(
+                stock, for_forward(stock_inputs(stock, inputs))
+            ),  # what it receives beside them too
             "inputs_embeds": changed,
             "attention_mask": reference["attention_mask"],
             "position_ids": reference["position_ids"],

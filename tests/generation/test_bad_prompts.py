@@ -8,7 +8,6 @@ from helpers.models import (
     PROMPTS,
     TEXT_ONLY,
     TWO_VIDEOS,
-    VIDEO,
     family_of,
     masked_inputs,
     prompt_inputs,
@@ -49,10 +48,10 @@ def masked_placeholders(stock):
 
 def video_across_rows(stock):
     inputs = prompt_inputs(stock, [[2, *PROMPTS["one video"][0]], [30]])
-    ids, frame = inputs["input_ids"], family_of(stock).frame_id
+    ids, frame, marks = inputs["input_ids"], family_of(stock).frame_id, family_of(stock).marks
     first = (ids[0] == frame).nonzero()[0]
     ids[0, first] = 9
-    ids[1, -20] = frame
+    ids[1, -21:-18] = torch.tensor([marks.get("<|begin_of_video|>", 9), frame, marks.get("<|end_of_video|>", 9)])
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"][0, first] = 0
         inputs["mm_token_type_ids"][1, -20] = 2
@@ -61,7 +60,7 @@ def video_across_rows(stock):
 
 def ends_inside_the_video(stock):
     inputs = prompt_inputs(stock, PROMPTS["one video"])
-    last = (inputs["input_ids"][0] == VIDEO).nonzero()[-1] + 1
+    last = (inputs["input_ids"][0] == family_of(stock).frame_id).nonzero()[-1] + 1
     return {
         name: value[:, :last] if value.shape[:2] == inputs["input_ids"].shape else value
         for name, value in inputs.items()

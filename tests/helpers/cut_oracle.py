@@ -5,33 +5,10 @@ side, unpadded, at their original positions. The stock language model and head a
 of models with layers that do not attend, where a masked token is still read.
 """
 
-from typing import Any
-
 import torch
-from helpers.models import family_of, original_positions, stock_inputs
+from helpers.models import family_of, for_forward, original_positions, stock_inputs
+from helpers.reaching import reaching_language_model
 from torch import Tensor
-
-
-class _Reached(Exception):
-    """The language model was called."""
-
-
-def reaching_language_model(stock, inputs) -> dict[str, Any]:
-    """The keyword arguments with which a stock forward calls its language model."""
-    found: dict[str, Any] = {}
-
-    def stop(module, args, kwargs):
-        found.update(kwargs)
-        raise _Reached
-
-    handle = stock.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        stock(**stock_inputs(stock, inputs), use_cache=False)
-    except _Reached:
-        return found
-    finally:
-        handle.remove()
-    raise RuntimeError("The stock model did not call its language model.")
 
 
 class CutPrompts:
@@ -45,7 +22,7 @@ class CutPrompts:
 
     def __init__(self, stock, inputs, kept_indices: Tensor):
         with torch.no_grad():
-            self.found = reaching_language_model(stock, inputs)
+            self.found = reaching_language_model(stock, for_forward(stock_inputs(stock, inputs)))
         self.stock = stock
         self.positions = original_positions(stock, inputs)
         self.places = [row[row >= 0] for row in kept_indices]

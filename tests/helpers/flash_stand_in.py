@@ -10,7 +10,9 @@ import sys
 import types
 from dataclasses import dataclass, field
 
+import pytest
 import torch
+from helpers.models import BY_NAME
 from torch import Tensor
 from transformers import modeling_flash_attention_utils as flash_utils
 
@@ -117,6 +119,12 @@ def install(monkeypatch) -> StandInKernels:
     for name in (*remembered, "_unpad_fn", "_process_flash_kwargs_fn"):
         monkeypatch.setattr(flash_utils, name, None)
     return kernels
+
+
+def skip_unless_stock_runs(family: str) -> None:
+    """Skip a test of one prompt on a family whose stock code takes it for packed sequences."""
+    if not BY_NAME[family].flash_alone:
+        pytest.skip(f"the stock {family} takes a single prompt for packed sequences")
 
 
 def use_flash_attention(model) -> None:

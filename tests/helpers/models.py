@@ -10,8 +10,15 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from helpers.reaching import reaching_language_model
 from torch import Tensor, nn
 from transformers import (
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
+    Glm46VConfig,
+    Glm46VForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlavaNextVideoConfig,
@@ -41,6 +48,8 @@ from cacovid_hf import CaCoVidForConditionalGeneration
 PAD, BOS, EOS, VISION_START, VISION_END, IMAGE, VIDEO = 0, 1, 2, 3, 4, 110, 111
 # Words that no random text has: those of a time in front of a frame.
 COMMA, TIME, COLON = 105, 106, 107
+# Marks around a video whose placeholders are those of images.
+VIDEO_START, VIDEO_END = 108, 109
 # Every field that a family's processor returns for videos, and for images.
 VIDEO_FIELDS = (
     "pixel_values_videos",
@@ -129,6 +138,10 @@ class Family(ABC):
         cuts_inside: whether tokens can be dropped between the layers of its language model.
         tower_window: side, in tokens, of the windows in whose order the vision tower takes a frame; None: raster order.
         keeps_logits: whether the stock forward makes logits of the last positions alone, if asked.
+        mixes: whether the stock forward takes images and videos in one call.
+        flash_alone: whether the stock code runs a single prompt on flash attention.
+        expands: whether stock generation takes videos with beams or several sequences.
+        marks: special words of its prompts, and their ids.
     """
 
     name: ClassVar[str]
@@ -142,6 +155,10 @@ class Family(ABC):
     cuts_inside: ClassVar[bool] = True
     tower_window: ClassVar[int | None] = None
     keeps_logits: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
+    expands: ClassVar[bool] = True
+    flash_alone: ClassVar[bool] = True
+    marks: ClassVar[dict[str, int]] = {"<|vision_start|>": VISION_START, "<|vision_end|>": VISION_END}
 
     @abstractmethod
     def config(self, text: dict[str, Any]) -> Any:
@@ -201,6 +218,17 @@ class Family(ABC):
     def pooled(self, stock: Any, patches: Tensor) -> Tensor:
         """What each of a frame's tokens is made of, from its patches `(S,)`, where pixels are one row per video: `(P,)`."""
         return stock.model.apply_pooling(patches[None, :, None])[0, :, 0]
+
+    def embedded(self, stock: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """`(B, L, D)`, a prompt with images and videos as the stock forward embeds each of both: for families that take one kind in a call."""
+        found = {}
+        for kind, others in ((1, VIDEO_FIELDS), (2, IMAGE_FIELDS)):
+            some = {name: value for name, value in inputs.items() if name not in others}
+            elsewhere = some.pop("mm_token_type_ids") == 3 - kind
+            some["input_ids"] = inputs["input_ids"].masked_fill(elsewhere, 5)
+            some["position_ids"] = torch.zeros_like(inputs["input_ids"])
+            found[kind] = reaching_language_model(stock, some)["inputs_embeds"]
+        return torch.where((inputs["mm_token_type_ids"] == 1)[..., None], found[1], found[2])
 
     def positions(self, stock: Any, inputs: dict[str, Tensor], places: Tensor) -> Tensor:
         """Explicit `position_ids` of an uncompressed prompt, from the places `(B, L)` of its tokens."""
@@ -790,6 +818,114 @@ class SmolVLM(InternVL):
         return patches.view(2, 2, 2, 2).mean((1, 3)).flatten()
 
 
+class Glm4v(Qwen2VL):
+    """As Qwen2-VL, with marks of its own and two words behind every temporal step; the placeholders are those of images."""
+
+    name = "glm4v"
+    model_class = Glm4vForConditionalGeneration
+    config_class = Glm4vConfig
+    vision: ClassVar[dict[str, Any]] = dict(
+        depth=2,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=2,
+        image_size=56,
+        patch_size=14,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+    )
+    rope: ClassVar[dict[str, Any]] = {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [2, 1, 1],
+        "partial_rotary_factor": 0.5,
+    }
+    text: ClassVar[dict[str, Any]] = {}
+    vision_type: ClassVar[dict[str, Any]] = {}
+    mixes = False
+    expands = False
+    frame_id = IMAGE
+    marks: ClassVar[dict[str, int]] = {
+        "<|begin_of_image|>": VISION_START,
+        "<|end_of_image|>": VISION_END,
+        "<|begin_of_video|>": VIDEO_START,
+        "<|end_of_video|>": VIDEO_END,
+    }
+
+    def config(self, text):
+        return self.config_class(
+            vision_config={**self.vision, **self.vision_type, "out_hidden_size": text["hidden_size"]},
+            text_config={"rope_parameters": dict(self.rope), **self.text, **text},
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            image_start_token_id=VISION_START,
+            image_end_token_id=VISION_END,
+            video_start_token_id=VIDEO_START,
+            video_end_token_id=VIDEO_END,
+        )
+
+    def video(self, video, draw):
+        count = video.height * video.width
+        ids = [VIDEO_START]
+        for _ in range(video.frames):
+            ids += [VISION_START, *[IMAGE] * count, VISION_END, *draw.words(2)]
+        ids.append(VIDEO_END)
+        return Part(ids, [2 if token == IMAGE else 0 for token in ids], self.pixels(video, draw))
+
+    def stock_processors(self):
+        """Classes of the processor, and of those of images and videos."""
+        from transformers import Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
+
+        return Glm4vProcessor, Glm4vImageProcessor, Glm4vVideoProcessor
+
+    def processor(self, tokenizer):
+        whole, of_images, of_videos = self.stock_processors()
+        size = {"shortest_edge": 56 * 56, "longest_edge": 84 * 84 * 16}
+        return whole(
+            image_processor=of_images(size=size),
+            video_processor=of_videos(size=size),
+            tokenizer=tokenizer,
+            chat_template=chat_template(
+                "<|begin_of_video|><video><|end_of_video|>", "<|begin_of_image|><image><|end_of_image|>"
+            ),
+        )
+
+
+class Glm4vMoe(Glm4v):
+    """With experts behind the first layer."""
+
+    name = "glm4v_moe"
+    model_class = Glm4vMoeForConditionalGeneration
+    config_class = Glm4vMoeConfig
+    flash_alone = False
+    text: ClassVar[dict[str, Any]] = dict(
+        head_dim=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
+    )
+
+    def amplify(self, stock):
+        amplify_experts(stock)
+
+
+class Glm46V(Glm4v):
+    """As GLM-4.1V, with tenths of seconds and a rule for frames of its own."""
+
+    name = "glm46v"
+    model_class = Glm46VForConditionalGeneration
+    config_class = Glm46VConfig
+    text: ClassVar[dict[str, Any]] = {"model_type": "glm4v_text"}
+    vision_type: ClassVar[dict[str, Any]] = {"model_type": "glm4v_vision"}
+
+    def stock_processors(self):
+        from transformers import Glm46VImageProcessor, Glm46VProcessor, Glm46VVideoProcessor
+
+        return Glm46VProcessor, Glm46VImageProcessor, Glm46VVideoProcessor
+
+
 def amplify_experts(stock: Any) -> None:
     """As `stock_model` does with the other weights of its layers; those of experts are one tensor for all of them."""
     for name, weight in stock.named_parameters():
@@ -820,6 +956,9 @@ BY_NAME: dict[str, Family] = {
         VideoLlama3(),
         InternVL(),
         SmolVLM(),
+        Glm4v(),
+        Glm4vMoe(),
+        Glm46V(),
     )
 }
 FAMILIES = tuple(BY_NAME)
@@ -872,7 +1011,7 @@ def stock_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch
     # No end of text, so that every case decodes its full length.
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = PAD, None
     # Placeholders that stand for no pixels are an error of the stock model without a cache.
-    model.generation_config.suppress_tokens = [IMAGE, VIDEO]
+    model.generation_config.suppress_tokens = [IMAGE, VIDEO, VIDEO_START, VIDEO_END]
     return model
 
 
@@ -938,21 +1077,40 @@ def original_positions(model, inputs) -> Tensor:
     return family_of(model).positions(model, inputs, places)
 
 
-def stock_inputs(model, inputs) -> dict[str, Tensor]:
-    """What the stock model takes of a prompt's inputs."""
-    return {name: value for name, value in inputs.items() if name not in family_of(model).own_inputs}
-
-
-def masked_inputs(model, inputs, kept_indices) -> dict[str, Tensor]:
-    """The oracle's inputs: the uncompressed prompt, dropped tokens masked out as keys, explicit original positions.
+def masked_inputs(model, inputs, kept_indices, **settings) -> dict[str, Tensor]:
+    """The oracle's inputs for these settings of generation: the uncompressed prompt, dropped tokens masked out as keys, explicit original positions.
 
     Skips the test where masking is not dropping, because some layers do not attend (see `helpers.cut_oracle`).
     """
     if not family_of(model).attends:
         pytest.skip(f"{model.config.model_type} has layers that do not attend, which read masked tokens too")
-    mask = inputs["attention_mask"]
-    kept = torch.zeros_like(mask)
+    kept = torch.zeros_like(inputs["attention_mask"])
     for row, places in enumerate(kept_indices):
         kept[row, places[places >= 0]] = 1
     masked = {"attention_mask": kept, "position_ids": original_positions(model, inputs)}
-    return {**stock_inputs(model, inputs), **masked}
+    return {**stock_inputs(model, inputs, **settings), **masked}
+
+
+def stock_inputs(model, inputs, **settings) -> dict[str, Tensor]:
+    """What the stock model takes of a prompt's inputs; where that cannot be their pixels, the embeddings that it makes of them.
+
+    Args:
+        model: the stock one.
+        inputs: of the prompts.
+        **settings: of generation.
+    """
+    family = family_of(model)
+    is_mixed = all(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+    expands = max(settings.get("num_beams", 1), settings.get("num_return_sequences", 1)) > 1
+    if (family.mixes or not is_mixed) and (family.expands or not expands):
+        return {name: value for name, value in inputs.items() if name not in family.own_inputs}
+    with torch.no_grad():
+        embeds = family.embedded(model, inputs)
+    fields = (*VIDEO_FIELDS, *IMAGE_FIELDS, "mm_token_type_ids")
+    words = {name: value for name, value in inputs.items() if name not in fields}
+    return {**words, "inputs_embeds": embeds, "position_ids": original_positions(model, inputs)}
+
+
+def for_forward(inputs) -> dict[str, Tensor]:
+    """The same for a stock forward, which does not take ids beside embeddings."""
+    return {name: value for name, value in inputs.items() if name != "input_ids" or "inputs_embeds" not in inputs}

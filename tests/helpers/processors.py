@@ -1,6 +1,6 @@
 """Stock processors with a tiny tokenizer, for the random models of `models.py`."""
 
-from helpers.models import BOS, BY_NAME, EOS, IMAGE, PAD, TEXT, VIDEO, VISION_END, VISION_START
+from helpers.models import BOS, BY_NAME, EOS, IMAGE, PAD, TEXT, VIDEO
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -9,12 +9,12 @@ WORDS = ["answer", "what", "color", "is", "the", "circle", "square", "red", "gre
 
 def tiny_processor(family: str):
     """The family's stock processor; words outside its small vocabulary are one unknown word, ids without a word decode to `wN`."""
+    marks = list(BY_NAME[family].marks)
     special = {
         "<pad>": PAD,
         "<bos>": BOS,
         "<eos>": EOS,
-        "<|vision_start|>": VISION_START,
-        "<|vision_end|>": VISION_END,
+        **BY_NAME[family].marks,
         "<unk>": 5,
         "<image>": IMAGE,
         "<video>": VIDEO,
@@ -34,13 +34,12 @@ def tiny_processor(family: str):
         extra_special_tokens={
             "image_token": "<image>",
             "video_token": "<video>",
-            "vision_bos_token": "<|vision_start|>",
-            "vision_eos_token": "<|vision_end|>",
-            "start_image_token": "<|vision_start|>",
-            "end_image_token": "<|vision_end|>",
+            "start_image_token": marks[0],
+            "end_image_token": marks[1],
             "context_image_token": "<image>",
-            "fake_image_token": "<|vision_start|>",
-            "global_image_token": "<|vision_end|>",
+            "fake_image_token": marks[0],
+            "global_image_token": marks[1],
+            **{f"mark{number}": mark for number, mark in enumerate(marks)},
         },
     )
     return BY_NAME[family].processor(fast)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.golden import golden, policy_cases, policy_layout, with_prefix
-from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, masked_inputs, prompt_inputs, stock_model
+from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, for_forward, masked_inputs, prompt_inputs, stock_model
 from transformers import Qwen2Config
 
 from cacovid_hf import CaCoVidForConditionalGeneration, ContributionPolicy, select_tokens
@@ -90,7 +90,7 @@ def test_the_layer_is_the_language_models_layer(family, prompt):
 
     everything = torch.arange(mask.shape[1]).expand(mask.shape).masked_fill(mask == 0, -1)
     with torch.no_grad(), attached(Hook(stock.get_decoder().layers[number], post=look)):
-        stock(**masked_inputs(stock, inputs, everything))
+        stock(**for_forward(masked_inputs(stock, inputs, everything)))
         for span in layout.videos:
             given = embedded.inputs_embeds[span.row] if number == 0 else seen["given"][span.row]
             rope = model.policy._rope(embedded.position_ids[..., span.row, :])

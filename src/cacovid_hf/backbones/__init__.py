@@ -1,6 +1,7 @@
 """The supported families of backbones, one small file each."""
 
 from .base import Backbone
+from .glm4v import Glm4vBackbone, Glm4vMoeBackbone, Glm46VBackbone
 from .internvl import InternVLBackbone
 from .llava_next_video import LlavaNextVideoBackbone
 from .llava_onevision import LlavaOnevisionBackbone
@@ -25,6 +26,9 @@ BACKBONES: dict[str, Backbone] = {
         VideoLlama3Backbone(),
         InternVLBackbone(),
         SmolVLMBackbone(),
+        Glm4vBackbone(),
+        Glm4vMoeBackbone(),
+        Glm46VBackbone(),
     )
 }
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..prompt import PromptLayout
 from .base import Backbone, take_rows
 from .qwen2_vl import Qwen2VLBackbone
 
@@ -31,7 +32,14 @@ class VideoLlama3Backbone(Qwen2VLBackbone):
             )
         return [(t, h // m, w // m) for (t, h, w), m in zip(found, merges.tolist(), strict=True)]
 
-    def layout(self, config, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any], grids=None):
+    def layout(
+        self,
+        config,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        inputs: dict[str, Any],
+        grids: list[tuple[int, int, int]] | None = None,
+    ) -> PromptLayout:
         """As every family's, of videos whose tokens are all there."""
         _refuse_compressed(inputs)
         return super().layout(config, input_ids, attention_mask, inputs, grids)
