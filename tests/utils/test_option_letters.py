@@ -9,6 +9,7 @@ from cacovid_hf.utils.options import index_letter, read_options
 
 OPTIONS = ["a blue car", "a red car", "a dog", "a cat"]
 
+LISTED = "A. a blue car\nB. a red car\nC. a dog\nD. a cat"  # as models repeat them
 # Responses that choose B, and one of each that does not.
 CHOOSE_B = [
     "<think>(A) is blue, (D) purrs. Is it C?</think><answer>B</answer>",
@@ -93,6 +94,13 @@ CHOOSE_B = [
     "The answer is B, and A shows a dog",
     "B or not B? B.",
     "It is not A. B",
+    f"{LISTED}\nAnswer: B",
+    f"{LISTED}\n\nB",
+    f"{LISTED}\n\nThe answer is (B), not (C).",
+    "**A. a blue car**\n\n**B. a red car**\n\n**C. a dog**\n\n**B**",
+    "a) a blue car b) a red car c) a dog d) a cat. The answer is B.",
+    "(A) no. (B) is correct. (C) no.",
+    f"<answer>{LISTED}\nAnswer: B</answer>",
 ]
 TEXTS_OF_B = [
     "The answer is a red car.",
@@ -138,6 +146,10 @@ CHOOSE_NOTHING = [
     "It isn't B",
     "A\u3001B",
     "B \u548c C",
+    LISTED,
+    "A. No. B. No. C. Yes",
+    "(A) yes\n(B) no\n(C) no\n(D) no",
+    "U.S.A",
 ]
 
 
@@ -167,6 +179,14 @@ def test_a_reward_that_knows_the_options_reads_as_the_evaluation(response):
 def test_no_choice(response):
     assert extract_choice(response, OPTIONS) == ""
     assert multiple_choice_reward([response], ["B"]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["A. The car is blue, unlike B. C is a dog.", "A. a blue car, not B. or C.", "A. a blue car\nB. is red", "A. a blue car\n\nIt is.\n\nB. no\nC. no"],
+)  # fmt: skip
+def test_a_reason_behind_the_letter_is_no_list(response):
+    assert extract_choice(response, OPTIONS) == "A"
 
 
 def test_long_texts_take_no_longer():

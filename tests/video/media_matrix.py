@@ -125,6 +125,24 @@ def lose(packets: tuple[int, ...]) -> Callable[[Path], None]:
     return apply
 
 
+def times_at(is_kept: Callable[[int], bool]) -> Callable[[Path], None]:
+    """Take the times out of the frames of a transport stream, but for those whose number is kept."""
+
+    def apply(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        number = 0
+        for block in range(0, len(data), 188):
+            start = block + 4 + (data[block + 4] + 1 if data[block + 3] & 0x20 else 0)
+            if data[block + 1] & 0x40 and data[start : start + 3] == b"\0\0\1" and data[start + 3] >> 4 == 0xE:
+                if not is_kept(number):
+                    data[start + 7] &= 0x3F
+                    data[start + 9 : start + 9 + data[start + 8]] = b"\xff" * data[start + 8]
+                number += 1
+        path.write_bytes(data)
+
+    return apply
+
+
 def cut(fraction: float) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
         data = path.read_bytes()
@@ -534,6 +552,13 @@ def _cases() -> list[Case]:
     add("clock", "wraps_variable.ts", f"{X264} {vfr(squares)} -output_ts_offset {end - 2} -muxdelay 0")
     slow = SOURCE.replace("rate=25:duration=2", "rate=1:duration=120")
     add("clock", "wraps_late.ts", f"{X264} -bf 0 -output_ts_offset {end - 90} -muxdelay 0", source=slow)
+    # Broadcasts need not give the time of every picture.
+    for name, codec in {"h264": X264, "h264_no_b": X264 + " -bf 0", "hevc": X265, "mpeg2": MPEG2}.items():
+        add("clock", f"times_at_keys_{name}.ts", codec, times_at(lambda number: number % 12 == 0), **even)
+        add("clock", f"first_time_alone_{name}.ts", codec, times_at(lambda number: number == 0), **even)
+    add("clock", "every_second_time.ts", X264, times_at(lambda number: number % 2 == 0), **even)
+    wrapping = f"{X264} -output_ts_offset {end - 1} -muxdelay 0"
+    add("clock", "wraps_with_times_at_keys.ts", wrapping, times_at(lambda number: number % 12 == 0), **even)
     add("clock", "wraps_fragments.mp4", f"{X264} -movflags frag_keyframe+empty_moov", wrap_fragments(32))
     for name, offset in {
         "negative.mp4": "-1",
@@ -702,6 +727,7 @@ SPREAD = [
     "clock/variable_rate.mkv",
     "clock/wraps_after_1.0.ts",
     "clock/stall_b3.ts",
+    "clock/times_at_keys_h264.ts",
     "clock/late_pictures.mkv",
     "joined/b_then_none.ts",
     "damaged/head.mp4",

@@ -595,6 +595,28 @@ def test_a_damaged_packet_costs_its_own_frame_and_a_warning(tmp_path, caplog):
     assert f"{path} is damaged: 1 of its 60 packets do not decode" in caplog.text
 
 
+def test_packets_in_a_row_that_show_nothing_are_told(tmp_path, caplog):
+    """The second part of a joined file, whose header names the size of the first part alone."""
+    options = {"x265-params": "log-level=none:bframes=0:pools=1"}
+    wide = [np.tile(numbered_picture(number), (1, 2, 1)) for number in range(30)]
+    parts = [
+        write_video(tmp_path / "1.mp4", wide, codec="libx265", options=options),
+        write_video(tmp_path / "2.mp4", 30, codec="libx265", options=options),
+    ]
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as joined, av.open(str(parts[0])) as first, av.open(str(parts[1])) as second:
+        track = joined.add_stream_from_template(first.streams.video[0])
+        for number, packet in enumerate(p for part in (first, second) for p in part.demux(video=0) if p.size):
+            packet.pts = packet.dts = number * (packet.time_base.denominator // 10)
+            packet.stream = track
+            joined.mux(packet)
+
+    _, metadata = read_video(path, 9, max_fps=math.inf)
+
+    assert metadata.total_num_frames == 30
+    assert f"{path} is damaged: 30 packets in a row, of 60, show nothing and are left out" in caplog.text
+
+
 def test_a_mostly_damaged_file_is_refused(tmp_path):
     path = write_video(tmp_path / "a.mp4", 9, gop=1)
     for number in range(4, 9):

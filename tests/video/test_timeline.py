@@ -143,6 +143,17 @@ def test_decoding_alone_does_not_tell_the_order():
     assert timeline.order.tolist() == [0, 2, 1, 3]
 
 
+def test_times_of_some_packets_alone():
+    """The others stand evenly between them in the order of display, whatever their order in the file."""
+    shown = np.array([0, 2, 1, 3, 5, 4], np.int32)
+    for pts in ([0, None, None, 120, None, None], [0, None, None, None, 200, None], [None, 80, None, None, None, 160]):
+        times, duration, _ = times_of(pts, [None if time is None else time - 80 for time in pts], shown=shown)
+        assert times == [0, 0.04, 0.08, 0.12, 0.16, 0.2]
+        assert duration == pytest.approx(0.24)
+    times, duration, _ = times_of([80, None, None], duration=0, rate=Fraction(10), shown=np.arange(3, dtype=np.int32))
+    assert (times, duration) == ([0, 0.1, 0.2], 0.3)
+
+
 def test_without_times_the_rate_counts():
     assert times_of([None] * 3, rate=Fraction(10))[:2] == ([0, 0.1, 0.2], 0.3)
 

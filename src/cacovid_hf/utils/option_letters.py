@@ -9,7 +9,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from .answer_tags import boxed, final_answer, plain_characters
-from .options import comparable, first_alike, read_options, split_label
+from .options import comparable, end_of_list, first_alike, read_options, split_label
 from .values import shown, text_of
 
 # Before a letter: brackets, quotes, emphasis.
@@ -61,7 +61,7 @@ _END = re.compile(rf"{_CLOSE}{_ENDS}", re.IGNORECASE)
 _BEFORE = 32  # characters before a letter that are looked at
 _BRACKETED = re.compile(r"[(\[{]([A-Z])[)\]}]")
 _BRACKETED_SMALL = re.compile(r"(?<!\w)[(\[{]([a-z])[)\]}]")
-_STANDING_ALONE = re.compile(r"(?<![^\W_]|['\u2019])([A-Z])(?!_*[^\W_]|['\u2019])")
+_STANDING_ALONE = re.compile(r"(?<![^\W_]|['\u2019])(?<!\b[A-Za-z]\.)([A-Z])(?!_*[^\W_]|['\u2019])")
 # What follows a letter that is a word itself, and what may follow one that is not.
 _ANY_WORD = re.compile(r"\s+[\"'\u201c\u2018]?\w")
 _SMALL_WORD = re.compile(r"\s+(?:[\"'\u201c\u2018]|[a-z])")
@@ -87,8 +87,9 @@ def extract_choice(response: str, options: Sequence[str] | Mapping[str, str]) ->
     7. the last "option B" or "choose B";
     8. the last capital letter that stands alone, then the last small one in brackets.
 
-    "A" before a word is the article, not a choice, and so is a small letter. "Option A is wrong" chooses nothing, and neither does "A and B". Of options
-    with equal texts the first counts for all.
+    "A" before a word is the article, not a choice, and so is a small letter. "Option A is wrong" chooses nothing, and neither does "A and B". A response
+    that begins by listing the options ("A. red B. blue C. green") chooses by what follows the list. Of options with equal texts the first counts for
+    all.
 
     The formats are those that lmms-eval 0.7.3 looks for, and tags. Departures: where it draws a letter at random (LongVideoBench, EgoSchema), there is
     none here, so that a response always has the same score. Letters past the last option never count. An option's text counts everywhere.
@@ -100,7 +101,7 @@ def extract_choice(response: str, options: Sequence[str] | Mapping[str, str]) ->
     texts = options if isinstance(options, Mapping) else read_options(options)
     valid, text = "".join(texts), plain_characters(final_answer(response)).strip()
     plain = {letter: plain_characters(option) for letter, option in texts.items()}
-    for part in filter(None, (boxed(text), text)):
+    for part in filter(None, (boxed(text), _conclusion(text, min(3, len(texts))))):
         letter = (
             _stated(part, plain)
             or _last(_BRACKETED.finditer(part), valid)
@@ -167,7 +168,7 @@ def right_letter(answer: Any, options: Mapping[str, str], prefer: str | None = N
 def named_letter(text: str) -> str:
     """The letter that a text chooses, as `extract_choice` finds it, where the options are not known."""
     text = plain_characters(final_answer(text)).strip()
-    for part in filter(None, (boxed(text), text)):
+    for part in filter(None, (boxed(text), _conclusion(text, 3))):
         letter = (
             _stated_letter(part, ascii_uppercase)
             or _last(_BRACKETED.finditer(part), ascii_uppercase)
@@ -183,7 +184,7 @@ def named_letter(text: str) -> str:
 def labelled_letter(text: str) -> str:
     """The letter that a text begins with as a label, states or has in brackets; `""` if its letters may be words of it, as in "vitamin C"."""
     text = plain_characters(final_answer(text)).strip()
-    part = boxed(text) or text
+    part = boxed(text) or _conclusion(text, 3)
     return _stated_letter(part, ascii_uppercase) or _last(_BRACKETED.finditer(part), ascii_uppercase)
 
 
@@ -193,6 +194,17 @@ def stated_text(text: str) -> str:
     while (match := _STATEMENT.match(text, place)) and match.end() < len(text):
         place = match.end()
     return comparable(text[place:].strip().strip("*_()[]"))
+
+
+def _conclusion(text: str, least: int) -> str:
+    """What a response says behind a list of at least `least` options with which it begins; a response without one as it is."""
+    end = end_of_list(text, least)
+    if not end:
+        return text
+    if behind := text[end:].partition("\n")[2].strip():
+        return behind
+    statements = list(_STATED.finditer(text)) or list(_CONFIRMED.finditer(text))
+    return text[statements[-1].start() :] if statements else ""
 
 
 def _stated(text: str, options: Mapping[str, str]) -> str:

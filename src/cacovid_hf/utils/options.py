@@ -31,6 +31,7 @@ _INLINE_LABELS = tuple(
         rf"({_LETTER})\s*[-\u2013\u2014](?=\s)",
     )
 )
+_EMPHASIS = str.maketrans("*_", "  ")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 _ARRAY = re.compile(rf"""\[\s*(?:{_QUOTED.pattern})(?:\s+(?:{_QUOTED.pattern}))+\s*\]""")
 _PRINTED_ARRAY = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^()]*)?\)", re.DOTALL)
@@ -111,6 +112,23 @@ def split_label(text: str) -> tuple[str, str]:
     """The letter that a text begins with as a label, and what follows it: `B. a dog` -> `("B", "a dog")`; without one, `""` and the text."""
     label = _LABEL.match(text)
     return (_letter_of(label), text[label.end() :].strip()) if label else ("", text)
+
+
+def end_of_list(text: str, least: int) -> int:
+    """Where the text of the last option begins in a text that lists options by letter from A on, one per line or all on one line.
+
+    0 if it does not begin with a list of at least `least` options.
+    """
+    plain = text.translate(_EMPHASIS)
+    start = len(plain) - len(plain.lstrip())
+    kind = next((kind for kind in _INLINE_LABELS if kind.match(plain, start)), None)
+    end = number = 0
+    for label in kind.finditer(plain, start) if kind else ():
+        goes_on = label[1].upper() == ascii_uppercase[number] and "\n" not in plain[end : label.start()].strip()
+        if not goes_on:
+            break
+        end, number = label.end(), number + 1
+    return end if number >= least else 0
 
 
 def first_alike(letter: str, options: Mapping[str, str]) -> str:

@@ -13,6 +13,9 @@ from .timeline import HEADER, HIDDEN, UNKNOWN, Packets, Timeline
 logger = logging.get_logger(__name__)
 
 _MAX_DAMAGED = 0.5
+_DECODER_DELAY = (
+    17  # packets in a row that may show nothing: more than fields, hidden frames and the decoder's own delay
+)
 # Codecs whose keyframes are drawn upon the frame before.
 _DRAWN_UPON = ("gif", "apng")
 _PALETTES = ("pal8",)  # containers give palettes with the packets where they change
@@ -57,11 +60,16 @@ def count_frames(source: Source, packets: Packets) -> np.ndarray:
         raise ValueError(
             f"{source.name} is damaged: {len(damaged)} of its {total} packets do not decode. Copy or download it again."
         )
+    numbers = np.frombuffer(shown, np.int32)
     if damaged:
         logger.warning(
             f"{source.name} is damaged: {len(damaged)} of its {total} packets do not decode. Their frames are left out."
         )
-    return np.frombuffer(shown, np.int32)
+    elif (silent := int(np.diff(np.unique(numbers), append=total).max()) - 1) > _DECODER_DELAY:
+        logger.warning(
+            f"{source.name} is damaged: {silent} packets in a row, of {total}, show nothing and are left out."
+        )
+    return numbers
 
 
 def _frames_from_beginning(source: Source, damaged: list[int]) -> Iterator[Any]:

@@ -6,6 +6,7 @@ answered without, and a setting beside a video would change nothing.
 
 import io
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -372,14 +373,14 @@ def _settings_of(beside: dict[str, Any], bounds_refused: str | None) -> ClipSett
 def check_pixel_bounds(min_pixels: Any = None, max_pixels: Any = None) -> None:
     """Raise a `ValueError` unless each is None or a whole number of at least 1, and the smaller one is not the larger."""
     for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name}={value!r}: give a whole number of at least 1.")
     if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
         raise ValueError(f"min_pixels={min_pixels} is over max_pixels={max_pixels}: give a larger max_pixels.")
 
 
 def _checked(name: str, setting: str, value: Any) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if setting in ("start", "end", "max_fps"):
         if not number or value < 0 or (setting == "max_fps" and value == 0):
             raise ValueError(
@@ -424,7 +425,7 @@ def check_call(given: Mapping[str, Any], *, bounds_refused: str | None = None) -
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def as_parts(conversation: list[Any]) -> list[Any]:

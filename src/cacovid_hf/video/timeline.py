@@ -146,7 +146,8 @@ def build_timeline(
     if shown is not None:
         visible = np.zeros_like(visible)
         visible[shown] = True
-    ticks, has_one_clock = _presentation_ticks(packets, visible, closes_gaps)
+    usual = _usual_step(packets, rate)
+    ticks, has_one_clock = _presentation_ticks(packets, visible, closes_gaps, usual)
     order = shown
     if order is None:
         if keys.size and ticks is not None:
@@ -161,7 +162,10 @@ def build_timeline(
         duration = len(order) * seconds
     else:
         numerator, denominator = packets.time_base.as_integer_ratio()
-        shown_ticks = np.sort(ticks[order])
+        shown_ticks = ticks[order]
+        if shown is not None:
+            shown_ticks = _between_known(shown_ticks, packets.pts[order] != UNKNOWN, usual)
+        shown_ticks = np.sort(shown_ticks)
         shown_ticks = shown_ticks - shown_ticks[:1]
         times = shown_ticks * numerator / denominator
         last = _last_duration(packets, ticks, order, shown_ticks, rate)
@@ -190,7 +194,25 @@ def _last_duration(
     return 1 / float(rate * packets.time_base) if rate else 0.0
 
 
-def _presentation_ticks(packets: Packets, visible: np.ndarray, closes_gaps: bool) -> tuple[np.ndarray | None, bool]:
+def _usual_step(packets: Packets, rate: Fraction | float | None) -> float:
+    """Ticks from one frame to the next, where too few times are known to tell: as packets or the track say."""
+    said = packets.durations[packets.durations > 0]
+    return float(np.median(said)) if said.size else 1 / float(rate * packets.time_base) if rate else 1.0
+
+
+def _between_known(ticks: np.ndarray, is_known: np.ndarray, step: float) -> np.ndarray:
+    """Times in the order of display: evenly between those that are known, and by `step` in front of the first and behind the last."""
+    known = np.flatnonzero(is_known)
+    if len(known) in (0, len(ticks)):
+        return ticks
+    places = np.arange(len(ticks))
+    outside = np.minimum(places - known[0], 0) + np.maximum(places - known[-1], 0)
+    return np.round(np.interp(places, known, ticks[known]) + outside * step).astype(np.int64)
+
+
+def _presentation_ticks(
+    packets: Packets, visible: np.ndarray, closes_gaps: bool, usual: float
+) -> tuple[np.ndarray | None, bool]:
     """Presentation times of all packets on one clock, int64 `(n,)`, and whether nothing had to be mended; None if no packet has a time."""
     pts, dts = packets.pts, packets.dts
     has_pts, has_dts = pts != UNKNOWN, dts != UNKNOWN
@@ -202,7 +224,7 @@ def _presentation_ticks(packets: Packets, visible: np.ndarray, closes_gaps: bool
     known = dts[np.argmax(has_dts) :]
     is_worked_out = bool((known != UNKNOWN).all() and (np.diff(known) >= 0).all())
     is_by_pts = not has_dts.any() or bool(has_pts.all() and not has_dts.all() and not is_worked_out)
-    clock, step = _filled(pts, sorts=True) if is_by_pts else _filled(dts)
+    clock, step = _filled(pts, usual, sorts=True) if is_by_pts else _filled(dts, usual)
     slack = max(_DECODER_DELAY * step, second) if is_by_pts else step / 2
     gap = max((_LARGEST_GAP if closes_gaps else _LARGEST_GAP_OF_FILES) * second, 2 * step)
     steps = np.diff(clock)
@@ -258,12 +280,14 @@ def _wrap_in(jump: int, second: float, tolerance: float) -> int:
     return 0
 
 
-def _filled(clock: np.ndarray, sorts: bool = False) -> tuple[np.ndarray, float]:
-    """Count on from known times to unknown ones by the usual step between them (`sorts`: in order); the times and that step."""
+def _filled(clock: np.ndarray, usual: float, sorts: bool = False) -> tuple[np.ndarray, float]:
+    """Count on from known times to unknown ones by the step of one packet (`sorts`: in order; `usual` if none is known); the times and that step."""
     known = np.flatnonzero(clock != UNKNOWN)
+    packets = np.diff(known)
     steps = np.abs(np.diff(np.sort(clock[known]) if sorts else clock[known]))
+    steps = steps / (np.median(packets) if sorts and packets.size else packets)
     steps = steps[steps > 0]
-    step = float(np.quantile(steps, 0.5, method="lower")) if steps.size else 1.0
+    step = float(np.quantile(steps, 0.5, method="lower")) if steps.size else usual
     if len(known) == len(clock):
         return clock, step
     numbers = np.arange(len(clock))
