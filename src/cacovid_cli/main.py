@@ -78,7 +78,7 @@ def ask(
         str | None,
         typer.Option(
             metavar="ID",
-            help="A CaCoVID checkpoint, or a stock LLaVA-OneVision or Qwen2.5-VL model (then with an untrained policy): a folder or a Hub id. "
+            help="A CaCoVid checkpoint, or a stock model of a supported family, then with an untrained policy: a folder or a Hub id. "
             "Default: the tiny model inside this package.",
         ),
     ] = None,

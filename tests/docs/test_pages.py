@@ -34,7 +34,9 @@ def follow(page, capsys):
     return names
 
 
-@pytest.mark.parametrize("page", ["tutorials/first_video.md", "tutorials/add_a_method.md", "how_to/files.md"])
+@pytest.mark.parametrize(
+    "page", ["tutorials/first_video.md", "tutorials/add_a_method.md", "how_to/files.md", "how_to/see_what_was_kept.md"]
+)
 def test_what_a_page_prints(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     follow(page, capsys)
