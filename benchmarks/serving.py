@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from architectures import ARCHITECTURES, Architecture
-from load import figures, run_clients
+from load import cpu_seconds, figures, run_clients
 from record import RESULTS, ROOT, GrowingResult, command, environment, summarise
 
 EMBEDDED = "embedded"
@@ -38,6 +38,7 @@ NOTES = [
     "stock: vLLM on the backbone alone. plugin: vLLM with this package's plugin, a ratio per request. serve: cacovid serve.",
     "Published shapes have random weights: their answers mean nothing, and all have the full number of new tokens.",
     "Videos are 96 x 96 pixels at one frame a second, scaled up by the processor: decoding costs little, the vision tower what it always does.",
+    "cpu_seconds_per_request: of all processes of the server. Where others share the cores, it says more than the requests a second.",
     "Every group of questions has a video of its own. With several questions per video, the later ones may find it in a cache.",
 ]
 
@@ -166,8 +167,8 @@ def write_videos(folder: Path, seed: int, count: int, seconds: int, side: int = 
 @contextlib.contextmanager
 def serving(
     kind: str, folder: Path, media: Path, options: argparse.Namespace, random_weights: bool
-) -> Iterator[tuple[int, float]]:
-    """Start a server, and stop it in the end; its port and the seconds that it took to start."""
+) -> Iterator[tuple[int, int, float]]:
+    """Start a server in a session of its own, and stop it in the end; its port, its session's id and the seconds that it took to start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -205,7 +206,7 @@ def serving(
         )
     try:
         wait_until_up(port, process, log, options.start_seconds)
-        yield port, time.monotonic() - started
+        yield port, process.pid, time.monotonic() - started
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -340,7 +341,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
             of_kind = [server for server in servers if server.kind == kind]
             if left() < 30:
                 break
-            with serving(kind, folder, media, options, random_weights and kind != "serve") as (port, took):
+            with serving(kind, folder, media, options, random_weights and kind != "serve") as (port, session, took):
                 record["starts"][kind] = round(took, 1)
                 for number, server in enumerate(of_kind):
                     # Of each server's own, so that what another ratio left in a cache is of other videos.
@@ -355,10 +356,13 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
                                 continue
                             group = [next(unseen) for _ in range(requests // questions)]
                             bodies = bodies_of(server, group, questions, options)
+                            before = cpu_seconds(session)
                             answers, spent = run_clients(port, bodies, clients, left())
+                            used = cpu_seconds(session) - before
                             if left() <= 0:  # which has ended some of them
                                 continue
                             cell = {"server": server.name, "clients": clients, "questions": questions}
+                            cell["cpu_seconds_per_request"] = used / requests
                             record["cells"].append({**cell, **figures(answers, spent, summarise)})
                             waiting.remove((server.name, clients, questions))
                             record["not_measured"] = [list(cell) for cell in waiting]

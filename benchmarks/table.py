@@ -213,6 +213,7 @@ def serving_table(record: dict[str, Any]) -> list[str]:
         "questions per video",
         "requests",
         "requests/s",
+        "CPU s/request",
         "first token, ms",
         "tokens/s",
         "prompt tokens",
@@ -223,7 +224,8 @@ def serving_table(record: dict[str, Any]) -> list[str]:
         first = row["first_token_ms"]
         shown = "" if first is None else f"{first['median']:.0f} ({first['min']:.0f} to {first['max']:.0f})"
         cells = [row["server"], row["clients"], row["questions"], row["requests"]]
-        cells += [f"{row['requests_per_second']:.3g}", shown]
+        used = row.get("cpu_seconds_per_request")
+        cells += [f"{row['requests_per_second']:.3g}", "" if used is None else f"{used:.3g}", shown]
         cells += [f"{row['tokens_per_second']:.3g}", ", ".join(map(str, row["prompt_tokens"])), row["failed"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     config, hardware = record["config"], record["hardware"]

@@ -1,6 +1,8 @@
 """The clients of the benchmark of servers: what they measure of a server whose times and counts are known."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,6 +79,28 @@ def test_a_server_that_is_not_there():
     found = ask(1, {}, 5)
     assert (found.status, found.tokens) == (0, 0)
     assert "refused" in found.text
+
+
+def test_cpu_time_of_a_server_and_what_it_started():
+    """Two processes of a session work for 0.2 s of CPU time each; those of others are not counted."""
+    from load import cpu_seconds
+
+    work = "import sys, time\nwhile time.process_time() < 0.2: pass\n"
+    program = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {work + 'sys.stdin.read()'!r}])\n{work}print(1, flush=True)\nsys.stdin.read()"
+    run = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        run.stdout.readline()
+        ends = time.monotonic() + 60
+        while cpu_seconds(run.pid) < 0.38:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert cpu_seconds(run.pid) < 1
+    finally:
+        run.communicate(b"")
+    assert cpu_seconds(-1) == 0
 
 
 def test_requests_are_alike_for_every_server(tmp_path):
