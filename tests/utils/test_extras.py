@@ -36,3 +36,12 @@ def test_installed(monkeypatch, tmp_path, names, command):
     monkeypatch.setattr(extras, "_ROOT", tmp_path)
     monkeypatch.setattr(metadata, "requires", lambda name: {"cacovid-hf": NEEDED}[name])
     assert extras.pip_install(*names) == command
+
+
+def test_sources_alone(monkeypatch, tmp_path):
+    def nothing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(extras, "_ROOT", tmp_path)
+    monkeypatch.setattr(metadata, "requires", nothing)
+    assert extras.pip_install("demo") == 'pip install "cacovid-hf[demo]"'

@@ -37,6 +37,12 @@ class Line:
         self._moved = threading.Condition()
         self._tickets: list[object] = []
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        with self._moved:
+            return max(0, len(self._tickets) - 1)
+
     @contextmanager
     def turn(self, interrupt: Interrupt, tell: Callable[[int], None]) -> Iterator[None]:
         """Within the block it is the caller's turn.

@@ -39,8 +39,8 @@ def maps(report: Report, ratio: Ratio) -> str:
     hint = ""
     if ratio != report.ratio:
         hint = (
-            f'<p class="cv-hint">The answers above were given at {ratio_words(report.ratio)}; this is {ratio_words(ratio)}. Ask again to hear what it '
-            "answers.</p>"
+            f'<p class="cv-hint">The answers above were given at {ratio_words(report.ratio)}. This is {ratio_words(ratio)}: '
+            "ask again to hear what it answers.</p>"
         )
     return f'{hint}<div class="cv-maps">{"".join(sections)}</div>'
 

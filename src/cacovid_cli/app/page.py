@@ -44,7 +44,7 @@ def make_page(
     examples = _examples(clips())
     methods = [CaCoVid.name, *sorted(name for name in COMPRESSORS if name != CaCoVid.name)]
 
-    with gr.Blocks(title="cacovid", analytics_enabled=False, delete_cache=(3600, 24 * 3600), fill_width=False) as page:
+    with gr.Blocks(title="cacovid", analytics_enabled=False, delete_cache=(3600, 24 * 3600), fill_width=True) as page:
         gr.HTML(views.heading(title, notice), elem_id="cv-heading")
         with gr.Row():
             with gr.Column(min_width=300):
@@ -74,10 +74,10 @@ def make_page(
                 times = gr.HTML("", elem_id="cv-times")
         with gr.Row(elem_id="cv-ratio", equal_height=True):
             percent = gr.Slider(
-                1, 100, value=round(100 * ratio), step=1, label="Video tokens kept, %", scale=4, elem_id="cv-slider"
+                1, 100, value=round(100 * ratio), step=1, label="Tokens kept, %", scale=4, elem_id="cv-slider"
             )
             auto = gr.Checkbox(
-                False, label="auto", info="as many as the policy would keep", scale=1, min_width=170, elem_id="cv-auto"
+                False, label="auto", info="as many as the policy would keep", scale=1, min_width=90, elem_id="cv-auto"
             )
         shown_maps = gr.HTML(maps(Report(), ratio), elem_id="cv-maps")
         ratios = gr.HTML("", elem_id="cv-ratios")

@@ -69,7 +69,7 @@ def costs(report: Report) -> str:
     known = [answer for answer in report.answers if answer.cost is not None]
     if not known:
         return ""
-    known.sort(key=lambda answer: answer.method != ALL_TOKENS)
+    known = _stock_first(known)
     stock = known[0].cost if known[0].method == ALL_TOKENS else None
     rows, remarks = [], []
     for answer in known:
@@ -79,33 +79,28 @@ def costs(report: Report) -> str:
         policy = "" if cost.policy is None else amount(cost.policy, "FLOP", 1000)
         rows.append([_name(answer), f"{cost.tokens:,}", prefill, policy, amount(cost.cache_bytes, "B", 1024)])
         if stock is not None and cost is not stock and cost.all_operations and stock.operations:
-            times = stock.operations / cost.all_operations
-            remarks.append(
-                f"{answer.method}: {times:.1f}x fewer operations" if times >= 1 else _dearer(answer.method, times)
-            )
-    note = f'<p class="cv-hint">{escape("; ".join(remarks))}, the policy counted.</p>' if remarks else ""
+            less = stock.operations / cost.all_operations
+            words = f"{less:.1f}x fewer" if less >= 1 else f"{1 / less:.1f}x more"
+            remarks.append(f"{answer.method} takes {words} operations{', with its policy' if cost.policy else ''}.")
+    note = f'<p class="cv-hint">{escape(" ".join(remarks))}</p>' if remarks else ""
     return _table("What the prompt costs", ("", "tokens", "prefill", "policy", "cache"), rows) + note
-
-
-def _dearer(method: str, times: float) -> str:
-    return f"{method}: {1 / times:.1f}x more operations"
 
 
 def times(report: Report) -> str:
     """Seconds of each stage, of the methods and of all tokens."""
-    known = [answer for answer in report.answers if answer.times and answer.stage is None]
+    known = _stock_first(answer for answer in report.answers if answer.times and answer.stage is None)
     rows = [
         [
             _name(answer),
-            *(duration(answer.times.get(stage, 0.0)) for stage in STAGES),  # type: ignore[union-attr]
             f"<b>{duration(answer.first_token_seconds)}</b>",
+            *(duration(answer.times.get(stage, 0.0)) for stage in STAGES),  # type: ignore[union-attr]
         ]
         for answer in known
     ]
     if not rows:
         return ""
-    note = '<p class="cv-hint">The video is read and encoded once; its time counts in every row.</p>'
-    return _table("Where the time went", ("", *STAGES, "first word"), rows) + note
+    note = '<p class="cv-hint">The video is read and encoded once. Its time counts in every row.</p>'
+    return _table("Where the time went", ("", "first word", *STAGES), rows) + note
 
 
 def ratios(report: Report) -> str:
@@ -143,6 +138,10 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) ->
         f'<div class="cv-scroll" tabindex="0" role="region" aria-label="{caption}"><table class="cv-table">'
         f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _stock_first(answers: Iterable[Answer]) -> list[Answer]:
+    return sorted(answers, key=lambda answer: answer.method != ALL_TOKENS)
 
 
 def _name(answer: Answer) -> str:

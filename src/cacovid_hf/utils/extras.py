@@ -16,7 +16,10 @@ def pip_install(*extras: str) -> str:
     """
     if (_ROOT / "pyproject.toml").is_file():
         return f'pip install -e "{_ROOT}[{",".join(extras)}]"'
-    wanted = [Requirement(line) for line in metadata.requires("cacovid-hf") or ()]
+    try:
+        wanted = [Requirement(line) for line in metadata.requires("cacovid-hf") or ()]
+    except metadata.PackageNotFoundError:  # its sources alone, as in a Space
+        return f'pip install "cacovid-hf[{",".join(extras)}]"'
     names = []
     for extra in extras:
         for needed in wanted:

@@ -5,6 +5,7 @@ Needs the extra `test-demo` and a Chromium of the system; skipped without.
 
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -112,10 +113,10 @@ def test_the_map_follows_the_slider_by_keyboard(visit):
         page.keyboard.press("ArrowLeft")
         sync_api.expect(page.locator(".cv-map h3")).to_contain_text(f"{expected} of 288", timeout=SECONDS)
     assert page.locator(".cv-map img").first.get_attribute("src") != first
-    assert "Ask again to hear" in page.inner_text("#cv-maps")
+    assert "ask again to hear" in page.inner_text("#cv-maps")
     assert page.inner_text("#cv-answers") == words
     page.locator("#cv-auto input").check()
-    sync_api.expect(page.locator("#cv-maps")).to_contain_text("this is auto", timeout=SECONDS)
+    sync_api.expect(page.locator("#cv-maps")).to_contain_text("This is auto", timeout=SECONDS)
 
 
 def test_everything_can_be_done_by_keyboard(visit):
@@ -214,6 +215,18 @@ def test_whoever_waits_can_stop(visit, line):
         status_is(page, "Stopped")
     sync_api.expect(page.locator("#cv-stop")).to_be_disabled()
     ask(page)
+
+
+def test_whoever_closes_the_page_makes_way(visit, line):
+    page = visit()
+    with line.turn(Interrupt(), print):
+        page.click("#cv-ask")
+        status_is(page, "Waiting")
+        page.close()
+        ends = time.monotonic() + 30
+        while line.waiting:
+            assert time.monotonic() < ends
+            time.sleep(0.1)
 
 
 def test_two_visitors_at_once_see_their_own(visit):
