@@ -34,7 +34,7 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
         (
             "the language model receives embeddings, mask and positions alone",
             not more,
-            f"it takes {', '.join(more)} too: implement extra_names, extra_width, extra and extra_arguments if the stock forward gives them",
+            f"it takes {', '.join(more)} too: implement extra_names, extra_width, extra and extra_arguments, or looked_up and stock_arguments, if the stock forward gives them",
         ),
         (
             "every layer keeps keys and values",
@@ -44,12 +44,12 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
         (
             "no layer has a window",
             not windows,
-            f"prompts longer than {getattr(text, 'sliding_window', None)} positions are refused",
+            f"windows of {getattr(text, 'sliding_window', None)} positions count the uncompressed prompt, and flash attention is refused for longer ones",
         ),
         (
             "generate takes inputs_embeds",
             "inputs_embeds" in generation,
-            "stock generation refuses embeddings: the family cannot be served yet",
+            "nothing, if prepare_inputs_for_generation passes on what it does not name",
         ),
         (
             "forward takes logits_to_keep",

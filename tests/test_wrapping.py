@@ -17,6 +17,7 @@ from helpers.models import (
     RAGGED,
     Video,
     attending_layer,
+    family_of,
     masked_inputs,
     prompt_inputs,
     stock_inputs,
@@ -46,7 +47,7 @@ def tokens_equal_the_oracle(ours, stock, plain, inputs, retention_ratio=0.25):
 
 
 def attention_implementations(config):
-    subs = {name: getattr(config, name) for name in config.sub_configs}
+    subs = {name: found for name in config.sub_configs if (found := getattr(config, name)) is not None}
     return config._attn_implementation, {name: attention_implementations(sub) for name, sub in subs.items()}
 
 
@@ -124,7 +125,11 @@ USES = {
     "forward": lambda model, inputs: model(**inputs, retention_ratio=0.25, labels=inputs["input_ids"]),
     "generate": lambda model, inputs: generated(model, inputs, retention_ratio=0.25),
     "static cache": lambda model, inputs: generated(
-        model, inputs, retention_ratio=0.25, cache_implementation="static", prefill_chunk_size=5
+        model,
+        inputs,
+        retention_ratio=0.25,
+        cache_implementation="static",
+        prefill_chunk_size=5 if family_of(model.backbone).splits_prefill else None,
     ),
     "beams": lambda model, inputs: generated(model, inputs, retention_ratio=0.25, num_beams=2),
     "settings of its own": lambda model, inputs: model.generate(

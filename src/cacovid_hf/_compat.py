@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,6 +33,8 @@ NEWEST_TRANSFORMERS = "5.24"
 # The keyword, in `generate` and in every forward, of the key-value cache, and the field of the outputs that holds it (5.24 renamed it).
 CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
 CACHE_NAMES = ("cache", "past_key_values")
+# Whether a query sees a key: a row, a head, and the columns of both, each a tensor without dimensions, to a bool one.
+MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 # Arguments of `from_pretrained` that transformers passes to itself.
 PRIVATE_LOADING_ARGUMENTS = ("_from_auto", "_commit_hash")
 # Keys of a stored config that choose an attention kernel, and so code.
@@ -114,18 +117,34 @@ def drop_cache(outputs: Any) -> None:
     outputs[CACHE] = None
 
 
-def causal_mask(config: Any, states: Tensor, valid: Tensor, cache: Any, layer: int) -> Any:
+def causal_mask(
+    config: Any,
+    states: Tensor,
+    valid: Tensor | None,
+    cache: Any,
+    layer: int,
+    also: "MaskRule | None" = None,
+    only: "MaskRule | None" = None,
+) -> Any:
     """The mask that a stock layer takes, in the form that its attention kernel wants.
 
     Args:
         config: of the language model.
         states: `(B, n, D)`, what enters the layer.
-        valid: bool `(B, m)`, true at tokens, cached ones first.
+        valid: bool `(B, m)`, true at tokens, cached ones first; None: all are.
         cache: that holds `m - n` positions in this layer, or None.
         layer: its index.
+        also: what is seen beside what lies behind.
+        only: what alone is seen of all that.
     """
     return create_causal_mask(
-        config=config, inputs_embeds=states, attention_mask=valid, layer_idx=layer, **{CACHE: cache}
+        config=config,
+        inputs_embeds=states,
+        attention_mask=valid,
+        layer_idx=layer,
+        or_mask_function=also,
+        and_mask_function=only,
+        **{CACHE: cache},
     )
 
 

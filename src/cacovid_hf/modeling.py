@@ -30,7 +30,7 @@ from ._compat import (
 from .backbones import backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
 from .backbones.delegation import DelegatesToBackbone
-from .backbones.loaded import base_model, embedding_device, keeps_states
+from .backbones.loaded import base_model, embedding_device, has_windows, keeps_states
 from .checkpoints import loading, saving
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
@@ -388,6 +388,11 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
                 f"keep_selection=True cuts the cache back to what two questions share, and the states of {self.backbone.config.model_type}'s linear attention "
                 "cannot be cut: make a session without."
             )
+        if keep_selection and has_windows(self.backbone.config):
+            raise ValueError(
+                f"keep_selection=True cuts the cache back to what two questions share, and the windows of {self.backbone.config.model_type}'s sliding attention "
+                "do not hold it: make a session without."
+            )
         if keep_selection and method.inside_llm:
             raise ValueError(
                 f"compressor {method.name!r} drops tokens inside the language model, and no question can go on from such a cache (keep_selection=True): "
@@ -517,13 +522,14 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         labels = kept_labels(labels, prompt.kept_indices)
         with (
             method.inside(self, prompt, call.ratios) as layers,
-            given.family.handed_over(self.backbone, prompt.extra),
+            given.family.handed_over(self.backbone, prompt.kept_indices, prompt.extra),
         ):
             outputs = self.backbone(
                 inputs_embeds=prompt.inputs_embeds,
                 attention_mask=prompt.attention_mask,
                 position_ids=prompt.position_ids,
                 labels=labels,
+                **given.family.stock_arguments(self.backbone, prompt.input_ids),
                 **without_prompt(kwargs, given.others),
             )
         check.settle()
@@ -562,7 +568,8 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         step, record = text_step(cache, input_ids, attention_mask, inputs.get("position_ids"))
         check_windows(config, record.num_places)
         CacheRecord.mark_unknown(cache)
-        outputs = self.backbone(**step, labels=labels, **kwargs)
+        with self.family.handed_over(self.backbone, record.places, None):
+            outputs = self.backbone(**step, labels=labels, **kwargs)
         record.store(cache)
         return self._output(outputs, record.places[:, -input_ids.shape[1] :])
 

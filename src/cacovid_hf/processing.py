@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoProcessor,
+    Gemma4Processor,
     Glm4vProcessor,
     Glm46VProcessor,
     InternVLProcessor,
@@ -251,6 +252,7 @@ CaCoVidInternVLProcessor = following(InternVLProcessor, FramesAsImagesMixin)
 CaCoVidSmolVLMProcessor = following(SmolVLMProcessor, RowsOfTilesMixin)
 CaCoVidGlm4vProcessor = following(Glm4vProcessor)
 CaCoVidGlm46VProcessor = following(Glm46VProcessor)
+CaCoVidGemma4Processor = following(Gemma4Processor)
 
 # By the name of the stock processor that each extends.
 _PROCESSORS: dict[str, Any] = {
@@ -266,6 +268,7 @@ _PROCESSORS: dict[str, Any] = {
         CaCoVidSmolVLMProcessor,
         CaCoVidGlm4vProcessor,
         CaCoVidGlm46VProcessor,
+        CaCoVidGemma4Processor,
     )
 }
 

@@ -139,6 +139,7 @@ class Prompt:
         position_ids: `(B, L)`, or `(R, B, L)` for a rotary embedding with several rows (M-RoPE: text, time, height, width).
         tower: what the vision tower attended to, one a video; None unless it was asked for.
         extra: `(B, L, E)`, what the language model receives of each token beside its embedding, zeros of words; None: nothing.
+        is_plain: whether embeddings, mask and positions are all that stock code needs of what is left of it.
     """
 
     layout: PromptLayout
@@ -147,6 +148,14 @@ class Prompt:
     position_ids: Tensor
     tower: "tuple[TowerAttention | ReducedAttention, ...] | None" = None
     extra: Tensor | None = None
+    is_plain: bool = True
+
+    @property
+    def places(self) -> Tensor:
+        """Int64 `(B, L)`, the place of every token, -1 at padding."""
+        valid = to_device_async(self.layout.valid, self.inputs_embeds.device)
+        places = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
+        return places.masked_fill(~valid, -1)
 
     def video_features(self, span: VideoSpan) -> Tensor:
         """`(T, P, D)`, the tokens of a video as the language model would receive them."""
@@ -204,6 +213,7 @@ class CompressedPrompt:
         kept_indices: int64 `(B, K)`, the kept places of the caller's prompt in order, -1 at padding.
         videos: one entry a video.
         extra: `(B, K, E)`, what the language model receives of each token beside its embedding; None: nothing.
+        is_plain: whether embeddings, mask and positions are all that stock code needs.
     """
 
     input_ids: Tensor
@@ -213,6 +223,7 @@ class CompressedPrompt:
     kept_indices: Tensor
     videos: tuple[VideoSelection, ...]
     extra: Tensor | None = None
+    is_plain: bool = True
 
     def rows(self, rows: "slice | Tensor") -> "CompressedPrompt":
         """Return some of the prompts, by a slice or an int64 tensor of their numbers; `videos` stay those of all."""
@@ -230,12 +241,12 @@ class CompressedPrompt:
         """Return the four tensors that the backbone takes, by name.
 
         Raises:
-            ValueError: the language model receives more than the backbone takes.
+            ValueError: the language model receives more than the backbone takes, or has windows, which would count the kept tokens.
         """
-        if self.extra is not None:
+        if not self.is_plain:
             raise ValueError(
-                "The language model receives features beside the embeddings, which the backbone's own generate would leave out: call generate of the "
-                "wrapped model."
+                "The language model receives more than embeddings, mask and positions, which the backbone's own generate would leave out: call generate "
+                "of the wrapped model."
             )
         return {
             "input_ids": self.input_ids,
@@ -286,6 +297,7 @@ def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
         inputs_embeds=stacked([prompt.inputs_embeds for prompt in prompts], width=1),
         position_ids=stacked([prompt.position_ids for prompt in prompts], row_dimension=-2),
         extra=None if extras[0] is None else stacked(extras, width=1),
+        is_plain=prompts[0].is_plain,
     )
 
 
@@ -367,6 +379,7 @@ def gather(
         kept_indices=indices,
         videos=videos,
         extra=None if prompt.extra is None else _taken(prompt.extra, rows, places, is_token),
+        is_plain=prompt.is_plain,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoVideoProcessor,
+    Gemma4VideoProcessor,
     Glm4vVideoProcessor,
     Glm46VVideoProcessor,
     InternVLVideoProcessor,
@@ -35,6 +36,7 @@ from .video.messages import (
     ALL_FRAMES,
     ONE_SIZE,
     PIXEL_BOUNDS,
+    TOKENS_OF_A_FRAME,
     ClipSettings,
     VideoAddress,
     check_frames,
@@ -451,6 +453,9 @@ CaCoVidVideoLlama3VideoProcessor = reading(
     assumed_fps=1,
     usual_fps=1.0,
 )
+CaCoVidGemma4VideoProcessor = reading(
+    Gemma4VideoProcessor, OwnSamplingMixin, reads_times=True, bounds_refused=TOKENS_OF_A_FRAME
+)
 
 CaCoVidInternVLVideoProcessor = reading(InternVLVideoProcessor, InternVLSamplingMixin)
 CaCoVidSmolVLMVideoProcessor = reading(SmolVLMVideoProcessor, SmolVLMSamplingMixin, reads_times=True)
@@ -468,6 +473,7 @@ READERS: dict[str, Any] = {
         CaCoVidSmolVLMVideoProcessor,
         CaCoVidGlm4vVideoProcessor,
         CaCoVidGlm46VVideoProcessor,
+        CaCoVidGemma4VideoProcessor,
     )
 }
 

@@ -18,7 +18,6 @@ from helpers.models import (
     prompt_inputs,
     skip_unless_served,
     stock_inputs,
-    tower,
     wrapped,
 )
 from helpers.reaching import reaching_language_model
@@ -66,11 +65,9 @@ def merged_oracle(model, stock, inputs, compressed):
     changed[rows[is_kept], compressed.kept_indices[is_kept]] = compressed.inputs_embeds[is_kept]
     with torch.no_grad():
         arguments = {
-            **reaching_language_model(
-                stock, for_forward(stock_inputs(stock, inputs))
-            ),  # what it receives beside them too
+            # Its masks, and what it receives beside them too.
+            **reaching_language_model(stock, for_forward(stock_inputs(stock, reference))),
             "inputs_embeds": changed,
-            "attention_mask": reference["attention_mask"],
             "position_ids": reference["position_ids"],
         }
         states = stock.get_decoder()(**arguments).last_hidden_state[:, -1]
@@ -138,9 +135,7 @@ def test_tower_attention_is_that_of_the_eager_tower(family, rows):
 
     maps = []
     if not BY_NAME[family].packed_pixels:
-        pixels = BY_NAME[family].frame_pixels(inputs)
-        layer = getattr(stock.config, "vision_feature_layer", -1)
-        maps = list(tower(stock)(pixels, output_attentions=True).attentions[layer])
+        maps = BY_NAME[family].tower_maps(stock, inputs)
     else:
         # One call of the eager attention function a frame.
         attention = BY_NAME[family].last_attention(stock)
@@ -164,7 +159,7 @@ def test_tower_attention_is_that_of_the_eager_tower(family, rows):
             of_patches = maps[frame].mean((0, 1))
             frame += 1
             if not BY_NAME[family].packed_pixels:
-                expected = BY_NAME[family].pooled(stock, of_patches)
+                expected = BY_NAME[family].pooled(stock, of_patches, span.grid)
             else:
                 cells = of_patches.view(-1, 4).mean(1)
                 expected = torch.empty_like(cells)

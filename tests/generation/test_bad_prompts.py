@@ -9,7 +9,6 @@ from helpers.models import (
     TEXT_ONLY,
     TWO_VIDEOS,
     family_of,
-    masked_inputs,
     prompt_inputs,
     stock_model,
     tower,
@@ -190,26 +189,3 @@ def test_unknown_family(tmp_path):
     text_model.save_pretrained(tmp_path / "text")
     with pytest.raises(ValueError, match=r"AutoModelForImageTextToText|not supported"):
         AutoModelForImageTextToText.from_pretrained(tmp_path / "text")
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_sliding_windows(family):
-    """A window counts what is left of the prompt: refused where it is shorter than the uncompressed one, with its answer."""
-    inputs = prompt_inputs(stock_model(family), PROMPTS["one video"])
-    length = inputs["input_ids"].shape[1]
-    stock = stock_model(family, use_sliding_window=True, sliding_window=length + 2, max_window_layers=1)
-    if "sliding_attention" not in (getattr(stock.config.get_text_config(), "layer_types", None) or ()):
-        pytest.skip(f"the language model of {family} has no windows")
-    model = CaCoVidForConditionalGeneration.from_backbone(stock)
-    ours = model.generate(**inputs, retention_ratio=0.25, max_new_tokens=2, do_sample=False)
-    kept = model.compress(**inputs, retention_ratio=0.25).kept_indices
-    oracle = stock.generate(**masked_inputs(stock, inputs, kept), max_new_tokens=2, do_sample=False)
-    assert torch.equal(ours, oracle)
-    with pytest.raises(ValueError, match=f"layers of sliding attention over {length + 2} positions"):
-        model.generate(**inputs, retention_ratio=0.25, max_new_tokens=3)
-    model.backbone.config.get_text_config().sliding_window = length - 1
-    for call in (model, model.compress, lambda **kwargs: model.generate(**kwargs, max_new_tokens=1)):
-        with pytest.raises(ValueError, match=f"layers of sliding attention over {length - 1} positions"):
-            call(**inputs, retention_ratio=0.25)
-    with pytest.raises(ValueError, match="layers of sliding attention"):
-        model.compress_prompt(model.embed(**inputs), retention_ratio=0.25)

@@ -16,6 +16,7 @@ from helpers.models import (
     for_forward,
     masked_inputs,
     prompt_inputs,
+    skip_without_flash,
     stock_model,
 )
 from torch.nn import functional as F
@@ -40,6 +41,7 @@ def kernels(monkeypatch):
 
 def models_of(family):
     """The stock model on sdpa, ours around it, and ours with the same weights and policy on flash attention."""
+    skip_without_flash(family)
     stock, flash = stock_model(family), stock_model(family)
     flash_stand_in.use_flash_attention(flash)
     on_sdpa = CaCoVidForConditionalGeneration.from_backbone(stock)

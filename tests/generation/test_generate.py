@@ -10,9 +10,11 @@ from helpers.models import (
     RAGGED,
     TWO_VIDEOS,
     Video,
+    family_of,
     masked_inputs,
     prompt_inputs,
     skip_unless_served,
+    skip_unless_split,
     stock_inputs,
     stock_model,
     wrapped,
@@ -84,8 +86,9 @@ def test_min_length_counts_the_callers_prompt(case, setting):
 
 
 def test_the_callers_generation_config_is_not_changed(case):
-    _, model, inputs = case
-    config = GenerationConfig(max_length=60, cache_implementation="static", prefill_chunk_size=4, pad_token_id=PAD)
+    stock, model, inputs = case
+    chunk = 4 if family_of(stock).splits_prefill else None
+    config = GenerationConfig(max_length=60, cache_implementation="static", prefill_chunk_size=chunk, pad_token_id=PAD)
     before = config.to_dict()
     model.generate(**inputs, retention_ratio=0.25, generation_config=config)
     assert config.to_dict() == before
@@ -441,6 +444,7 @@ def test_forward_returns_tuples_and_refuses_caches(case):
 def test_settings_of_the_backbones_generation_config(case, setting):
     """What stands in the backbone's own generation config works like an argument of the call."""
     stock, model, inputs = case
+    skip_unless_split(stock.config.model_type, setting)
     expected = model.generate(**inputs, retention_ratio=0.25, max_new_tokens=4, do_sample=False, **setting)
     for name, value in setting.items():
         setattr(stock.generation_config, name, value)

@@ -202,7 +202,8 @@ def test_wrong_encoded_videos(family):
         model.generate(**BY_NAME[family].without_videos(two), encoded_videos=encoded, retention_ratio=0.25)
     other = CaCoVidForConditionalGeneration.from_backbone(stock_model(family, hidden_size=128, num_attention_heads=8))
     width = encoded.features[0].shape[-1]
-    with pytest.raises(ValueError, match=f"encoded with hidden size {width}, the model has {2 * width}"):
+    wide = 128 + model.family.extra_width(other.backbone.config)
+    with pytest.raises(ValueError, match=f"encoded with hidden size {width}, the model has {wide}"):
         other.generate(**BY_NAME[family].without_videos(inputs), encoded_videos=encoded, retention_ratio=0.25)
 
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 from helpers import flash_stand_in
 from helpers.cut_oracle import CutPrompts
-from helpers.models import FAMILIES, PROMPTS, RAGGED, prompt_inputs, stock_model
+from helpers.models import (
+    FAMILIES,
+    PROMPTS,
+    RAGGED,
+    prompt_inputs,
+    skip_unless_split,
+    skip_without_flash,
+    stock_model,
+)
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 
@@ -58,6 +66,7 @@ def test_greedy(family, prompt, attention):
 @pytest.mark.parametrize("decoding", DECODINGS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_caches(family, decoding):
+    skip_unless_split(family, DECODINGS[decoding])
     model, inputs, cut = compressed(family, RAGGED)
     tokens, logits = cut.greedy(STEPS)
     ours = generated(model, inputs, do_sample=False, **DECODINGS[decoding])
@@ -71,6 +80,7 @@ def test_other_caches(family, decoding):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flash_attention(family, rows, chunk, monkeypatch):
     """By stand-in kernels, against stock on sdpa."""
+    skip_without_flash(family)
     if len(rows) == 1:
         flash_stand_in.skip_unless_stock_runs(family)
     kernels = flash_stand_in.install(monkeypatch)

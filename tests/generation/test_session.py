@@ -14,6 +14,7 @@ from helpers.models import (
     family_of,
     masked_inputs,
     prompt_inputs,
+    skip_unless_a_cache_can_be_cut,
     skip_unless_served,
     stock_inputs,
     stock_model,
@@ -37,11 +38,6 @@ def case(request):
     stock = stock_model(request.param)
     model = CaCoVidForConditionalGeneration.from_backbone(stock)
     return stock, model, prompt_inputs(stock, ROWS)
-
-
-def skip_unless_a_cache_can_be_cut(model):
-    if not family_of(model.backbone).attends:
-        pytest.skip("a state of linear attention cannot be cut back")
 
 
 def question(inputs, words, keep=6):
@@ -107,7 +103,7 @@ def test_questions_in_a_batch(case):
 def test_a_kept_choice_in_a_conversation(case, decoding):
     """Every turn against the oracle, from a cache that holds the kept tokens; only what is new is prefilled."""
     stock, model, inputs = case
-    skip_unless_a_cache_can_be_cut(model)
+    skip_unless_a_cache_can_be_cut(model.backbone)
     session = model.session(**inputs, retention_ratio=[0.25, 0.25], keep_selection=True)
     settings = {**STEP, **(dict(do_sample=True, top_k=5) if decoding == "sampling" else {})}
     now = question(inputs, QUESTIONS[0])
@@ -133,7 +129,7 @@ def test_a_kept_choice_in_a_conversation(case, decoding):
 def test_a_kept_choice_and_other_questions(case):
     """Questions that do not see each other: the cache is cut back to what they share, and the answers are those of a new prompt with that choice."""
     stock, model, inputs = case
-    skip_unless_a_cache_can_be_cut(model)
+    skip_unless_a_cache_can_be_cut(model.backbone)
     session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
     first = question(inputs, QUESTIONS[0])
     keeps = KeptBefore(tuple(video.keep for video in model.compress(**first, retention_ratio=0.25).videos))
@@ -166,7 +162,7 @@ def test_a_kept_choice_and_other_questions(case):
 
 def test_a_failed_call_leaves_a_session_that_works(case):
     _, model, inputs = case
-    skip_unless_a_cache_can_be_cut(model)
+    skip_unless_a_cache_can_be_cut(model.backbone)
     session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
     one, other = question(inputs, QUESTIONS[0]), question(inputs, QUESTIONS[1])
     first = session.generate(**one, **STEP)
@@ -201,7 +197,7 @@ REFUSED = {
 def test_what_a_kept_cache_cannot_do(case, refused):
     _, model, inputs = case
     settings, message = REFUSED[refused]
-    skip_unless_a_cache_can_be_cut(model)
+    skip_unless_a_cache_can_be_cut(model.backbone)
     session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
     with pytest.raises(ValueError, match=message):
         session.generate(**inputs, **{**STEP, **settings})
@@ -213,7 +209,7 @@ def test_what_a_kept_cache_cannot_do(case, refused):
 @pytest.mark.parametrize("changed", [dict(retention_ratio=0.9), dict(compressor="uniform")], ids=str)
 def test_a_kept_choice_does_not_change_in_silence(case, changed):
     _, model, inputs = case
-    skip_unless_a_cache_can_be_cut(model)
+    skip_unless_a_cache_can_be_cut(model.backbone)
     session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
     first = session.generate(**inputs, **STEP)
     (name,) = changed
@@ -226,7 +222,7 @@ def test_a_kept_choice_does_not_change_in_silence(case, changed):
 
 def test_a_choice_whose_size_the_scores_decide_is_kept_too(case):
     _, model, inputs = case
-    skip_unless_a_cache_can_be_cut(model)
+    skip_unless_a_cache_can_be_cut(model.backbone)
     session = model.session(**inputs, retention_ratio=AutoBudget(0.2, 0.6), keep_selection=True)
     session.generate(**inputs, **STEP)
     kept = session._kept

@@ -18,6 +18,9 @@ from helpers.models import (
     family_of,
     masked_inputs,
     prompt_inputs,
+    skip_unless_a_cache_can_be_cut,
+    skip_unless_split,
+    skip_without_flash,
     stock_inputs,
     stock_model,
     wrapped,
@@ -133,6 +136,7 @@ def test_caches_of_the_caller(family, cache, attention):
         cache
     )
     settings = dict(prefill_chunk_size=3) if cache == "chunks" else {}
+    skip_unless_split(family, settings)
     turns = CONVERSATIONS["a new video"]
     ours, _ = hold(stock, turns, 1, new_cache=given, compressor=Uniform(), **settings)
     if given is not None:
@@ -142,6 +146,7 @@ def test_caches_of_the_caller(family, cache, attention):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flash_attention(family, monkeypatch):
     """The gaps of a new video's positions behind a cache are not read as packed sequences."""
+    skip_without_flash(family)
     flash_stand_in.install(monkeypatch)
     stock, flash = stock_model(family), stock_model(family)
     flash_stand_in.use_flash_attention(flash)
@@ -199,8 +204,7 @@ def more(inputs, sequences, tokens=(50, 60, 70)):
 def test_a_conversation_forks_and_goes_back(first_turn):
     """A copy of the cache goes its own way, and a cache that was cropped goes on from there."""
     _, model, inputs, first = first_turn
-    if not family_of(model.backbone).attends:
-        pytest.skip("a state of linear attention cannot be cut back")
+    skip_unless_a_cache_can_be_cut(model.backbone)
     cache, fork = first.past_key_values, copy.deepcopy(first.past_key_values)
     one, other = more(inputs, first.sequences), more(inputs, first.sequences, (80, 81))
     length = cache.get_seq_length()
@@ -406,8 +410,7 @@ def test_a_static_cache_that_is_too_small(first_turn):
 
 def test_caches_of_unknown_contents(first_turn):
     stock, model, inputs, first = first_turn
-    if not family_of(stock).attends:
-        pytest.skip("a state of linear attention cannot be cut back")
+    skip_unless_a_cache_can_be_cut(stock)
     whole = more(inputs, first.sequences)
     beams = model.generate(**inputs, retention_ratio=0.25, **{**STEP, "num_beams": 2})
     with pytest.raises(ValueError, match="not known to belong to a prompt"):

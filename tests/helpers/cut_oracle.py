@@ -37,15 +37,15 @@ class CutPrompts:
         positions = torch.cat([positions, positions[..., -1:] + steps], dim=-1)
         if positions.ndim == 2 and len(positions) == 4:
             positions[0] = torch.arange(positions.shape[-1])  # jumps in text positions are read as packed sequences
-        states = stock.get_decoder()(
-            inputs_embeds=embeds[None],
-            attention_mask=torch.ones(
-                1, len(embeds), dtype=torch.long
-            ),  # without it, gaps are read as packed sequences
-            position_ids=positions.unsqueeze(-2),
-            use_cache=False,
-            **family_of(stock).beside(self.found, row, places, len(made)),
-        ).last_hidden_state
+        arguments = {
+            "inputs_embeds": embeds[None],
+            # Without it, gaps are read as packed sequences.
+            "attention_mask": torch.ones(1, len(embeds), dtype=torch.long),
+            "position_ids": positions.unsqueeze(-2),
+            "use_cache": False,
+            **family_of(stock).beside(stock, self.found, row, places, made),
+        }
+        states = stock.get_decoder()(**arguments).last_hidden_state
         return stock.lm_head(states[0, len(places) - 1 :])
 
     def greedy(self, steps: int) -> tuple[Tensor, Tensor]:

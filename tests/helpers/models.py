@@ -13,6 +13,8 @@ import torch
 from helpers.reaching import reaching_language_model
 from torch import Tensor, nn
 from transformers import (
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     Glm4vConfig,
     Glm4vForConditionalGeneration,
     Glm4vMoeConfig,
@@ -57,8 +59,10 @@ VIDEO_FIELDS = (
     "second_per_grid_ts",
     "video_merge_sizes",
     "video_compression_mask",
+    "video_position_ids",
+    "num_frames_per_video",
 )
-IMAGE_FIELDS = ("pixel_values", "image_sizes", "image_grid_thw", "image_merge_sizes")
+IMAGE_FIELDS = ("pixel_values", "image_sizes", "image_grid_thw", "image_merge_sizes", "image_position_ids")
 # Of families whose frames are images, for both.
 TILE_FIELDS = ("pixel_attention_mask", "frame_numbers")
 # Words of a frame that is an image.
@@ -138,6 +142,12 @@ class Family(ABC):
         cuts_inside: whether tokens can be dropped between the layers of its language model.
         tower_window: side, in tokens, of the windows in whose order the vision tower takes a frame; None: raster order.
         keeps_logits: whether the stock forward makes logits of the last positions alone, if asked.
+        splits_prefill: whether a prompt may go through the language model in chunks.
+        flash: whether flash attention may run it.
+        cuts_cache: whether its cache can be cut back to fewer tokens.
+        without_windows: settings of its language model by which every token sees all before it.
+        video_word: its placeholder of a video in a text.
+        special_words: further words that its tokenizer knows by name.
         mixes: whether the stock forward takes images and videos in one call.
         flash_alone: whether the stock code runs a single prompt on flash attention.
         expands: whether stock generation takes videos with beams or several sequences.
@@ -155,6 +165,12 @@ class Family(ABC):
     cuts_inside: ClassVar[bool] = True
     tower_window: ClassVar[int | None] = None
     keeps_logits: ClassVar[bool] = True
+    splits_prefill: ClassVar[bool] = True
+    flash: ClassVar[bool] = True
+    cuts_cache: ClassVar[bool] = True
+    without_windows: ClassVar[dict[str, Any]] = {}
+    video_word: ClassVar[str] = "<video>"
+    special_words: ClassVar[dict[str, str]] = {}
     mixes: ClassVar[bool] = True
     expands: ClassVar[bool] = True
     flash_alone: ClassVar[bool] = True
@@ -184,6 +200,11 @@ class Family(ABC):
         """The attention of the tower's last layer, where pixels are patches."""
         return self.tower(stock).blocks[-1].attn
 
+    def tower_maps(self, stock: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Attention `(H, S, S)` of every frame in the eager tower's layer that features come from, where pixels are not packed."""
+        layer = getattr(stock.config, "vision_feature_layer", -1)
+        return list(self.tower(stock)(self.frame_pixels(inputs), output_attentions=True).attentions[layer])
+
     @abstractmethod
     def processor(self, tokenizer: Any) -> Any:
         """The stock processor around a tokenizer that has the placeholders of this module."""
@@ -204,18 +225,19 @@ class Family(ABC):
     def amplify(self, stock: Any) -> None:  # noqa: B027
         """Make what is special in a stock model large enough to be noticed when it is lost; without this method nothing is."""
 
-    def beside(self, found: dict[str, Any], row: int, places: Tensor, new: int) -> dict[str, Any]:
-        """What the language model takes of some places of a row beside their embeddings, and of `new` words behind them.
+    def beside(self, stock: Any, found: dict[str, Any], row: int, places: Tensor, made: Tensor) -> dict[str, Any]:
+        """What the language model takes of some places of a row beside their embeddings, and of the words that follow.
 
         Args:
+            stock: the model.
             found: the keyword arguments of its call by the stock forward.
             row: of the batch.
             places: int64 `(n,)`.
-            new: how many words follow.
+            made: ids of the words that follow.
         """
         return {}
 
-    def pooled(self, stock: Any, patches: Tensor) -> Tensor:
+    def pooled(self, stock: Any, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """What each of a frame's tokens is made of, from its patches `(S,)`, where pixels are one row per video: `(P,)`."""
         return stock.model.apply_pooling(patches[None, :, None])[0, :, 0]
 
@@ -462,7 +484,8 @@ class Qwen3VL(Qwen2VL):
             chat_template=chat_template(marked.format("<video>"), marked.format("<image>")),
         )
 
-    def beside(self, found, row, places, new):
+    def beside(self, stock, found, row, places, made):
+        new = len(made)
         mask, layers = found["visual_pos_masks"], found["deepstack_visual_embeds"]
         if layers is None:
             return {}
@@ -514,6 +537,7 @@ class Qwen35(Qwen3VL):
         linear_num_value_heads=4,
     )
     attends = False
+    cuts_cache = False
 
     def config(self, text):
         layers = text.get("num_hidden_layers", TEXT["num_hidden_layers"])
@@ -526,7 +550,7 @@ class Qwen35(Qwen3VL):
             if name.endswith("A_log"):
                 weight.fill_(-4.0)
 
-    def beside(self, found, row, places, new):
+    def beside(self, stock, found, row, places, made):
         return {}
 
 
@@ -594,7 +618,7 @@ class LlavaNextVideo(LlavaOnevision):
             chat_template=chat_template("<video>", "<image>"),
         )
 
-    def pooled(self, stock, patches):
+    def pooled(self, stock, patches, grid):
         return stock.model.vision_resampler(patches[None, 1:, None])[0, :, 0]
 
 
@@ -734,7 +758,7 @@ class InternVL(Family):
             chat_template=chat_template("<video>", "<image>"),
         )
 
-    def pooled(self, stock, patches):
+    def pooled(self, stock, patches, grid):
         grid = patches[1:].view(2, 2, 2, 2)  # two rows of cells, two patches a side
         return grid.mean((1, 3)).flatten()
 
@@ -814,7 +838,7 @@ class SmolVLM(InternVL):
             chat_template=chat_template("<video>", "<image>"),
         )
 
-    def pooled(self, stock, patches):
+    def pooled(self, stock, patches, grid):
         return patches.view(2, 2, 2, 2).mean((1, 3)).flatten()
 
 
@@ -926,6 +950,137 @@ class Glm46V(Glm4v):
         return Glm46VProcessor, Glm46VImageProcessor, Glm46VVideoProcessor
 
 
+class Gemma4(Family):
+    """A large one: four to six tokens a frame that see each other in both directions, and windows shorter than a prompt."""
+
+    name = "gemma4"
+    model_class = Gemma4ForConditionalGeneration
+    has_token_types = True
+    packed_pixels = False
+    mrope = False
+    cuts_inside = False
+    splits_prefill = False
+    flash = False
+    cuts_cache = False
+    without_windows: ClassVar[dict[str, Any]] = dict(sliding_window=512, use_bidirectional_attention=None)
+    video_word = "<|video|>"
+    special_words: ClassVar[dict[str, str]] = {
+        "boi_token": "<|vision_start|>",
+        "eoi_token": "<|vision_end|>",
+        "audio_token": "<audio>",
+        "boa_token": "<|vision_start|>",
+        "eoa_token": "<|vision_end|>",
+    }
+    text: ClassVar[dict[str, Any]] = dict(hidden_size_per_layer_input=0, use_bidirectional_attention="vision")
+
+    def config(self, text):
+        layers = text.get("num_hidden_layers", TEXT["num_hidden_layers"])
+        kinds = [*["sliding_attention"] * (layers - 1), "full_attention"]
+        own = dict(
+            head_dim=16, global_head_dim=32, sliding_window=16, layer_types=kinds, vocab_size_per_layer_input=120
+        )
+        return Gemma4Config(
+            vision_config=dict(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=16,
+                position_embedding_size=64,
+            ),
+            text_config={**own, **self.text, **text},
+            audio_config=None,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            audio_token_id=112,
+            boi_token_id=VISION_START,
+            eoi_token_id=VISION_END,
+            tie_word_embeddings=False,
+        )
+
+    def patches(self, rows: int, height: int, width: int, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Pixels and places of so many frames, nine patches a token, and as many again of padding."""
+        y, x = torch.meshgrid(torch.arange(3 * height), torch.arange(3 * width), indexing="ij")
+        places = torch.stack([x, y], dim=-1).flatten(0, 1).expand(rows, -1, -1)
+        gap = 9 * 20 - places.shape[1]
+        pixels = draw.noise(rows, places.shape[1], 3 * 16**2).sigmoid()
+        return nn.functional.pad(pixels, (0, 0, 0, gap)), nn.functional.pad(places, (0, 0, 0, gap), value=-1)
+
+    def video(self, video, draw):
+        count = video.height * video.width
+        ids: list[int] = []
+        for frame in range(video.frames):
+            ids += [*draw.words(3 if frame else 2), VISION_START, *[VIDEO] * count, VISION_END]
+        pixels, places = self.patches(video.frames, video.height, video.width, draw)
+        fields = {
+            "pixel_values_videos": pixels,
+            "video_position_ids": places,
+            "num_frames_per_video": torch.tensor([video.frames]),
+        }
+        return Part(ids, [2 if token == VIDEO else 0 for token in ids], fields)
+
+    def image(self, draw):
+        pixels, places = self.patches(1, 2, 2, draw)
+        fields = {"pixel_values": pixels, "image_position_ids": places}
+        return Part([VISION_START, *[IMAGE] * 4, VISION_END], [0, 1, 1, 1, 1, 0], fields)
+
+    def tower(self, stock):
+        return stock.model.vision_tower
+
+    def pooled(self, stock, patches, grid):
+        return patches.view(grid[1], 3, grid[2], 3).mean((1, 3)).flatten()
+
+    def tower_maps(self, stock, inputs):
+        places = inputs["video_position_ids"]
+        found = self.tower(stock)(inputs["pixel_values_videos"], places, output_attentions=True)
+        real = (places >= 0).all(dim=-1).sum(dim=1).tolist()
+        return [maps[:, :count, :count] for maps, count in zip(found.attentions[-1], real, strict=True)]
+
+    def amplify(self, stock):
+        """What attention adds is normed, and small beside embeddings that are multiplied."""
+        for layer in stock.get_decoder().layers:
+            layer.post_attention_layernorm.weight.fill_(6.0)
+
+    def beside(self, stock, found, row, places, made):
+        """The stock masks of the uncompressed prompt, without the rows and columns of what was dropped."""
+        masks, length = found["attention_mask"], found["inputs_embeds"].shape[1]
+        everywhere = torch.cat([places, length + torch.arange(len(made))])
+        behind = everywhere[None] <= everywhere[:, None]
+        near = everywhere[:, None] - everywhere[None] < stock.config.get_text_config().sliding_window
+        cut = {}
+        for kind, seen in (("full_attention", behind), ("sliding_attention", behind & near)):
+            mask = seen.clone()
+            if masks[kind] is not None:
+                allowed = masks[kind] if masks[kind].dtype == torch.bool else masks[kind] == 0
+                inside = allowed[row, 0][places][:, places]
+                mask[: len(places), : len(places)] = inside
+            if stock.config.get_text_config()._attn_implementation == "eager":
+                mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+            cut[kind] = mask[None, None]
+        beside = {"attention_mask": cut}
+        if found.get("per_layer_inputs") is not None:
+            new = stock.get_decoder().get_per_layer_inputs(made[None], None)
+            beside["per_layer_inputs"] = torch.cat([found["per_layer_inputs"][row : row + 1, places], new], dim=1)
+        return beside
+
+    def processor(self, tokenizer):
+        from transformers import (
+            Gemma4AudioFeatureExtractor,
+            Gemma4ImageProcessor,
+            Gemma4Processor,
+            Gemma4VideoProcessor,
+        )
+
+        return Gemma4Processor(
+            feature_extractor=Gemma4AudioFeatureExtractor(),
+            image_processor=Gemma4ImageProcessor(),
+            tokenizer=tokenizer,
+            video_processor=Gemma4VideoProcessor(max_soft_tokens=70),
+            chat_template=chat_template(self.video_word, "<image>"),
+        )
+
+
 def amplify_experts(stock: Any) -> None:
     """As `stock_model` does with the other weights of its layers; those of experts are one tensor for all of them."""
     for name, weight in stock.named_parameters():
@@ -959,6 +1114,7 @@ BY_NAME: dict[str, Family] = {
         Glm4v(),
         Glm4vMoe(),
         Glm46V(),
+        Gemma4(),
     )
 }
 FAMILIES = tuple(BY_NAME)
@@ -987,6 +1143,24 @@ def skip_unless_served(family: str, method: Any) -> None:
     name = method if isinstance(method, str) else method.name
     if name in refused_methods(family):
         pytest.skip(f"{name} refuses {family}")
+
+
+def skip_unless_a_cache_can_be_cut(stock) -> None:
+    """Skip a test that cuts back the cache of a model that has states or windows."""
+    if not family_of(stock).cuts_cache:
+        pytest.skip("states of linear attention, and windows that are full, cannot be cut back")
+
+
+def skip_unless_split(family: str, settings: dict[str, Any]) -> None:
+    """Skip a test of a prefill in chunks that a family refuses by name."""
+    if settings.get("prefill_chunk_size") is not None and not BY_NAME[family].splits_prefill:
+        pytest.skip(f"{family} refuses a prefill in chunks")
+
+
+def skip_without_flash(family: str) -> None:
+    """Skip a test of flash attention that a family refuses by name."""
+    if not BY_NAME[family].flash:
+        pytest.skip(f"{family} refuses flash attention")
 
 
 def tower(stock) -> nn.Module:

@@ -17,7 +17,7 @@ def tiny_processor(family: str):
         **BY_NAME[family].marks,
         "<unk>": 5,
         "<image>": IMAGE,
-        "<video>": VIDEO,
+        BY_NAME[family].video_word: VIDEO,
     }
     free = [i for i in range(TEXT["vocab_size"]) if i not in special.values()]
     words = WORDS + [f"w{i}" for i in free[len(WORDS) :]]
@@ -33,13 +33,14 @@ def tiny_processor(family: str):
         padding_side="left",
         extra_special_tokens={
             "image_token": "<image>",
-            "video_token": "<video>",
+            "video_token": BY_NAME[family].video_word,
             "start_image_token": marks[0],
             "end_image_token": marks[1],
             "context_image_token": "<image>",
             "fake_image_token": marks[0],
             "global_image_token": marks[1],
             **{f"mark{number}": mark for number, mark in enumerate(marks)},
+            **BY_NAME[family].special_words,
         },
     )
     return BY_NAME[family].processor(fast)

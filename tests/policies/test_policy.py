@@ -3,7 +3,17 @@
 import pytest
 import torch
 from helpers.golden import golden, policy_cases, policy_layout, with_prefix
-from helpers.models import FAMILIES, PROMPTS, RAGGED, Video, for_forward, masked_inputs, prompt_inputs, stock_model
+from helpers.models import (
+    BY_NAME,
+    FAMILIES,
+    PROMPTS,
+    RAGGED,
+    Video,
+    for_forward,
+    masked_inputs,
+    prompt_inputs,
+    stock_model,
+)
 from transformers import Qwen2Config
 
 from cacovid_hf import CaCoVidForConditionalGeneration, ContributionPolicy, select_tokens
@@ -74,9 +84,9 @@ def test_golden_logits(name, attention, grid):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_layer_is_the_language_models_layer(family, prompt):
     """Causally, and initialised from it, the policy's layer computes what the LLM's first attending layer computes: rotary embedding
-    (M-RoPE too), grouped heads, norms and MLP; whatever the padding.
+    (M-RoPE too), grouped heads, norms and MLP; whatever the padding. The policy's has no window.
     """
-    stock = stock_model(family)
+    stock = stock_model(family, **BY_NAME[family].without_windows)
     model = CaCoVidForConditionalGeneration.from_backbone(stock, policy_attention="causal")
     inputs = prompt_inputs(stock, PROMPTS[prompt])
     mask = inputs["attention_mask"]

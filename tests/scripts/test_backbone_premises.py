@@ -14,6 +14,11 @@ FAILS = {
     "glm4v": ["videos have a placeholder of their own"],
     "video_llama_3": ["forward takes logits_to_keep"],
     "internvl": ["videos have a placeholder of their own"],
+    "gemma4": [
+        "the language model receives embeddings, mask and positions alone",
+        "no layer has a window",
+        "generate takes inputs_embeds",
+    ],
 }
 
 

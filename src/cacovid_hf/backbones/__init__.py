@@ -1,6 +1,7 @@
 """The supported families of backbones, one small file each."""
 
 from .base import Backbone
+from .gemma4 import Gemma4Backbone
 from .glm4v import Glm4vBackbone, Glm4vMoeBackbone, Glm46VBackbone
 from .internvl import InternVLBackbone
 from .llava_next_video import LlavaNextVideoBackbone
@@ -29,6 +30,7 @@ BACKBONES: dict[str, Backbone] = {
         Glm4vBackbone(),
         Glm4vMoeBackbone(),
         Glm46VBackbone(),
+        Gemma4Backbone(),
     )
 }
 

@@ -8,7 +8,7 @@ placeholders are video tokens, each video's grid, what is never dropped, and wha
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from ..prompt import EncodedVideos, Prompt, PromptLayout, ReducedAttention, TowerAttention, VideoSpan
 from ..utils.hooks import Hook, attached
 from .beside import handed_over
-from .loaded import embedding_device
+from .loaded import embedding_device, has_windows
+from .windows import masked_by_places
 
 # Enough to keep a device busy, while the vision tower's memory stays that of a short video.
 FRAMES_PER_CHUNK = 64
@@ -28,7 +29,7 @@ FRAMES_PER_CHUNK = 64
 
 # What a call of the language model may hold: what a prompt carries, and what does not change its embeddings.
 CARRIED = ("inputs_embeds", "attention_mask", "position_ids")
-WITHOUT_EFFECT = ("use_cache", "logits_to_keep", "output_router_logits")
+WITHOUT_EFFECT = ("use_cache", "logits_to_keep", "output_router_logits", "return_dict", "labels")
 
 
 class _Captured(Exception):
@@ -56,6 +57,7 @@ class Backbone(ABC):
         words_have_times: whether times are among them, so that they cannot be written without a video's metadata.
         own_inputs: names of arguments that our processor adds, and that the stock forward does not take.
         extra_names: names of the language model's arguments that `extra` holds.
+        looked_up: names of those that `stock_arguments` makes from ids.
     """
 
     model_type: ClassVar[str]
@@ -66,6 +68,7 @@ class Backbone(ABC):
     words_have_times: ClassVar[bool] = True
     own_inputs: ClassVar[tuple[str, ...]] = ()
     extra_names: ClassVar[tuple[str, ...]] = ()
+    looked_up: ClassVar[tuple[str, ...]] = ()
 
     # ---------------------------------------------------------------- places
 
@@ -105,8 +108,8 @@ class Backbone(ABC):
         """
         return self.num_words_around(config, before, [])[0]
 
-    def inputs_of_words(self, settings: dict[str, Tensor], num_frames: int) -> dict[str, Any]:
-        """What the processor's `replace_video_token` reads of one video, beside its metadata: of its `video_settings`, one row each."""
+    def inputs_of_words(self, settings: dict[str, Tensor], grid: tuple[int, int, int]) -> dict[str, Any]:
+        """What the processor's `replace_video_token` reads of one video of this grid, beside its metadata: of its `video_settings`, one row each."""
         return settings
 
     def _with_words(self, config, ids: list[int], span: VideoSpan, start: int, stop: int) -> VideoSpan:
@@ -207,7 +210,7 @@ class Backbone(ABC):
 
         Args:
             config: the backbone's.
-            found: the keyword arguments of its call by the stock forward.
+            found: the keyword arguments of its call by the stock forward, and those of that forward itself.
         """
         return None
 
@@ -215,10 +218,37 @@ class Backbone(ABC):
         """The language model's arguments for the `(R, n, E)` of one forward: `extra` the other way round."""
         return {}
 
-    def handed_over(self, model: PreTrainedModel, extra: Tensor | None) -> AbstractContextManager[None]:
-        """Enter this around stock code that runs a prompt given as embeddings: its language model receives `extra` `(B, K, E)` too."""
-        arguments = partial(self.extra_arguments, model.config)
-        return handed_over(self.language_model(model), extra, arguments)
+    def stock_arguments(self, model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
+        """What the stock forward needs beside the embeddings of these ids `(R, n)`, because it looks it up by id."""
+        return {}
+
+    def joint_frames(self, config) -> bool:
+        """Whether tokens of a frame see each other in both directions in layers of sliding attention; the first number of `extra` is then 1 at those."""
+        return False
+
+    def is_plain(self, config) -> bool:
+        """Whether embeddings, mask and positions of a compressed prompt are all that stock code needs."""
+        return not (self.extra_width(config) or self.looked_up or has_windows(config))
+
+    @contextmanager
+    def handed_over(self, model: PreTrainedModel, places: Tensor, extra: Tensor | None) -> Iterator[None]:
+        """Enter this around stock code that runs a prompt given as embeddings.
+
+        Its language model receives `extra` too, and its windows count the places of the uncompressed prompt.
+
+        Args:
+            model: the stock model.
+            places: int64 `(B, K)`, in the uncompressed prompt, -1 at padding.
+            extra: `(B, K, E)`, of a prompt whose language model receives more than embeddings.
+        """
+        decoder = self.language_model(model)
+        with handed_over(decoder, extra, partial(self.extra_arguments, model.config)):
+            if not has_windows(model.config):
+                yield
+                return
+            joint = extra[..., 0] > 0 if extra is not None and self.joint_frames(model.config) else None
+            with masked_by_places(decoder, places, joint):
+                yield
 
     # ---------------------------------------------------------------- prompts
 
@@ -348,14 +378,14 @@ class Backbone(ABC):
         if with_tower_attention and layout.videos and tower is None:
             with self.tower_attention(model, layout) as attention:
                 embeds, extra = self._embedded(model, arguments)
-            return Prompt(layout, input_ids, embeds, position_ids, attention(), extra)
+            return Prompt(layout, input_ids, embeds, position_ids, attention(), extra, self.is_plain(model.config))
         embeds, extra = self._embedded(model, arguments)
         if features is not None:
             width = embeds.shape[-1]
             wide = embeds if extra is None else torch.cat([embeds, extra], dim=-1)
             wide = with_features(wide, is_video.nonzero(), features)
             embeds, extra = wide[..., :width], None if extra is None else wide[..., width:]
-        return Prompt(layout, input_ids, embeds, position_ids, tower, extra)
+        return Prompt(layout, input_ids, embeds, position_ids, tower, extra, self.is_plain(model.config))
 
     def encode(self, model: PreTrainedModel, inputs: dict[str, Any], frames_per_chunk: int | None) -> Iterator[Tensor]:
         """Encode the videos of a call a chunk of frames (temporal grid steps) at a time; both towers look at one of them alone.
@@ -428,7 +458,7 @@ class Backbone(ABC):
         """
         arguments = {**arguments, "use_cache": False}
         found = capture_language_model_inputs(model, self.language_model(model), arguments)
-        known = (*CARRIED, *WITHOUT_EFFECT, *self.extra_names)
+        known = (*CARRIED, *WITHOUT_EFFECT, *self.extra_names, *self.looked_up)
         if unknown := sorted(name for name, value in found.items() if value is not None and name not in known):
             raise ValueError(
                 f"{type(model).__name__} also gives its language model {', '.join(unknown)}, which a compressed prompt does not carry. Use "
@@ -437,7 +467,7 @@ class Backbone(ABC):
         embeds, width = found["inputs_embeds"], self.extra_width(model.config)
         if not width:
             return embeds, None
-        extra = self.extra(model.config, found)
+        extra = self.extra(model.config, {**arguments, **found})
         return embeds, embeds.new_zeros(*embeds.shape[:2], width) if extra is None else extra.to(embeds)
 
 

@@ -95,9 +95,9 @@ class FramesAsImagesBackbone(Backbone):
         """Where they begin cannot be seen: as many as the second frame's, of a single frame the marks alone."""
         return min(len(between) - 2 if between else self.marks_before, len(before))
 
-    def inputs_of_words(self, settings: dict[str, Tensor], num_frames: int) -> dict[str, Any]:
+    def inputs_of_words(self, settings: dict[str, Tensor], grid: tuple[int, int, int]) -> dict[str, Any]:
         """How many frames there are."""
-        return {"frame_numbers": torch.arange(num_frames)}
+        return {"frame_numbers": torch.arange(grid[0])}
 
     # ---------------------------------------------------------------- inputs
 

@@ -1,5 +1,7 @@
 """What there is to know of a loaded model before it is wrapped: adapters, devices, sizes."""
 
+import functools
+import inspect
 import sys
 from typing import Any
 
@@ -32,6 +34,42 @@ def embedding_device(backbone: Any) -> torch.device:
 ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 
 
+def has_windows(config: Any) -> bool:
+    """Whether a language model has layers of sliding attention."""
+    text = config.get_text_config()
+    sliding = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+    return sliding and getattr(text, "sliding_window", None) is not None
+
+
 def keeps_states(config: Any) -> bool:
     """Whether a language model has layers that keep one state of all tokens before (linear attention), in place of the keys and values of each."""
     return not set(getattr(config.get_text_config(), "layer_types", None) or ()) <= set(ATTENDING)
+
+
+def taking_embeddings(model: Any) -> Any:
+    """The same stock model as one whose `generate` takes `inputs_embeds`: itself, or a view of it that shares all of its state.
+
+    Stock `generate` looks for the name in the signature of `prepare_inputs_for_generation`, from which some classes (Gemma 4) leave it out, though
+    they pass it on. The view's class has the name.
+    """
+    kind: Any = type(model)
+    if "inputs_embeds" in inspect.signature(kind.prepare_inputs_for_generation).parameters:
+        return model
+    view = object.__new__(_with_embeddings(kind))
+    object.__setattr__(view, "__dict__", model.__dict__)
+    return view
+
+
+@functools.cache
+def _with_embeddings(kind: Any) -> Any:
+    """A subclass of the same name whose signature says what the class does."""
+
+    def prepare_inputs_for_generation(self: Any, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
+        return kind.prepare_inputs_for_generation(self, input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+    own = {
+        "__module__": kind.__module__,
+        "__doc__": kind.__doc__,
+        "prepare_inputs_for_generation": prepare_inputs_for_generation,
+    }
+    return type(kind.__name__, (kind,), own)

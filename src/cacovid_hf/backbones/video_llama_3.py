@@ -55,7 +55,7 @@ class VideoLlama3Backbone(Qwen2VLBackbone):
         # A time ends alike, and is at most as long as the longer ones: they count up.
         return place if place <= len(between) and before[-1:] == between[-1:] else 0
 
-    def inputs_of_words(self, settings: dict[str, Tensor], num_frames: int) -> dict[str, Any]:
+    def inputs_of_words(self, settings: dict[str, Tensor], grid: tuple[int, int, int]) -> dict[str, Any]:
         """The processor counts a frame's placeholders by a mask of all tokens."""
         tokens = int(settings["video_grid_thw"].prod() // settings["video_merge_sizes"].prod() ** 2)
         return {**settings, "video_compression_mask": torch.ones(tokens, dtype=torch.bool)}

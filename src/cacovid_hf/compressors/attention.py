@@ -110,12 +110,13 @@ def video_attention(
         read(layer, module, states, *kwargs["position_embeddings"])
 
     hooks = [Hook(decoder.layers[layer].self_attn, pre=partial(enter, layer)) for layer in set(layers)]
-    with suppress(_Done), attached(*hooks), model.family.handed_over(model.backbone, prompt.extra):
+    with suppress(_Done), attached(*hooks), model.family.handed_over(model.backbone, prompt.places, prompt.extra):
         decoder(
             inputs_embeds=prompt.inputs_embeds,
             attention_mask=prompt.layout.valid.long().to(prompt.inputs_embeds.device),
             position_ids=prompt.position_ids,
             use_cache=False,
+            **model.family.stock_arguments(model.backbone, prompt.input_ids),
         )
     return received
 

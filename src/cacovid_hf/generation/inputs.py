@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import TransformersKwargs
 
-from .._compat import CACHE_NAMES
+from .._compat import CACHE_NAMES, attention_implementation
 from ..backbones.base import Backbone
+from ..backbones.loaded import has_windows
 
 # Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
 DECODING_ARGUMENTS = {
@@ -34,13 +35,13 @@ STOCK_ARGUMENTS = {*TransformersKwargs.__annotations__, "ignore_index", "shift_l
 
 
 def check_windows(config: Any, length: int) -> None:
-    """Raise a `ValueError` if a language model has sliding windows that are shorter than so many positions."""
+    """Raise a `ValueError` if windows shorter than so many positions are those of a kernel that takes no masks, and so cannot count what was dropped."""
     text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    if "sliding_attention" in (getattr(text, "layer_types", None) or ()) and window is not None and window < length:
+    kernel = attention_implementation(text) or ""
+    if has_windows(config) and text.sliding_window < length and "flash" in kernel:
         raise ValueError(
-            f"The language model has layers of sliding attention over {window} positions, fewer than the {length} of the uncompressed prompt and its "
-            "answer, and a window would count the positions that are left: load the backbone with use_sliding_window=False, or use retention_ratio=1.0."
+            f"The language model has layers of sliding attention over {text.sliding_window} positions, fewer than the {length} of the uncompressed prompt and "
+            f"its answer, and {kernel} would count the positions that are left: load the backbone with attn_implementation='sdpa', or use retention_ratio=1.0."
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from .._compat import CACHE, cache_of, drop_cache, with_cache_name
 from ..backbones import Backbone, backbone_family
 from ..backbones.base import FRAMES_PER_CHUNK
+from ..backbones.loaded import taking_embeddings
 from ..compressors import Check, Compressor, resolve_compressor
 from ..policies.base import Policy
 from ..prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
@@ -230,7 +231,7 @@ class CompressedGenerationMixin:
 
     def stock_generate(self, **arguments: Any) -> Any:
         """The backbone's own `generate`."""
-        return self.backbone.generate(**arguments)
+        return taking_embeddings(self.backbone).generate(**arguments)
 
     def resolve_compressor(self, compressor: "str | Compressor | None") -> Compressor:
         """A method by name or instance; None and `"cacovid"` are the policy with the config's settings."""
@@ -321,9 +322,13 @@ class CompressedGenerationMixin:
             prompt, check = self._compress(prepare_call(self, given, method, ratios, new_tokens))
         if cache is not None:
             CacheRecord.mark_unknown(cache)
-        with method.inside(self, prompt, ratios), given.family.handed_over(self.backbone, prompt.extra):
+        with (
+            method.inside(self, prompt, ratios),
+            given.family.handed_over(self.backbone, prompt.kept_indices, prompt.extra),
+        ):
             outputs = generate_compressed(
                 self.backbone,
+                given.family,
                 self.stock_generate,
                 prompt,
                 given.input_ids,

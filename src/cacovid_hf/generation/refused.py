@@ -8,6 +8,7 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
 from .._compat import CACHE
+from ..backbones import backbone_family
 from ..backbones.loaded import keeps_states
 from ..compressors.base import Compressor
 from .inputs import cached_length, expansion
@@ -61,11 +62,13 @@ GENERATE_INSIDE = {
     "use_cache": Refused("every step would choose the tokens anew", lambda value: value is False),
     CACHE: Refused("the layers' caches differ in length"),
 }
+# Where tokens of a frame see each other in both directions.
+JOINT_FRAMES = {"prefill_chunk_size": Refused("the tokens of a frame must see each other in one forward")}
 FORWARD_INSIDE = {
     "labels": Refused("each layer sees another prompt"),
     "use_cache": Refused("the layers' caches differ in length", bool),
 }
-_SHOWN = {*SETTINGS, *GENERATE_INSIDE} - {CACHE}
+_SHOWN = {*SETTINGS, *GENERATE_INSIDE, *JOINT_FRAMES} - {CACHE}
 
 
 def check_generation(settings: GenerationConfig, arguments: dict[str, Any], method: Compressor, config: Any) -> None:
@@ -85,6 +88,8 @@ def check_generation(settings: GenerationConfig, arguments: dict[str, Any], meth
     values = {**vars(settings), **{name: value for name, value in arguments.items() if value is not None}}
     _look_up({**ARGUMENTS, **SETTINGS}, values)
     _check_cache(settings, arguments.get(CACHE), config)
+    if backbone_family(config).joint_frames(config):
+        _look_up(JOINT_FRAMES, values)
     mode = settings.get_generation_mode()
     if mode not in SUPPORTED_MODES:
         _refuse(f"Generation mode {mode.value!r}", _UNTRIED)

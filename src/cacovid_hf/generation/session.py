@@ -186,7 +186,7 @@ class VideoSession:
             )
         for number, part in enumerate(rest):
             settings = {name: rows[[number]] for name, rows in self.encoded.inputs.items()}
-            inputs = self.model.family.inputs_of_words(settings, self.encoded.grids[number][0])
+            inputs = self.model.family.inputs_of_words(settings, self.encoded.grids[number])
             if self.encoded.metadata is not None:
                 # The processor writes into it.
                 inputs["video_metadata"] = [copy.deepcopy(self.encoded.metadata[number])]

@@ -23,7 +23,8 @@ from transformers import (
 from transformers.cache_utils import StaticLayer
 
 from .._compat import CACHE
-from ..backbones.loaded import keeps_states
+from ..backbones.base import Backbone
+from ..backbones.loaded import has_windows, keeps_states
 from ..compressors.check import Check
 from ..prompt import CompressedPrompt
 from .inputs import cached_length, expansion
@@ -36,6 +37,7 @@ def _may_share_prefill(settings: GenerationConfig) -> bool:
 
 def generate_compressed(
     backbone: Any,
+    family: Backbone,
     stock_generate: Callable[..., Any],
     prompt: CompressedPrompt,
     input_ids: Tensor,
@@ -49,6 +51,7 @@ def generate_compressed(
 
     Args:
         backbone: the stock model.
+        family: of the backbone.
         stock_generate: its own `generate`.
         prompt: `(B, K)`.
         input_ids: `(B, L)`, the caller's prompt; returned sequences begin with it.
@@ -79,9 +82,10 @@ def generate_compressed(
     chunk_size = settings.prefill_chunk_size
     new_tokens = settings.max_new_tokens or (settings.max_length - length if settings.max_length is not None else 20)
     if isinstance(cache, StaticCache):
-        # A layer that keeps one state has no length.
-        room = min(layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer))
-        if room < kept + new_tokens - 1:
+        # A layer that keeps one state has no length, one with a window has room for that.
+        layers = [layer for layer in cache.layers if isinstance(layer, StaticLayer) and not layer.is_sliding]
+        room = min((layer.max_cache_len for layer in layers), default=None)
+        if room is not None and room < kept + new_tokens - 1:
             raise ValueError(
                 f"The cache has room for {room} positions, and {kept} of the prompt and {new_tokens - 1} of the answer are to go into it: make a "
                 "StaticCache with a larger max_cache_len."
@@ -99,12 +103,14 @@ def generate_compressed(
     if shares or chunk_size is not None:
         if cache is None:
             cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
-        prefill_in_chunks(backbone, prompt, cache, kept if shares else chunk_size, 1 if shares else repeats)
+        prefill_in_chunks(backbone, family, prompt, cache, kept if shares else chunk_size, 1 if shares else repeats)
         if shares:
             cache.batch_repeat_interleave(repeats)
         override("prefill_chunk_size", None)
     if cache is not None:
         arguments[CACHE] = cache
+    if has_windows(backbone.config):
+        override("disable_compile", True)  # a compiled step would not call the hook that makes its masks
     if check is not None and check.waits:
         processors = arguments.get("logits_processor") or []
         arguments["logits_processor"] = LogitsProcessorList([*processors, _Settling(check)])
@@ -114,6 +120,7 @@ def generate_compressed(
         attention_mask=prompt.attention_mask,
         position_ids=prompt.position_ids,
         generation_config=generation_config,
+        **family.stock_arguments(backbone, prompt.input_ids[:, cached_length(cache) :]),
         **arguments,
     )
     if check is not None:
@@ -136,7 +143,7 @@ class _Settling(LogitsProcessor):
 
 
 def prefill_in_chunks(
-    backbone: PreTrainedModel, prompt: CompressedPrompt, cache: Any, chunk_size: int, repeats: int
+    backbone: PreTrainedModel, family: Backbone, prompt: CompressedPrompt, cache: Any, chunk_size: int, repeats: int
 ) -> None:
     """Fill `cache` with what it lacks of all but the last position of `prompt`, `chunk_size` positions at a time; stock chunking takes ids only.
 
@@ -146,6 +153,7 @@ def prefill_in_chunks(
         raise ValueError(
             f"prefill_chunk_size={chunk_size} is not positive: give the number of positions to prefill at a time."
         )
+    ids = prompt.input_ids.repeat_interleave(repeats, dim=0)
     mask = prompt.attention_mask.repeat_interleave(repeats, dim=0)
     embeds = prompt.inputs_embeds.repeat_interleave(repeats, dim=0)
     positions = prompt.position_ids.repeat_interleave(repeats, dim=prompt.position_ids.ndim - 2)
@@ -161,6 +169,7 @@ def prefill_in_chunks(
                 position_ids=positions[..., start:stop],
                 use_cache=True,
                 logits_to_keep=1,
+                **family.stock_arguments(backbone, ids[:, start:stop]),
                 **(_lengths(rows, start, stop) if tells_lengths else {}),
                 **{CACHE: cache},
             )

@@ -216,6 +216,7 @@ def compress_turn(model: Any, cache: Any, given: PromptInputs, **how: Any) -> Co
         kept_indices=torch.cat([record.places, places], dim=1),
         videos=tuple(dataclasses.replace(video, span=video.span.moved(start)) for video in new.videos),
         extra=None if new.extra is None else torch.nn.functional.pad(new.extra, (0, 0, mask.shape[1], 0)),
+        is_plain=new.is_plain,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..backbones import backbone_family
-from ..backbones.loaded import embedding_device
+from ..backbones.loaded import embedding_device, taking_embeddings
 from ..generation.mixin import CompressedGenerationMixin
 from ..policies.base import Policy
 from ..policies.factory import make_policy
@@ -38,7 +38,8 @@ class StockWithPolicy(CompressedGenerationMixin):
 
     def stock_generate(self, **arguments: Any) -> Any:
         """That of the model's class: loaded with `trust_remote_code` from a folder with this code in it, the model's own is `generate` below."""
-        return type(self.backbone).generate(self.backbone, **arguments)
+        backbone = taking_embeddings(self.backbone)
+        return type(backbone).generate(backbone, **arguments)
 
 
 def generate(

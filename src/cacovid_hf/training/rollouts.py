@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..backbones import backbone_family
+from ..backbones.loaded import taking_embeddings
 from ..prompt import CompressedPrompt, Prompt, gather, ordered_places
 
 
@@ -85,7 +86,7 @@ def score_answers(
         read = slice(0, longest - 1)
         embeds = backbone.get_input_embeddings()(ids[:, read]).to(some.inputs_embeds)
         positions = some.position_ids
-        with family.handed_over(backbone, some.extra):
+        with family.handed_over(backbone, some.kept_indices, some.extra):
             logits = (
                 backbone(
                     inputs_embeds=torch.cat([some.inputs_embeds, embeds], dim=1),
@@ -93,6 +94,7 @@ def score_answers(
                     position_ids=torch.cat([positions, positions[..., -1:] + 1 + steps[read]], dim=-1),
                     logits_to_keep=longest,
                     use_cache=False,
+                    **family.stock_arguments(backbone, torch.cat([some.input_ids.to(ids), ids[:, read]], dim=1)),
                 )
                 .logits[:, -longest:]
                 .float()
@@ -112,18 +114,19 @@ def generate_answers(
     backbone: PreTrainedModel, prompts: CompressedPrompt, *, max_new_tokens: int, batch_size: int = 64
 ) -> Tensor:
     """Greedy answers for open questions, int64 `(R, A)`, padded on the right."""
-    pad = backbone.generation_config.pad_token_id or 0
+    family, pad = backbone_family(backbone.config), backbone.generation_config.pad_token_id or 0
     parts = []
     for start in range(0, len(prompts.input_ids), batch_size):
         some = prompts.rows(slice(start, start + batch_size))
-        with backbone_family(backbone.config).handed_over(backbone, some.extra):
-            sequences = backbone.generate(  # type: ignore[operator]
+        with family.handed_over(backbone, some.kept_indices, some.extra):
+            sequences = taking_embeddings(backbone).generate(
                 input_ids=some.input_ids,
                 inputs_embeds=some.inputs_embeds,
                 attention_mask=some.attention_mask,
                 position_ids=some.position_ids,
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
+                **family.stock_arguments(backbone, some.input_ids),
             )
         parts.append(sequences[:, prompts.input_ids.shape[1] :])
     return _stacked(parts, pad)

@@ -54,6 +54,7 @@ _MARKS = {
 PIXEL_BOUNDS = ("min_pixels", "max_pixels")
 # Why a model does not follow them.
 ONE_SIZE = "this model sees every frame in one size"
+TOKENS_OF_A_FRAME = "this model bounds the tokens of a frame"
 ALL_FRAMES = "this model bounds the pixels of all frames of a video together"
 # Keys beside a video: the settings of ours that they stand for.
 _SETTINGS = {
@@ -67,6 +68,7 @@ _SETTINGS = {
     **{name: name for name in PIXEL_BOUNDS},
 }
 _SIZE = "size in processor_kwargs"
+_INSTEAD = {TOKENS_OF_A_FRAME: "max_soft_tokens in processor_kwargs"}
 _OF_SIZE = ("total_pixels", "resized_height", "resized_width", "size")
 _REFUSED = {
     **dict.fromkeys(_OF_SIZE, f"give max_pixels beside it, or {_SIZE}"),
@@ -350,7 +352,9 @@ def _settings_of(beside: dict[str, Any], bounds_refused: str | None) -> ClipSett
         if name in _REFUSED:
             raise ValueError(f"{name} beside a video is not followed: {_way_round(name, bounds_refused)}.")
         if name in PIXEL_BOUNDS and bounds_refused is not None:
-            raise ValueError(f"{name} beside a video is not followed, because {bounds_refused}: give {_SIZE}.")
+            raise ValueError(
+                f"{name} beside a video is not followed, because {bounds_refused}: {_way_round(name, bounds_refused)}."
+            )
     _refuse_others(beside, set(known), "video")
     found: dict[str, Any] = {}
     for name, value in beside.items():
@@ -394,7 +398,9 @@ def _checked(name: str, setting: str, value: Any) -> Any:
 
 def _way_round(name: str, bounds_refused: str | None) -> str:
     """What to do instead of a setting that is refused."""
-    return _REFUSED[name] if bounds_refused is None or name not in _OF_SIZE else f"give {_SIZE}"
+    if bounds_refused is None or name not in (*_OF_SIZE, *PIXEL_BOUNDS):
+        return _REFUSED[name]
+    return f"give {_INSTEAD.get(bounds_refused, _SIZE)}"
 
 
 def check_call(given: Mapping[str, Any], *, bounds_refused: str | None = None) -> None:
@@ -415,7 +421,9 @@ def check_call(given: Mapping[str, Any], *, bounds_refused: str | None = None) -
                 f"{name} of a whole call is not followed: give it beside the video in its message, or num_frames and max_fps for all videos."
             )
         if name in PIXEL_BOUNDS and bounds_refused is not None:
-            raise ValueError(f"{name} is not followed, because {bounds_refused}: leave it out, or give size.")
+            raise ValueError(
+                f"{name} is not followed, because {bounds_refused}: leave it out, or give {_INSTEAD.get(bounds_refused, 'size')}."
+            )
         if name in _REFUSED and name not in _OF_A_CALL:
             raise ValueError(f"{name} of a whole call is not followed: {_way_round(name, bounds_refused)}.")
         if name in ("fps", "max_fps") and not _is_number(value):

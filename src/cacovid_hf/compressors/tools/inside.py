@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..._compat import CACHE, causal_mask
 from ...backbones.base import Backbone
-from ...backbones.loaded import keeps_states
+from ...backbones.loaded import has_windows, keeps_states
 from ...policies.stock_parts import check_readable, mlp_ends, stock_keys, stock_queries
 from ...prompt import CompressedPrompt, LayerRecord, VideoSelection, ordered_places
 from ...ratio import AutoBudget
@@ -323,6 +323,8 @@ def check_cuttable(method: str, family: Backbone, config: Any) -> None:
     """
     if keeps_states(config):
         reason = "keeps states of linear attention"
+    elif has_windows(config):
+        reason = "has layers of sliding attention"
     elif family.extra_width(config):
         reason = "adds features of every token behind its first layers (DeepStack)"
     else:

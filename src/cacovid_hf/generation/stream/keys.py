@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ..._compat import CACHE
+from ...backbones.loaded import has_windows
 from ...compressors import Uniform
 from ...policies.stock_parts import check_readable
 from ...prompt import CompressedPrompt
-from ..inputs import check_windows, effective_settings
+from ..inputs import effective_settings
 from ..refused import check_generation
 from ..stock import generate_compressed
 from ..wrapped import AnsweringModel
@@ -75,6 +76,10 @@ class KeyValueMemory:
         self.words = replace(words, behind=words.behind[:1])
         self.layers = Layers(model.backbone.get_decoder())
         check_readable(self.layers.config, range(len(self.layers)))
+        if has_windows(self.layers.config):
+            raise ValueError(
+                "memory='kv' retrieves from anywhere in the video, and this language model has layers of sliding attention: use memory='features'."
+            )
         self.dtype: torch.dtype = model.backbone.dtype
         self.per_group = settings.tokens_of(frame.size)
         rule = Rule(self._unlikeness, self._later) if settings.when_full == "alike" else None
@@ -227,7 +232,6 @@ class KeyValueMemory:
         video = family.video_token_id(backbone.config)
         ids = [*words.before, *[video] * (count * self.per_group + family.trailing_tokens), *words.behind]
         input_ids = torch.tensor([ids], device=behind.device)
-        check_windows(backbone.config, len(ids))
         positions = self._positions(dense, words, list(places[:count])).to(behind.device)
         if positions.ndim == 3:
             positions[0] = torch.arange(len(ids), device=behind.device)
@@ -246,6 +250,7 @@ class KeyValueMemory:
         with retrieving(self.layers, length, fetch) as cache:
             sequences = generate_compressed(
                 backbone,
+                family,
                 self.model.stock_generate,
                 prompt,
                 input_ids,
