@@ -34,10 +34,6 @@ def words_of(model: WrappedModel, processor: Any, question: str) -> Words:
     """
     if not isinstance(question, str) or not question.strip():
         raise ValueError("The question is empty: ask something about the stream.")
-    if model.family.video_token_id(model.backbone.config) == model.backbone.config.image_token_id:
-        raise ValueError(
-            f"{model.family.model_type} takes frames as images with words between them, which a stream does not write: ask about files in a session."
-        )
     message = user_message(question)
     chat = [{**message, "content": [{"type": "video"}, *message["content"]]}]
     text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
