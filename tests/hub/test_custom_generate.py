@@ -32,7 +32,7 @@ from transformers import AutoModelForImageTextToText
 """
 
 
-@pytest.fixture(params=FIRST)
+@pytest.fixture(params=(*FIRST, "internvl", "smolvlm"))
 def saved(request, tmp_path):
     """A stock model, a checkpoint beside it, its inputs, and the wrapper's tokens."""
     stock = stock_model(request.param)
