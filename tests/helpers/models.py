@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import (
     Gemma4Config,
     Gemma4ForConditionalGeneration,
+    GenerationMixin,
     Glm4vConfig,
     Glm4vForConditionalGeneration,
     Glm4vMoeConfig,
@@ -693,6 +694,8 @@ class InternVL(Family):
     packed_pixels = False
     mrope = False
     frame_id = IMAGE
+    # Older ones repeat every tile where they should repeat those of a prompt.
+    expands = hasattr(GenerationMixin, "_expand_multimodal_outputs")
     own_inputs = ("frame_numbers", "mm_token_type_ids")
     before, behind = (VISION_START,), (VISION_END,)
     introduction = ()
@@ -740,6 +743,9 @@ class InternVL(Family):
     def taken(self, tiles, chosen):
         return tiles[chosen]
 
+    def embedded(self, stock, inputs):
+        return reaching_language_model(stock, stock_inputs(stock, inputs))["inputs_embeds"]
+
     def frame_pixels(self, inputs):
         return inputs["pixel_values"][inputs["frame_numbers"] >= 0]
 
@@ -768,6 +774,7 @@ class SmolVLM(InternVL):
 
     name = "smolvlm"
     model_class = SmolVLMForConditionalGeneration
+    expands = True
     before, behind = (VISION_START, VISION_END), (VISION_START,)
     introduction = (60, 61)
     text: ClassVar[dict[str, Any]] = dict(model_type="llama")
@@ -1280,7 +1287,7 @@ def stock_inputs(model, inputs, **settings) -> dict[str, Tensor]:
         return {name: value for name, value in inputs.items() if name not in family.own_inputs}
     with torch.no_grad():
         embeds = family.embedded(model, inputs)
-    fields = (*VIDEO_FIELDS, *IMAGE_FIELDS, "mm_token_type_ids")
+    fields = (*VIDEO_FIELDS, *IMAGE_FIELDS, *TILE_FIELDS, "mm_token_type_ids")
     words = {name: value for name, value in inputs.items() if name not in fields}
     return {**words, "inputs_embeds": embeds, "position_ids": original_positions(model, inputs)}
 

@@ -67,7 +67,7 @@ def test_stock_model_without_the_package(saved):
         import json
         model = AutoModelForImageTextToText.from_pretrained("stock").eval()
         model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
-        model.generation_config.suppress_tokens = [110, 111]
+        model.generation_config.suppress_tokens = [110, 111, 108, 109]
         inputs, found = torch.load("inputs.pt"), {}
         state, opened = set(vars(model)), []
         import safetensors
@@ -119,7 +119,7 @@ def test_from_the_hub(tmp_path, monkeypatch):
             import json
             model = AutoModelForImageTextToText.from_pretrained("stock").eval()
             model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
-            model.generation_config.suppress_tokens = [110, 111]
+            model.generation_config.suppress_tokens = [110, 111, 108, 109]
             inputs = torch.load("inputs.pt")
             how = dict(custom_generate="owner/cacovid-tiny", trust_remote_code=True, retention_ratio=0.25, max_new_tokens=5,
                 do_sample=False)
@@ -228,7 +228,7 @@ assert [name for name in os.listdir("again") if name.endswith(".py")] == ["cacov
 model = AutoModelForImageTextToText.from_pretrained("cacovid-tiny", trust_remote_code=True)
 backbone = model.backbone
 backbone.generation_config.pad_token_id, backbone.generation_config.eos_token_id = 0, None
-backbone.generation_config.suppress_tokens = [110, 111]
+backbone.generation_config.suppress_tokens = [110, 111, 108, 109]
 inputs = torch.load("inputs.pt")
 ids = model.generate(**inputs, retention_ratio=0.25, max_new_tokens=5, do_sample=False)
 print(json.dumps([type(model).__module__, ids.tolist()]))

@@ -50,6 +50,8 @@ LARGEST_SIZES = {
     "projection_dim": 1 << 17,
     "max_position_embeddings": 1 << 30,
 }
+# Of these, some families give height and width.
+PAIRS = ("image_size", "patch_size")
 LARGEST_LIST = 1 << 12  # entries; layer types, grid pinpoints
 
 
@@ -246,7 +248,9 @@ def check_config_values(values: Any, name: str, place: str = "") -> None:
     for key, value in values.items() if isinstance(values, dict) else ():
         where = f"{place}{key}"
         if key in LARGEST_SIZES and value is not None:
-            if type(value) is not int or not 0 < value <= LARGEST_SIZES[key]:
+            is_pair = key in PAIRS and isinstance(value, list) and len(value) == 2
+            sizes = value if is_pair else [value]
+            if not all(type(size) is int and 0 < size <= LARGEST_SIZES[key] for size in sizes):
                 raise ValueError(
                     f"config.json of {name} says {where}={reprlib.repr(value)}; it must be a whole number from 1 to {LARGEST_SIZES[key]}: do not "
                     "use this checkpoint."
