@@ -107,7 +107,7 @@ def main() -> None:
         "--budget-seconds", type=float, default=3600, help="no row is started after them; what is left is named"
     )
     parser.add_argument("--commit", help="where the code has no git history")
-    parser.add_argument("--output", type=Path, default=RESULTS / "serving")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     ends = time.monotonic() + options.budget_seconds
     waiting = [row for row in ROWS if not options.words or any(word in str(asdict(row)) for word in options.words)]
