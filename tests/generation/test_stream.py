@@ -1,6 +1,8 @@
 """A stream: what a question answers is what one prompt of the same tokens answers, and memory never grows past its bound."""
 
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -407,6 +409,18 @@ def test_what_is_not_a_saved_stream(case, tmp_path):
     theirs = CaCoVidForConditionalGeneration.from_backbone(stock_model(other))
     with pytest.raises(ValueError, match="load it with the same model"):
         theirs.load_stream(tmp_path / "empty", with_video_reader(tiny_processor(other)))
+
+
+def test_the_documented_code_runs(capsys, monkeypatch, tmp_path):
+    """The blocks of docs/how_to/streams.md, one after the other, and what they print."""
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).resolve().parents[2] / "docs" / "how_to" / "streams.md").read_text(encoding="utf-8")
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        exec(block, names)
+    printed = re.search(r"```text\n(.*?)```", text, flags=re.S).group(1)
+    assert capsys.readouterr().out == printed + f"{names['clip'].questions[0].answer}\n"
+    assert names["watched"].num_groups == 8
 
 
 @pytest.mark.slow

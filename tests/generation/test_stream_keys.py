@@ -196,7 +196,7 @@ def test_bytes_are_those_of_the_codes_and_their_steps(case):
     (group, *_) = stream._memory.groups.items
     rows = 2 * config.num_hidden_layers * config.num_key_value_heads * stock.get_decoder().layers[0].self_attn.head_dim
     assert group.states.num_bytes == rows * (1 + 2 + 2)
-    assert group.num_bytes == rows * 5 + rows // 2 * 2 + 2 * 2 + 16
+    assert group.num_bytes == rows * 5 + rows // 2 * 2 + 2 * (4 + 2) + 16
 
 
 def test_a_question_in_front_of_the_video_is_refused(case):

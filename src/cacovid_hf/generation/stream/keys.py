@@ -24,7 +24,7 @@ from .prompts import Frame, Words, dense_positions, positions_of
 from .quantised import Packed, pack, packed_bytes, unpack
 from .settings import StreamSettings
 
-_ON_CPU = ("places", "seconds")
+_ON_CPU = ("frames", "places", "seconds")
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class KeyValueGroup:
     Attributes:
         states: `(layers, 2, H, d, n)`, keys before the rotary embedding, and values; a row is a channel of a head over the group's tokens.
         keys: float16 `(layers, H * d)`, the mean of the keys over the tokens.
+        frames: int32 `(n,)`, the number of the frame.
         places: int16 `(n,)`, ascending.
         seconds: float64 `(2,)`, when the first frame that it stands for was shown, and the last.
     """
 
     states: Packed
     keys: Tensor
+    frames: Tensor
     places: Tensor
     seconds: Tensor
 
@@ -51,7 +53,8 @@ class KeyValueGroup:
     @property
     def parts(self) -> dict[str, Tensor]:
         """Its tensors by name."""
-        return self.states.parts | {"keys": self.keys, "places": self.places, "seconds": self.seconds}
+        own = {"keys": self.keys, "frames": self.frames, "places": self.places, "seconds": self.seconds}
+        return self.states.parts | own
 
 
 class KeyValueMemory:
@@ -98,7 +101,7 @@ class KeyValueMemory:
         """That every group takes."""
         count, channels = len(self.layers), self.layers.heads * self.layers.head_dim
         numbers = packed_bytes(count * 2 * channels, self.per_group, self.settings.bits or 4, self.dtype.itemsize)
-        return numbers + count * channels * 2 + self.per_group * 2 + 16
+        return numbers + count * channels * 2 + self.per_group * (4 + 2) + 16
 
     @property
     def num_bytes(self) -> int:
@@ -109,7 +112,7 @@ class KeyValueMemory:
         """A group of its `parts`, states and keys on a device."""
         parts = {name: value if name in _ON_CPU else value.to(device) for name, value in parts.items()}
         states = Packed.of(parts, self.per_group, self.settings.bits or 4)
-        return KeyValueGroup(states, parts["keys"], parts["places"], parts["seconds"])
+        return KeyValueGroup(states, **{name: parts[name] for name in ("keys", *_ON_CPU)})
 
     # ---------------------------------------------------------------- storing
 
@@ -156,6 +159,7 @@ class KeyValueMemory:
         return KeyValueGroup(
             states=pack(states.to(device), self.settings.bits or 4),
             keys=states[:, 0].float().mean(-1).flatten(1).to(device, torch.float16),
+            frames=torch.full((self.per_group,), step.number, dtype=torch.int32),
             places=step.places.to(torch.int16),
             seconds=torch.tensor([step.seconds, step.seconds], dtype=torch.float64),
         )

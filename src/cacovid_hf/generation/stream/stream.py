@@ -279,6 +279,11 @@ class VideoStream:
         features = 0 if before.features is None else before.features.nbytes
         return features + sum(picture.nbytes for picture in before.waiting)
 
+    def frame_numbers(self) -> list[int]:
+        """The frame (temporal step) of every token that the memory holds, in order."""
+        groups = [] if self._memory is None else self._memory.groups.items
+        return [number for group in groups for number in group.frames.tolist()]
+
     def held(self) -> list[tuple[float, float, int]]:
         """Return what the memory holds: for each group the seconds of its first and last frame, and how many tokens."""
         groups = [] if self._memory is None else self._memory.groups.items
