@@ -113,6 +113,28 @@ def test_withheld_answers_of_longvideobench(withheld, tmp_path):
     assert not any(sample.problem for sample in samples)
 
 
+@pytest.mark.parametrize("reader", ["videomme", "mvbench"])
+def test_a_column_of_answers_under_another_name_is_told(reader, tmp_path):
+    """These two withhold none."""
+    write, table, _ = READERS[reader]
+    root = write(tmp_path / "copy")
+    rows = [
+        {name.replace("answer", "Answer"): value for name, value in row.items()} for row in read_table(root / table)
+    ]
+    write_table(root / table, rows)
+    with pytest.raises(ValueError, match=r"has no column 'answer' \(it has .*'Answer'"):
+        load(reader, root)
+
+
+def test_egoschema_as_its_folders_are_copied(tmp_path):
+    root = copies.egoschema_parquet(tmp_path / "copy")
+    before = [sample.answer for sample in load("egoschema_parquet", root).samples]
+    table = root / READERS["egoschema_parquet"][1]
+    (table.parent / "data").mkdir()
+    table.rename(table.parent / "data" / table.name)
+    assert [sample.answer for sample in load("egoschema_parquet", root).samples] == before
+
+
 @pytest.mark.parametrize("reader", ["videomme", "longvideobench", "egoschema_parquet", "mlvu_dev_parquet"])
 def test_all_parts_of_a_table_are_read(reader, tmp_path):
     write, table, _ = READERS[reader]

@@ -380,7 +380,7 @@ def test_a_worker_reads_the_same(processor, tmp_path):
             multiprocessing_context="spawn" if workers else None,
         )
         batches.append(list(loader))
-    assert [batch["turn"] for batch in batches[0]] == [batch["turn"] for batch in batches[1]]
+    assert [batch["header"] for batch in batches[0]] == [batch["header"] for batch in batches[1]]
     assert len(batches[0]) == 4
     for one, other in zip(*batches, strict=True):
         assert len(one.get("questions", ())) == len(other.get("questions", ()))

@@ -394,6 +394,31 @@ def sound(format, codec):
     return make
 
 
+def sound_with_cover(path):
+    """Its only pictures are a track of one JPEG, which no flag marks as a cover."""
+    with av.open(str(path), "w", format="matroska") as container:
+        cover = container.add_stream("mjpeg", rate=25)
+        cover.height, cover.width, cover.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        tone = container.add_stream("aac", rate=48000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate, silence.pts = 48000, 0
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(numbered_picture(0), format="rgb24")))
+        container.mux([*cover.encode(None), *tone.encode(silence), *tone.encode(None)])
+
+
+def still_avif(path):
+    """A file of one frame, whose brand says that it is a picture."""
+    write_video(path, 1)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"ftypisom", b"ftypavif", 1))
+
+
+def encrypted(path):
+    key = "00112233445566778899aabbccddeeff"
+    options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": key, "encryption_kid": key}
+    write_video(path, 60, gop=12, container_options=options)
+
+
 ANIMATED = dict(save_all=True, append_images=[Image.new("RGB", (WIDTH, HEIGHT), "blue")], duration=100)
 BAD_FILES = {
     "missing": (lambda path: None, FileNotFoundError, "does not exist: check the path"),
@@ -422,6 +447,10 @@ BAD_FILES = {
     "a webp": (picture("webp"), ValueError, r"is a picture \(WEBP\), not a video: give it as an image"),
     "a bmp": (picture("bmp"), ValueError, r"is a picture \(BMP\), not a video: give it as an image"),
     "a tiff": (picture("tiff"), ValueError, r"is a picture \(TIFF\), not a video: give it as an image"),
+    "a gif": (picture("gif"), ValueError, r"is a picture \(GIF\), not a video: give it as an image"),
+    "an avif": (still_avif, ValueError, r"is a picture \(AVIF\), not a video: give it as an image"),
+    "sound with a cover, matroska": (sound_with_cover, ValueError, r"has no video track \(audio alone\?\)"),
+    "encrypted": (encrypted, ValueError, r"is encrypted: give a file without protection"),
     "an animated webp": (
         picture("webp", **ANIMATED),
         ValueError,
@@ -593,6 +622,22 @@ def test_a_damaged_packet_costs_its_own_frame_and_a_warning(tmp_path, caplog):
     assert numbers_of(frames) == [i for i in range(60) if i != 20]
     assert metadata.timestamps == pytest.approx([i / 10 for i in range(60) if i != 20])
     assert f"{path} is damaged: 1 of its 60 packets do not decode" in caplog.text
+
+
+def test_the_cover_of_a_film_may_be_its_first_and_largest_track(tmp_path):
+    film = write_video(tmp_path / "film.mkv", 20)
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as made, av.open(str(film)) as source:
+        cover = made.add_stream("mjpeg", rate=25)
+        cover.height, cover.width, cover.pix_fmt = 4 * HEIGHT, 4 * WIDTH, "yuvj420p"
+        track = made.add_stream_from_template(source.streams.video[0])
+        large = np.repeat(np.repeat(numbered_picture(0), 4, 0), 4, 1)
+        made.mux([*cover.encode(av.VideoFrame.from_ndarray(large, format="rgb24")), *cover.encode(None)])
+        for packet in (p for p in source.demux(video=0) if p.size):
+            packet.stream = track
+            made.mux(packet)
+
+    assert numbers_of(read_video(path, 20, max_fps=math.inf)[0]) == list(range(20))
 
 
 def test_packets_in_a_row_that_show_nothing_are_told(tmp_path, caplog):

@@ -43,6 +43,12 @@ def too_many_samples(read: Read, size: int) -> int | None:
     return None
 
 
+def is_encrypted(read: Read, size: int) -> bool:
+    """Whether a video track of a file of `size` bytes is encrypted (ISO/IEC 23001-7)."""
+    boxes = itertools.islice(_boxes(read, 0, size, _DEEPEST), _MOST_BOXES)
+    return any(kind == b"stsd" and read(start + 12, 4) == b"encv" for kind, start, _, _ in boxes)
+
+
 def _boxes(read: Read, start: int, end: int, depth: int, level: int = 0) -> Iterator[tuple[bytes, int, int, int]]:
     """Kind, beginning of the content, end and level of the boxes between two places, with those inside down to `depth` levels."""
     while start + 8 <= end:

@@ -57,6 +57,8 @@ def count_frames(source: Source, packets: Packets) -> np.ndarray:
         shown.append(min(max(number, 0), total - 1))
     damaged = [number for number in damaged if not packets.flags[number] & HEADER]  # decoders refuse repeated headers
     if len(damaged) > _MAX_DAMAGED * total or not shown:
+        if source.is_encrypted:
+            raise ValueError(f"{source.name} is encrypted: give a file without protection.")
         raise ValueError(
             f"{source.name} is damaged: {len(damaged)} of its {total} packets do not decode. Copy or download it again."
         )

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from .boxes import announced_end, is_mp4, too_many_samples
+from .boxes import announced_end, is_encrypted, is_mp4, too_many_samples
 from .limits import MAX_SAMPLED_PIXELS, current_guard
 from .timeline import Packets, Timeline, build_timeline
 
@@ -86,7 +86,9 @@ class Source:
     def _video_stream(self):
         tracks = [track for track in self.container.streams.video if not _is_cover(track)]
         if not tracks:
-            raise ValueError(f"{self.name} has no video track (audio alone?): give a file with pictures.")
+            raise ValueError(_is_sound(self.name))
+        # Beside a film, a track of pictures is its cover.
+        tracks = [track for track in tracks if not _is_of_pictures(track)] or tracks
         best = self.container.streams.best("video")
         stream = best if best in tracks else tracks[0]
         if stream.codec_context is None:
@@ -115,10 +117,21 @@ class Source:
         if self.container.duration and self.format not in _BROADCAST:
             check_duration(self.container.duration / 1e6, max_duration, self.name)
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the file says so, as far as it is an mp4."""
+        return is_mp4(self.bytes_at) and is_encrypted(self.bytes_at, self.num_bytes)
+
     def check_moves(self, packets: Packets) -> None:
-        """Refuse a JPEG picture; several in a file are a video."""
-        if self.format in _JPEG_STREAMS and len(packets.flags) == 1:
-            raise ValueError(_is_picture(self.name, "JPEG"))
+        """Refuse a picture, and the cover of sound; several pictures in a file are a video."""
+        if len(packets.flags) != 1:
+            return
+        if self.format in _JPEG_STREAMS or self.format == "gif":
+            raise ValueError(_is_picture(self.name, "GIF" if self.format == "gif" else "JPEG"))
+        if self.bytes_at(4, 8) == b"ftypavif":
+            raise ValueError(_is_picture(self.name, "AVIF"))
+        if _is_of_pictures(self.stream) and self.container.streams.audio:
+            raise ValueError(_is_sound(self.name))
 
     def timeline(self, packets: Packets, shown: np.ndarray | None = None) -> Timeline:
         """Lay its frames on one clock (see `build_timeline`)."""
@@ -150,9 +163,11 @@ class Source:
 
 def _is_cover(track) -> bool:
     """Whether a track is a picture that is attached to the file: FFmpeg gives it no rate of its own, and ticks of 1/90000 second."""
-    if track.codec_context is None or track.codec_context.name not in _PICTURES:
-        return False
-    return not track.average_rate and track.base_rate == 90000
+    return _is_of_pictures(track) and not track.average_rate and track.base_rate == 90000
+
+
+def _is_of_pictures(track) -> bool:
+    return track.codec_context is not None and track.codec_context.name in _PICTURES
 
 
 @contextlib.contextmanager
@@ -210,6 +225,10 @@ def _refusal_of_picture(name: str, file: BinaryIO) -> str:
 
 def _is_picture(name: str, kind: str) -> str:
     return f"{name} is a picture ({kind}), not a video: give it as an image, or give a video file."
+
+
+def _is_sound(name: str) -> str:
+    return f"{name} has no video track (audio alone?): give a file with pictures."
 
 
 def _size_of(file: BinaryIO) -> int:

@@ -200,8 +200,9 @@ class FileBenchmark(Benchmark):
         """Return the letter of the right option among `options`, texts by letter; None where it is withheld.
 
         Raises:
-            ValueError: the answer is not an option.
+            ValueError: there is no such column, or the answer is not an option.
         """
+        row.field("answer")
         given = row.get("answer")
         return None if given is None or given == "" else right_letter(given, options, self.answer_is)
 

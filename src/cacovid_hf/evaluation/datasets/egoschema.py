@@ -19,7 +19,12 @@ class EgoSchema(FileBenchmark):
 
     name = "egoschema"
     protocol = "prompt and accuracy of lmms-eval 0.7.3 (task egoschema_subset); departure: no answer is wrong, not drawn at random"
-    patterns: ClassVar[tuple[str, ...]] = ("Subset/*.parquet", "**/Subset/*.parquet", "**/questions.json")
+    patterns: ClassVar[tuple[str, ...]] = (
+        "Subset/*.parquet",
+        "**/Subset/*.parquet",
+        "**/Subset/data/*.parquet",
+        "**/questions.json",
+    )
     subset = True
 
     def __init__(self, root: Path, limit: int | None = None):
