@@ -78,11 +78,14 @@ class Laboratory:
         model, _, quality = self.video_model(seed)
         asked, validation = self.asked(seed, READING, READING_CLIPS), self.asked(seed, VALIDATION, VALIDATION_CLIPS)
         reader = Reader(model, asked, validation, seed)
-        before = [one for one in STRENGTHS if one < strength]
-        if before:
-            reader.load_state_dict(torch.load(self.reader_path(seed, before[-1]), weights_only=False))
-        reached = reader.run_to(strength / 100, MAX_SECONDS)
-        _save(self.reader_path(seed, strength), reader.state_dict())
+        path = self.reader_path(seed, strength)
+        begun = path.with_suffix(".begun.pt")
+        before = [self.reader_path(seed, one) for one in STRENGTHS if one < strength]
+        if found := [one for one in (begun, *before[-1:]) if one.exists()]:
+            reader.load_state_dict(torch.load(found[0], weights_only=False))
+        reached = reader.run_to(strength / 100, MAX_SECONDS, keep=lambda: _save(begun, reader.state_dict()))
+        _save(path, reader.state_dict())
+        begun.unlink(missing_ok=True)
         progress = reader.progress
         return {
             "projector": quality,

@@ -5,6 +5,7 @@ Each kind of question weighs the more the worse it is answered. Once 80 tokens a
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,8 @@ MASTERED = 0.8  # running accuracy, mean over the kinds, from which on the next 
 SUBSETS, SHARES = (5, 14, 28, 72, NUM_TOKENS), (2.0, 2.0, 3.0, 3.0, 2.0)  # after the last level, and how often each
 CLIPS, QUESTIONS, MANY = 4, 8, 16  # in one step; so many questions where the prefix is long
 LONG = 60
-CHECK_EVERY = 25
+CHECK_EVERY = 25  # steps
+KEEP_EVERY = 120.0  # seconds of the processor
 
 
 @dataclass
@@ -82,18 +84,22 @@ class Reader:
         self.generator.set_state(state["generator"])
         self.progress = state["progress"]
 
-    def run_to(self, accuracy: float, max_seconds: float) -> float:
+    def run_to(self, accuracy: float, max_seconds: float, keep: Callable[[], None] | None = None) -> float:
         """Train until the validation questions are answered so well; their accuracy then.
 
         Args:
             accuracy: in (0, 1), with all tokens.
             max_seconds: of the processor.
+            keep: called every few minutes, to save what has been learnt so far.
 
         Raises:
             RuntimeError: it took longer.
         """
-        reached = 0.0
+        reached, kept_at = 0.0, self.progress.seconds
         while True:
+            if keep is not None and self.progress.seconds - kept_at > KEEP_EVERY:
+                keep()
+                kept_at = self.progress.seconds
             if self.progress.level == len(LEVELS) and self.progress.step % CHECK_EVERY == 0:
                 reached = (
                     answered_right(self.model, self.validation, everything(len(self.validation))).float().mean().item()
