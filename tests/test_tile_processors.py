@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from helpers import small_training
 from helpers.chats import CHAT
 from helpers.media import write_video
 from helpers.models import wrapped
+from helpers.processors import tiny_processor
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -21,8 +23,10 @@ from transformers import (
 from transformers.video_utils import VideoMetadata
 
 from cacovid_hf import with_video_reader
+from cacovid_hf.training.data import AnswerCollator
 from cacovid_hf.video.files import read_chosen_frames
 
+pytestmark = pytest.mark.spread(1)
 TILES = ("internvl", "smolvlm")
 # Of published checkpoints: where they say so, what of frames, pixels and placeholders.
 PUBLISHED = {
@@ -259,3 +263,25 @@ def test_sessions_without_metadata(name, processor, clips):
         return
     prompt = session.prompt([chat])
     assert all(torch.equal(value, inputs[key]) for key, value in prompt.items())
+
+
+def test_a_training_batch(name, processor, clips, tmp_path):
+    """Samples of clips of two lengths: the collator's prompts as the trainer embeds them, each as it is alone; and a step moves the policy."""
+    model, _, trainer = small_training.trainer(tmp_path, name, steps=2, samples=4)
+    question = dict(problem="what", options=["A. red", "B. blue"], problem_type="multiple choice")
+    samples = [{**question, "solution": "<answer>A</answer>", "path": path} for path in (*clips, clips[0])]
+    collator = AnswerCollator(with_video_reader(tiny_processor(name)), allowed_roots=["/"])
+    batch = collator(samples)
+    assert (batch["skipped"], batch["places"]) == ([], [0, 2, 1])
+    prompt = trainer._embed(batch["inputs"])
+    assert [span.grid[0] for span in prompt.layout.videos] == [9, 9, 4]
+    for row, path in enumerate((clips[0], clips[0], clips[1])):
+        (alone,) = collator([{**samples[0], "path": path}])["inputs"]
+        single, span = model.embed(**alone), prompt.layout.videos[row]
+        expected = single.video_features(single.layout.videos[0])
+        torch.testing.assert_close(prompt.video_features(span), expected, atol=1e-5, rtol=1e-5)
+        assert len(prompt.layout.text_places[row]) == len(single.layout.text_places[0])
+    before = [weight.clone() for weight in model.policy.parameters()]
+    trainer.train()
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True)]
+    assert any(moved)

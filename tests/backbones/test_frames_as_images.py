@@ -23,6 +23,8 @@ from helpers.models import (
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.video.tiles import frame_counts
 
+# Few and short: all of them are quick.
+pytestmark = pytest.mark.spread(1)
 GREEDY = dict(max_new_tokens=4, do_sample=False)
 TILES = ("internvl", "smolvlm")
 WITH_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=16)
