@@ -354,7 +354,7 @@ def test_settings_are_checked(case, settings, error):
         model.stream(processor, **settings)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5", "video_llama_3", "glm4v"])
 def test_other_families_are_refused_by_name(family):
     model = CaCoVidForConditionalGeneration.from_backbone(stock_model(family))
     with pytest.raises(ValueError, match=f"{family}.* is not supported"):

@@ -153,6 +153,7 @@ class Family(ABC):
         flash_alone: whether the stock code runs a single prompt on flash attention.
         expands: whether stock generation takes videos with beams or several sequences.
         marks: special words of its prompts, and their ids.
+        suppressed: ids that answers do not have, since they would change what other ids of a conversation stand for.
     """
 
     name: ClassVar[str]
@@ -176,6 +177,7 @@ class Family(ABC):
     expands: ClassVar[bool] = True
     flash_alone: ClassVar[bool] = True
     marks: ClassVar[dict[str, int]] = {"<|vision_start|>": VISION_START, "<|vision_end|>": VISION_END}
+    suppressed: ClassVar[tuple[int, ...]] = (IMAGE, VIDEO)
 
     @abstractmethod
     def config(self, text: dict[str, Any]) -> Any:
@@ -882,6 +884,7 @@ class Glm4v(Qwen2VL):
         "<|begin_of_video|>": VIDEO_START,
         "<|end_of_video|>": VIDEO_END,
     }
+    suppressed = (IMAGE, VIDEO, VIDEO_START, VIDEO_END)
 
     def config(self, text):
         return self.config_class(
@@ -1192,7 +1195,7 @@ def stock_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch
     # No end of text, so that every case decodes its full length.
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = PAD, None
     # Placeholders that stand for no pixels are an error of the stock model without a cache.
-    model.generation_config.suppress_tokens = [IMAGE, VIDEO, VIDEO_START, VIDEO_END]
+    model.generation_config.suppress_tokens = list(BY_NAME[family].suppressed)
     return model
 
 

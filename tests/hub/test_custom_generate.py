@@ -32,7 +32,7 @@ from transformers import AutoModelForImageTextToText
 """
 
 
-@pytest.fixture(params=(*FIRST, "internvl", "smolvlm"))
+@pytest.fixture(params=(*FIRST, "internvl", "smolvlm", "video_llama_3", "glm4v"))
 def saved(request, tmp_path):
     """A stock model, a checkpoint beside it, its inputs, and the wrapper's tokens."""
     stock = stock_model(request.param)
@@ -41,6 +41,7 @@ def saved(request, tmp_path):
     model.save_pretrained(tmp_path / "cacovid-tiny", custom_generate=True)
     inputs = prompt_inputs(stock, PROMPTS["ragged batch"])
     torch.save(inputs, tmp_path / "inputs.pt")
+    (tmp_path / "suppressed.json").write_text(json.dumps(stock.generation_config.suppress_tokens))
     expected = {
         f"{compressor} {ratio}": model.generate(
             **inputs, retention_ratio=ratio, compressor=compressor, max_new_tokens=5, do_sample=False
@@ -67,7 +68,7 @@ def test_stock_model_without_the_package(saved):
         import json
         model = AutoModelForImageTextToText.from_pretrained("stock").eval()
         model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
-        model.generation_config.suppress_tokens = [110, 111, 108, 109]
+        model.generation_config.suppress_tokens = json.load(open("suppressed.json"))
         inputs, found = torch.load("inputs.pt"), {}
         state, opened = set(vars(model)), []
         import safetensors
@@ -106,6 +107,7 @@ def test_from_the_hub(tmp_path, monkeypatch):
         model.push_to_hub("owner/cacovid-tiny", processor=False)
         inputs = prompt_inputs(stock, PROMPTS["one video"])
         torch.save(inputs, tmp_path / "inputs.pt")
+        (tmp_path / "suppressed.json").write_text(json.dumps(stock.generation_config.suppress_tokens))
         settings = dict(retention_ratio=0.25, max_new_tokens=5, do_sample=False)
         first = model.generate(**inputs, **settings).tolist()
         torch.manual_seed(5)
@@ -119,7 +121,7 @@ def test_from_the_hub(tmp_path, monkeypatch):
             import json
             model = AutoModelForImageTextToText.from_pretrained("stock").eval()
             model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
-            model.generation_config.suppress_tokens = [110, 111, 108, 109]
+            model.generation_config.suppress_tokens = json.load(open("suppressed.json"))
             inputs = torch.load("inputs.pt")
             how = dict(custom_generate="owner/cacovid-tiny", trust_remote_code=True, retention_ratio=0.25, max_new_tokens=5,
                 do_sample=False)
@@ -228,7 +230,7 @@ assert [name for name in os.listdir("again") if name.endswith(".py")] == ["cacov
 model = AutoModelForImageTextToText.from_pretrained("cacovid-tiny", trust_remote_code=True)
 backbone = model.backbone
 backbone.generation_config.pad_token_id, backbone.generation_config.eos_token_id = 0, None
-backbone.generation_config.suppress_tokens = [110, 111, 108, 109]
+backbone.generation_config.suppress_tokens = json.load(open("suppressed.json"))
 inputs = torch.load("inputs.pt")
 ids = model.generate(**inputs, retention_ratio=0.25, max_new_tokens=5, do_sample=False)
 print(json.dumps([type(model).__module__, ids.tolist()]))
