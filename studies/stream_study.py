@@ -115,6 +115,26 @@ def measured(model, processor, method: Method, memory: int, options: argparse.Na
     }
 
 
+def times(model, processor, options: argparse.Namespace) -> dict[str, Any]:
+    """What a frame and a question cost every method, in one run: CPU seconds of one thread, which other processes do not change."""
+    shown = make_stream(options.num_frames, 0)
+    rows = {}
+    for name, method in METHODS.items():
+        settings = {"tokens_per_frame": fitting(MEMORIES[0], options.num_frames), **method.settings}
+        stream = model.stream(processor, max_memory=MEMORIES[0], frames_per_window=8, **settings)
+        begun = time.process_time()
+        stream.feed(shown.frames)
+        fed = time.process_time()
+        for question in shown.questions[: options.num_questions]:
+            stream.ask(question.text, max_new_tokens=1, do_sample=False, **method.asking)
+        asked = time.process_time()
+        rows[name] = {
+            "feed_cpu_ms": round(1000 * (fed - begun) / options.num_frames, 2),
+            "ask_cpu_ms": round(1000 * (asked - fed) / options.num_questions, 2),
+        }
+    return {"times": rows, "max_memory": MEMORIES[0], "num_frames": options.num_frames}
+
+
 def fitting(memory: int, num_frames: int) -> int:
     """Tokens a frame in 16 bits, with which all frames fit; at least one."""
     return max(1, (memory // num_frames - 16) // (2 * 128 + 8))
@@ -151,6 +171,7 @@ def main() -> None:
     jobs = {f"{name}/{memory}": job(METHODS[name], memory) for memory in MEMORIES for name in COMPARED}
     jobs |= {f"{name}/all": job(method, 2**30) for name, method in UNBOUNDED.items()}
     jobs |= {f"{name}/{MEMORIES[0]}": job(method, MEMORIES[0]) for name, method in METHODS.items()}
+    jobs["times"] = lambda: times(model, processor, options)
     print(command())
     cells.run(chosen(jobs, options.only))
 

@@ -423,6 +423,33 @@ def test_the_documented_code_runs(capsys, monkeypatch, tmp_path):
     assert names["watched"].num_groups == 8
 
 
+def test_worth_is_the_largest_score_of_the_standing_questions(case):
+    _, model, processor = case
+    questions = ("what color is the circle", "red square", "the answer")
+    per_step = model.family.frames_per_step(model.backbone.config)
+    shown = pictures(2 * per_step)
+    stream = model.stream(processor, tokens_per_frame=2, reducer="cacovid", standing=questions, bits=32)
+    stream.feed(shown)
+    every = model.stream(processor, **ALL)
+    every.feed(shown)
+    for group, whole in zip(stream._memory.groups.items, every._memory.groups.items, strict=True):
+        one = model.stream(processor, **ALL)
+        number = int(group.frames[0]) * per_step
+        one.feed(shown[number : number + per_step])
+        memory, groups = one._snapshot()
+        scores = []
+        for question in questions:
+            prompt = memory._embedded(words_of(model, processor, question), groups)
+            (found,) = model.resolve_compressor(None).score(prompt, model)
+            scores.append(found.token[0])
+        worth = torch.stack(scores).amax(0)
+        kept = worth.topk(2).indices.sort().values
+        assert group.places.tolist() == kept.tolist()
+        torch.testing.assert_close(group.worth.float(), worth[kept], atol=2e-3, rtol=2e-3)
+        features = whole.features(torch.float32, memory.width)[kept]
+        torch.testing.assert_close(group.features(torch.float32, memory.width), features)
+
+
 @pytest.mark.slow
 def test_ten_thousand_frames(case):
     _, model, processor = case

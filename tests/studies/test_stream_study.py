@@ -7,7 +7,7 @@ from transformers import AutoProcessor
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.tiny import model_path
-from studies.stream_study import METHODS, UNBOUNDED, accuracy, fitting, measured
+from studies.stream_study import METHODS, UNBOUNDED, accuracy, fitting, measured, times
 
 
 def test_methods_of_the_study():
@@ -28,3 +28,12 @@ def test_a_cell(name):
     assert cell["accuracy"]["questions"] == len(cell["rows"]) == 4
     assert cell["memory_bytes"] <= cell["max_memory"]
     assert sum(part["questions"] for part in cell["by_age"].values()) == 4
+
+
+@pytest.mark.slow
+def test_times():
+    model = CaCoVidForConditionalGeneration.from_pretrained(model_path())
+    options = Namespace(num_streams=1, num_frames=30, num_questions=2)
+    found = times(model, AutoProcessor.from_pretrained(model_path()), options)["times"]
+    assert set(found) == set(METHODS)
+    assert all(row["feed_cpu_ms"] > 0 and row["ask_cpu_ms"] > 0 for row in found.values())
