@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers import small_training
 from helpers.chats import CHAT
 from helpers.media import write_video
 from helpers.processors import tiny_processor
@@ -15,6 +16,7 @@ from transformers.video_utils import VideoMetadata
 
 from cacovid_hf.checkpoints.stock_processor import check_settings
 from cacovid_hf.processing import with_video_reader
+from cacovid_hf.training.data import AnswerCollator
 from cacovid_hf.video.files import read_chosen_frames
 
 pytestmark = pytest.mark.spread(1)
@@ -181,3 +183,27 @@ def test_a_saved_processor_loads(family, processor, clip, tmp_path):
     again.save_pretrained(tmp_path)
     again = with_video_reader(AutoProcessor.from_pretrained(tmp_path))
     assert frames_of(again.apply_chat_template(ask(clip), **CHAT), family) == 4
+
+
+def test_a_training_batch(family, processor, clip, tmp_path):
+    """Clips of two lengths: each prompt as it is alone, in the trainer as in a call, and a step moves the policy."""
+    model, _, trainer = small_training.trainer(tmp_path, family, steps=2, samples=4)
+    short = write_video(tmp_path / "short.mp4", 10, fps=5, gop=10)
+    sample = dict(
+        problem="what", options=["A. red", "B. blue"], problem_type="multiple choice", solution="<answer>A</answer>"
+    )
+    collator = AnswerCollator(processor, allowed_roots=["/"])
+    paths = (clip, short)
+    batch = collator([{**sample, "path": str(path)} for path in paths])
+    assert batch["skipped"] == []
+    prompt = trainer._embed(batch["inputs"])
+    order = [batch["places"].index(number) for number in range(len(paths))]
+    for path, row in zip(paths, order, strict=True):
+        (alone,) = collator([{**sample, "path": str(path)}])["inputs"]
+        single, span = model.embed(**alone), prompt.layout.videos[row]
+        expected = single.video_features(single.layout.videos[0])
+        torch.testing.assert_close(prompt.video_features(span), expected, atol=1e-4, rtol=1e-4)
+        assert len(prompt.layout.text_places[row]) == len(single.layout.text_places[0])
+    before = [weight.clone() for weight in model.policy.parameters()]
+    trainer.train()
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
