@@ -14,7 +14,7 @@ from cacovid_hf.ratio import Ratio, check_asked
 from cacovid_hf.utils.chat import chat_inputs, user_message
 from cacovid_hf.video.files import SampledVideo
 
-UNTRAINED = "the policy is untrained: expect answers of a random subset's quality"
+from .notices import UNTRAINED
 
 
 @dataclass(frozen=True)

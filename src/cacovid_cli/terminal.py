@@ -1,5 +1,6 @@
-"""What commands share: an option, and what they show on the terminal."""
+"""What commands share: an option, addresses to listen at, and what they show on the terminal."""
 
+import ipaddress
 import os
 import sys
 from collections.abc import Iterator
@@ -54,3 +55,13 @@ def quiet_libraries(bars: bool, warnings: bool = False) -> Iterator[None]:
         hub_logging.set_verbosity(hub_verbosity)
         if had_bars:
             logging.enable_progress_bar()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address to listen at."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

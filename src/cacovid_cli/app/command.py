@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..terminal import Revision, progress, quiet_libraries
+from ..terminal import Revision, is_loopback, progress, quiet_libraries
 
 _EMBEDDED = (
     "The embedded tiny model knows its own synthetic clips only. Start the page with --model for videos of your own."
@@ -33,7 +33,7 @@ def app(
         from cacovid_hf import auto, tiny
         from cacovid_hf.utils.extras import pip_install
 
-        from ..ask import UNTRAINED
+        from ..notices import UNTRAINED
         from .line import Line
         from .studio import Studio, warm_up
 
@@ -48,9 +48,11 @@ def app(
         studio = Studio(auto.load_model(name, config, revision), processor)
         with progress("Warming up"):
             warm_up(studio, tiny.clips()[0].path)
-    notice = _EMBEDDED if model is None else "" if studio.model.config.policy_trained else UNTRAINED.capitalize()  # type: ignore[union-attr]
+    notice = _EMBEDDED if model is None else "" if studio.model.config.policy_trained else UNTRAINED.capitalize()
     title = "embedded tiny model" if model is None else str(model)
     page = pages.make_page(studio, Line(), title, notice, max_new_tokens=max_new_tokens)
     address = pages.launch(page, host, port, open_browser=open_browser, max_upload_mb=max_upload_mb)
     typer.echo(f"The page is at {address} (Ctrl-C ends it).")
+    if not is_loopback(host):
+        typer.echo(f"Everybody who reaches {host}:{port} may ask.")
     page.block_thread()

@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from cacovid_hf.compressors import Compressor, LayerRecord, Merged, Scores
-from cacovid_hf.prompt import CompressedPrompt, Prompt, VideoSpan
+from cacovid_hf.compressors.base import Compressor, Merged, Scores
+from cacovid_hf.prompt import CompressedPrompt, LayerRecord, Prompt, VideoSpan
 from cacovid_hf.ratio import AutoBudget
 
 

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from cacovid_hf.compressors import Compressor
 from cacovid_hf.generation.session import VideoSession
 from cacovid_hf.generation.timing import Stages, timed_generate
-from cacovid_hf.modeling import CaCoVidForConditionalGeneration
 from cacovid_hf.processing import sample_video
 from cacovid_hf.prompt import Prompt, VideoSelection
 from cacovid_hf.ratio import Ratio
@@ -21,7 +19,7 @@ from cacovid_hf.utils.chat import chat_inputs, user_message
 from cacovid_hf.video.files import SampledVideo
 from cacovid_hf.video.limits import ReadingLimits, reading_limits
 
-from ..ask import UNTRAINED
+from ..notices import UNTRAINED
 from .costs import Cost, prompt_cost
 from .line import Interrupt
 from .scored_once import ScoredOnce
@@ -61,7 +59,7 @@ class Choice:
         asked: what it kept when the question was answered.
     """
 
-    model: CaCoVidForConditionalGeneration
+    model: Any
     prompt: Prompt
     method: ScoredOnce
     asked: VideoSelection
@@ -123,7 +121,7 @@ class Studio:
 
     def __init__(
         self,
-        model: CaCoVidForConditionalGeneration,
+        model: Any,
         processor: ProcessorMixin,
         limits: ReadingLimits | None = None,
     ):
@@ -234,7 +232,7 @@ class Studio:
         tell(answer)
         return answer
 
-    def _cost(self, method: Compressor, words: int, selection: VideoSelection, layers: list[int] | None) -> Cost:
+    def _cost(self, method: ScoredOnce, words: int, selection: VideoSelection, layers: list[int] | None) -> Cost:
         config: Any = self.model.config
         counts = [int(selection.keep.sum())] if layers is None else layers
         policy = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..terminal import Revision, progress, quiet_libraries
+from ..terminal import Revision, is_loopback, progress, quiet_libraries
 from .limits import Limits
 
 _MIB = 1 << 20
@@ -144,8 +144,6 @@ def serve(
 
 def _hosts(host: str, allowed: list[str] | None) -> tuple[str, ...] | None:
     """Names in `Host` headers that are answered: against pages of a browser on this machine whose name resolves to it."""
-    from .server import is_loopback
-
     if allowed is not None:
         return None if "*" in allowed else tuple(name.lower() for name in allowed)
     return ("localhost", "127.0.0.1", "::1", host.lower()) if is_loopback(host) else None

@@ -1,12 +1,12 @@
 """Listening: uvicorn around the application, until the process is told to end."""
 
 import gc
-import ipaddress
 import logging
 
 import uvicorn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..terminal import is_loopback
 from .app import make_app
 from .connections import Connections, bounded_protocol
 from .limits import Limits
@@ -51,13 +51,3 @@ def serve(name: str, model: PreTrainedModel, processor: ProcessorMixin, limits: 
     gc.collect()
     gc.freeze()
     uvicorn.Server(config).run()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address to listen at."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -5,7 +5,12 @@ Needs the extra `test-demo` and a Chromium of the system; skipped without.
 
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -21,6 +26,24 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 SECONDS = 60_000  # of any wait, in milliseconds
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def connections():
+    """Whom this process connects to: itself alone."""
+    others = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            connect = getattr(socket.socket, name)
+
+            def noted(self, address, connect=connect):
+                if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+                    others.append(address)
+                return connect(self, address)
+
+            patch.setattr(socket.socket, name, noted)
+        yield others
+    assert not others
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +274,22 @@ def test_on_a_phone(visit, scheme):
         "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
     )
     assert brightness < 200 if scheme == "dark" else brightness > 600
+
+
+def test_the_command(visit):
+    """From the terminal, until Ctrl-C; a port that is taken is one sentence."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", "from cacovid_cli.main import main; main()", "app", "--port", port]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        line = running.stdout.readline()
+        assert line == f"The page is at http://127.0.0.1:{port}/ (Ctrl-C ends it).\n"
+        assert b"cv-ask" in urllib.request.urlopen(f"http://127.0.0.1:{port}/").read()
+        second = subprocess.run(command, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert second.stderr.count("\n") == 1
+        assert port in second.stderr
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 0
+        assert "Traceback" not in running.stderr.read()
