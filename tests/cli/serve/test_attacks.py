@@ -128,7 +128,7 @@ def test_hosts():
 
 def test_hosts_of_the_command():
     from cacovid_cli.serve.command import _hosts
-    from cacovid_cli.serve.server import is_loopback
+    from cacovid_cli.terminal import is_loopback
 
     assert "evil.example" not in _hosts("127.0.0.1", None)
     assert _hosts("0.0.0.0", None) is None
