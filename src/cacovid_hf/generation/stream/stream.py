@@ -280,7 +280,7 @@ class VideoStream:
         return features + sum(picture.nbytes for picture in before.waiting)
 
     def frame_numbers(self) -> list[int]:
-        """The frame (temporal step) of every token that the memory holds, in order."""
+        """Return the frame (temporal step) of every token that the memory holds, in order."""
         groups = [] if self._memory is None else self._memory.groups.items
         return [number for group in groups for number in group.frames.tolist()]
 
