@@ -71,8 +71,11 @@ def has_own_placeholder(model: PreTrainedModel) -> bool:
 
 def main(model_type: str) -> None:
     """Print the premises of a model type."""
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type))
+    except ImportError as error:
+        raise SystemExit(f"{model_type} cannot be made: {' '.join(str(error).split())}") from None
     print(f"{model_type}: {type(model).__name__}, language model {type(model.get_decoder()).__name__}")
     for premise, holds, remedy in premises(model):
         print(f"  {'holds' if holds else 'fails'}  {premise}{'' if holds else f': {remedy}'}")

@@ -27,6 +27,9 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    VideoLlavaImageProcessor,
+    VideoLlavaProcessor,
+    VideoLlavaVideoProcessor,
     pipeline,
 )
 
@@ -39,12 +42,14 @@ VIDEO_TEXT = {
     "qwen2_5_vl": _MARKED,
     "qwen2_vl": _MARKED,
     "llava_next_video": "<video>",
+    "video_llava": "<video>",
 }
 READERS = {
     "llava_onevision": "CaCoVidLlavaOnevisionVideoProcessor",
     "qwen2_5_vl": "CaCoVidQwen2VLVideoProcessor",
     "qwen2_vl": "CaCoVidQwen2VLVideoProcessor",
     "llava_next_video": "CaCoVidLlavaNextVideoVideoProcessor",
+    "video_llava": "CaCoVidVideoLlavaVideoProcessor",
 }
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }} {% if message.content is string %}{{ message.content }} {% else %}"
@@ -73,6 +78,17 @@ def stock_processor(family, **video_settings):
         return LlavaNextVideoProcessor(
             LlavaNextVideoVideoProcessor(**sizes, **video_settings),
             LlavaNextImageProcessor(**sizes),
+            tokenizer,
+            patch_size=14,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=template,
+        )
+    if family == "video_llava":
+        sizes = dict(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+        return VideoLlavaProcessor(
+            VideoLlavaImageProcessor(**sizes),
+            VideoLlavaVideoProcessor(**sizes, **video_settings),
             tokenizer,
             patch_size=14,
             vision_feature_select_strategy="default",

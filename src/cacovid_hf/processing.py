@@ -30,6 +30,7 @@ from transformers import (
     Qwen3VLProcessor,
     SmolVLMProcessor,
     VideoLlama3Processor,
+    VideoLlavaProcessor,
 )
 from transformers.image_utils import load_image
 from transformers.utils import logging
@@ -253,6 +254,7 @@ CaCoVidSmolVLMProcessor = following(SmolVLMProcessor, RowsOfTilesMixin)
 CaCoVidGlm4vProcessor = following(Glm4vProcessor)
 CaCoVidGlm46VProcessor = following(Glm46VProcessor)
 CaCoVidGemma4Processor = following(Gemma4Processor)
+CaCoVidVideoLlavaProcessor = following(VideoLlavaProcessor, OwnFramesMixin)
 
 # By the name of the stock processor that each extends.
 _PROCESSORS: dict[str, Any] = {
@@ -269,6 +271,7 @@ _PROCESSORS: dict[str, Any] = {
         CaCoVidGlm4vProcessor,
         CaCoVidGlm46VProcessor,
         CaCoVidGemma4Processor,
+        CaCoVidVideoLlavaProcessor,
     )
 }
 

@@ -23,6 +23,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
     SmolVLMVideoProcessor,
     VideoLlama3VideoProcessor,
+    VideoLlavaVideoProcessor,
 )
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
@@ -453,6 +454,7 @@ CaCoVidVideoLlama3VideoProcessor = reading(
     assumed_fps=1,
     usual_fps=1.0,
 )
+CaCoVidVideoLlavaVideoProcessor = reading(VideoLlavaVideoProcessor, PaddedClipsMixin)
 CaCoVidGemma4VideoProcessor = reading(
     Gemma4VideoProcessor, OwnSamplingMixin, reads_times=True, bounds_refused=TOKENS_OF_A_FRAME
 )
@@ -474,6 +476,7 @@ READERS: dict[str, Any] = {
         CaCoVidGlm4vVideoProcessor,
         CaCoVidGlm46VVideoProcessor,
         CaCoVidGemma4VideoProcessor,
+        CaCoVidVideoLlavaVideoProcessor,
     )
 }
 

@@ -44,6 +44,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
     VideoLlama3Config,
     VideoLlama3ForConditionalGeneration,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
 )
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -625,6 +627,57 @@ class LlavaNextVideo(LlavaOnevision):
         return stock.model.vision_resampler(patches[None, 1:, None])[0, :, 0]
 
 
+class VideoLlava(LlavaNextVideo):
+    """17 tokens per frame, the tower's class token the first of them; nothing behind a video. Videos have a tower of their own."""
+
+    name = "video_llava"
+    model_class = VideoLlavaForConditionalGeneration
+
+    def config(self, text):
+        return VideoLlavaConfig(
+            vision_config=dict(
+                model_type="clip_vision_model",
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                image_size=56,
+                patch_size=14,
+                projection_dim=32,
+            ),
+            text_config=dict(model_type="llama", **text),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+        )
+
+    def video(self, video, draw):
+        count = video.frames * 17
+        return Part([VIDEO] * count, [2] * count, {"pixel_values_videos": draw.noise(1, video.frames, 3, 56, 56)})
+
+    def image(self, draw):
+        return Part([IMAGE] * 16, [1] * 16, {"pixel_values": draw.noise(1, 3, 56, 56)})
+
+    def tower(self, stock):
+        return stock.model.video_tower
+
+    def processor(self, tokenizer):
+        from transformers import VideoLlavaImageProcessor, VideoLlavaProcessor, VideoLlavaVideoProcessor
+
+        sizes = dict(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+        return VideoLlavaProcessor(
+            image_processor=VideoLlavaImageProcessor(**sizes),
+            video_processor=VideoLlavaVideoProcessor(**sizes),
+            tokenizer=tokenizer,
+            patch_size=14,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=chat_template("<video>", "<image>"),
+        )
+
+    def pooled(self, stock, patches, grid):
+        return patches
+
+
 class VideoLlama3(Qwen2VL):
     """A token per 2 x 2 patches and a time before every frame; images are not merged. Positions are the places."""
 
@@ -1125,6 +1178,7 @@ BY_NAME: dict[str, Family] = {
         Glm4vMoe(),
         Glm46V(),
         Gemma4(),
+        VideoLlava(),
     )
 }
 FAMILIES = tuple(BY_NAME)

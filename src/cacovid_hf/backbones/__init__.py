@@ -12,6 +12,7 @@ from .qwen3_5 import Qwen3_5Backbone, Qwen3_5MoeBackbone
 from .qwen3_vl import Qwen3VLBackbone, Qwen3VLMoeBackbone
 from .smolvlm import SmolVLMBackbone
 from .video_llama_3 import VideoLlama3Backbone
+from .video_llava import VideoLlavaBackbone
 
 BACKBONES: dict[str, Backbone] = {
     family.model_type: family
@@ -31,6 +32,7 @@ BACKBONES: dict[str, Backbone] = {
         Glm4vMoeBackbone(),
         Glm46VBackbone(),
         Gemma4Backbone(),
+        VideoLlavaBackbone(),
     )
 }
 

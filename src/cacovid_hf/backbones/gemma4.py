@@ -74,7 +74,7 @@ class Gemma4Backbone(Backbone):
             return []
         if missing:
             raise ValueError(
-                f"{', '.join(missing)} is missing beside the videos: pass everything that the processor returned."
+                f"{', '.join(missing)} is missing beside the videos: pass everything that the processor returned, with transformers 5.24 or newer."
             )
         places: Tensor = inputs["video_position_ids"]
         side, counts = config.vision_config.pooling_kernel_size, _counts(inputs)

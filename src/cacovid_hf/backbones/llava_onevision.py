@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..prompt import PromptLayout, TowerAttention
@@ -26,6 +26,14 @@ class LlavaOnevisionBackbone(Backbone):
         """Tokens along an edge of a frame."""
         return math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
 
+    def frame_size(self, config) -> tuple[int, int]:
+        """Height and width of a frame, in tokens."""
+        return self.side(config), self.side(config)
+
+    def vision_tower(self, model: PreTrainedModel) -> nn.Module:
+        """The one that encodes videos."""
+        return model.model.vision_tower
+
     def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
         """`pixel_values_videos` is `(videos, T, channels, H, W)`; the tower's patches are pooled two by two.
 
@@ -38,16 +46,16 @@ class LlavaOnevisionBackbone(Backbone):
             raise ValueError(
                 f"pixel_values_videos has shape {tuple(pixels.shape)}: {type(self).__name__.removesuffix('Backbone')} takes (videos, frames, channels, height, width)."
             )
-        side = self.side(config)
+        size = self.frame_size(config)
         lengths = inputs.get("video_lengths")
         if lengths is None:
-            return [(pixels.shape[1], side, side)] * pixels.shape[0]
+            return [(pixels.shape[1], *size)] * pixels.shape[0]
         lengths = [int(length) for length in lengths]
         if len(lengths) != len(pixels) or not all(1 <= length <= pixels.shape[1] for length in lengths):
             raise ValueError(
                 f"video_lengths={lengths} do not fit pixel_values_videos of shape {tuple(pixels.shape)}: give one for each video, in [1, {pixels.shape[1]}]."
             )
-        return [(length, side, side) for length in lengths]
+        return [(length, *size) for length in lengths]
 
     def encodes_apart(self, inputs: dict[str, Any]) -> bool:
         """Where `video_lengths` are given: clips of different lengths are padded to one."""
@@ -81,7 +89,7 @@ class LlavaOnevisionBackbone(Backbone):
         self, model: PreTrainedModel, layout: PromptLayout
     ) -> Iterator[Callable[[], tuple[TowerAttention, ...]]]:
         """The tower's layer that the features come from; patches become tokens by the model's own pooling."""
-        layers = [m for name, m in model.model.vision_tower.named_modules() if name.endswith("self_attn")]
+        layers = [m for name, m in self.vision_tower(model).named_modules() if name.endswith("self_attn")]
         chosen = model.config.vision_feature_layer
         depth = chosen if isinstance(chosen, int) else chosen[-1]
         # hidden_states[0] is the tower's input.
