@@ -66,6 +66,11 @@ def ends_inside_the_video(stock):
     }
 
 
+def ids_as(stock, change):
+    inputs = prompt_inputs(stock, PROMPTS["one video"])
+    return {**inputs, "input_ids": change(inputs["input_ids"])}
+
+
 CASES = {
     "ratio 0": (None, dict(retention_ratio=0), r"retention_ratio=0\.0 is outside \(0, 1\]"),
     "ratio 1.1": (None, dict(retention_ratio=1.1), r"retention_ratio=1\.1 is outside"),
@@ -92,6 +97,12 @@ CASES = {
     "one video too few": (one_video_too_few, {}, "one video input for every video in the messages"),
     "masked placeholders": (masked_placeholders, {}, "attention_mask is 0 at video placeholders"),
     "video across rows": (video_across_rows, {}, "a video must lie in one row"),
+    "float ids": (
+        lambda stock: ids_as(stock, torch.Tensor.float),
+        {},
+        r"input_ids are \(1, \d+\) of torch.float32: give a tensor of whole numbers",
+    ),
+    "ids of one row": (lambda stock: ids_as(stock, lambda ids: ids[0]), {}, r"input_ids are \(\d+,\) of torch.int64"),
     "no ids": (
         lambda stock: without(prompt_inputs(stock, PROMPTS["one video"]), "input_ids"),
         {},

@@ -44,10 +44,16 @@ class PromptInputs:
         """With the mask that stock generation assumes: padding ids are padding. `settings` of a generation come before the backbone's.
 
         Raises:
-            ValueError: there are no ids.
+            ValueError: there are no ids, or they are not whole numbers `(B, L)`.
         """
-        if self.input_ids is None:
+        ids = self.input_ids
+        if ids is None:
             raise ValueError("input_ids are missing: pass everything that the processor returned.")
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+            form = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+            raise ValueError(
+                f"input_ids are {form}: give a tensor of whole numbers (B, L), as the processor returns it."
+            )
         if self.attention_mask is not None:
             return self
         mask = stock_attention_mask(self.input_ids, settings or self.backbone.generation_config)
