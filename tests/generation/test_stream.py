@@ -362,16 +362,17 @@ def test_other_families_are_refused_by_name(family):
 
 
 @pytest.mark.slow
+@MEMORIES
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava_next_video"])
-def test_further_families(family):
+def test_further_families(family, memory):
     stock = stock_model(family)
     model, processor = CaCoVidForConditionalGeneration.from_backbone(stock), with_video_reader(tiny_processor(family))
     shown = pictures(6)
-    stream = model.stream(processor, **ALL)
+    stream = model.stream(processor, memory=memory, **ALL)
     stream.feed(shown)
     inputs = whole_prompt(processor, shown)
     expected = stock.generate(**inputs, **STEP)[:, inputs["input_ids"].shape[1] :]
-    assert torch.equal(stream.generate(QUESTION, **STEP), expected)
+    assert torch.equal(stream.generate(QUESTION, num_tokens=10**6, **STEP), expected)
 
 
 @MEMORIES

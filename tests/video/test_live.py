@@ -40,8 +40,8 @@ def test_a_stream_over_udp():
                 stop.set()  # what is on its way still comes
     numbers, times = zip(*found, strict=True)
     assert len(found) >= 8
-    # Every fifth picture, each at its time since the first one that was seen.
-    assert set(np.diff(numbers)) == {5}
+    # Every fifth picture, or a later one where packets were lost, each at its time since the first one that was seen.
+    assert (np.diff(numbers) >= 5).all()
     assert times == pytest.approx((np.array(numbers) - numbers[0]) / 10, abs=1e-3)
 
 

@@ -94,7 +94,7 @@ class KeyValueMemory:
                 "Give more, or keep fewer tokens or bits."
             )
         self.groups: Groups[KeyValueGroup] = Groups(int(capacity), rule)
-        self._dense: dict[int, Tensor] = {}
+        self._dense: tuple[int, Tensor] = (0, torch.zeros(0))
 
     @property
     def group_bytes(self) -> int:
@@ -145,9 +145,12 @@ class KeyValueMemory:
         within = max(1, self.settings.window // self.per_group)
         window = groups[-within:]
         count = len(window) + 1
-        if count not in self._dense:
-            self._dense = {count: self._dense_positions(count)}
-        positions = self._positions(self._dense[count], self.words, [g.places for g in window] + [step.places])
+        # Of a full window it is always the same; a question about a frame that waits may come from another thread.
+        known, dense = self._dense
+        if known != count:
+            dense = self._dense_positions(count)
+            self._dense = count, dense
+        positions = self._positions(dense, self.words, [g.places for g in window] + [step.places])
         total = len(self.words.before) + self.per_group * count
         held = self._states(window, None)
         if positions.ndim == 3:  # text positions, whose jumps would be read as packed sequences
