@@ -1,12 +1,14 @@
 """The study of streams in small."""
 
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 from transformers import AutoProcessor
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.tiny import model_path
+from studies import stream_table
 from studies.stream_study import METHODS, UNBOUNDED, accuracy, fitting, measured, times
 
 
@@ -37,3 +39,10 @@ def test_times():
     found = times(model, AutoProcessor.from_pretrained(model_path()), options)["times"]
     assert set(found) == set(METHODS)
     assert all(row["feed_cpu_ms"] > 0 and row["ask_cpu_ms"] > 0 for row in found.values())
+
+
+def test_the_page_has_the_figures_of_the_cells():
+    page = (Path(__file__).parents[2] / "docs" / "how_to" / "streams.md").read_text(encoding="utf-8").splitlines()
+    rows = stream_table.lines() + stream_table.lines_by_age()
+    assert len(rows) >= 12
+    assert set(rows) <= set(page)
