@@ -5,7 +5,7 @@ import sys
 
 import pretended_device as pretended
 import torch
-from helpers.models import PROMPTS, prompt_inputs, stock_model
+from helpers.models import PROMPTS, family_of, prompt_inputs, stock_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 
@@ -15,7 +15,7 @@ def main(family: str, policy: str, scope: str, prompt: str) -> dict:
     stock = stock_model(family)
     options = {"policy_type": "light"} if policy == "light" else {"policy_attention": policy}
     model = CaCoVidForConditionalGeneration.from_backbone(stock, scope=scope, **options)
-    inputs = prompt_inputs(stock, PROMPTS[prompt])
+    inputs, own = prompt_inputs(stock, PROMPTS[prompt]), family_of(stock).own_inputs
     settings = dict(max_new_tokens=2, do_sample=False)
     expected = model.generate(**inputs, **settings, retention_ratio=0.25)
     pretended.move(model)
@@ -28,7 +28,7 @@ def main(family: str, policy: str, scope: str, prompt: str) -> dict:
             for part in (model.policy, stock.get_decoder())
         ]
         for name, call in (
-            ("stock", lambda: stock.generate(**inputs, **settings)),
+            ("stock", lambda: stock.generate(**{n: v for n, v in inputs.items() if n not in own}, **settings)),
             ("ours", lambda: model.generate(**inputs, **settings, retention_ratio=0.25)),
         ):
             watch.waits.clear()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.fresh import run_fresh
 from helpers.hub_server import LoopbackHub, use
-from helpers.models import FIRST, PROMPTS, prompt_inputs, stock_model
+from helpers.models import FAMILIES, PROMPTS, prompt_inputs, stock_model
 from helpers.processors import tiny_processor
 from transformers import AutoProcessor
 
@@ -32,7 +32,7 @@ from transformers import AutoModelForImageTextToText
 """
 
 
-@pytest.fixture(params=(*FIRST, "internvl", "smolvlm", "video_llama_3", "glm4v"))
+@pytest.fixture(params=FAMILIES)
 def saved(request, tmp_path):
     """A stock model, a checkpoint beside it, its inputs, and the wrapper's tokens."""
     stock = stock_model(request.param)

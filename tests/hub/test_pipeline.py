@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.chats import CHAT, user
 from helpers.fresh import run_fresh
-from helpers.models import FIRST
+from helpers.models import FAMILIES
 from helpers.processors import tiny_processor
 from transformers import AutoProcessor, AutoVideoProcessor, GenerationConfig, pipeline
 
@@ -66,7 +66,8 @@ def test_the_embedded_processor_is_as_a_push_would_save_it(messages, tmp_path):
     assert (model_path() / "cacovid_auto.py").read_text() == AUTO_SOURCE
 
 
-@pytest.mark.parametrize("family", FIRST)
+@pytest.mark.spread(6)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_processor_saved_alone(family, tmp_path):
     """It is found by those who have imported the package, and by those who trust the code beside it; a whole one, and its video processor."""
     whole = with_video_reader(tiny_processor(family))

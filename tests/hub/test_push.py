@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 import torch
 from helpers.hub_server import OWNER, READER, LoopbackHub, use
-from helpers.models import FIRST, PROMPTS, prompt_inputs, stock_model
+from helpers.models import FAMILIES, PROMPTS, prompt_inputs, stock_model
 from helpers.processors import tiny_processor
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -83,7 +83,8 @@ def cached_files(tmp_path, repo):
     return list((tmp_path / "cache" / f"models--{repo.replace('/', '--')}").glob("snapshots/*/*"))
 
 
-@pytest.mark.parametrize("family", FIRST)
+@pytest.mark.spread(6)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_policy_only_round_trip(hub, family, tmp_path):
     model = wrapped(hub, family)
     commit = model.push_to_hub(REPO)
