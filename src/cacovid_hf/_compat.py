@@ -3,6 +3,7 @@
 Nothing else in this package reads either kind: a release that renames something is answered here.
 """
 
+import functools
 import importlib.metadata
 import os
 import sys
@@ -50,6 +51,13 @@ def warn_of_newer_transformers() -> None:
             f"Install 'transformers<{_next_minor(NEWEST_TRANSFORMERS)}' if something fails.",
             stacklevel=3,
         )
+
+
+@functools.cache
+def older_transformers(version: str) -> str | None:
+    """The installed version of transformers if it is older than `version`, such as "5.24"."""
+    installed = importlib.metadata.version("transformers")
+    return installed if Version(installed).release[:2] < Version(version).release[:2] else None
 
 
 def _next_minor(version: str) -> str:

@@ -1,5 +1,6 @@
 """The supported families of backbones, one small file each."""
 
+from .._compat import older_transformers
 from .base import Backbone
 from .gemma4 import Gemma4Backbone
 from .glm4v import Glm4vBackbone, Glm4vMoeBackbone, Glm46VBackbone
@@ -38,14 +39,23 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def backbone_family(config) -> Backbone:
-    """The family of a backbone's config; a `ValueError` lists the supported ones."""
+    """The family of a backbone's config.
+
+    Raises:
+        ValueError: one that is not supported, with a list of those that are, or not on the installed transformers.
+    """
     model_type = getattr(config, "model_type", None)
     if model_type not in BACKBONES:
         raise ValueError(
             f"Backbone family {model_type!r} is not supported: use one of {', '.join(BACKBONES)} "
             "(CONTRIBUTING.md says how to add a family)."
         )
-    return BACKBONES[model_type]
+    family = BACKBONES[model_type]
+    if family.since is not None and (installed := older_transformers(family.since)):
+        raise ValueError(
+            f"Backbone family {model_type!r} needs transformers {family.since} or newer, and {installed} is installed. Upgrade transformers."
+        )
+    return family
 
 
 __all__ = ["BACKBONES", "Backbone", "backbone_family"]

@@ -58,6 +58,7 @@ class Backbone(ABC):
         own_inputs: names of arguments that our processor adds, and that the stock forward does not take.
         extra_names: names of the language model's arguments that `extra` holds.
         looked_up: names of those that `stock_arguments` makes from ids.
+        since: the oldest transformers that has the family as it is read here; None: every supported one.
     """
 
     model_type: ClassVar[str]
@@ -69,6 +70,7 @@ class Backbone(ABC):
     own_inputs: ClassVar[tuple[str, ...]] = ()
     extra_names: ClassVar[tuple[str, ...]] = ()
     looked_up: ClassVar[tuple[str, ...]] = ()
+    since: ClassVar[str | None] = None
 
     # ---------------------------------------------------------------- places
 

@@ -29,6 +29,7 @@ class Gemma4Backbone(Backbone):
     own_inputs = ("num_soft_tokens_per_video",)
     words_around_frames = True
     looked_up: ClassVar[tuple[str, ...]] = ("per_layer_inputs",)
+    since = "5.24"
 
     # ---------------------------------------------------------------- places
 
@@ -74,7 +75,7 @@ class Gemma4Backbone(Backbone):
             return []
         if missing:
             raise ValueError(
-                f"{', '.join(missing)} is missing beside the videos: pass everything that the processor returned, with transformers 5.24 or newer."
+                f"{', '.join(missing)} is missing beside the videos: pass everything that the processor returned."
             )
         places: Tensor = inputs["video_position_ids"]
         side, counts = config.vision_config.pooling_kernel_size, _counts(inputs)
