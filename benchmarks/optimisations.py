@@ -22,6 +22,7 @@ from record import RESULTS, GrowingResult, command, environment, summarise
 from torch.nn import functional as F
 
 from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.backbones import backbone_family
 from cacovid_hf.compressors.tools.selection import top_tokens
 from cacovid_hf.generation.inputs import effective_settings
 from cacovid_hf.generation.stock import generate_compressed
@@ -85,7 +86,8 @@ def dense_scores(policy: Any, prompt: Any) -> torch.Tensor:
 def shared_prefill(backbone: Any, shorter: Any, settings: dict[str, Any]) -> torch.Tensor:
     """What `generate` does behind the compression."""
     effective = effective_settings(backbone, None, settings)
-    return generate_compressed(backbone, backbone.generate, shorter, shorter.input_ids, effective, None, settings)
+    family, ids = backbone_family(backbone.config), shorter.input_ids
+    return generate_compressed(backbone, family, backbone.generate, shorter, ids, effective, None, settings)
 
 
 @torch.no_grad()

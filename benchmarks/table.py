@@ -193,6 +193,21 @@ def long_video_table(record: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Decoding beside encoding: {overlap['speedup']:.2f} times the speed of one after the other."]
 
 
+def stream_memory_table(record: dict[str, Any]) -> list[str]:
+    """Rows: minutes of a stream in one process."""
+    lines = [
+        "| minute | resident, MiB | memory of the stream, MB | groups | a frame, ms | a question, ms |",
+        "|---" * 6 + "|",
+    ]
+    every = max(1, len(record["minutes"]) // 6)
+    for row in [record["minutes"][0], *record["minutes"][every - 1 :: every]]:
+        times = [f"{1000 * row[name]:.0f}" for name in ("feed_seconds", "ask_seconds")]
+        sizes = [f"{row['rss'] / 2**20:.0f}", f"{row['memory_bytes'] / 1e6:.2f}", str(row["groups"])]
+        lines.append(f"| {row['minute']} | {' | '.join([*sizes, *times])} |")
+    config = record["config"]
+    return [f"Memory {config['memory']}, bound {config['max_memory'] / 1e6:g} MB.", "", *lines]
+
+
 def gpu_table(record: dict[str, Any]) -> list[str]:
     """Rows: the runs of one command for a GPU machine; then what was not measured."""
     lines = [
@@ -286,6 +301,7 @@ TABLES = {
     "prefill": prefill_table,
     "selection": selection_table,
     "serving": serving_table,
+    "stream_memory": stream_memory_table,
     "throughput": throughput_table,
     "training_cost": training_cost_table,
     "vllm_parity": vllm_parity_table,

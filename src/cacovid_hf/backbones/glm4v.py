@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .._compat import attention_implementation
 from ..prompt import PromptLayout
 from .qwen2_vl import Qwen2VLBackbone
 
@@ -54,7 +55,7 @@ class Glm4vMoeBackbone(Glm4vBackbone):
         grids: list[tuple[int, int, int]] | None = None,
     ) -> PromptLayout:
         """As every family's; flash attention is refused where its stock code reads the three rows of positions of one prompt as packed sequences."""
-        if len(input_ids) == 1 and "flash" in str(config.get_text_config()._attn_implementation):
+        if len(input_ids) == 1 and "flash" in str(attention_implementation(config.get_text_config())):
             raise ValueError(
                 "The stock code of glm4v_moe takes a single prompt on flash attention for packed sequences. Load the model with "
                 "attn_implementation='sdpa', or give two prompts at once."
