@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, Llav
 
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.backbone import build_processor
-from cacovid_hf.tiny.synthetic import dense_frames
+from cacovid_hf.tiny.synthetic import GRID, dense_frames
 from studies.laboratory.language_model import language_model
 from studies.laboratory.words import Vocabulary
 
@@ -70,7 +70,8 @@ def pixels(clips: Any) -> Tensor:
 def video_tokens(model: Any, clips: Any) -> Tensor:
     """Tokens of clips as they enter the language model, without the newline behind: `(B, N, D)`."""
     features = model.get_video_features(pixels(clips)).pooler_output
-    return torch.stack([tokens[:-1] for tokens in features])
+    # Not all versions of transformers put the newline behind them here.
+    return torch.stack([tokens[: len(frames) * GRID**2] for tokens, frames in zip(features, clips, strict=True)])
 
 
 @dataclass(frozen=True)
