@@ -18,7 +18,8 @@ from importlib.metadata import requires, version
 
 from packaging.requirements import Requirement
 
-bounds = [r.specifier for r in map(Requirement, requires("cacovid-hf")) if r.name == "transformers"]
+wanted_here = (r for r in map(Requirement, requires("cacovid-hf")) if r.marker is None or r.marker.evaluate({"extra": "test"}))
+bounds = [r.specifier for r in wanted_here if r.name == "transformers"]
 assert bounds and all(bound.contains("999") for bound in bounds), bounds
 wanted = sys.argv[1]
 assert not wanted or (version("transformers") + ".").startswith(wanted + "."), version("transformers")
