@@ -3,20 +3,12 @@
 import pytest
 import torch
 from helpers.cut_oracle import CutPrompts
+from helpers.families.base import COLON, COMMA, IMAGE, TIME, VIDEO, VIDEO_END, VIDEO_START, VISION_END, VISION_START
 from helpers.models import (
     ADJACENT_VIDEOS,
     BY_NAME,
-    COLON,
-    COMMA,
-    IMAGE,
     PROMPTS,
     RAGGED,
-    TIME,
-    VIDEO,
-    VIDEO_END,
-    VIDEO_START,
-    VISION_END,
-    VISION_START,
     Image,
     Video,
     masked_inputs,

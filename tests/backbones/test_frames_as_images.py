@@ -3,15 +3,13 @@
 import pytest
 import torch
 from helpers.cut_oracle import CutPrompts
+from helpers.families.base import COLON, FRAME, amplify_experts
 from helpers.models import (
-    COLON,
-    FRAME,
     IMAGE_AND_VIDEO,
     PROMPTS,
     RAGGED,
     Image,
     Video,
-    amplify_experts,
     family_of,
     masked_inputs,
     prompt_inputs,

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from helpers import flash_stand_in
-from helpers.models import IMAGE_AND_VIDEO, PROMPTS, VISION_END, prompt_inputs, stock_inputs, stock_model, wrapped
+from helpers.families.base import VISION_END
+from helpers.models import IMAGE_AND_VIDEO, PROMPTS, prompt_inputs, stock_inputs, stock_model, wrapped
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from helpers.families.base import PAD
 from helpers.models import (
     FAMILIES,
-    PAD,
     PROMPTS,
     RAGGED,
     TWO_VIDEOS,

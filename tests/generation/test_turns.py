@@ -7,12 +7,10 @@ import copy
 import pytest
 import torch
 from helpers import flash_stand_in
+from helpers.families.base import IMAGE_FIELDS, TILE_FIELDS, VIDEO_FIELDS
 from helpers.models import (
     BY_NAME,
     FAMILIES,
-    IMAGE_FIELDS,
-    TILE_FIELDS,
-    VIDEO_FIELDS,
     Image,
     Video,
     family_of,

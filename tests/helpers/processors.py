@@ -1,6 +1,7 @@
 """Stock processors with a tiny tokenizer, for the random models of `models.py`."""
 
-from helpers.models import BOS, BY_NAME, EOS, IMAGE, PAD, TEXT, VIDEO
+from helpers.families.base import BOS, EOS, IMAGE, PAD, TEXT, VIDEO
+from helpers.models import BY_NAME
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

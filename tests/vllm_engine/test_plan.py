@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from helpers.models import VIDEO as VIDEO_ID
+from helpers.families.base import VIDEO as VIDEO_ID
 from helpers.models import Image, Video, prompt_inputs, stock_model
 from packaging.version import Version
 
