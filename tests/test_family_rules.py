@@ -1,4 +1,4 @@
-"""Processors of further families that read files by the family's own rule: what stock code chooses, and the settings of published checkpoints."""
+"""Processors of further families that read files by the family's own rule: what stock code chooses, calls, parts, saving and training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from helpers import small_training
 from helpers.chats import CHAT
 from helpers.media import write_video
 from helpers.processors import tiny_processor
+from helpers.published import PUBLISHED
 from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata
 
-from cacovid_hf.checkpoints.stock_processor import check_settings
 from cacovid_hf.processing import with_video_reader
 from cacovid_hf.training.data import AnswerCollator
 from cacovid_hf.video.files import read_chosen_frames
@@ -27,41 +26,17 @@ class Rule:
     """What a family's processor does.
 
     Attributes:
-        reader: name of its stock video processor.
-        published: what its published settings say.
-        rate: frames a second where neither call nor settings say any.
-        per_step: frames of a temporal step.
         clip: frames of nine seconds of five a second.
-        seconds: frames of videos of 25 frames a second, by their seconds.
         calls: frames of the clip by what a call says.
     """
 
-    reader: str
-    published: dict[str, Any]
-    rate: dict[str, float]
-    per_step: int
     clip: int
-    seconds: dict[float, int]
     calls: dict[str, tuple[dict[str, Any], int]]
 
 
-GLM = dict(size={"shortest_edge": 12544, "longest_edge": 47040000}, patch_size=14, temporal_patch_size=2, merge_size=2)
 RULES = {
     "video_llama_3": Rule(
-        reader="VideoLlama3VideoProcessor",
-        published=dict(
-            size={"shortest_edge": 100352, "longest_edge": 602112},
-            patch_size=14,
-            temporal_patch_size=1,
-            merge_size=2,
-            min_frames=4,
-            max_frames=180,
-            use_token_compression=True,
-        ),
-        rate={"fps": 1},
-        per_step=1,
         clip=9,
-        seconds={1.0: 4, 60.0: 60, 3600.0: 180},
         calls={
             "fps": ({"fps": 2}, 18),
             "max_fps": ({"max_fps": 2}, 18),
@@ -70,12 +45,7 @@ RULES = {
         },
     ),
     "glm4v": Rule(
-        reader="Glm4vVideoProcessor",
-        published=dict(GLM, fps=2, max_duration=300),
-        rate={},
-        per_step=2,
         clip=18,
-        seconds={1.0: 2, 60.0: 120, 3600.0: 600},
         calls={
             "fps": ({"fps": 1}, 10),  # nine, and the last one again to fill a step
             "max_fps": ({"max_fps": 1}, 10),
@@ -84,17 +54,21 @@ RULES = {
         },
     ),
     "glm46v": Rule(
-        reader="Glm46VVideoProcessor",
-        published=GLM,
-        rate={},
-        per_step=2,
         clip=46,  # six a second where the file has five
-        seconds={1.0: 6, 60.0: 120, 3600.0: 640},
         calls={
             "fps": ({"fps": 1}, 10),  # evenly, for the rule has none
             "max_fps": ({"max_fps": 2}, 18),
             "num_frames": ({"num_frames": 7}, 8),
             "both": ({"num_frames": 100, "fps": 5}, 46),
+        },
+    ),
+    "gemma4": Rule(
+        clip=32,
+        calls={
+            "fps": ({"fps": 2}, 18),
+            "max_fps": ({"max_fps": 2}, 18),
+            "num_frames": ({"num_frames": 6}, 6),
+            "both": ({"num_frames": 100, "fps": 5}, 45),
         },
     ),
 }
@@ -122,7 +96,9 @@ def ask(video, **beside):
 
 
 def frames_of(inputs, family):
-    return RULES[family].per_step * int(inputs["video_grid_thw"][0, 0])
+    if family == "gemma4":
+        return int(inputs["num_frames_per_video"][0])
+    return PUBLISHED[family].per_step * int(inputs["video_grid_thw"][0, 0])
 
 
 def test_a_path_gives_what_the_stock_processor_gives(family, processor, clip):
@@ -131,7 +107,7 @@ def test_a_path_gives_what_the_stock_processor_gives(family, processor, clip):
     with clip.open("rb") as file:
         frames, metadata = read_chosen_frames(
             file,
-            lambda found: np.asarray(stock.video_processor.sample_frames(metadata=found, **RULES[family].rate)),
+            lambda found: np.asarray(stock.video_processor.sample_frames(metadata=found, **PUBLISHED[family].rate)),
         )
     text = stock.apply_chat_template(ask("x"), add_generation_prompt=True)
     expected = stock(text=text, videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
@@ -155,22 +131,6 @@ def test_a_part_is_sampled_as_the_whole_would_be(family, processor, clip):
     assert chosen.max() <= 30
     inputs = processor.apply_chat_template(ask(clip, video_start=3.0, video_end=6.0), **CHAT)
     assert frames_of(inputs, family) == len(chosen) < RULES[family].clip
-
-
-def test_published_settings(family):
-    """They are kept, the rule is the stock one, and a checkpoint that has them loads."""
-    rule, stock = RULES[family], tiny_processor(family)
-    stock.video_processor = getattr(transformers, rule.reader)(**rule.published)
-    reader = with_video_reader(stock).video_processor
-    assert reader.num_frames is None  # which GLM's rule does not read
-    for name, value in rule.published.items():
-        assert reader.to_dict()[name] == value, name
-    check_settings(stock.video_processor.to_dict(), "settings")
-    for seconds, expected in rule.seconds.items():
-        metadata = VideoMetadata(total_num_frames=int(seconds * 25), fps=25.0, duration=seconds)
-        theirs = stock.video_processor.sample_frames(metadata=metadata, **rule.rate)
-        assert len(theirs) == expected
-        assert np.array_equal(reader.sample_frames(metadata=metadata), theirs)
 
 
 def test_a_saved_processor_loads(family, processor, clip, tmp_path):

@@ -315,8 +315,8 @@ class TilesMixin(VideoFileMixin):
         return BatchFeature(data={name: value[None] if self.in_rows else value for name, value in data.items()})
 
 
-class InternVLSamplingMixin(TilesMixin):
-    """As many frames as for other families, each in the middle of its part of the video (`initial_shift`)."""
+class StockPlacesMixin(VideoFileMixin):
+    """For processors of which only the number of frames is ours: they stand where stock code places so many, each in its part of the video."""
 
     def choose(
         self, total: int, seconds: float | None, fps: float | None, num_frames: int | None, rate: float | None
@@ -326,6 +326,10 @@ class InternVLSamplingMixin(TilesMixin):
         part = VideoMetadata(total_num_frames=total, fps=fps, duration=seconds)
         chosen = super(VideoFileMixin, self).sample_frames(metadata=part, num_frames=count)
         return np.asarray(chosen, dtype=np.int64)
+
+
+class InternVLSamplingMixin(StockPlacesMixin, TilesMixin):
+    """As many frames as for other families, each in the middle of its part of the video (`initial_shift`)."""
 
 
 class OwnSamplingMixin(VideoFileMixin):
@@ -357,6 +361,10 @@ class OwnSamplingMixin(VideoFileMixin):
         part = VideoMetadata(total_num_frames=total, fps=fps, duration=seconds)
         chosen = super(VideoFileMixin, self).sample_frames(metadata=part, fps=rate)
         return np.asarray(chosen, dtype=np.int64)
+
+
+class GemmaSamplingMixin(StockPlacesMixin, OwnSamplingMixin):
+    """As many frames as the settings say, of a video of any length: the first of each of so many equal parts."""
 
 
 class PairedFramesMixin(OwnSamplingMixin):
@@ -456,7 +464,7 @@ CaCoVidVideoLlama3VideoProcessor = reading(
 )
 CaCoVidVideoLlavaVideoProcessor = reading(VideoLlavaVideoProcessor, PaddedClipsMixin)
 CaCoVidGemma4VideoProcessor = reading(
-    Gemma4VideoProcessor, OwnSamplingMixin, reads_times=True, bounds_refused=TOKENS_OF_A_FRAME
+    Gemma4VideoProcessor, GemmaSamplingMixin, reads_times=True, bounds_refused=TOKENS_OF_A_FRAME
 )
 
 CaCoVidInternVLVideoProcessor = reading(InternVLVideoProcessor, InternVLSamplingMixin)
