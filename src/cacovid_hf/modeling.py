@@ -30,7 +30,8 @@ from ._compat import (
 from .backbones import backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
 from .backbones.delegation import DelegatesToBackbone
-from .backbones.loaded import base_model, embedding_device, has_windows, keeps_states
+from .backbones.layer_kinds import has_windows, keeps_states
+from .backbones.loaded import base_model, embedding_device
 from .checkpoints import loading, saving
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig

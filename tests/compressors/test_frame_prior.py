@@ -5,7 +5,7 @@ import torch
 from helpers.models import FAMILIES, IMAGE_AND_VIDEO, RAGGED, TWO_VIDEOS, prompt_inputs, wrapped
 
 from cacovid_hf.compressors import COMPRESSORS, Attention, Compressor, DivPrune, Evs, FramePrior, Marc, VisionZip
-from cacovid_hf.compressors.frame_prior import BLIND, part_of_video
+from cacovid_hf.compressors.frame_prior import blind_methods, part_of_video
 from cacovid_hf.compressors.prior import PriorScores, frame_counts
 from cacovid_hf.policies.settings import Selection
 from cacovid_hf.ratio import AutoBudget, token_budget
@@ -87,7 +87,7 @@ def test_settings_of_the_config_and_budgets_by_scores():
 
 def test_methods_that_go_with_a_prior():
     blind = {n for n, k in COMPRESSORS.items() if k.score is Compressor.score and not k.inside_llm}
-    assert set(BLIND) == blind | {"marc"}
+    assert set(blind_methods()) == blind | {"marc"}
     assert FramePrior("visionzip").reads_tower
     assert not FramePrior("divprune").reads_tower
     assert FramePrior(Marc()).inner == Marc()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cacovid_hf.backbones.loaded import keeps_states
+from cacovid_hf.backbones.layer_kinds import keeps_states
 from cacovid_hf.utils.operations import Shape
 
 

@@ -9,8 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from cacovid_hf import VideoStream
 from cacovid_hf.generation.stream.files import frames_of_file
+from cacovid_hf.generation.stream.stream import VideoStream
 from cacovid_hf.video.live import is_live, live_frames
 from cacovid_hf.video.playing import Playing
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from ..prompt import EncodedVideos, Prompt, PromptLayout, ReducedAttention, TowerAttention, VideoSpan
 from ..utils.hooks import Hook, attached
 from .beside import handed_over
-from .loaded import embedding_device, has_windows
+from .layer_kinds import has_windows
+from .loaded import embedding_device
 from .windows import masked_by_places
 
 # Enough to keep a device busy, while the vision tower's memory stays that of a short video.

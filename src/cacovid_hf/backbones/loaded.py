@@ -30,22 +30,6 @@ def embedding_device(backbone: Any) -> torch.device:
     return offloaded_to(embeddings) or device if device.type == "meta" else device
 
 
-# Kinds of layers, in `config.layer_types`, in which tokens attend to tokens, so that keys and values of each are kept.
-ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
-
-
-def has_windows(config: Any) -> bool:
-    """Whether a language model has layers of sliding attention."""
-    text = config.get_text_config()
-    sliding = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-    return sliding and getattr(text, "sliding_window", None) is not None
-
-
-def keeps_states(config: Any) -> bool:
-    """Whether a language model has layers that keep one state of all tokens before (linear attention), in place of the keys and values of each."""
-    return not set(getattr(config.get_text_config(), "layer_types", None) or ()) <= set(ATTENDING)
-
-
 def taking_embeddings(model: Any) -> Any:
     """The same stock model as one whose `generate` takes `inputs_embeds`: itself, or a view of it that shares all of its state.
 

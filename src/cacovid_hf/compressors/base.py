@@ -109,6 +109,11 @@ class Compressor(ABC):
         """
         return [None] * len(prompt.layout.videos)
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether it chooses alike for every question: without scores and before the language model, unless a method says otherwise."""
+        return type(self).score is Compressor.score and not self.inside_llm
+
     def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
         """Return how many tokens of a video `select` must keep; None: as many as it does (a published rule that depends on the content)."""
         return token_budget(span.num_tokens, retention_ratio) if self.exact_count else None

@@ -7,42 +7,8 @@ from torch import Tensor
 
 from ..prompt import Prompt, VideoSpan
 from .base import CompressibleModel, Compressor, Merged, Scores
-from .baselines import Random, Uniform
-from .divprune import DivPrune
-from .evs import Evs
-from .fastvid import FastVid
-from .flashvid import FlashVid
-from .gleanvid import GleanVid
-from .infomerge import InfoMerge
-from .marc import Marc
 from .prior import check_prior, frame_counts, prior_scores
-from .prunevid import PruneVid
-from .simplecluster import SimpleCluster
-from .streamingtom import StreamingTom
-from .vcast import VCast
-from .vidcom2 import VidCom2
-from .visionzip import VisionZip
-
-BLIND: dict[str, type[Compressor]] = {
-    kind.name: kind
-    for kind in (
-        DivPrune,
-        Evs,
-        FastVid,
-        FlashVid,
-        GleanVid,
-        InfoMerge,
-        Marc,
-        PruneVid,
-        Random,
-        SimpleCluster,
-        StreamingTom,
-        Uniform,
-        VCast,
-        VidCom2,
-        VisionZip,
-    )
-}
+from .registry import COMPRESSORS
 
 
 @dataclass(frozen=True)
@@ -70,8 +36,7 @@ class FramePrior(Compressor):
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"window={self.window!r}: give a whole number of frames, at least 1.")
         inner = self.inner
-        is_blind = type(inner).score is Compressor.score or (isinstance(inner, Marc) and inner.clips is None)
-        if inner.inside_llm or not inner.exact_count or not is_blind:
+        if not _goes_with_a_prior(inner):
             raise ValueError(
                 f"method={inner.name!r} with these settings does not go with a prior over frames. Give a method that is blind to the question, works "
                 "before the language model and keeps an exact number of tokens."
@@ -82,11 +47,11 @@ class FramePrior(Compressor):
         """The blind method."""
         if isinstance(self.method, Compressor):
             return self.method
-        if self.method not in BLIND:
+        if self.method not in COMPRESSORS:
             raise ValueError(
-                f"method={self.method!r} is no blind method. Give one of {', '.join(map(repr, BLIND))}, or an instance."
+                f"method={self.method!r} is unknown. Give one of {', '.join(map(repr, blind_methods()))}, or an instance."
             )
-        return BLIND[self.method]()
+        return COMPRESSORS[self.method]()
 
     @property
     def uses_policy(self) -> bool:  # type: ignore[override]
@@ -126,6 +91,15 @@ class FramePrior(Compressor):
             else:
                 keep[frames] = chosen
         return Merged(keep, features) if merges else keep
+
+
+def blind_methods() -> list[str]:
+    """Names of the methods that go with a prior by their default settings."""
+    return [name for name, kind in COMPRESSORS.items() if _goes_with_a_prior(kind())]
+
+
+def _goes_with_a_prior(method: Compressor) -> bool:
+    return method.is_blind and method.exact_count
 
 
 def part_of_video(prompt: Prompt, span: VideoSpan, frames: slice) -> tuple[Prompt, VideoSpan]:

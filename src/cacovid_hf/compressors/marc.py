@@ -58,6 +58,11 @@ class Marc(Compressor):
         """If it chooses the clips."""
         return self.clips is not None and self.clips_by == "cacovid"
 
+    @property
+    def is_blind(self) -> bool:
+        """If no clips are chosen."""
+        return self.clips is None
+
     def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
         """Those that clips are chosen by."""
         return super().score(prompt, model) if self.clips is None else prior_scores(self.clips_by, prompt, model)

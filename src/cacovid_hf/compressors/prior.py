@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbones.loaded import ATTENDING
+from ..backbones.layer_kinds import ATTENDING
 from ..policies.settings import Selection
 from ..prompt import Prompt
 from .attention import Attention

@@ -12,7 +12,7 @@ from transformers.utils import TransformersKwargs
 
 from .._compat import CACHE_NAMES, attention_implementation
 from ..backbones.base import Backbone
-from ..backbones.loaded import has_windows
+from ..backbones.layer_kinds import has_windows
 
 # Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
 DECODING_ARGUMENTS = {

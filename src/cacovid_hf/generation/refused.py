@@ -9,7 +9,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from .._compat import CACHE
 from ..backbones import backbone_family
-from ..backbones.loaded import keeps_states
+from ..backbones.layer_kinds import keeps_states
 from ..compressors.base import Compressor
 from .inputs import cached_length, expansion
 

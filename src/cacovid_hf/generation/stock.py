@@ -24,7 +24,7 @@ from transformers.cache_utils import StaticLayer
 
 from .._compat import CACHE
 from ..backbones.base import Backbone
-from ..backbones.loaded import has_windows, keeps_states
+from ..backbones.layer_kinds import has_windows, keeps_states
 from ..compressors.check import Check
 from ..prompt import CompressedPrompt
 from .inputs import cached_length, expansion

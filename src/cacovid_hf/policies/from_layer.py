@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backbones.layer_kinds import GEMMA_NORMS, GLM_NORMS
 from .layer import DecoderLayer, Experts, Heads
-from .shape import GEMMA_NORMS, GLM_NORMS
 
 
 @contextmanager

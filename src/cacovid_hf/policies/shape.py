@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from ..backbones.loaded import ATTENDING
+from ..backbones.layer_kinds import ATTENDING, OUTPUT_NORMS
 from .rotary import TURNINGS
 
 LIGHT = "Use policy_type='light', or a compressor without a policy."
@@ -206,10 +206,6 @@ def block_shape(config: Any, layer: nn.Module) -> BlockShape:
     )
 
 
-# The two norms behind attention and MLP: of GLM, and of Gemma, whose `post_attention_layernorm` is the first.
-GLM_NORMS = frozenset({"post_self_attn_layernorm", "post_mlp_layernorm"})
-GEMMA_NORMS = frozenset({"pre_feedforward_layernorm", "post_feedforward_layernorm"})
-OUTPUT_NORMS = (GLM_NORMS, GEMMA_NORMS)
 KNOWN_IN_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "v_norm"}
 KNOWN_IN_MLP = {"gate_proj", "up_proj", "gate_up_proj", "down_proj", "act_fn", "activation_fn"}
 KNOWN_IN_EXPERTS = {"gate", "experts", "shared_expert", "shared_expert_gate"}

@@ -5,10 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..backbones.loaded import ATTENDING
+from ..backbones.layer_kinds import ATTENDING, GEMMA_NORMS, GLM_NORMS
 from ..utils.tensors import rotate
 from .rotary import TURNINGS, turning_of
-from .shape import GEMMA_NORMS, GLM_NORMS
 
 
 def check_readable(config: Any, layers: Iterable[int]) -> None:

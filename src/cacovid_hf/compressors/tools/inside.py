@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..._compat import CACHE, causal_mask
 from ...backbones.base import Backbone
-from ...backbones.loaded import has_windows, keeps_states
+from ...backbones.layer_kinds import has_windows, keeps_states
 from ...policies.stock_parts import check_readable, mlp_ends, stock_keys, stock_queries
 from ...prompt import CompressedPrompt, LayerRecord, VideoSelection, ordered_places
 from ...ratio import AutoBudget

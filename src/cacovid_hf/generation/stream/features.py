@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ...compressors import Attention, CaCoVid, Compressor, resolve_compressor
-from ...compressors.base import Scores
+from ...compressors.attention import Attention
+from ...compressors.base import Compressor, Scores
+from ...compressors.cacovid import CaCoVid
+from ...compressors.registry import resolve_compressor
 from ...prompt import VideoSpan
 from ..wrapped import AnsweringModel
 from .groups import Groups, Rule
-from .intake import Step
 from .prompts import Asked, Frame, Words, asked
 from .quantised import Packed, pack, packed_bytes, unpack
 from .settings import StreamSettings
+from .steps import Step
 
 # Channels that share a smallest value and a step.
 BLOCK = 64

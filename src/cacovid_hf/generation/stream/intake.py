@@ -1,7 +1,7 @@
 """Frames as they come: through the vision tower one temporal step at a time, and down to the tokens that are stored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,58 +9,17 @@ import torch
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
-from ...compressors import CaCoVid, Merged, StreamingTom, resolve_compressor
-from ...compressors.streamingtom import reduce_frames
+from ...compressors.base import Merged
+from ...compressors.cacovid import CaCoVid
+from ...compressors.registry import resolve_compressor
+from ...compressors.streamingtom import StreamingTom, reduce_frames
 from ...compressors.tools.tokens import highest_tokens
 from ...prompt import Prompt, PromptLayout, ReducedAttention, VideoSpan, stack_prompts
 from ...utils.tensors import full_precision
 from ..wrapped import WrappedModel
 from .prompts import Frame, Words, asked
 from .settings import StreamSettings
-
-
-@dataclass(frozen=True)
-class Step:
-    """What stays of a frame (temporal step).
-
-    Attributes:
-        number: of the step in the stream.
-        seconds: when its first frame was shown.
-        features: `(n, D)`, in the order of places.
-        places: int64 `(n,)` on the CPU, ascending.
-        worth: float32 `(n,)`, larger = rather kept when the memory is full.
-    """
-
-    number: int
-    seconds: float
-    features: Tensor
-    places: Tensor
-    worth: Tensor
-
-
-@dataclass(frozen=True)
-class Before:
-    """All that a stream knows of what went by, beside its memory.
-
-    Attributes:
-        num_frames: that came.
-        num_steps: temporal steps that went through the tower.
-        last: seconds of the last frame; None: there was none.
-        size: height and width of the first frame, which all are brought to.
-        resized: how many had another size.
-        features: `(P, D)`, the step before, uncompressed.
-        waiting: frames of a step that is not complete.
-        seconds: when the first of those was shown.
-    """
-
-    num_frames: int = 0
-    num_steps: int = 0
-    last: float | None = None
-    size: tuple[int, int] | None = None
-    resized: int = 0
-    features: Tensor | None = None
-    waiting: tuple[np.ndarray, ...] = ()
-    seconds: float = 0.0
+from .steps import Before, Step
 
 
 class Intake:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ..._compat import CACHE
-from ...backbones.loaded import has_windows
-from ...compressors import Uniform
+from ...backbones.layer_kinds import has_windows
+from ...compressors.baselines import Uniform
 from ...policies.stock_parts import check_readable
 from ...prompt import CompressedPrompt
 from ..inputs import effective_settings
@@ -18,11 +18,11 @@ from ..refused import check_generation
 from ..stock import generate_compressed
 from ..wrapped import AnsweringModel
 from .groups import Groups, Rule
-from .intake import Step
 from .layers import Layers, retrieving
 from .prompts import Frame, Words, dense_positions, positions_of
 from .quantised import Packed, pack, packed_bytes, unpack
 from .settings import StreamSettings
+from .steps import Step
 
 _ON_CPU = ("frames", "places", "seconds")
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...utils.files import replaced
-from .intake import Before
 from .prompts import Frame
+from .steps import Before
 
 FORMAT = "cacovid stream 1"
 

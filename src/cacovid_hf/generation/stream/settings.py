@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
-from ...compressors import CaCoVid, resolve_compressor
 from ...compressors.base import Compressor
+from ...compressors.cacovid import CaCoVid
+from ...compressors.registry import resolve_compressor
 from ...ratio import check_retention_ratio, token_budget
 from .quantised import BITS
 

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...compressors import Compressor
+from ...compressors.base import Compressor
 from ..wrapped import AnsweringModel
 from . import saving
 from .features import FeatureMemory
 from .files import frames_of_file
 from .groups import Memory
-from .intake import Before, Intake
+from .intake import Intake
 from .keys import KeyValueMemory
 from .prompts import Frame, words_of
 from .settings import FAMILIES, StreamSettings
+from .steps import Before
 
 _ANY = "What is shown?"
 

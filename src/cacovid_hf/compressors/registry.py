@@ -1,0 +1,24 @@
+"""Every method by its name. The package fills the table with what it imports, so that a method may look others up without importing them."""
+
+from ..policies.settings import SelectionConfig
+from .base import Compressor
+from .cacovid import CaCoVid
+
+COMPRESSORS: dict[str, type[Compressor]] = {}
+
+
+def resolve_compressor(compressor: "str | Compressor | None", config: SelectionConfig | None = None) -> Compressor:
+    """Return a compressor from its name (default settings) or itself; a `ValueError` lists the known names.
+
+    None and `"cacovid"` are the policy, with the settings of a config if one is given.
+    """
+    if isinstance(compressor, Compressor):
+        return compressor
+    if compressor is None or compressor == CaCoVid.name:
+        return CaCoVid() if config is None else CaCoVid(config.contribution_share, config.frame_cap, config.scope)
+    if compressor not in COMPRESSORS:
+        raise ValueError(
+            f"compressor={compressor!r} is unknown: choose one of {', '.join(map(repr, COMPRESSORS))} or give an instance "
+            "of cacovid_hf.compressors.Compressor."
+        )
+    return COMPRESSORS[compressor]()
