@@ -13,7 +13,7 @@ from cacovid_hf.prompt import Prompt, stack_prompts
 from cacovid_hf.tiny.accuracy import round_trip
 from cacovid_hf.tiny.synthetic import sample_questions
 from cacovid_hf.training.data import AnswerCollator
-from cacovid_hf.training.judge import Question
+from cacovid_hf.training.question import Question
 from cacovid_hf.training.rollouts import score_answers
 
 

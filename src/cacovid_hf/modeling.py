@@ -27,7 +27,7 @@ from ._compat import (
     trainer_smooths_labels,
     with_cache_name,
 )
-from .backbones import backbone_family
+from .backbones import Backbone, backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
 from .backbones.delegation import DelegatesToBackbone
 from .backbones.layer_kinds import has_windows, keeps_states
@@ -35,6 +35,7 @@ from .backbones.loaded import base_model, embedding_device
 from .checkpoints import loading, saving
 from .compressors import Compressor, LayerRecord
 from .configuration import CaCoVidConfig
+from .generation.cache_record import CacheRecord, text_step
 from .generation.call import all_places, kept_labels, prepare_call, prompt_inputs, ratios_unless_stock
 from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments, without_own_inputs
 from .generation.long_video import encode_file
@@ -43,7 +44,6 @@ from .generation.refused import check_forward, without_prompt
 from .generation.session import VideoSession
 from .generation.stream.settings import StreamSettings
 from .generation.stream.stream import VideoStream
-from .generation.turns import CacheRecord, text_step
 from .hub.card import CardFacts
 from .hub.push import PUSH_ARGUMENTS, PushOptions, check_pushable, modified, push, upload
 from .hub.source import HUB_ARGUMENTS, Source, cached_commit
@@ -120,6 +120,11 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
             f"backbone.{name}": f"backbone.{other}" for name, other in backbone.all_tied_weights_keys.items()
         }
         self.training = backbone.training
+
+    @property
+    def family(self) -> Backbone:
+        """How prompts of this backbone are laid out."""
+        return backbone_family(self.backbone.config)
 
     # ---------------------------------------------------------------- making one
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cacovid_hf.prompt import Prompt, PromptLayout, VideoSpan
 from cacovid_hf.tiny.synthetic import GRID, NUM_FRAMES
-from cacovid_hf.training.judge import Question
+from cacovid_hf.training.question import Question
 from studies.laboratory.packing import BEGIN, QUESTION
 from studies.laboratory.questions import KINDS, NUM_TOKENS, Asked
 from studies.laboratory.video_model import VIDEO_TOKEN

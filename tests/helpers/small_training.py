@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.training.arguments import ContributionTrainingArguments
-from cacovid_hf.training.judge import Question
+from cacovid_hf.training.question import Question
 from cacovid_hf.training.trainer import ContributionTrainer
 
 

@@ -17,7 +17,8 @@ from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.training.batches import HeaderCollator, SampleBatches, SampleLoader, SampleReader, is_stream
 from cacovid_hf.training.data import AnswerCollator, VideoQuestions, question_text, right_answer
 from cacovid_hf.training.filter import blind_filter
-from cacovid_hf.training.judge import Question, answer_questions, judge
+from cacovid_hf.training.judge import answer_questions, judge
+from cacovid_hf.training.question import Question
 from cacovid_hf.training.rewards import REWARDS, SCORED_REWARDS, Completion
 
 CLIP = clips()[0]

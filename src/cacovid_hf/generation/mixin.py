@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from .._compat import CACHE, cache_of, drop_cache, with_cache_name
-from ..backbones import Backbone, backbone_family
-from ..backbones.base import FRAMES_PER_CHUNK
+from ..backbones.base import FRAMES_PER_CHUNK, Backbone
 from ..backbones.loaded import taking_embeddings
 from ..compressors import Check, Compressor, resolve_compressor
 from ..policies.base import Policy
 from ..prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indices
 from ..ratio import AutoBudget, Ratio, resolve
+from .cache_record import CacheRecord, remember_turn
 from .call import PreparedCall, complete_inputs, prepare_call, prompt_inputs, ratios_unless_stock
 from .inputs import cached_length, check_windows, effective_settings, without_own_inputs
 from .long_video import check_frames_per_chunk, join_chunks
 from .refused import check_generation, without_prompt
 from .stock import generate_compressed
-from .turns import CacheRecord, compress_turn, remember_turn
+from .turns import compress_turn
 
 
 class CompressedGenerationMixin:
@@ -41,7 +41,7 @@ class CompressedGenerationMixin:
     @property
     def family(self) -> Backbone:
         """How prompts of this backbone are laid out."""
-        return backbone_family(self.backbone.config)
+        raise NotImplementedError(f"{type(self).__name__} does not say its family.")
 
     def compress(
         self,
@@ -310,7 +310,7 @@ class CompressedGenerationMixin:
             return self.stock_generate(**without_own_inputs(given.family, arguments))
         settings = effective_settings(self.backbone, generation_config, arguments)
         goes_on = cached_length(cache) > 0
-        check_generation(settings, arguments, method, self.backbone.config)
+        check_generation(settings, arguments, method, given.family, self.backbone.config)
 
         given = given.completed(settings)
         new_tokens = settings.max_new_tokens or 0

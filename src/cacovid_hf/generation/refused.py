@@ -8,7 +8,7 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
 from .._compat import CACHE
-from ..backbones import backbone_family
+from ..backbones.base import Backbone
 from ..backbones.layer_kinds import keeps_states
 from ..compressors.base import Compressor
 from .inputs import cached_length, expansion
@@ -71,13 +71,16 @@ FORWARD_INSIDE = {
 _SHOWN = {*SETTINGS, *GENERATE_INSIDE, *JOINT_FRAMES} - {CACHE}
 
 
-def check_generation(settings: GenerationConfig, arguments: dict[str, Any], method: Compressor, config: Any) -> None:
+def check_generation(
+    settings: GenerationConfig, arguments: dict[str, Any], method: Compressor, family: Backbone, config: Any
+) -> None:
     """Refuse what does not work in `generate`.
 
     Args:
         settings: of the call, see `effective_settings`.
         arguments: of the call.
         method: of compression.
+        family: of the backbone.
         config: of the backbone.
 
     Raises:
@@ -88,7 +91,7 @@ def check_generation(settings: GenerationConfig, arguments: dict[str, Any], meth
     values = {**vars(settings), **{name: value for name, value in arguments.items() if value is not None}}
     _look_up({**ARGUMENTS, **SETTINGS}, values)
     _check_cache(settings, arguments.get(CACHE), config)
-    if backbone_family(config).joint_frames(config):
+    if family.joint_frames(config):
         _look_up(JOINT_FRAMES, values)
     mode = settings.get_generation_mode()
     if mode not in SUPPORTED_MODES:

@@ -16,8 +16,8 @@ from ..compressors.base import Compressor, Scores
 from ..prompt import EncodedVideos, Prompt, VideoSpan
 from ..ratio import one_per_video
 from ..utils.chat import ids_of_texts
+from .cache_record import CacheRecord
 from .inputs import effective_settings, embedding_arguments
-from .turns import CacheRecord
 from .wrapped import AnsweringModel
 
 

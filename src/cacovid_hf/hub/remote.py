@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..backbones import backbone_family
+from ..backbones import Backbone, backbone_family
 from ..backbones.loaded import embedding_device, taking_embeddings
 from ..generation.mixin import CompressedGenerationMixin
 from ..policies.base import Policy
@@ -35,6 +35,11 @@ class StockWithPolicy(CompressedGenerationMixin):
     backbone: Any
     policy: Policy
     config: PolicySettings
+
+    @property
+    def family(self) -> Backbone:
+        """Of the model."""
+        return backbone_family(self.backbone.config)
 
     def stock_generate(self, **arguments: Any) -> Any:
         """That of the model's class: loaded with `trust_remote_code` from a folder with this code in it, the model's own is `generate` below."""

@@ -28,7 +28,7 @@ from ..utils.options import have_letters, options_in, read_options
 from ..utils.text_files import WIDE_MARKS, read_text
 from ..utils.values import check_depth, fault_of_line, is_missing, one_line, shortened, shown, text_of
 from ..video.files import read_chosen_frames
-from .judge import Question
+from .question import Question
 from .rewards import REWARDS, Solution
 from .video_paths import video_path
 

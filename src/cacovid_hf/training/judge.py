@@ -1,7 +1,6 @@
 """From compressed prompts to rewards: what the backbone answers, and what the answers earn; the same in training and in evaluation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,25 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..prompt import CompressedPrompt
+from .question import Question
 from .rewards import Completion, Reward, accuracy_reward
 from .rollouts import generate_answers, score_answers
 
 _SCORED = "scored answers"
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a prompt's answer is judged by.
-
-    Attributes:
-        solution: the right answer.
-        problem_type: a key of the rewards, by which a generated answer is judged.
-        answer: int64 `(A,)`, the tokens of the one right answer, which a prefill scores; None: an answer is generated.
-    """
-
-    solution: str
-    problem_type: str = "multiple choice"
-    answer: Tensor | None = None
 
 
 def answer_questions(

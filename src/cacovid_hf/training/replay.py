@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..policies.base import PolicyOutput
 from ..prompt import Prompt, PromptLayout
-from .judge import Question
+from .question import Question
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ from ..prompt import CompressedPrompt, Prompt, VideoSpan, stack_prompts
 from .arguments import ContributionTrainingArguments
 from .batches import BatchHeader, sample_generator
 from .engine import SampleEngine
-from .judge import Question, answer_questions, judge
+from .judge import answer_questions, judge
 from .objective import advantages, cpo_loss, distillation_loss, next_ratio, priced
+from .question import Question
 from .replay import BatchMemory, Rollouts, Subsets, VideoMemory, empty_prompt
 from .rewards import Completion, retention_reward
 from .rollouts import select_subsets

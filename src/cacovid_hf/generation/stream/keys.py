@@ -251,7 +251,7 @@ class KeyValueMemory:
             videos=(),
         )
         settings = effective_settings(backbone, arguments.get("generation_config"), arguments)
-        check_generation(settings, arguments, Uniform(), backbone.config)
+        check_generation(settings, arguments, Uniform(), family, backbone.config)
         arguments = dict(arguments)
         config = arguments.pop("generation_config", None)
         with retrieving(self.layers, length, fetch) as cache:
