@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers.damaged_checkpoints import make_checkpoint, run_cases
+from helpers.damaged_checkpoints import make_checkpoint, run_cases, run_sizes
 from helpers.killed_saves import clean_processes
-from helpers.models import FIRST
+from helpers.models import FAMILIES, FIRST
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
@@ -43,17 +43,28 @@ def processes():
         yield context
 
 
-def send(answer, *arguments):
-    answer.put(run_cases(*arguments))
+@pytest.fixture(scope="module", params=FAMILIES[len(FIRST) :])
+def further(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("further") / request.param
+    make_checkpoint(folder, request.param)
+    return folder
+
+
+def send(answer, run, *arguments):
+    answer.put(run(*arguments))
+
+
+def in_a_process(processes, seconds, run, *arguments):
+    answer = processes.Queue()
+    process = processes.Process(target=send, args=(answer, run, *arguments))
+    process.start()
+    counts = answer.get(timeout=seconds)
+    process.join()
+    return counts
 
 
 def fuzz(processes, pristine, scratch, name, file, numbers):
-    answer = processes.Queue()
-    process = processes.Process(target=send, args=(answer, pristine / name, scratch, file, numbers))
-    process.start()
-    counts = answer.get(timeout=40 * len(numbers))
-    process.join()
-    return counts
+    return in_a_process(processes, 40 * len(numbers), run_cases, pristine / name, scratch, file, numbers)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +89,24 @@ def test_mutated_files(processes, pristine, tmp_path, files):
             total += fuzz(processes, pristine, tmp_path, name, file, FUZZ_CASES["slow"])
     print(f"{', '.join(files)}: {dict(total)}")
     assert set(total) <= {"loaded", "refused"}, total
+
+
+@pytest.mark.slow
+def test_mutated_files_of_further_families(processes, further, tmp_path):
+    first = FUZZ_CASES["slow"].stop + 5 * FAMILIES.index(further.name)
+    total = Counter()
+    for file in (*JSON, *WEIGHTS):
+        total += fuzz(processes, further.parent, tmp_path, further.name, file, range(first, first + 5))
+    assert set(total) <= {"loaded", "refused"}, total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1 << 40, -1])
+def test_no_size_of_further_families_is_taken_on_trust(processes, further, tmp_path, size):
+    """Each number in the config of its language model and of its vision tower in turn: refused, or it was no size."""
+    counts = in_a_process(processes, 600, run_sizes, further, tmp_path, "backbone/config.json", size)
+    print(f"{further.name}: {dict(counts)}")
+    assert set(counts) <= {"loaded", "refused"}, counts
 
 
 def edit(path, **values):

@@ -214,21 +214,43 @@ def limited(folder: Path, file: str) -> Outcome:
 
 def run_cases(pristine: Path, scratch: Path, file: str, numbers: range) -> Counter:
     """Load so many mutations of one file; count the outcomes, and print what is neither loaded nor refused clearly."""
+    content = (pristine / file).read_bytes()
+
+    def changed(number: int) -> bytes:
+        chance = random.Random(f"{file} {number}")
+        if file.endswith(".safetensors"):
+            return mutated_safetensors(content, chance)
+        return mutated_json(content.decode(), chance).encode(errors="surrogatepass")
+
+    return outcomes(pristine, scratch, file, {str(number): changed(number) for number in numbers})
+
+
+def run_sizes(pristine: Path, scratch: Path, file: str, size: int) -> Counter:
+    """The same with each whole number of the models in a config in turn so large."""
+    values, cases = json.loads((pristine / file).read_text()), {}
+    places = [(values, key, key) for key in values]
+    for parent, key, name in places:
+        child = parent[key]
+        inner = child if isinstance(child, dict) else range(len(child)) if isinstance(child, list) else ()
+        places += [(child, key, f"{name}.{key}") for key in inner]
+        if type(child) is int and "token" not in name and name.count("."):
+            parent[key] = size
+            cases[name] = json.dumps(values).encode()
+            parent[key] = child
+    return outcomes(pristine, scratch, file, cases)
+
+
+def outcomes(pristine: Path, scratch: Path, file: str, cases: dict[str, bytes]) -> Counter:
+    """Load each of these contents of one file; count, and print what is neither loaded nor refused clearly."""
     torch.set_num_threads(1)
     counts: Counter = Counter()
-    for number in numbers:
+    for name, changed in cases.items():
         folder = scratch / "m"
         shutil.copytree(pristine, folder)
-        chance = random.Random(f"{file} {number}")
-        content = (folder / file).read_bytes()
-        if file.endswith(".safetensors"):
-            changed = mutated_safetensors(content, chance)
-        else:
-            changed = mutated_json(content.decode(), chance).encode(errors="surrogatepass")
         (folder / file).write_bytes(changed)
         outcome = limited(folder, file)
         counts[outcome.kind] += 1
         if outcome.kind not in ("loaded", "refused"):
-            print(f"{file} {number}: {outcome.kind}: {outcome.said[:700]}", file=sys.stderr, flush=True)
+            print(f"{file} {name}: {outcome.kind}: {outcome.said[:700]}", file=sys.stderr, flush=True)
         shutil.rmtree(folder)
     return counts

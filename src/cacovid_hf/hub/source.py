@@ -35,8 +35,17 @@ LARGEST_SIZES = {
     "global_head_dim": 1 << 14,
     "num_experts": 1 << 14,
     "num_local_experts": 1 << 14,
+    "n_routed_experts": 1 << 14,
+    "n_shared_experts": 1 << 14,
     "moe_intermediate_size": 1 << 20,
     "shared_expert_intermediate_size": 1 << 20,
+    "linear_num_key_heads": 1 << 11,
+    "linear_num_value_heads": 1 << 11,
+    "linear_key_head_dim": 1 << 14,
+    "linear_value_head_dim": 1 << 14,
+    "linear_conv_kernel_dim": 1 << 10,
+    "hidden_size_per_layer_input": 1 << 17,
+    "vocab_size_per_layer_input": 1 << 23,
     "vocab_size": 1 << 23,
     "image_size": 1 << 14,
     "patch_size": 1 << 12,
@@ -49,7 +58,11 @@ LARGEST_SIZES = {
     "out_hidden_size": 1 << 17,
     "projection_dim": 1 << 17,
     "max_position_embeddings": 1 << 30,
+    "num_position_embeddings": 1 << 24,
+    "position_embedding_size": 1 << 24,
 }
+# Of these, a model without them says 0.
+ABSENT_AS_ZERO = ("hidden_size_per_layer_input", "n_shared_experts")
 # Of these, some families give height and width.
 PAIRS = ("image_size", "patch_size")
 LARGEST_LIST = 1 << 12  # entries; layer types, grid pinpoints
@@ -249,10 +262,10 @@ def check_config_values(values: Any, name: str, place: str = "") -> None:
         where = f"{place}{key}"
         if key in LARGEST_SIZES and value is not None:
             is_pair = key in PAIRS and isinstance(value, list) and len(value) == 2
-            sizes = value if is_pair else [value]
-            if not all(type(size) is int and 0 < size <= LARGEST_SIZES[key] for size in sizes):
+            sizes, least = value if is_pair else [value], 0 if key in ABSENT_AS_ZERO else 1
+            if not all(type(size) is int and least <= size <= LARGEST_SIZES[key] for size in sizes):
                 raise ValueError(
-                    f"config.json of {name} says {where}={reprlib.repr(value)}; it must be a whole number from 1 to {LARGEST_SIZES[key]}: do not "
+                    f"config.json of {name} says {where}={reprlib.repr(value)}; it must be a whole number from {least} to {LARGEST_SIZES[key]}: do not "
                     "use this checkpoint."
                 )
         elif key in ATTENTION_KEYS and "/" in str(value):
