@@ -34,6 +34,7 @@ NOTES = [
     "measured. speedup: stock prefill over policy + selection + prefill of the shorter prompt.",
     "Linear attention (Qwen3.5) runs in the reference code of transformers, slower than the kernels of flash-linear-attention, and one layer of each kind is "
     "measured where the model has three to one: a policy's share is larger in practice.",
+    "GLM-4.5V: its first layer, which has no experts and which the policies start from, and one with experts; of the model's 46 layers 45 have.",
     "full: null where policy_type='full' does not imitate the layer; the reason stands beside it.",
 ]
 
@@ -84,7 +85,7 @@ SHAPES = {
     "qwen2-vl-7b": Shape(
         ("qwen2_vl", "qwen2_5_vl"), KNOWN, _sizes("qwen2_vl_text", 3584, 18944, 28, 4, **_rope(16, 24, 24)), 28
     ),
-    "llama-7b": Shape(("llava_next_video",), KNOWN, _sizes("llama", 4096, 11008, 32, 32, **_rope()), 32),
+    "llama-7b": Shape(("llava_next_video", "video_llava"), KNOWN, _sizes("llama", 4096, 11008, 32, 32, **_rope()), 32),
     "smollm2-1.7b": Shape(("smolvlm",), KNOWN, _sizes("llama", 2048, 8192, 32, 32, **_rope()), 24),
     "qwen3-8b": Shape(("internvl",), KNOWN, _sizes("qwen3", 4096, 12288, 32, 8, head_dim=128, **_rope()), 36),
     "qwen3-vl-4b": Shape(
@@ -136,6 +137,26 @@ SHAPES = {
         _sizes("glm4v_text", 4096, 13696, 32, 2, **_rope(8, 12, 12, partial_rotary_factor=0.5)),
         40,
     ),
+    "glm-4.5v": Shape(
+        ("glm4v_moe",),
+        DEFAULT,
+        _sizes(
+            "glm4v_moe_text",
+            4096,
+            10944,
+            96,
+            8,
+            head_dim=128,
+            n_routed_experts=128,
+            num_experts_per_tok=8,
+            moe_intermediate_size=1408,
+            n_shared_experts=1,
+            first_k_dense_replace=1,
+            attention_bias=True,
+            **_rope(8, 12, 12, partial_rotary_factor=0.5),
+        ),
+        46,
+    ),
     "gemma4-31b": Shape(
         ("gemma4",),
         KNOWN,
@@ -160,7 +181,7 @@ def config_of(shape: Shape, tiny: bool) -> Any:
     if tiny:
         values |= {"hidden_size": 512, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
         values |= {name: 4 for name in ("num_experts", "n_routed_experts") if name in values}
-        values |= {"num_experts_per_tok": 2} if "num_experts" in values else {}
+        values |= {"num_experts_per_tok": 2} if "num_experts_per_tok" in values else {}
     kinds = shape.measured_layers
     values |= (
         {"num_hidden_layers": kinds}

@@ -288,14 +288,26 @@ def test_policy_cost(tmp_path, threads):
     from policy_cost import main
     from table import policy_cost_table
 
-    arguments = ["--tiny", "--only", "qwen3-vl-30b-a3b", "gemma4-small", "--grid", "2", "2", "2", "--repeats", "1"]
+    arguments = [
+        "--tiny",
+        "--only",
+        "qwen3-vl-30b-a3b",
+        "glm-4.5v",
+        "gemma4-small",
+        "--grid",
+        "2",
+        "2",
+        "2",
+        "--repeats",
+        "1",
+    ]
     path = main([*arguments, "--dtype", "float32", "--output", str(tmp_path), "--commit", "abc"])
     record = json.loads(path.read_text())
     check_provenance(record)
     experts, gemma = record["shapes"]["qwen3-vl-30b-a3b"], record["shapes"]["gemma4-small"]
     assert gemma["policies"]["full"] is None
     assert "policy_type='full' does not imitate" in gemma["full_refused"]
-    assert experts["full_refused"] is None
+    assert experts["full_refused"] is record["shapes"]["glm-4.5v"]["full_refused"] is None
     assert experts["prompt_tokens"] == 16 + 8 + 32
     for times in (experts["policies"]["full"], experts["policies"]["light"], gemma["policies"]["light"]):
         whole, policy = experts["stock_prefill_ms"]["median"], times["policy_ms"]["median"]
@@ -307,7 +319,7 @@ def test_policy_cost(tmp_path, threads):
         assert set(times["ratios"]) == {"0.25", "0.1"}
     rows = policy_cost_table(record)
     assert sum("| refused |" in row for row in rows) == 1
-    assert len(rows) == 2 + 2 + 4  # a sentence, a head, each shape with each kind
+    assert len(rows) == 2 + 2 + 6  # a sentence, a head, each shape with each kind
 
 
 def test_throughput(tmp_path, threads):
