@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from cacovid_hf._compat import CACHE_NAMES
-from cacovid_hf.backbones.base import CARRIED, WITHOUT_EFFECT
 from cacovid_hf.backbones.layer_kinds import keeps_states
+from cacovid_hf.backbones.seam import CARRIED, WITHOUT_EFFECT
 
 # Arguments of a language model that a prompt given as embeddings does not need.
 USUAL = {*CARRIED, *WITHOUT_EFFECT, *CACHE_NAMES, "input_ids", "cache_position", "kwargs", "output_attentions"}

@@ -184,7 +184,7 @@ def window_order(height, width, window):
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (4, 4), (5, 7), (14, 14), (9, 8)])
 def test_window_places_invert_the_order_of_windows(grid):
-    from cacovid_hf.backbones.qwen2_5_vl import window_places
+    from cacovid_hf.backbones.packed_patches import window_places
 
     for window in (1, 2, 4):
         order = torch.tensor(window_order(*grid, window))

@@ -94,7 +94,7 @@ def test_windows_are_what_makes_the_difference(name, monkeypatch):
     inputs = prompt_inputs(stock, RAGGED)
     with torch.no_grad():
         ours = model(**inputs, retention_ratio=0.1).logits[:, -1]
-        monkeypatch.setattr("cacovid_hf.backbones.base.has_windows", lambda config: False)
+        monkeypatch.setattr("cacovid_hf.backbones.family.has_windows", lambda config: False)
         without = model(**inputs, retention_ratio=0.1).logits[:, -1]
     assert (ours - without).abs().max() > 0.05
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .._compat import attention_implementation
 from ..prompt import PromptLayout
-from .qwen2_vl import Qwen2VLBackbone
+from .packed_patches import PackedPatchesBackbone
 
 
-class Glm4vBackbone(Qwen2VLBackbone):
+class Glm4vBackbone(PackedPatchesBackbone):
     """`Glm4vForConditionalGeneration`, GLM-4.1V; the tokens of a step have one time, so that seconds stand in the text alone."""
 
     model_type = "glm4v"

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .qwen2_vl import Qwen2VLBackbone
+from .packed_patches import PackedPatchesBackbone
 
 
-class Qwen3VLBackbone(Qwen2VLBackbone):
+class Qwen3VLBackbone(PackedPatchesBackbone):
     """`Qwen3VLForConditionalGeneration`; the tokens of a step have the step's own time, so that seconds stand in the text alone."""
 
     model_type = "qwen3_vl"

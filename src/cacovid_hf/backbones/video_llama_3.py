@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 from ..prompt import PromptLayout
 from .base import Backbone, take_rows
-from .qwen2_vl import Qwen2VLBackbone
+from .packed_patches import PackedPatchesBackbone
 
 
-class VideoLlama3Backbone(Qwen2VLBackbone):
+class VideoLlama3Backbone(PackedPatchesBackbone):
     """`VideoLlama3ForConditionalGeneration`, of prompts made with `use_token_compression=False`."""
 
     model_type = "video_llama_3"
@@ -76,11 +76,10 @@ class VideoLlama3Backbone(Qwen2VLBackbone):
         return {**super().settings_of_file(config, pixels, steps, metadata), "video_merge_sizes": merges}
 
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
-        """As Qwen2-VL's; the mask of tokens, which are all there, is not needed."""
+        """As of all packed patches; the mask of tokens, which are all there, is not needed."""
         if videos is not None:
             inputs = {name: value for name, value in inputs.items() if name != "video_compression_mask"}
-        inputs = super().take(inputs, videos, images)
-        return take_rows(take_rows(inputs, ("video_merge_sizes",), videos), ("image_merge_sizes",), images)
+        return take_rows(super().take(inputs, videos, images), ("image_merge_sizes",), images)
 
     def tower_attention_module(self, model: PreTrainedModel) -> nn.Module:
         """That of the last layer."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import Backbone
+from ..backbones.family import Family
 from ..prompt import CompressedPrompt, LayerRecord, Prompt, VideoSelection, VideoSpan
 from ..ratio import AutoBudget, token_budget
 from ..utils.tensors import full_precision, to_device_async
@@ -39,7 +39,7 @@ class CompressibleModel(Protocol):
         ...
 
     @property
-    def family(self) -> Backbone:
+    def family(self) -> Family:
         """How prompts of the backbone are laid out."""
         ...
 

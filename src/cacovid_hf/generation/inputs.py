@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from .._compat import CACHE_NAMES, attention_implementation
-from ..backbones.base import Backbone
+from ..backbones.family import Family
 from ..backbones.layer_kinds import has_windows
 
 # Arguments of the backbone's forward that concern its language model and not how the prompt is embedded.
@@ -45,7 +45,7 @@ def check_windows(config: Any, length: int) -> None:
         )
 
 
-def forward_arguments(model: PreTrainedModel, family: Backbone) -> set[str]:
+def forward_arguments(model: PreTrainedModel, family: Family) -> set[str]:
     """Names of everything that a stock forward takes."""
     return (DECODING_ARGUMENTS - {"kwargs"}) | embedding_arguments(model, family) | STOCK_ARGUMENTS
 
@@ -58,7 +58,7 @@ def stock_attention_mask(input_ids: Tensor, settings: GenerationConfig) -> Tenso
     return (input_ids != pad).long()
 
 
-def embedding_arguments(model: PreTrainedModel, family: Backbone) -> set[str]:
+def embedding_arguments(model: PreTrainedModel, family: Family) -> set[str]:
     """Names of the arguments that embed a prompt: pixels, grids, positions, and what the family's videos bring besides."""
     return {*_parameters(type(model).forward), *family.video_inputs, *family.own_inputs} - DECODING_ARGUMENTS
 
@@ -69,13 +69,13 @@ def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters) - {"self"}
 
 
-def take_embedding_arguments(model: PreTrainedModel, family: Backbone, arguments: dict[str, Any]) -> dict[str, Any]:
+def take_embedding_arguments(model: PreTrainedModel, family: Family, arguments: dict[str, Any]) -> dict[str, Any]:
     """Take the arguments that embed a prompt (pixels, grids, positions) out of `arguments`."""
     accepted = embedding_arguments(model, family)
     return {name: arguments.pop(name) for name in list(arguments) if name in accepted}
 
 
-def without_own_inputs(family: Backbone, arguments: dict[str, Any]) -> dict[str, Any]:
+def without_own_inputs(family: Family, arguments: dict[str, Any]) -> dict[str, Any]:
     """What the stock forward and `generate` take of the arguments of a call."""
     return {name: value for name, value in arguments.items() if name not in family.own_inputs}
 

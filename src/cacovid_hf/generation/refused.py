@@ -8,7 +8,7 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
 from .._compat import CACHE
-from ..backbones.base import Backbone
+from ..backbones.family import Family
 from ..backbones.layer_kinds import keeps_states
 from ..compressors.base import Compressor
 from .inputs import cached_length, expansion
@@ -72,7 +72,7 @@ _SHOWN = {*SETTINGS, *GENERATE_INSIDE, *JOINT_FRAMES} - {CACHE}
 
 
 def check_generation(
-    settings: GenerationConfig, arguments: dict[str, Any], method: Compressor, family: Backbone, config: Any
+    settings: GenerationConfig, arguments: dict[str, Any], method: Compressor, family: Family, config: Any
 ) -> None:
     """Refuse what does not work in `generate`.
 

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.cache_utils import StaticLayer
 
 from .._compat import CACHE
-from ..backbones.base import Backbone
+from ..backbones.family import Family
 from ..backbones.layer_kinds import has_windows, keeps_states
 from ..compressors.check import Check
 from ..prompt import CompressedPrompt
@@ -37,7 +37,7 @@ def _may_share_prefill(settings: GenerationConfig) -> bool:
 
 def generate_compressed(
     backbone: Any,
-    family: Backbone,
+    family: Family,
     stock_generate: Callable[..., Any],
     prompt: CompressedPrompt,
     input_ids: Tensor,
@@ -143,7 +143,7 @@ class _Settling(LogitsProcessor):
 
 
 def prefill_in_chunks(
-    backbone: PreTrainedModel, family: Backbone, prompt: CompressedPrompt, cache: Any, chunk_size: int, repeats: int
+    backbone: PreTrainedModel, family: Family, prompt: CompressedPrompt, cache: Any, chunk_size: int, repeats: int
 ) -> None:
     """Fill `cache` with what it lacks of all but the last position of `prompt`, `chunk_size` positions at a time; stock chunking takes ids only.
 

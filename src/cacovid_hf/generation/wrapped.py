@@ -2,11 +2,17 @@
 
 from typing import Any, Protocol
 
+from ..backbones.base import Backbone
 from ..compressors.base import CompressibleModel
 
 
 class WrappedModel(CompressibleModel, Protocol):
     """A backbone with a policy and settings."""
+
+    @property
+    def family(self) -> Backbone:
+        """How prompts of the backbone are laid out, and how they are embedded."""
+        ...
 
 
 class AnsweringModel(WrappedModel, Protocol):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._compat import CACHE, causal_mask
-from ...backbones.base import Backbone
+from ...backbones.family import Family
 from ...backbones.layer_kinds import has_windows, keeps_states
 from ...policies.stock_parts import check_readable, mlp_ends, stock_keys, stock_queries
 from ...prompt import CompressedPrompt, LayerRecord, VideoSelection, ordered_places
@@ -310,7 +310,7 @@ def cut_inside(decoder: Any, prompt: CompressedPrompt, rule: CutRule) -> Iterato
         yield cutter.record
 
 
-def check_cuttable(method: str, family: Backbone, config: Any) -> None:
+def check_cuttable(method: str, family: Family, config: Any) -> None:
     """Refuse language models whose layers cannot be given fewer tokens than the first one.
 
     Args:
