@@ -116,6 +116,19 @@ def check_asked(asked: Any) -> None:
             check_retention_ratio(ratio, "retention_ratio" if each is None else f"retention_ratio[{i}]")
 
 
+def checked_default(ratio: Any) -> float | str | None:
+    """Return what a config may say of all calls: a number in (0, 1], `"auto"`, or None; a `ValueError` otherwise."""
+    return ratio if ratio is None or ratio == AUTO else check_retention_ratio(ratio)
+
+
+def numbers(ratios: Sequence[float | AutoBudget], refusal: str) -> tuple[float, ...]:
+    """Return the ratios of a call where scores may decide none; a `ValueError` with these words if they are to."""
+    found = tuple(ratio for ratio in ratios if not isinstance(ratio, AutoBudget))
+    if len(found) < len(ratios):
+        raise ValueError(refusal)
+    return found
+
+
 def keeps_all(ratios: Sequence[float | AutoBudget]) -> bool:
     """Whether nothing of any video is to be dropped; there is at least one."""
     return len(ratios) > 0 and all(ratio == 1.0 for ratio in ratios)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..backbones.family import Family
 from ..prompt import CompressedPrompt, LayerRecord, Prompt, VideoSelection, VideoSpan
-from ..ratio import AutoBudget, token_budget
+from ..ratio import AutoBudget, numbers, token_budget
 from ..utils.tensors import full_precision, to_device_async
 from .tools.tokens import highest_tokens
 
@@ -124,8 +124,8 @@ class Compressor(ABC):
         Raises:
             ValueError: scores are to decide a budget, and the method has none, or a reason of the method's own.
         """
-        if type(self).score is Compressor.score and any(isinstance(ratio, AutoBudget) for ratio in retention_ratios):
-            raise ValueError(_NO_SCORES.format(self.name))
+        if type(self).score is Compressor.score:
+            numbers(retention_ratios, _NO_SCORES.format(self.name))
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor | Merged:
         """Choose the tokens of one video.

@@ -35,5 +35,4 @@ class CaCoVid(Selection, Compressor):
         """`select_tokens` on the policy's scores, which a `Check` finds to be finite without waiting."""
         if scores is None or budget is None:
             raise ValueError("CaCoVID selects by the policy's scores, and there are none: call `score` first.")
-        settings = (self.contribution_share, self.frame_cap, self.scope)
-        return spend(scores.token, scores.frame, retention_ratio, budget, *settings)
+        return spend(scores.token, scores.frame, retention_ratio, budget, self)

@@ -36,10 +36,7 @@ def check_prior(name: object, setting: str) -> None:
 
 def prior_scores(name: str, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
     """Return what a prior says of every video of the prompt."""
-    selection: Selection | None = None
-    if name == CaCoVid.name:
-        config = model.config
-        selection = Selection(config.contribution_share, config.frame_cap, config.scope)
+    selection = Selection.of(model.config) if name == CaCoVid.name else None
     prior = CaCoVid() if selection else attention_prior(model.backbone.get_decoder().config)
     found = prior.score(prompt, model)
     return [None if scores is None else PriorScores(scores.token, scores.frame, selection) for scores in found]
@@ -67,8 +64,7 @@ def frame_counts(scores: Scores, retention_ratio: float, budget: int) -> Tensor:
     selection = scores.selection if isinstance(scores, PriorScores) else None
     if selection is None:
         return apportion(scores.frame, budget, scores.token.shape[1])
-    settings = (selection.contribution_share, selection.frame_cap, selection.scope)
-    return spend(scores.token, scores.frame, retention_ratio, budget, *settings).sum(1)
+    return spend(scores.token, scores.frame, retention_ratio, budget, selection).sum(1)
 
 
 def frame_values(scores: Scores, retention_ratio: float, budget: int) -> Tensor:

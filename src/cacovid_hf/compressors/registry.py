@@ -15,7 +15,7 @@ def resolve_compressor(compressor: "str | Compressor | None", config: SelectionC
     if isinstance(compressor, Compressor):
         return compressor
     if compressor is None or compressor == CaCoVid.name:
-        return CaCoVid() if config is None else CaCoVid(config.contribution_share, config.frame_cap, config.scope)
+        return CaCoVid() if config is None else CaCoVid.of(config)
     if compressor not in COMPRESSORS:
         raise ValueError(
             f"compressor={compressor!r} is unknown: choose one of {', '.join(map(repr, COMPRESSORS))} or give an instance "

@@ -7,7 +7,7 @@ from typing import Any
 from ..utils.extras import pip_install
 from ..utils.figures import ALL_TOKENS, draw_lines, set_ratio_axis
 from ..utils.files import replaced
-from .report import compares, group_by
+from .report import compares, compressed, group_by, with_all_tokens
 
 
 def save_plots(cells: Sequence[dict[str, Any]], folder: Path, stem: str) -> list[Path]:
@@ -47,9 +47,9 @@ def save_plots(cells: Sequence[dict[str, Any]], folder: Path, stem: str) -> list
 def _by_ratio(axes: Any, cells: Sequence[dict[str, Any]]) -> None:
     """Ratio on a logarithmic axis, of the methods whose ratios mean the same; bars are standard errors, the dashed line is all tokens."""
     _lines(axes, [cell for cell in cells if compares(cell)], lambda cell: 100 * cell["retention_ratio"])
-    ratios = [cell["retention_ratio"] for cell in cells]
-    reference = next((cell["score"]["value"] for cell in cells if cell["retention_ratio"] == 1), None)
-    set_ratio_axis(axes, [ratio for ratio in ratios if ratio < 1], reference)
+    reference = with_all_tokens(cells)
+    level = None if reference is None else reference["score"]["value"]
+    set_ratio_axis(axes, [cell["retention_ratio"] for cell in compressed(cells)], level)
 
 
 def _by_latency(axes: Any, cells: Sequence[dict[str, Any]]) -> None:
@@ -57,7 +57,7 @@ def _by_latency(axes: Any, cells: Sequence[dict[str, Any]]) -> None:
     _lines(axes, cells, lambda cell: cell["median_ms"]["compression_and_prefill"])
     axes.set_xscale("log")
     axes.set_xlabel("compression and prefill, ms a sample")
-    reference = next((cell for cell in cells if cell["retention_ratio"] == 1), None)
+    reference = with_all_tokens(cells)
     if reference is not None:
         axes.plot(
             reference["median_ms"]["prefill"], 100 * reference["score"]["value"], "kx", markersize=8, label=ALL_TOKENS
@@ -65,8 +65,7 @@ def _by_latency(axes: Any, cells: Sequence[dict[str, Any]]) -> None:
 
 
 def _lines(axes: Any, cells: Sequence[dict[str, Any]], x) -> None:
-    compressed = [cell for cell in cells if cell["retention_ratio"] < 1]
-    by_method = group_by(compressed, lambda cell: cell["method"]["label"])
+    by_method = group_by(compressed(cells), lambda cell: cell["method"]["label"])
     lines = {
         label: [(x(cell), cell["score"]["value"], cell["score"]["standard_error"]) for cell in chosen]
         for label, chosen in by_method.items()

@@ -52,17 +52,28 @@ def markdown(cells: Sequence[Cell], published: Table | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def compressed(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells in which tokens were dropped."""
+    return [cell for cell in cells if cell["retention_ratio"] < 1]
+
+
+def with_all_tokens(cells: Sequence[Cell]) -> Cell | None:
+    """Return the cell of the stock model, if there is one."""
+    return next((cell for cell in cells if cell["retention_ratio"] == 1), None)
+
+
 def accuracy_table(cells: Sequence[Cell]) -> str:
     """Rows: methods; columns: ratios; the metric in percent with its standard error, the best of a column bold, and with it whatever is not
     worse by two paired standard errors. Ratios that do not mean the same work (`compares`) take no part in that.
     """
-    ratios = sorted({cell["retention_ratio"] for cell in cells if cell["retention_ratio"] < 1}, reverse=True)
-    methods = list(dict.fromkeys(cell["method"]["label"] for cell in cells if cell["retention_ratio"] < 1))
+    shortened = compressed(cells)
+    ratios = sorted({cell["retention_ratio"] for cell in shortened}, reverse=True)
+    methods = list(dict.fromkeys(cell["method"]["label"] for cell in shortened))
     table = {(cell["method"]["label"], cell["retention_ratio"]): cell for cell in cells}
-    competing = [cell for cell in cells if cell["retention_ratio"] < 1 and compares(cell)]
+    competing = [cell for cell in shortened if compares(cell)]
     bold = {place for ratio in ratios for place in _leaders([c for c in competing if c["retention_ratio"] == ratio])}
     rows = []
-    reference = next((cell for cell in cells if cell["retention_ratio"] == 1), None)
+    reference = with_all_tokens(cells)
     if reference is not None:
         rows.append([ALL_TOKENS, "", *[_percent(reference)] * min(1, len(ratios)), *[""] * (len(ratios) - 1)])
     for method in methods:
@@ -80,7 +91,7 @@ def cost_table(cells: Sequence[Cell]) -> str:
     """Rows: cells; tokens kept, median milliseconds a sample by stage, speed-up of compression and prefill against the stock prefill of the same
     run, and peak memory.
     """
-    reference = next((cell for cell in cells if cell["retention_ratio"] == 1), None)
+    reference = with_all_tokens(cells)
     heads = ["method", "ratio", "tokens kept", "compression, ms", "prefill, ms"]
     heads += ["against stock prefill", "generation, ms", "peak memory, MiB"]
     rows = []
@@ -144,7 +155,7 @@ def beside_published(cells: Sequence[Cell], table: Table) -> str:
         ValueError: the run lacks a benchmark of the set or the reference at ratio 1.0, or a ratio is counted otherwise.
     """
     shown = [cell for cell in cells if cell["dataset"]["name"] in table.benchmark_set]
-    definitions = {cell["method"]["label"]: cell["ratio_definition"] for cell in shown if cell["retention_ratio"] < 1}
+    definitions = {cell["method"]["label"]: cell["ratio_definition"] for cell in compressed(shown)}
     check_comparable(table, {cell["dataset"]["name"] for cell in cells}, definitions)
     lines = [
         f"## Mean over {', '.join(table.benchmark_set)}, in percent of all tokens",
@@ -153,9 +164,7 @@ def beside_published(cells: Sequence[Cell], table: Table) -> str:
         "the published ones were not measured here.",
         "",
     ]
-    ratios = sorted(
-        {f.ratio for f in table.figures} | {c["retention_ratio"] for c in shown if c["retention_ratio"] < 1}
-    )
+    ratios = sorted({f.ratio for f in table.figures} | {cell["retention_ratio"] for cell in compressed(shown)})
     ratios.reverse()
     rows = []
     for model, of_model in group_by(shown, lambda cell: cell["model"]["name"]).items():

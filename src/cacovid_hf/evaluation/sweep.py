@@ -26,7 +26,7 @@ from .. import auto
 from .._compat import attention_implementation
 from ..compressors import Compressor
 from ..modeling import CaCoVidForConditionalGeneration
-from ..ratio import check_retention_ratio
+from ..ratio import check_retention_ratio, keeps_all
 from ..utils.chat import user_message
 from ..utils.figures import ALL_TOKENS
 from ..utils.provenance import environment
@@ -203,10 +203,11 @@ def _cells(
     check = functools.partial(check_row, num_samples=len(benchmark), stages=STAGES)
     cells = []
     for ratio in dict.fromkeys(settings.ratios):
-        for label in methods if ratio < 1 else [ALL_TOKENS]:
-            method = make_method("uniform" if ratio == 1 else label, model)
-            description = {"name": ALL_TOKENS, "settings": {}} if ratio == 1 else describe(method)
-            by_policy = ratio < 1 and method.uses_policy
+        whole = keeps_all((ratio,))
+        for label in [ALL_TOKENS] if whole else methods:
+            method = make_method("uniform" if whole else label, model)
+            description = {"name": ALL_TOKENS, "settings": {}} if whole else describe(method)
+            by_policy = not whole and method.uses_policy
             entry = {
                 "dataset": dataset,
                 "model": {
@@ -218,8 +219,8 @@ def _cells(
                 },
                 "method": {"label": label, **description},
                 "retention_ratio": ratio,
-                "ratio_definition": ratio_definition(method) if ratio < 1 else BEFORE_LLM,
-                "count_rule": method.count_rule if ratio < 1 else "all",
+                "ratio_definition": BEFORE_LLM if whole else ratio_definition(method),
+                "count_rule": "all" if whole else method.count_rule,
                 "generation": generation,
                 "protocol": benchmark.protocol,
             }

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from ..ratio import AUTO, AutoBudget, check_retention_ratio
+from ..ratio import AutoBudget, checked_default
 
 FORMAT_VERSION = 1
 POLICY_TYPES = ("full", "light")
@@ -56,21 +56,6 @@ def check_format_version(format_version: object) -> None:
 SCOPES = ("frame", "video", "tokens")
 
 
-def check_selection_settings(contribution_share: float, frame_cap: float, scope: str) -> None:
-    """Raise a `ValueError` that names the setting that is out of range, if one is."""
-    if not _is_number(contribution_share) or not 0.0 <= contribution_share <= 1.0:
-        raise ValueError(
-            f"contribution_share={contribution_share!r} is outside [0, 1]: give the part of the budget spent by score "
-            "(0.5 as published, 1.0 for no uniform tokens)."
-        )
-    if not _is_number(frame_cap) or not 0.0 < frame_cap < math.inf:
-        raise ValueError(
-            f"frame_cap={frame_cap!r} is outside (0, inf): give a multiple of the mean frame budget (1.5 as published)."
-        )
-    if scope not in SCOPES:
-        raise ValueError(f"scope={scope!r} is unknown: choose one of {', '.join(map(repr, SCOPES))}.")
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -93,7 +78,22 @@ class Selection:
     scope: str = "tokens"
 
     def __post_init__(self):
-        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
+        if not _is_number(self.contribution_share) or not 0.0 <= self.contribution_share <= 1.0:
+            raise ValueError(
+                f"contribution_share={self.contribution_share!r} is outside [0, 1]: give the part of the budget spent by score "
+                "(0.5 as published, 1.0 for no uniform tokens)."
+            )
+        if not _is_number(self.frame_cap) or not 0.0 < self.frame_cap < math.inf:
+            raise ValueError(
+                f"frame_cap={self.frame_cap!r} is outside (0, inf): give a multiple of the mean frame budget (1.5 as published)."
+            )
+        if self.scope not in SCOPES:
+            raise ValueError(f"scope={self.scope!r} is unknown: choose one of {', '.join(map(repr, SCOPES))}.")
+
+    @classmethod
+    def of(cls, config: "SelectionConfig") -> Self:
+        """Return the settings of a config."""
+        return cls(config.contribution_share, config.frame_cap, config.scope)
 
 
 class SelectionConfig(Protocol):
@@ -131,10 +131,9 @@ class PolicySettings:
         if not isinstance(self.keep_frame_words, bool):
             raise ValueError(f"keep_frame_words={self.keep_frame_words!r} is unknown: choose true or false.")
         check_policy(self.policy_type, self.policy_attention)
-        check_selection_settings(self.contribution_share, self.frame_cap, self.scope)
-        AutoBudget(self.auto_floor, self.auto_cap, self.auto_threshold)  # which checks them
-        if self.retention_ratio is not None and self.retention_ratio != AUTO:
-            self.retention_ratio = check_retention_ratio(self.retention_ratio)
+        Selection.of(self)  # which checks them
+        AutoBudget(self.auto_floor, self.auto_cap, self.auto_threshold)  # likewise
+        self.retention_ratio = checked_default(self.retention_ratio)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "PolicySettings":

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..compressors import CaCoVid
 from ..policies.settings import PolicySettings
-from ..ratio import AutoBudget, keeps_all, resolve
+from ..ratio import keeps_all, numbers, resolve
 from .methods import check_served
 
 RATIO, METHOD = "retention_ratio", "compressor"
@@ -67,14 +67,13 @@ def asked_of(
     method = found[METHOD]
     if method is not None:
         method = check_served(method, settings is not None)
-    ratios = resolve(found[RATIO], settings or PolicySettings(), num_videos)
-    if any(isinstance(ratio, AutoBudget) for ratio in ratios):
-        raise ValueError(
-            "retention_ratio='auto' is not served by vLLM, which counts tokens before it sees the video: give a number in (0, 1]."
-        )
+    ratios = numbers(
+        resolve(found[RATIO], settings or PolicySettings(), num_videos),
+        "retention_ratio='auto' is not served by vLLM, which counts tokens before it sees the video: give a number in (0, 1].",
+    )
     if not num_videos or keeps_all(ratios):
         return None
-    return Asked(method or check_served(CaCoVid.name, settings is not None), tuple(map(float, ratios)))  # type: ignore[arg-type]
+    return Asked(method or check_served(CaCoVid.name, settings is not None), ratios)
 
 
 def check_prompt(

@@ -19,7 +19,7 @@ from ...backbones.family import Family
 from ...backbones.layer_kinds import has_windows, keeps_states
 from ...policies.stock_parts import check_readable, mlp_ends, stock_keys, stock_queries
 from ...prompt import CompressedPrompt, LayerRecord, VideoSelection, ordered_places
-from ...ratio import AutoBudget
+from ...ratio import AutoBudget, numbers
 from ...utils.hooks import Hook, attached
 
 
@@ -335,14 +335,10 @@ def check_cuttable(method: str, family: Family, config: Any) -> None:
     )
 
 
-def plain_ratios(method: str, retention_ratios: Sequence[float | AutoBudget]) -> list[float]:
+def plain_ratios(method: str, retention_ratios: Sequence[float | AutoBudget]) -> tuple[float, ...]:
     """The ratios of a call as numbers; a `ValueError` if scores are to decide one, which is settled before the language model."""
-    numbers = [ratio for ratio in retention_ratios if not isinstance(ratio, AutoBudget)]
-    if len(numbers) < len(retention_ratios):
-        raise ValueError(
-            f"retention_ratio='auto' does not work with compressor {method!r}, which drops tokens inside the language model: give a number."
-        )
-    return numbers
+    refusal = f"retention_ratio='auto' does not work with compressor {method!r}, which drops tokens inside the language model: give a number."
+    return numbers(retention_ratios, refusal)
 
 
 def _kept_tokens(video: VideoSelection) -> Tensor:

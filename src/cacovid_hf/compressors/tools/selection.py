@@ -8,7 +8,7 @@ frames in a Python loop until the frame budgets add up; here the same result com
 import torch
 from torch import Tensor
 
-from ...policies.settings import PUBLISHED_SELECTION, check_selection_settings
+from ...policies.settings import PUBLISHED_SELECTION, Selection
 from ...ratio import check_retention_ratio, floor_of, token_budget
 from .tokens import spread_tokens, top_tokens
 
@@ -143,7 +143,7 @@ def select_tokens(
         ValueError: shapes that do not fit, settings out of range, scores that are not finite.
     """
     retention_ratio = check_retention_ratio(retention_ratio)
-    check_selection_settings(contribution_share, frame_cap, scope)
+    selection = Selection(contribution_share, frame_cap, scope)
     if token_scores.ndim != 2 or 0 in token_scores.shape:
         raise ValueError(f"token_scores has shape {tuple(token_scores.shape)}: give (T, P), frames by tokens a frame.")
     if frame_scores.shape != token_scores.shape[:1]:
@@ -158,7 +158,7 @@ def select_tokens(
     budget = token_budget(num_tokens, retention_ratio)
     if budget == num_tokens:
         return torch.ones_like(token_scores, dtype=torch.bool)
-    return spend(token_scores, frame_scores, retention_ratio, budget, contribution_share, frame_cap, scope)
+    return spend(token_scores, frame_scores, retention_ratio, budget, selection)
 
 
 def spend(
@@ -166,18 +166,17 @@ def spend(
     frame_scores: Tensor,
     retention_ratio: float,
     budget: int,
-    contribution_share: float,
-    frame_cap: float,
-    scope: str,
+    selection: Selection,
 ) -> Tensor:
     """`select_tokens` of arguments that are known to be good, with the budget `(1 <= budget < T * P)` that the ratio means."""
-    by_contribution = contribution_budget(token_scores.numel(), retention_ratio, contribution_share)
-    if scope == "tokens":
+    share = selection.contribution_share
+    by_contribution = contribution_budget(token_scores.numel(), retention_ratio, share)
+    if selection.scope == "tokens":
         keep = top_tokens(token_scores.flatten(), by_contribution)
-    elif scope == "video":
+    elif selection.scope == "video":
         keep = top_tokens((token_scores + frame_scores[:, None]).flatten(), by_contribution)
     else:
-        settings = (token_scores.shape[1], retention_ratio, contribution_share, frame_cap)
+        settings = (token_scores.shape[1], retention_ratio, share, selection.frame_cap)
         counts = frame_budgets(frame_scores, *settings)
         keep = top_tokens(token_scores, counts, largest_frame_budget(len(token_scores), *settings)).flatten()
     return spread_tokens(keep, by_contribution, budget - by_contribution).view_as(token_scores)
