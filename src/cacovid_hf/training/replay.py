@@ -30,6 +30,10 @@ class Subsets:
         parts = [self.tokens] if self.frame_tokens is None else [self.tokens, self.frame_tokens]
         return torch.cat(parts).flatten(1)
 
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `(G + F,)` values of all rollouts, those of the token rollouts `(G,)` and of the frame rollouts `(F,)`."""
+        return values[: len(self.tokens)], values[len(self.tokens) :]
+
 
 @dataclass(frozen=True)
 class Rollouts:

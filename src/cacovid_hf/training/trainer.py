@@ -5,7 +5,7 @@ iteration, in the order of the mathematics (arXiv 2602.01649, section on trainin
 
     old policy -> sampling -> rollouts -> rewards -> replay memory -> advantages -> clipped loss -> next ratio
 
-The functions are in `sampling`, `rollouts`, `judge`, `rewards` and `objective`. What has to do with transformers' `Trainer` is in `engine`.
+The functions are in `draws`, `sampling`, `rollouts`, `judge`, `rewards` and `objective`. What has to do with transformers' `Trainer` is in `engine`.
 
 Departures from the published code that no setting undoes:
 1. All subsets of all samples of a batch are answered as one batch, not one after the other.
@@ -27,21 +27,20 @@ import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin, set_seed
 
-from ..compressors.attention import video_attention
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policies.base import PolicyOutput
-from ..policies.shape import attending_layers
-from ..prompt import CompressedPrompt, Prompt, VideoSpan, stack_prompts
+from ..prompt import CompressedPrompt, Prompt, stack_prompts
 from .arguments import ContributionTrainingArguments
-from .batches import BatchHeader, sample_generator
+from .batches import BatchHeader
+from .draws import draw_subsets, first_ratio, following_ratio
 from .engine import SampleEngine
 from .judge import answer_questions, judge
-from .objective import advantages, cpo_loss, distillation_loss, next_ratio, priced
+from .objective import advantages, cpo_loss, distillation_loss, priced
 from .question import Question
 from .replay import BatchMemory, Rollouts, Subsets, VideoMemory, empty_prompt
 from .rewards import Completion, retention_reward
 from .rollouts import select_subsets
-from .sampling import SAMPLERS, sample_bernoulli, sample_frames
+from .teacher import is_taught, teacher_attention
 
 
 class ContributionTrainer(SampleEngine):
@@ -104,7 +103,7 @@ class ContributionTrainer(SampleEngine):
         if not outputs:
             # Nothing to learn from here, but the other processes wait for this one's gradients.
             return sum(weight.sum() * 0 for weight in model.parameters())
-        if self._is_taught(header):
+        if is_taught(self.args, first_step=self.state.global_step - header.iteration):
             losses = self._imitate(memory, header, outputs)
         else:
             self._roll_out(memory, header)
@@ -123,7 +122,7 @@ class ContributionTrainer(SampleEngine):
             return BatchMemory(empty_prompt(self.full_model.policy.config.hidden_size, self.args.device), [])
         numbers = [header.numbers[place] for place in batch.get("places", range(len(questions)))]
         videos = [
-            VideoMemory(question, number, self._first_ratio(header, number))
+            VideoMemory(question, number, first_ratio(self.args, header, number))
             for question, number in zip(questions, numbers, strict=True)
         ]
         return BatchMemory(self._embed(batch["inputs"]), videos)
@@ -139,52 +138,18 @@ class ContributionTrainer(SampleEngine):
             prompts.append(self.full_model.embed(**{**part, **pixels}))  # type: ignore[arg-type]
         return stack_prompts(prompts)
 
-    def _first_ratio(self, header: BatchHeader, number: int) -> float:
-        """The sampling ratio that a sample begins with."""
-        choices = self.args.target_ratios
-        if not choices:
-            return self.args.sampling_ratio
-        generator = sample_generator(self.args.seed, header, number, "ratio")
-        return choices[int(torch.randint(len(choices), (), generator=generator))]
-
-    # ---------------------------------------------------------------- sampling
-
-    def _draw(self, video: VideoMemory, prompt: Prompt, span: VideoSpan, generator: torch.Generator) -> Subsets:
-        """Subsets of a video by the old policy's scores, the first of each kind greedy."""
-        tokens = self._draw_tokens(video.old.token_scores, video.ratio, generator)  # (G, T, P)
-        if not self.args.num_frame_rollouts:
-            return Subsets(tokens)
-        frames, frame_tokens = sample_frames(  # (F, T), (F, T, P)
-            video.old.frame_scores,
-            prompt.video_features(span),
-            video.ratio,
-            self.args.num_frame_rollouts,
-            scope=self.args.sampling_scope,
-            generator=generator,
-        )
-        return Subsets(tokens, frames, frame_tokens)
-
-    def _draw_tokens(self, scores: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-        if self.args.sampler == "bernoulli":
-            return sample_bernoulli(scores, self.args.num_token_rollouts, generator=generator)
-        settings: dict[str, Any] = {"generator": generator, "scope": self.args.sampling_scope}
-        if self.args.sampler == "ocss":
-            settings |= {"spread": self.args.group_spread, "group_cap": self.args.group_cap}
-        return SAMPLERS[self.args.sampler](scores, ratio, self.args.num_token_rollouts, **settings)
-
     # ---------------------------------------------------------------- rollouts, rewards, replay memory
 
     @torch.no_grad()
     def _roll_out(self, memory: BatchMemory, header: BatchHeader) -> None:
         """Draw new subsets of every video, let the backbone answer from each, and remember what they earn."""
         # Sampling, from the old policy's scores.
-        drawn = []
-        for video, span in zip(memory.videos, memory.prompt.layout.videos, strict=True):
-            generator = sample_generator(self.args.seed, header, video.number, "rollouts")
-            drawn.append(self._draw(video, memory.prompt, span, generator))
+        prompt = memory.prompt
+        pairs = zip(memory.videos, prompt.layout.videos, strict=True)
+        drawn = [draw_subsets(self.args, header, video, prompt, span) for video, span in pairs]
         # Rollouts: all subsets of all videos as one batch.
         keeps = [subsets.keeps for subsets in drawn]  # B times (G + F, N)
-        prompts, rows = select_subsets(memory.prompt, keeps)  # R = B * (G + F) prompts, the video of each
+        prompts, rows = select_subsets(prompt, keeps)  # R = B * (G + F) prompts, the video of each
         questions = [memory.videos[row].question for row in rows.tolist()]
         completions = self._answer(prompts, questions)  # R texts
         # Rewards.
@@ -194,11 +159,10 @@ class ContributionTrainer(SampleEngine):
         # Replay memory.
         for video, subsets, earned in zip(memory.videos, drawn, rewards.split([*map(len, keeps)]), strict=True):
             mask, frames = subsets.tokens, subsets.frames  # (G, T, P), (F, T)
-            answered = earned[: len(mask)].to(mask.device)  # (G,)
-            net = priced(answered, mask, self.args.token_price)  # (G,), less what the kept tokens cost
+            answered, of_frames = subsets.split(earned.to(mask.device))  # (G,), (F,)
             video.remember(
-                Rollouts(mask, net),
-                None if frames is None else Rollouts(frames, earned[len(mask) :].to(frames.device)),
+                Rollouts(mask, priced(answered, mask, self.args.token_price)),  # less what the kept tokens cost
+                None if frames is None else Rollouts(frames, of_frames),
                 behind_former=self.args.replay and header.iteration > 0,
             )
             self.note(reward=answered.mean(), greedy_reward=answered[0])
@@ -216,10 +180,9 @@ class ContributionTrainer(SampleEngine):
         groups = accuracies.split([len(subsets.keeps) for subsets in drawn])
         for video, subsets, of_video in zip(memory.videos, drawn, groups, strict=True):
             # Token rollouts and frame rollouts are groups of their own.
-            for group in of_video.split([len(subsets.tokens), len(of_video) - len(subsets.tokens)]):
-                if len(group):
-                    settings = (video.full, self.args.retention_weight, self.args.retention_floor)
-                    earned += retention_reward(group.tolist(), *settings)
+            for group in filter(len, subsets.split(of_video)):
+                settings = (video.full, self.args.retention_weight, self.args.retention_floor)
+                earned += retention_reward(group.tolist(), *settings)
             self.note(full_accuracy=video.full)
         return torch.tensor(earned)
 
@@ -255,39 +218,20 @@ class ContributionTrainer(SampleEngine):
             )
             losses.append(loss)
             self.note(**vars(statistics))
-            if self.args.dynamic_ratio and not self.args.target_ratios:
-                video.ratio = next_ratio(
-                    video.ratio,
-                    tokens.rewards.mean().item(),
-                    start=self.args.sampling_ratio,
-                    low=self.args.ratio_low,
-                    high=self.args.ratio_high,
-                    floor=self.args.ratio_floor,
-                    ceiling=self.args.ratio_ceiling,
-                )
+            video.ratio = following_ratio(self.args, video)
         return losses
 
     # ---------------------------------------------------------------- a teacher instead (ours, an ablation)
 
-    def _is_taught(self, header: BatchHeader) -> bool:
-        """Whether a sample is imitated or explored, for all its iterations: by the step that it came in with."""
-        first_step = self.state.global_step - header.iteration
-        return self.args.teacher is not None and (
-            self.args.teacher_steps is None or first_step < self.args.teacher_steps
-        )
-
     def _imitate(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Losses against the teacher, one per video; its attention is read once."""
         if header.iteration == 0:
-            layer = self.args.teacher_layer
-            layers = attending_layers(self.backbone.get_decoder().config) if layer is None else [layer]
-            read = video_attention(self.full_model, memory.prompt, layers, self.args.teacher_query)
-            for video, found in zip(memory.videos, zip(*read.values(), strict=True), strict=True):
-                video.attention = torch.stack(found).mean(0)  # (T, P)
-        frames = self.args.num_frame_rollouts > 0
+            read = teacher_attention(self.full_model, self.args, memory.prompt)
+            for video, attention in zip(memory.videos, read, strict=True):
+                video.attention = attention  # (T, P)
         losses = []
         for video, output in zip(memory.videos, outputs, strict=True):
-            losses.append(distillation_loss(output, video.attention, frames=frames))
+            losses.append(distillation_loss(output, video.attention, frames=self.args.num_frame_rollouts > 0))
             self.note(teacher_loss=losses[-1], score_spread=output.token_scores.std(correction=0))
         return losses
 
