@@ -12,6 +12,7 @@ from .generation.stream.stream import VideoStream
 from .modeling import CaCoVidForConditionalGeneration, CaCoVidOutput
 from .policies.full import ContributionPolicy
 from .policies.light import LightPolicy
+from .policies.residual import ResidualPolicy
 from .processing import with_video_reader
 from .prompt import CompressedPrompt, EncodedVideos, VideoSelection
 from .ratio import AutoBudget
@@ -29,6 +30,7 @@ __all__ = [
     "ContributionPolicy",
     "EncodedVideos",
     "LightPolicy",
+    "ResidualPolicy",
     "VideoSelection",
     "VideoSession",
     "VideoStream",

@@ -19,11 +19,11 @@ class CaCoVidConfig(PreTrainedConfig):
         base_model_name_or_path: the backbone's id on the Hub, or a local folder.
         base_model_revision: the backbone's commit, branch or tag.
         includes_backbone: whether the checkpoint carries the backbone's weights (in its folder `backbone`).
-        policy_type: `"full"` (the paper's: one decoder layer and two heads) or `"light"` (ours: a small part of a layer, at a
-            fiftieth of the cost on a 7B model). Both start from the LLM's layer 0. Where that is linear attention (Qwen3.5), they start
-            from the first layer that attends.
+        policy_type: `"full"` (the paper's: one decoder layer and two heads), `"light"` (ours: a small part of a layer, at a
+            fiftieth of the cost on a 7B model), or `"residual"` (after SCORE, derived from its abstract: what is new in a token since the frame
+            before). What attends starts from the LLM's layer 0. Where that is linear attention (Qwen3.5), it starts from the first layer that attends.
         policy_attention: what video tokens attend to in the policy's layer: `"causal"` (what the published code runs),
-            `"bidirectional"` (the paper's text) or `"question"` (text alone; ours).
+            `"bidirectional"` (the paper's text), `"question"` (text alone; ours), or `"none"` (blind to the question; residual policy alone).
         policy_trained: false for a policy that is only initialised from the LLM; whoever prints answers says so.
         retention_ratio: default fraction of video tokens kept, in (0, 1], or `"auto"`; None keeps all.
         auto_floor: of `retention_ratio="auto"`: smallest fraction kept (see `AutoBudget`).

@@ -172,19 +172,21 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         policy.train(backbone.training).to(embedding_device(backbone))
         return cls(config, backbone, policy)
 
-    def reset_policy(self, policy_attention: str | None = None) -> None:
+    def reset_policy(self, policy_attention: str | None = None, policy_type: str | None = None) -> None:
         """Replace the policy by an untrained one, as `from_backbone` makes it.
 
         Args:
             policy_attention: of the new policy; None: as before.
+            policy_type: likewise.
 
         Raises:
-            ValueError: an unknown attention.
+            ValueError: an unknown attention or type, or two that do not go together.
         """
         config: Any = self.config
-        if policy_attention is not None:
-            check_policy(config.policy_type, policy_attention)
-            config.policy_attention = policy_attention
+        kind = config.policy_type if policy_type is None else policy_type
+        attention = config.policy_attention if policy_attention is None else policy_attention
+        check_policy(kind, attention)
+        config.policy_type, config.policy_attention = kind, attention
         self.policy = untrained_policy(self.backbone, config).train(self.training)
         config.policy_trained = False
 

@@ -148,8 +148,16 @@ def test_every_policy_in_a_batch_with_a_static_cache(tmp_path, threads, arch):
     assert light["limits"]["policy"]["flops"] < full["limits"]["policy"]["flops"]
 
 
-@pytest.mark.parametrize("attention", ["question", "causal", "bidirectional", "light"])
-def test_counted_operations(attention):
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [
+        *(("full", attention) for attention in ("question", "causal", "bidirectional")),
+        ("light", "question"),
+        ("residual", "none"),
+        ("residual", "question"),
+    ],
+)
+def test_counted_operations(kind, attention):
     """The formulas against what PyTorch counts, on a shape that is no multiple of anything."""
     from architectures import ARCHITECTURES, build_backbone, build_inputs
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -159,8 +167,7 @@ def test_counted_operations(attention):
 
     architecture = ARCHITECTURES["tiny-llava-onevision"]
     backbone = build_backbone(architecture, None, torch.float32, torch.device("cpu"), "eager")
-    options = {"policy_type": "light"} if attention == "light" else {"policy_attention": attention}
-    model = CaCoVidForConditionalGeneration.from_backbone(backbone, **options)
+    model = CaCoVidForConditionalGeneration.from_backbone(backbone, policy_type=kind, policy_attention=attention)
     prompt = model.embed(**build_inputs(backbone, architecture, 4, 14, 32))
     tokens, video = prompt.inputs_embeds.shape[1], prompt.layout.videos[0].num_tokens
     shape = Shape(backbone.config.get_text_config(), 4)
@@ -172,13 +179,10 @@ def test_counted_operations(attention):
         return counter.get_total_flops()
 
     policy = counted(lambda: model.policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout))
-    if attention == "light":
-        expected = shape.light_policy(1, video, tokens - video).flops
-    else:
-        expected = shape.full_policy(1, video, tokens - video, attention).flops
+    expected = shape.policy(kind, attention, 1, video, tokens - video).flops
     assert policy == pytest.approx(expected, rel=0.25 if attention == "causal" else 0.1)
 
-    if attention == "question":
+    if (kind, attention) == ("full", "question"):
         prefill = counted(
             lambda: backbone(inputs_embeds=prompt.inputs_embeds, position_ids=prompt.position_ids, logits_to_keep=1)
         )

@@ -91,7 +91,7 @@ def test_a_checkpoint_keeps_its_kind(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy_type": "heavy"}, "policy_type='heavy' is unknown: choose one of 'full', 'light'"),
+        ({"policy_type": "heavy"}, "policy_type='heavy' is unknown: choose one of 'full', 'light', 'residual'"),
         (
             {"policy_type": "light", "policy_attention": "causal"},
             "policy_attention='causal' does not go with policy_type='light'",

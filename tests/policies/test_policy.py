@@ -39,6 +39,8 @@ ATTENTIONS = {"causal": "causal", "noncausal": "bidirectional"}
 KINDS = {
     **{attention: {"policy_attention": attention} for attention in ("causal", "bidirectional", "question")},
     "light": {"policy_type": "light"},
+    "residual": {"policy_type": "residual"},
+    "residual, blind": {"policy_type": "residual", "policy_attention": "none"},
 }
 
 
@@ -105,7 +107,7 @@ def test_the_layer_is_the_language_models_layer(family, prompt):
             given = embedded.inputs_embeds[span.row] if number == 0 else seen["given"][span.row]
             rope = model.policy._rope(embedded.position_ids[..., span.row, :])
             context = model.policy._context(given, rope, layout, span.row)
-            ours = model.policy._states(context, given, rope, span.positions)
+            ours = model.policy._states(context, given, rope, span.positions, span.positions)
             torch.testing.assert_close(ours, seen["out"][span.row, span.positions], atol=1e-4, rtol=1e-4)
 
 
@@ -156,14 +158,14 @@ def test_scores_equal_the_dense_computation(family, attention, prompt):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_sees_the_question(kind):
-    """A causal policy cannot see a question behind the video; the others can."""
+    """A causal policy cannot see a question behind the video, and a blind one sees none; the others can."""
     stock = stock_model("llava_onevision")
     model = CaCoVidForConditionalGeneration.from_backbone(stock, **KINDS[kind])
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     other = {**inputs, "input_ids": inputs["input_ids"].clone()}
     other["input_ids"][0, -3] += 1
     scores = [model.compress(**x, retention_ratio=0.5).videos[0].token_scores for x in (inputs, other)]
-    assert torch.equal(*scores) == (kind == "causal")
+    assert torch.equal(*scores) == (kind in ("causal", "residual, blind"))
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -207,7 +209,7 @@ def test_gradients_reach_every_weight_of_the_policy(kind):
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.policy.parameters())
 
 
-@pytest.mark.parametrize("policy_type", ["full", "light"])
+@pytest.mark.parametrize("policy_type", ["full", "light", "residual"])
 def test_question_attention_needs_text(policy_type):
     stock = stock_model("llava_onevision")
     model = CaCoVidForConditionalGeneration.from_backbone(stock, policy_type=policy_type)

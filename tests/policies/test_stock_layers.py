@@ -74,7 +74,7 @@ def test_the_full_policys_layer_is_the_stock_layer(name, attention):
     with torch.no_grad():
         rope = policy._rope(positions[..., 0, :])
         context = policy._context(given, rope, layout, 0)
-        found = policy._states(context, given, rope, places)
+        found = policy._states(context, given, rope, places, places)
     torch.testing.assert_close(found, out[places], atol=2e-4, rtol=1e-4)
     # And far from what comes in, so that the comparison says something.
     assert (found - given[places]).abs().mean() > 0.1

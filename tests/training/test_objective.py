@@ -16,6 +16,7 @@ from cacovid_hf.training.objective import (
     distillation_loss,
     next_ratio,
     priced,
+    summed_advantages,
 )
 
 INDEX, TENSORS = golden("train")
@@ -387,3 +388,13 @@ def test_a_choice_with_an_enormous_ratio_leaves_gradients_finite(rewards, now):
         assert gradient.square().sum().isfinite()
         assert statistics.ratio_mean.isfinite()
         assert (gradient[0, 1] != 0).any() == (len(set(rewards)) > 1)
+
+
+def test_advantages_of_several_rewards_are_added_by_weight():
+    """Worked out by hand: each is normalised by itself, and one that is the same for all adds nothing."""
+    answers, price = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.9, 0.5, 0.1])
+    found = summed_advantages([answers, price, torch.ones(3)], [1.0, 0.5, 7.0])
+    spread = (1 / 3) ** 0.5  # of 1, 0, 1
+    expected = [(1 / 3) / spread + 0.5, (-2 / 3) / spread, (1 / 3) / spread - 0.5]
+    assert found.tolist() == pytest.approx(expected, abs=2e-3)
+    assert torch.equal(summed_advantages([answers], [1.0]), advantages(answers))

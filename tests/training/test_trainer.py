@@ -62,6 +62,16 @@ SWITCHES = {
     "attention teacher": {"teacher": "attention"},
     "attention teacher, one layer": {"teacher": "attention", "teacher_layer": 1, "num_frame_rollouts": 0},
     "attention teacher, last token": {"teacher": "attention", "teacher_query": "last"},
+    "by reward": {
+        "advantage": "by_reward",
+        "sampler": "bernoulli",
+        "token_price": 0.5,
+        "retention_weight": 0.5,
+    },
+    "by token": {"advantage": "by_token", "sampler": "bernoulli"},
+    "light": {"policy_type": "light"},
+    "residual": {"policy_type": "residual"},
+    "residual, blind": {"policy_type": "residual", "policy_attention": "none", "num_frame_rollouts": 0},
     "causal": {"policy_attention": "causal"},
     "bidirectional": {"policy_attention": "bidirectional"},
     "question": {"policy_attention": "question"},
@@ -128,6 +138,38 @@ def test_a_price_makes_the_policy_keep_fewer_tokens(tmp_path):
         kept[price] = [entry["kept_ratio"] for entry in engine.state.log_history if "kept_ratio" in entry]
     assert sum(kept[100.0][-4:]) < 0.8 * sum(kept[0.0][-4:])
     assert sum(kept[100.0][-4:]) < 0.8 * sum(kept[100.0][:4])
+
+
+def test_advantages_are_split_in_three_ways(tmp_path):
+    """From one seed the first rollouts are the same, and the gradients that follow are not."""
+    masks, gradients = {}, {}
+    common = {"sampler": "bernoulli", "token_price": 0.5, "max_grad_norm": 0.0}
+    for advantage in ("joint", "by_token", "by_reward"):
+        watch = Gradients()
+        _, _, engine = trainer(tmp_path, steps=2, advantage=advantage, callbacks=[watch], **common)
+        engine.train()
+        (memory,) = engine._memories.values()
+        masks[advantage] = memory.videos[0].tokens.masks[:6]
+        gradients[advantage] = watch.seen[0]["token_head.0.weight"]
+    assert torch.equal(masks["joint"], masks["by_token"])
+    assert torch.equal(masks["joint"], masks["by_reward"])
+    for one, two in (("joint", "by_token"), ("joint", "by_reward"), ("by_token", "by_reward")):
+        assert not torch.allclose(gradients[one], gradients[two], rtol=1e-2)
+
+
+def test_each_reward_has_an_advantage_of_its_own(tmp_path):
+    """Answers that all earn the same leave the price alone, at its full size."""
+    _, _, engine = trainer(
+        tmp_path, steps=1, num_iterations=1, advantage="by_reward", sampler="bernoulli", token_price=0.01
+    )
+    engine._answer = lambda prompts, questions: [Completion("wrong", 0.5)] * len(questions)
+    engine.train()
+    (memory,) = engine._memories.values()
+    for video in memory.videos:
+        kept = video.tokens.masks.flatten(1).float().mean(1)
+        expected = 0.01 * (kept.mean() - kept) / (kept.std() + 1e-4)
+        torch.testing.assert_close(engine._advantages(video.tokens), expected, atol=1e-5, rtol=1e-3)
+        assert engine._advantages(video.frames).tolist() == [0, 0, 0]
 
 
 def test_the_policy_comes_to_agree_with_its_teacher(tmp_path):
@@ -523,6 +565,13 @@ BAD = [
     (dict(teacher="attention", teacher_steps=6), "teacher_steps=6 ends within the 5 iterations"),
     (dict(teacher="attention", teacher_steps=0), "teacher_steps=0 ends within the 5 iterations"),
     (dict(policy_attention="text"), "policy_attention='text' is unknown"),
+    (dict(policy_type="heavy"), "policy_type='heavy' is unknown"),
+    (dict(policy_type="residual", policy_attention="causal"), "does not go with policy_type='residual'"),
+    (dict(advantage="alone"), r"advantage='alone' is unknown\. Choose one of 'joint', 'by_token', 'by_reward'"),
+    (dict(advantage="by_token"), "advantage='by_token' has no effect with sampler='ocss'"),
+    (dict(advantage="by_reward"), "advantage='by_reward' has no effect with one reward"),
+    (dict(curriculum="pictures"), r"curriculum='pictures' is unknown\. Choose one of None, 'images'"),
+    (dict(curriculum="images", curriculum_frames=0), "curriculum_frames=0 is too small"),
 ]
 
 

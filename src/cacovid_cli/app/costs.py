@@ -33,7 +33,7 @@ class Cost:
 
 
 def prompt_cost(
-    config: Any, dtype: torch.dtype, layer_tokens: Sequence[int], policy: tuple[str, int, int] | None = None
+    config: Any, dtype: torch.dtype, layer_tokens: Sequence[int], policy: tuple[str, str, int, int] | None = None
 ) -> Cost:
     """Return the cost of a prompt of which each layer reads so many tokens.
 
@@ -43,7 +43,7 @@ def prompt_cost(
         config: of the backbone.
         dtype: of the cache.
         layer_tokens: one number per layer, or a single one for all layers.
-        policy: what scored the tokens: `"light"`, or the attention of a full one; how many video tokens, beside how many words.
+        policy: what scored the tokens, its type and its attention; how many video tokens, beside how many words.
     """
     text = config.get_text_config()
     tokens = layer_tokens[0]
@@ -58,7 +58,5 @@ def prompt_cost(
     return Cost(tokens, operations, cache, None if policy is None else _policy_operations(shape, *policy))
 
 
-def _policy_operations(shape: Shape, kind: str, video: int, words: int) -> float:
-    if kind == "light":
-        return shape.light_policy(1, video, words).flops
-    return shape.full_policy(1, video, words, kind).flops
+def _policy_operations(shape: Shape, kind: str, attention: str, video: int, words: int) -> float:
+    return shape.policy(kind, attention, 1, video, words).flops

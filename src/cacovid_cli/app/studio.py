@@ -237,8 +237,7 @@ class Studio:
         counts = [int(selection.keep.sum())] if layers is None else layers
         policy = None
         if method.uses_policy and selection.token_scores is not None:
-            kind = "light" if config.policy_type == "light" else config.policy_attention
-            policy = (kind, selection.keep.numel(), words)
+            policy = (config.policy_type, config.policy_attention, selection.keep.numel(), words)
         return prompt_cost(self.model.backbone.config, self.model.dtype, [words + count for count in counts], policy)
 
     def _choice(self, inputs: dict[str, Any], method: ScoredOnce, selection: VideoSelection, told: "Growing") -> Choice:

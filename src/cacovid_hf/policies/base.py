@@ -1,7 +1,7 @@
 """The contribution policy: prompt embeddings in, a keep score for every video token and every frame out.
 
 `Policy` is what every policy is: rows of a batch without their padding, so that attention needs no mask, and logits in float32. Only what the heads read
-is computed: queries, MLP and norms run on the video tokens alone. The published one is in `full.py`, the light one in `light.py`.
+is computed: queries, MLP and norms run on the video tokens alone. The published one is in `full.py`, the light one in `light.py`, and the one after SCORE in `residual.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -68,7 +68,7 @@ class Policy(nn.Module, ABC):
 
     policy_type: ClassVar[str]
     tokens_per_chunk: ClassVar[int]
-    norm: RMSNorm
+    norm: RMSNorm | nn.LayerNorm
     token_head: nn.Sequential
     frame_head: nn.Sequential
 
@@ -121,8 +121,10 @@ class Policy(nn.Module, ABC):
             rope, context = rows[span.row]
             token_logits, frame_logits = [], []
             frame_size = span.tokens_per_frame
-            for places in self._chunks(span.positions, frame_size):
-                states = self._states(context, embeds, rope, places)
+            former = torch.cat((span.positions[:frame_size], span.positions[:-frame_size]))
+            chunks = (self._chunks(where, frame_size) for where in (span.positions, former))
+            for places, before in zip(*chunks, strict=True):
+                states = self._states(context, embeds, rope, places, before)
                 tokens, frames = self._readings(states.unflatten(0, (-1, frame_size)))
                 token_logits.append(logits(self.token_head, tokens))
                 frame_logits.append(logits(self.frame_head, frames))
@@ -134,8 +136,8 @@ class Policy(nn.Module, ABC):
         """What video tokens of a row read, from its `(L, D)` embeddings and the turning of its `L` places."""
 
     @abstractmethod
-    def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor) -> Tensor:
-        """States `(n, S)` of the video tokens at `places` `(n,)` of a row, from the same."""
+    def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor, former: Tensor) -> Tensor:
+        """States `(n, S)` of the video tokens at `places` `(n,)` of a row, from the same; `former` are those of the frame before, in the first frame its own."""
 
     @abstractmethod
     def _readings(self, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from ..backbones.loaded import embedding_device
 from .base import Policy
 from .full import ContributionPolicy
 from .light import LightPolicy
+from .residual import ResidualPolicy
 
 
 class PolicyChoice(Protocol):
@@ -53,7 +54,7 @@ def untrained_policy(backbone: Any, config: PolicyChoice) -> Policy:
 
 
 POLICIES: dict[str, Callable[[Any, str], Policy]] = {
-    kind.policy_type: kind for kind in (ContributionPolicy, LightPolicy)
+    kind.policy_type: kind for kind in (ContributionPolicy, LightPolicy, ResidualPolicy)
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.layer_kinds import GEMMA_NORMS, GLM_NORMS
-from .layer import DecoderLayer, Experts, Heads
+from .layer import DecoderLayer, Experts, Heads, Reading
 
 
 @contextmanager
@@ -116,6 +116,15 @@ def copy_layer(ours: DecoderLayer, layer: Any) -> None:
             _copy_mlp(ours.mlp, layer.mlp)
         if ours.scaled:
             ours.output_scale.copy_(layer.layer_scalar)
+
+
+def copy_reading(ours: Reading, layer: Any) -> None:
+    """Copy the norm, keys and values of a decoder layer, and the mean of the queries that share a key."""
+    attention = attention_of(layer)
+    with evaluating(layer):
+        copy_norm(ours.input_layernorm, layer.input_layernorm)
+        copy_keys_values(ours, attention)
+        copy_mean_queries(ours, attention)
 
 
 def copy_keys_values(ours: Heads, attention: Any) -> None:

@@ -63,7 +63,7 @@ class ContributionPolicy(Policy):
             return (mixed.new_zeros(len(embeds), mixed.shape[-1]).index_copy(0, places, mixed),)
         return key, value
 
-    def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor) -> Tensor:
+    def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor, former: Tensor) -> Tensor:
         """The layer's output."""
         layer, states = self.layer, embeds[places]
         if self.attention == "causal":

@@ -94,6 +94,15 @@ class Heads(nn.Module):
         return self.v_norm(split_heads(self.v_proj(states), self.shape.head_dim))
 
 
+class Reading(Heads):
+    """The part of a decoder layer by which a video token reads the question: as many queries as keys."""
+
+    def __init__(self, shape: AttentionShape, pairs: bool):
+        super().__init__()
+        self.input_layernorm = RMSNorm(shape.hidden_size, shape.eps)
+        self.add_projections(shape, shape.num_key_value_heads, pairs)
+
+
 class Attention(Heads):
     """Grouped-query attention of `n` queries over `m` keys of one row, rotary positions given."""
 

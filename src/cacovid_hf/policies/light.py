@@ -13,19 +13,10 @@ from torch.nn import functional as F
 
 from ..prompt import PromptLayout
 from .base import Context, Policy
-from .from_layer import attention_of, copy_keys_values, copy_mean_queries, copy_norm, evaluating
-from .layer import Heads, RMSNorm, Rope, attend, turned_at
+from .from_layer import copy_reading
+from .layer import Reading, RMSNorm, Rope, attend, turned_at
 from .rotary import turning_of
-from .shape import AttentionShape, attention_shape, stock_layer
-
-
-class Reading(Heads):
-    """The part of a decoder layer by which a video token reads the question: as many queries as keys."""
-
-    def __init__(self, shape: AttentionShape, pairs: bool):
-        super().__init__()
-        self.input_layernorm = RMSNorm(shape.hidden_size, shape.eps)
-        self.add_projections(shape, shape.num_key_value_heads, pairs)
+from .shape import attention_shape, stock_layer
 
 
 class LightPolicy(Policy):
@@ -55,7 +46,7 @@ class LightPolicy(Policy):
         states = self.layer.input_layernorm(embeds[places])
         return self.layer.keys(states, turned_at(rope, places)), self.layer.values(states)
 
-    def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor) -> Tensor:
+    def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor, former: Tensor) -> Tensor:
         """The trunk's output `(n, W)`."""
         states = self.layer.input_layernorm(embeds[places])
         query = self.layer.queries(states, turned_at(rope, places))
@@ -77,8 +68,4 @@ class LightPolicy(Policy):
         linear in the query. With one (Qwen3, Gemma), the mean is normed itself: it points where the queries point together, and is
         as long as one of them.
         """
-        attention = attention_of(layer)
-        with evaluating(layer):
-            copy_norm(self.layer.input_layernorm, layer.input_layernorm)
-            copy_keys_values(self.layer, attention)
-            copy_mean_queries(self.layer, attention)
+        copy_reading(self.layer, layer)

@@ -8,8 +8,14 @@ from typing import Any, Protocol, Self
 from ..ratio import AutoBudget, checked_default
 
 FORMAT_VERSION = 1
-POLICY_TYPES = ("full", "light")
-POLICY_ATTENTIONS = ("causal", "bidirectional", "question")
+# What video tokens may attend to, by the type of the policy.
+ATTENTIONS = {
+    "full": ("causal", "bidirectional", "question"),
+    "light": ("question",),
+    "residual": ("question", "none"),
+}
+POLICY_TYPES = tuple(ATTENTIONS)
+POLICY_ATTENTIONS = tuple(dict.fromkeys(attention for choices in ATTENTIONS.values() for attention in choices))
 
 
 def check_policy(policy_type: str, attention: str) -> None:
@@ -18,15 +24,21 @@ def check_policy(policy_type: str, attention: str) -> None:
         raise ValueError(
             f"policy_type={policy_type!r} is unknown: choose one of {', '.join(map(repr, POLICY_TYPES))} ('full' for the published checkpoint)."
         )
+    check_attention(attention)
+    if attention not in ATTENTIONS[policy_type]:
+        fitting = " or ".join(f"policy_type={kind!r}" for kind, choices in ATTENTIONS.items() if attention in choices)
+        raise ValueError(
+            f"policy_attention={attention!r} does not go with policy_type={policy_type!r}, which has {', '.join(map(repr, ATTENTIONS[policy_type]))}: "
+            f"leave it out, or use {fitting}."
+        )
+
+
+def check_attention(attention: str) -> None:
+    """Raise a `ValueError` that lists the choices, if no policy has this attention."""
     if attention not in POLICY_ATTENTIONS:
         raise ValueError(
             f"policy_attention={attention!r} is unknown: choose one of {', '.join(map(repr, POLICY_ATTENTIONS))} "
             "('causal' for the published checkpoint)."
-        )
-    if policy_type == "light" and attention != "question":
-        raise ValueError(
-            f"policy_attention={attention!r} does not go with policy_type='light', whose video tokens read the question alone: leave it out, or "
-            "use policy_type='full'."
         )
 
 

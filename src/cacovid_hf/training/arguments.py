@@ -9,12 +9,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from transformers import SchedulerType, TrainingArguments
 
 from ..compressors.attention import QUERIES
-from ..policies.settings import check_policy
+from ..policies.settings import PolicySettings, check_attention, check_policy
 from ..ratio import check_retention_ratio
 from .rewards import REWARDS, SCORED_REWARDS, Reward, resolve_reward
 from .sampling import SAMPLERS, SAMPLING_SCOPES
 
 TEACHERS = ("attention",)
+ADVANTAGES = ("joint", "by_token", "by_reward")
+CURRICULA = ("images",)
 
 # Settings of `TrainingArguments` that would be without effect, or break something.
 _CHECKPOINTING = "one layer is trained, whose activations would be needed all at once again"
@@ -79,6 +81,8 @@ SAMPLING_SETTINGS = (
     "replay",
     "teacher",
     "teacher_steps",
+    "curriculum",
+    "curriculum_frames",
 )
 
 
@@ -110,8 +114,15 @@ class ContributionTrainingArguments(TrainingArguments):
         target_ratios: several ratios to train for: each sample draws one of them, for all its iterations, and neither `sampling_ratio` nor
             `dynamic_ratio` is used (ours; None: off).
         replay: whether advantages and loss are over all rollouts on the sample so far (paper), or over those of the iteration alone.
+        advantage: how a subset's advantage is split (after SCORE, which names a split but not which; derived by us). `"joint"`: one, over the sum of its
+            rewards. `"by_reward"`: each reward (answer, retention, price) normalised by itself, then added by weight. `"by_token"`, with
+            `"bernoulli"`: kept and dropped tokens averaged apart, as every other sampler has it already.
+        curriculum: `"images"` begins every pass with the samples of `data_type: image`, each shown as a video of one picture (after SCORE); None: such
+            samples are left out.
+        curriculum_frames: frames of such a video.
+        policy_type: begin with a new policy of this type; None: of the model's.
         policy_attention: begin with a new policy of this attention, its layer from the LLM's layer 0, or its first layer that
-            attends; None trains the policy that the model has.
+            attends; None: of the model's. With neither, the policy that the model has is trained.
         teacher: `"attention"` learns what the LLM's question attends to in the uncompressed prompt, by distillation and without rollouts
             (`objective.distillation_loss`; ours, an ablation); None: by reinforcement learning.
         teacher_layer: whose attention, from 0; None: the mean over all layers that attend.
@@ -151,6 +162,10 @@ class ContributionTrainingArguments(TrainingArguments):
     ratio_ceiling: float = 0.12
     target_ratios: list[float] | None = None
     replay: bool = True
+    advantage: str = "joint"
+    curriculum: str | None = None
+    curriculum_frames: int = 8
+    policy_type: str | None = None
     policy_attention: str | None = None
     teacher: str | None = None
     teacher_layer: int | None = None
@@ -184,7 +199,12 @@ class ContributionTrainingArguments(TrainingArguments):
             check_type(getattr(self, name), hints[name], name)
         super().__post_init__()
         samplers = (*SAMPLERS, "bernoulli")
-        for name, choices in (("sampler", samplers), ("sampling_scope", SAMPLING_SCOPES)):
+        for name, choices in (
+            ("sampler", samplers),
+            ("sampling_scope", SAMPLING_SCOPES),
+            ("advantage", ADVANTAGES),
+            ("curriculum", (None, *CURRICULA)),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is unknown. Choose one of {', '.join(map(repr, choices))}."
@@ -193,6 +213,7 @@ class ContributionTrainingArguments(TrainingArguments):
             ("num_iterations", 1),
             ("num_token_rollouts", 2),
             ("num_frame_rollouts", 0),
+            ("curriculum_frames", 1),
             ("max_new_tokens", 1),
             ("rollout_batch_size", 1),
             ("per_device_train_batch_size", 1),
@@ -215,6 +236,14 @@ class ContributionTrainingArguments(TrainingArguments):
         if self.token_price and self.sampler != "bernoulli":
             raise ValueError(
                 f"token_price={self.token_price} has no effect with sampler={self.sampler!r}, whose rollouts are all of one size. Use 'bernoulli'."
+            )
+        if self.advantage == "by_token" and self.sampler != "bernoulli":
+            raise ValueError(
+                f"advantage='by_token' has no effect with sampler={self.sampler!r}, whose kept and dropped tokens are averaged apart already. Use 'bernoulli'."
+            )
+        if self.advantage == "by_reward" and not (self.token_price or self.retention_weight):
+            raise ValueError(
+                "advantage='by_reward' has no effect with one reward. Set token_price or retention_weight, or leave it out."
             )
         if self.target_ratios is not None:
             if not self.target_ratios:
@@ -247,8 +276,10 @@ class ContributionTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"teacher_steps={self.teacher_steps} ends within the {self.num_iterations} iterations on a sample (num_iterations). Give a multiple."
                 )
-        if self.policy_attention is not None:
-            check_policy("full", self.policy_attention)
+        if self.policy_type is not None:
+            check_policy(self.policy_type, self.policy_attention or PolicySettings.policy_attention)
+        elif self.policy_attention is not None:
+            check_attention(self.policy_attention)
         if self.max_steps > 0 and self.max_steps % self.num_iterations:
             raise ValueError(f"max_steps={self.max_steps} {ends_within(self.max_steps, self.num_iterations)}")
         for name, types in (("scored_types", self.scored_types), ("reward_functions", self.reward_functions)):
@@ -272,6 +303,11 @@ class ContributionTrainingArguments(TrainingArguments):
     def scored_reward(self) -> Reward:
         """Return the reward of scored answers in training."""
         return resolve_reward(self.reward, SCORED_REWARDS)
+
+    @property
+    def still_frames(self) -> int | None:
+        """Frames of a picture's video; None where pictures are left out."""
+        return None if self.curriculum is None else self.curriculum_frames
 
     @property
     def prefilled_types(self) -> list[str]:

@@ -66,6 +66,7 @@ class SampleBatches(Sampler):
         process_index: which of them this is.
         shuffle_seed: of the order, another one in each pass; None: the dataset's own order. A stream keeps its own order, and is
             told the pass if it has a `set_epoch`.
+        early: which samples of a map-style dataset come first in every pass, a bool each; None: none does.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class SampleBatches(Sampler):
         num_processes: int = 1,
         process_index: int = 0,
         shuffle_seed: int | None = None,
+        early: Sequence[bool] | None = None,
     ):
         self.dataset, self.batch_size, self.batches_per_step, self.repeats = (
             dataset,
@@ -86,6 +88,7 @@ class SampleBatches(Sampler):
             repeats,
         )
         self.num_processes, self.process_index, self.shuffle_seed = num_processes, process_index, shuffle_seed
+        self.early = early
         self.epoch = 0
 
     @property
@@ -119,6 +122,10 @@ class SampleBatches(Sampler):
                 return
 
     def _order(self) -> list[int]:
+        order = self._shuffled()
+        return order if self.early is None else sorted(order, key=lambda index: not self.early[index])  # type: ignore[index]
+
+    def _shuffled(self) -> list[int]:
         size = len(self.dataset)
         if self.shuffle_seed is None:
             return list(range(size))

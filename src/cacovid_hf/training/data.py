@@ -30,6 +30,7 @@ from ..utils.values import check_depth, fault_of_line, is_missing, one_line, sho
 from ..video.files import read_chosen_frames
 from .question import Question
 from .rewards import REWARDS, Solution
+from .stills import IMAGE, picture_of, still_video
 from .video_paths import video_path
 
 logger = logging.get_logger(__name__)
@@ -229,6 +230,7 @@ class AnswerCollator:
         instructions: see `question_text`.
         num_frames: at most so many frames of a video file; None: the processor's setting.
         blind: ask without the videos, which are not opened.
+        still_frames: samples of `data_type: image` are shown as videos of so many frames, see `stills.still_video`; None: they are left out.
     """
 
     def __init__(
@@ -241,12 +243,14 @@ class AnswerCollator:
         instructions: Mapping[str, str] = INSTRUCTIONS,
         num_frames: int | None = None,
         blind: bool = False,
+        still_frames: int | None = None,
     ):
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"num_frames={num_frames} leaves nothing to see: give at least 1.")
         self.processor, self.root, self.allowed_roots = processor, root, tuple(allowed_roots)
         self.scored_types = tuple(scored_types)
         self.instructions, self.num_frames, self.blind = instructions, num_frames, blind
+        self.still_frames = still_frames
         self._reader = with_video_reader(processor).video_processor
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -297,7 +301,8 @@ class AnswerCollator:
         for key in ("problem", "solution"):
             if is_missing(sample.get(key)) or sample[key] == "":
                 raise ValueError(f"the sample has no {key}")
-        if sample.get("data_type") not in (None, "video"):
+        known = (None, "video", *(() if self.still_frames is None else (IMAGE,)))
+        if sample.get("data_type") not in known:
             raise ValueError(f"data_type={sample['data_type']!r} {_NOT_A_VIDEO}")
         solution = right_answer(sample)
         answer = None
@@ -317,6 +322,8 @@ class AnswerCollator:
 
     def _frames(self, sample: Mapping[str, Any]) -> tuple[Any, VideoMetadata | None]:
         """Frames `(T, H, W, 3)`, and where in the clip they stand if they come from a file."""
+        if sample.get("data_type") == IMAGE and self.still_frames is not None:
+            return still_video(picture_of(sample, self.root, self.allowed_roots), self.still_frames), None
         video = video_of(sample)
         if video is None:
             raise ValueError("the sample has neither video nor path")

@@ -23,6 +23,7 @@ from .arguments import SAMPLING_SETTINGS, ContributionTrainingArguments, ends_wi
 from .batches import HeaderCollator, SampleBatches, SampleLoader, SampleReader, is_stream
 from .data import AnswerCollator
 from .resuming import SampleBoundaries, check_finite, check_position, data_digest, last_complete_checkpoint
+from .stills import are_images
 
 logger = logging.get_logger(__name__)
 
@@ -68,7 +69,9 @@ class SampleEngine(CheckpointHooks, Trainer):
         self.backbone: Any = model.backbone
         self.backbone.requires_grad_(False).eval()
         if "data_collator" not in kwargs:
-            kwargs["data_collator"] = AnswerCollator(processor, scored_types=args.prefilled_types)
+            kwargs["data_collator"] = AnswerCollator(
+                processor, scored_types=args.prefilled_types, still_frames=args.still_frames
+            )
         super().__init__(
             model=model.policy, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
         )
@@ -172,7 +175,23 @@ class SampleEngine(CheckpointHooks, Trainer):
             num_processes=self.args.world_size,
             process_index=self.args.process_index,
             shuffle_seed=self._data_seed,
+            early=self._early,
         )
+
+    @functools.cached_property
+    def _early(self) -> list[bool] | None:
+        """The samples that a curriculum begins with."""
+        if self.args.curriculum is None:
+            return None
+        if is_stream(self.train_dataset):
+            raise ValueError(
+                f"curriculum={self.args.curriculum!r} orders the samples, and a stream has an order of its own. Put its images first, or give a file."
+            )
+        if not any(early := are_images(self.train_dataset)):
+            raise ValueError(
+                f"curriculum={self.args.curriculum!r} finds no sample with data_type 'image' to begin with. Add some, or leave it out."
+            )
+        return early
 
     def _check_end(self, batches: SampleBatches) -> None:
         """Refuse a number of passes that ends within the iterations on a sample."""

@@ -196,7 +196,7 @@ def make_trainer(config: TrainingConfig) -> ContributionTrainer:
         "scored_types": args.prefilled_types,
         "num_frames": config.data.num_frames,
     }
-    collator = AnswerCollator(processor, root=config.data.root, **settings)
+    collator = AnswerCollator(processor, root=config.data.root, still_frames=args.still_frames, **settings)
     trainer = ContributionTrainer(
         model,
         args,

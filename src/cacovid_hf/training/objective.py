@@ -6,6 +6,7 @@ is clipped as in PPO. Not to be confused with "contrastive preference optimisati
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,22 @@ def advantages(rewards: Tensor) -> Tensor:
     # The mean of equal rewards is not always bit-equal to them.
     differ = (rewards != rewards[0]).any()
     return torch.where(differ, (rewards - rewards.mean()) / (rewards.std() + 1e-4), 0.0)
+
+
+def summed_advantages(rewards: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Advantages of several rewards, each normalised among the subsets by itself, then added by weight (after SCORE, arXiv 2603.26365; derived by us).
+
+    Subsets that earn the same by one reward still learn from the others, and a weight means the same whatever the spread of a reward.
+
+    Args:
+        rewards: `K` of `(R,)`, larger = better.
+        weights: `K` numbers.
+
+    Returns:
+        float32 `(R,)`.
+    """
+    parts = [weight * advantages(reward) for reward, weight in zip(rewards, weights, strict=True)]
+    return torch.stack(parts).sum(0)
 
 
 def priced(rewards: Tensor, masks: Tensor, token_price: float) -> Tensor:

@@ -42,10 +42,12 @@ class Rollouts:
     Attributes:
         masks: bool, of token rollouts `(R, T, P)`, of frame rollouts `(R, T)`.
         rewards: float32 `(R,)`, larger = better.
+        parts: float32 `(R, K)`, the rewards that were added up, each before its weight.
     """
 
     masks: Tensor
     rewards: Tensor
+    parts: Tensor
 
 
 @dataclass
@@ -100,4 +102,5 @@ def empty_prompt(width: int, device: torch.device) -> Prompt:
 
 
 def _joined(former: Rollouts, new: Rollouts) -> Rollouts:
-    return Rollouts(torch.cat([former.masks, new.masks]), torch.cat([former.rewards, new.rewards]))
+    pairs = ((getattr(former, name), getattr(new, name)) for name in ("masks", "rewards", "parts"))
+    return Rollouts(*map(torch.cat, pairs))

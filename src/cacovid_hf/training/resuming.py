@@ -32,7 +32,7 @@ CHECKSUMS = "checksums.json"
 _OPTIMISATION = ("optimizer.pt", "scheduler.pt")
 # Every process writes a random state of its own, when it likes; that of a single process is there when the checkpoint is.
 _SUMMED = (WEIGHTS, *_OPTIMISATION, "scaler.pt", "rng_state.pth")
-_TOLD_APART_BY = ("problem", "options", "solution", "path", "video")
+_TOLD_APART_BY = ("problem", "options", "solution", "path", "video", "image")
 _SAMPLES_READ = 8
 
 
@@ -242,7 +242,7 @@ def data_digest(dataset: Any) -> str:
 
 def _words(value: Any, name: str = "") -> Any:
     """What of a value of a sample is words and numbers."""
-    if isinstance(value, os.PathLike) or (isinstance(value, str) and name in ("path", "video")):
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and name in ("path", "video", "image")):
         return Path(os.fspath(value)).name
     if isinstance(value, Mapping):
         return {str(key): _words(part, str(key)) for key, part in sorted(value.items(), key=str)}

@@ -35,7 +35,7 @@ from .batches import BatchHeader
 from .draws import draw_subsets, first_ratio, following_ratio
 from .engine import SampleEngine
 from .judge import answer_questions, judge
-from .objective import advantages, cpo_loss, distillation_loss, priced
+from .objective import advantages, cpo_loss, distillation_loss, priced, summed_advantages
 from .question import Question
 from .replay import BatchMemory, Rollouts, Subsets, VideoMemory, empty_prompt
 from .rewards import Completion, retention_reward
@@ -74,9 +74,9 @@ class ContributionTrainer(SampleEngine):
     ):
         if not isinstance(args, ContributionTrainingArguments):
             raise ValueError(f"args is a {type(args).__name__}. Give ContributionTrainingArguments.")
-        if args.policy_attention is not None:
+        if args.policy_attention is not None or args.policy_type is not None:
             set_seed(args.seed)
-            model.reset_policy(args.policy_attention)
+            model.reset_policy(args.policy_attention, args.policy_type)
         model.policy.frame_head.requires_grad_(args.num_frame_rollouts > 0)
         model.policy.float()
         super().__init__(model, args, processor, train_dataset, eval_dataset, eval_collator, **kwargs)
@@ -154,15 +154,22 @@ class ContributionTrainer(SampleEngine):
         completions = self._answer(prompts, questions)  # R texts
         # Rewards.
         rewards = judge(completions, questions, self.rewards, self.scored_reward)  # (R,)
+        retained = torch.zeros_like(rewards)
         if self.args.retention_weight:
-            rewards = rewards + self._retained(memory, header, drawn, judge(completions, questions, self.rewards))
+            retained = self._retained(memory, header, drawn, judge(completions, questions, self.rewards)).to(rewards)
         # Replay memory.
-        for video, subsets, earned in zip(memory.videos, drawn, rewards.split([*map(len, keeps)]), strict=True):
+        counts = [*map(len, keeps)]
+        groups = torch.stack((rewards, retained), dim=1).split(counts)
+        for video, subsets, group in zip(memory.videos, drawn, groups, strict=True):
             mask, frames = subsets.tokens, subsets.frames  # (G, T, P), (F, T)
-            answered, of_frames = subsets.split(earned.to(mask.device))  # (G,), (F,)
+            parts = group.to(mask.device)  # (G + F, 2), for the answer and for what it retains
+            of_tokens, of_frames = subsets.split(parts)  # (G, 2), (F, 2)
+            answered = of_tokens.sum(1)
+            net = priced(answered, mask, self.args.token_price)  # (G,), less what the kept tokens cost
+            saved = 1 - mask.flatten(1).float().mean(1, keepdim=True)
             video.remember(
-                Rollouts(mask, priced(answered, mask, self.args.token_price)),  # less what the kept tokens cost
-                None if frames is None else Rollouts(frames, of_frames),
+                Rollouts(mask, net, torch.cat([of_tokens, saved], dim=1)),
+                None if frames is None else Rollouts(frames, of_frames.sum(1), of_frames),
                 behind_former=self.args.replay and header.iteration > 0,
             )
             self.note(reward=answered.mean(), greedy_reward=answered[0])
@@ -207,19 +214,27 @@ class ContributionTrainer(SampleEngine):
                 output,
                 video.old,
                 tokens.masks,
-                advantages(tokens.rewards),
+                self._advantages(tokens),
                 None if frames is None else frames.masks,
-                None if frames is None else advantages(frames.rewards),
+                None if frames is None else self._advantages(frames),
                 clip_low=self.args.clip_low,
                 clip_high=self.args.clip_high,
                 dual_clip=self.args.dual_clip,
                 kl_weight=self.args.kl_weight,
-                balanced=self.args.sampler != "bernoulli",
+                balanced=self.args.sampler != "bernoulli" or self.args.advantage == "by_token",
             )
             losses.append(loss)
             self.note(**vars(statistics))
             video.ratio = following_ratio(self.args, video)
         return losses
+
+    def _advantages(self, rollouts: Rollouts) -> Tensor:
+        """`(R,)`, over the sum of the rewards, or over each by itself."""
+        if self.args.advantage != "by_reward":
+            return advantages(rollouts.rewards)
+        # The retention reward has its weight already; normalised by itself it needs it again. Frame rollouts have no price.
+        weights = (1.0, self.args.retention_weight, self.args.token_price)[: rollouts.parts.shape[1]]
+        return summed_advantages(rollouts.parts.unbind(1), weights)
 
     # ---------------------------------------------------------------- a teacher instead (ours, an ablation)
 

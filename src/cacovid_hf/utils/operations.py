@@ -7,6 +7,9 @@ leaves behind. Norms, activations and intermediate results are not: a limit is a
 from dataclasses import dataclass
 from typing import Any
 
+# Of the residual policy: how wide its trunk is.
+RESIDUAL_WIDTH = 256
+
 
 @dataclass(frozen=True)
 class Work:
@@ -75,6 +78,23 @@ class Shape:
         products = 2 * batch * (video * per_video + text * 2 * self.hidden * width)
         mixing = 4 * batch * video * text * width
         return Work(products + mixing, (weights + batch * (video + text) * self.hidden) * self.element)
+
+    def residual_policy(self, batch: int, video: int, text: int, attention: str) -> Work:
+        """Return the residual policy."""
+        read = self.key if attention == "question" else 0
+        trunk = (2 * self.hidden + 2 + 2 * read) * RESIDUAL_WIDTH
+        head = 2 * RESIDUAL_WIDTH
+        weights = 3 * self.hidden * read + trunk + 3 * head
+        products = 2 * batch * (video * (2 * self.hidden * read + trunk + head) + text * 2 * self.hidden * read)
+        mixing = 4 * batch * video * text * read
+        return Work(products + mixing, (weights + batch * (video + text) * self.hidden) * self.element)
+
+    def policy(self, kind: str, attention: str, batch: int, video: int, text: int) -> Work:
+        """Return the policy of a kind, as a config names it."""
+        if kind == "light":
+            return self.light_policy(batch, video, text)
+        work = self.full_policy if kind == "full" else self.residual_policy
+        return work(batch, video, text, attention)
 
     def selection(self, batch: int, video: int) -> Work:
         """Scores in, mask out."""

@@ -97,10 +97,10 @@ def check_prompt(
     if not asked.reads_question or settings is None:
         return
     media = sum(token in placeholders for token in prompt)
-    if settings.policy_attention != "question" and media > 1:
+    if settings.policy_attention in ("causal", "bidirectional") and media > 1:
         raise ValueError(
             f"The prompt has {media} images and videos, and a policy with policy_attention={settings.policy_attention!r} reads them all, of which vLLM "
             "shows one at a time. Ask about one video, or use a policy with 'question'."
         )
-    if media == len(prompt):
+    if media == len(prompt) and settings.policy_attention != "none":
         raise ValueError("The prompt has no text, and the policy reads nothing else: add the question.")
