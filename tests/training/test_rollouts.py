@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.cut_oracle import CutPrompts
 from helpers.models import FAMILIES, RAGGED, TWO_VIDEOS, masked_inputs, prompt_inputs, stock_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -67,6 +68,23 @@ def test_every_rollout_equals_the_oracle(family):
                 torch.testing.assert_close(scores.probability[number], torch.stack(steps).prod(), atol=1e-4, rtol=1e-3)
         assert {bool(exact) for exact in scores.exact} == {True, False}
         assert ((scores.probability >= 0) & (scores.probability <= 1)).all()
+
+
+@pytest.mark.spread(3)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_rollout_equals_the_cut_prompt(family):
+    """Where some layers do not attend, too: one forward of the stock language model on the cut prompt and its answer, without a cache."""
+    stock, inputs, prompt = embedded(family)
+    stock.generation_config.suppress_tokens = []
+    prompts, rows = select_subsets(prompt, subsets(prompt, (2, 1, 2)))
+    answers = [torch.randint(5, 100, (2,)) for _ in rows]
+    scores = score_answers(stock, prompts, answers, batch_size=4)
+    greedy = generate_answers(stock, prompts, max_new_tokens=3, batch_size=4)
+    for number, row in enumerate(rows.tolist()):
+        cut = CutPrompts(stock, inputs, prompts.kept_indices[number].expand(len(RAGGED), -1))
+        likely = cut.logits(row, answers[number][:-1]).softmax(-1).gather(1, answers[number][:, None])
+        torch.testing.assert_close(scores.probability[number], likely.prod(), atol=0, rtol=1e-2)
+        assert cut.logits(row, greedy[number, :-1]).argmax(-1).tolist() == greedy[number].tolist()
 
 
 def test_a_sample_has_one_video():
