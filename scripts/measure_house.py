@@ -229,11 +229,13 @@ def defaults(files: dict[str, Path], setting: str) -> list[str]:
     return found
 
 
-def contributing_files() -> list[str]:
-    """The files that CONTRIBUTING tells the writer of a backbone to touch."""
+def contributing_files() -> list[list[str]]:
+    """The files that CONTRIBUTING tells the writer of a backbone to touch: of a family, of its video paths, of a new kind of language model."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.partition("## Add a backbone")[2].partition("\n## ")[0]
-    return sorted(set(re.findall(r"`([a-z_0-9/]+\.py|backbones/)`", section)))
+    tables = section.split("| File | What |\n")[1:]
+    rows = [itertools.takewhile(lambda line: line.startswith("|"), table.splitlines()) for table in tables]
+    return [re.findall(r"`([\w/]+\.\w+)`", " ".join(row.split("|")[1] for row in of_table)) for of_table in rows]
 
 
 # ---------------------------------------------------------------- one traced call
@@ -339,6 +341,8 @@ def shown(name: str, value: Any) -> str:
         return f"{len(value)} in {len({place.split(':')[0] for place in value})} files"
     if isinstance(value, dict):
         return f"{len(value)} ({sum(value.values())} places)"
+    if name == "files of a new backbone in CONTRIBUTING":
+        return " + ".join(str(len(files)) for files in value)
     if value and isinstance(value[0], list):
         return f"{len(value)} (of {', '.join(str(len(group)) for group in value)})"
     return str(len(value))

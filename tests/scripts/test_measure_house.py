@@ -78,6 +78,13 @@ def test_names_and_defaults_are_found_in_the_code_alone(files):
     assert hooks == ["cacovid_hf.base:check.listen"]
 
 
+def test_the_files_of_a_new_backbone_are_those_of_the_tables():
+    family, video_paths, language_model = house.contributing_files()
+    assert {"src/cacovid_hf/backbones/my_model.py", "docs/reference/backbones.md", "README.md"} < set(family)
+    assert "src/cacovid_hf/processing.py" in video_paths
+    assert "src/cacovid_hf/policies/rotary.py" in language_model
+
+
 def test_this_house_has_no_circle_and_no_arrow_that_runs_back_up(monkeypatch, capsys, tmp_path):
     """The traced call runs in this process here, with torch imported already."""
     installed = Path(cacovid_hf.__file__).resolve().parents[1]
@@ -87,6 +94,7 @@ def test_this_house_has_no_circle_and_no_arrow_that_runs_back_up(monkeypatch, ca
     measures = json.loads((tmp_path / "house.json").read_text())
     assert measures["circles of files"] == measures["circles of rooms"] == measures["arrows up"] == []
     assert len(measures["modules at the root"]) <= 10
+    assert len(measures["longest import chain"]) <= 15
     traced = measures["traced generate"]
     assert {"cacovid_hf/ratio.py", "cacovid_hf/compressors/cacovid.py"} <= set(traced["files"])
     assert traced["changes_of_file"] >= len(traced["files"])
