@@ -7,9 +7,10 @@ from ._compat import warn_of_newer_transformers
 from .compressors import Compressor
 from .compressors.tools.selection import select_tokens
 from .configuration import CaCoVidConfig
+from .generation.output import CaCoVidOutput
 from .generation.session import VideoSession
 from .generation.stream.stream import VideoStream
-from .modeling import CaCoVidForConditionalGeneration, CaCoVidOutput
+from .modeling import CaCoVidForConditionalGeneration
 from .policies.full import ContributionPolicy
 from .policies.light import LightPolicy
 from .policies.residual import ResidualPolicy

@@ -8,7 +8,7 @@ call stays on the model.
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from transformers.utils import logging
 from ._compat import (
     CACHE,
     AnyAttention,
-    OutputWithCache,
     commit_of,
     note_commit,
     trainer_smooths_labels,
@@ -30,17 +29,17 @@ from ._compat import (
 from .backbones import Backbone, backbone_family
 from .backbones.base import FRAMES_PER_CHUNK
 from .backbones.delegation import DelegatesToBackbone
-from .backbones.layer_kinds import has_windows, keeps_states
 from .backbones.loaded import base_model, embedding_device
 from .checkpoints import loading, saving
-from .compressors import Compressor, LayerRecord
+from .compressors import Compressor
 from .configuration import CaCoVidConfig
 from .generation.cache_record import CacheRecord, text_step
 from .generation.call import all_places, kept_labels, prepare_call, prompt_inputs, ratios_unless_stock
 from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments, without_own_inputs
 from .generation.long_video import encode_file
 from .generation.mixin import CompressedGenerationMixin
-from .generation.refused import check_forward, without_prompt
+from .generation.output import with_places
+from .generation.refused import check_forward, check_session, without_prompt
 from .generation.session import VideoSession
 from .generation.stream.settings import StreamSettings
 from .generation.stream.stream import VideoStream
@@ -56,35 +55,6 @@ from .ratio import Ratio, resolve
 from .utils.names import check_names
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class CaCoVidOutput(OutputWithCache):
-    """Output of `forward`: all that the backbone's own output holds, and where the tokens stood.
-
-    Attributes:
-        loss: of the compressed prompt, if labels were given.
-        logits: `(B, K, vocabulary)` of the compressed prompt.
-        cache: of the compressed prompt; `past_key_values` in transformers before 5.24.
-        hidden_states: of the compressed prompt, if asked for.
-        attentions: of the compressed prompt, if asked for.
-        kept_indices: `(B, K)`, the place in the caller's prompt of each position, -1 at padding.
-        layer_tokens: int64 `(layers, videos)`, how many tokens of each video each layer of the language model saw, for compressors that drop tokens
-            between its layers; None for others.
-        labels: `(B, K)`, the given labels of the positions that were kept, -100 at padding; None without labels.
-    """
-
-    kept_indices: Tensor | None = None
-    layer_tokens: Tensor | None = None
-    labels: Tensor | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "last_hidden_state":  # TRL's SFTTrainer takes it and the caller's labels
-            raise AttributeError(
-                "A compressed prompt has no last_hidden_state for labels of the whole one. With TRL's SFTTrainer, override compute_loss with that of "
-                "transformers.Trainer (docs/how_to/train.md, 'Other trainers')."
-            )
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 class CaCoVidForConditionalGeneration(  # type: ignore[misc]
@@ -391,26 +361,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
                 "Give the videos once: files or encoded videos as `video`, or what the processor returned for them."
             )
         method = self.resolve_compressor(compressor)
-        if keep_selection and keeps_states(self.backbone.config):
-            raise ValueError(
-                f"keep_selection=True cuts the cache back to what two questions share, and the states of {self.backbone.config.model_type}'s linear attention "
-                "cannot be cut: make a session without."
-            )
-        if keep_selection and has_windows(self.backbone.config):
-            raise ValueError(
-                f"keep_selection=True cuts the cache back to what two questions share, and the windows of {self.backbone.config.model_type}'s sliding attention "
-                "do not hold it: make a session without."
-            )
-        if keep_selection and method.inside_llm:
-            raise ValueError(
-                f"compressor {method.name!r} drops tokens inside the language model, and no question can go on from such a cache (keep_selection=True): "
-                "choose another for a session."
-            )
-        if isinstance(video, EncodedVideos) and video.tower is None and method.reads_tower:
-            raise ValueError(
-                f"compressor {method.name!r} reads what the vision tower attends to, which these encoded videos do not hold: encode them with "
-                "with_tower_attention=True."
-            )
+        check_session(self.backbone.config, method, keep_selection, video)
         files = [video] if isinstance(video, (str, os.PathLike)) else video
         named = isinstance(files, Sequence) and all(isinstance(file, (str, os.PathLike)) for file in files)
         if files is not None and not named and not isinstance(files, EncodedVideos):
@@ -519,7 +470,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         if ratios is None:
             kwargs = without_own_inputs(given.family, kwargs)
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
-            return self._output(outputs, all_places(input_ids), labels=labels)
+            return with_places(outputs, all_places(input_ids), labels=labels)
         check_forward(self.backbone, {**kwargs, "labels": labels}, method)
         if method.inside_llm:
             kwargs["use_cache"] = False
@@ -544,7 +495,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         values = outputs if isinstance(outputs, tuple) else outputs.values()
         for cache in (value for value in values if isinstance(value, Cache)):
             CacheRecord.remember(cache, prompt, given.input_ids, given.input_ids.shape[1])
-        return self._output(outputs, prompt.kept_indices, layers, labels)
+        return with_places(outputs, prompt.kept_indices, layers, labels)
 
     def _check_names(self, kwargs: dict[str, Any]) -> None:
         """Raise a `ValueError` with the likeliest name, if an argument of `forward` is none of ours and none of the backbone's."""
@@ -579,23 +530,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         with self.family.handed_over(self.backbone, record.places, None):
             outputs = self.backbone(**step, labels=labels, **kwargs)
         record.store(cache)
-        return self._output(outputs, record.places[:, -input_ids.shape[1] :])
-
-    def _output(
-        self, outputs: Any, places: Tensor | None, layers: LayerRecord | None = None, labels: Tensor | None = None
-    ) -> Any:
-        """The backbone's output with the kept places; a tuple (`return_dict=False`) gets them as its last element."""
-        if layers is not None:
-            places = layers.kept_indices
-        if isinstance(outputs, tuple):
-            return (*outputs, places)
-        whole = CaCoVidOutput()
-        for name, value in outputs.items():  # whatever fields this version has
-            whole[name] = value
-        whole.kept_indices = places
-        whole.layer_tokens = None if layers is None else torch.tensor(layers.layer_tokens)
-        whole.labels = labels
-        return whole
+        return with_places(outputs, record.places[:, -input_ids.shape[1] :])
 
 
 AutoModelForImageTextToText.register(CaCoVidConfig, CaCoVidForConditionalGeneration, exist_ok=True)

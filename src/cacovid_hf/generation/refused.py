@@ -9,8 +9,9 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from .._compat import CACHE
 from ..backbones.family import Family
-from ..backbones.layer_kinds import keeps_states
+from ..backbones.layer_kinds import has_windows, keeps_states
 from ..compressors.base import Compressor
+from ..prompt import EncodedVideos
 from .inputs import cached_length, expansion
 
 WAY_ROUND = "Use retention_ratio=1.0 or the backbone itself"
@@ -110,6 +111,40 @@ def check_forward(backbone: Any, arguments: dict[str, Any], method: Compressor) 
                 f"Gradient checkpointing does not work with compressor {method.name!r}, whose choices between the layers would be made a second time: "
                 "call gradient_checkpointing_disable, or use a compressor that drops tokens before the language model."
             )
+
+
+def check_session(config: Any, method: Compressor, keep_selection: bool, video: Any) -> None:
+    """Refuse what does not work in a session.
+
+    Args:
+        config: of the backbone.
+        method: of compression.
+        keep_selection: whether all questions share the tokens that the first one chose.
+        video: what the session is about; encoded videos are looked into.
+
+    Raises:
+        ValueError: what does not go together, the reason and the way round.
+    """
+    if keep_selection and keeps_states(config):
+        raise ValueError(
+            f"keep_selection=True cuts the cache back to what two questions share, and the states of {config.model_type}'s linear attention "
+            "cannot be cut: make a session without."
+        )
+    if keep_selection and has_windows(config):
+        raise ValueError(
+            f"keep_selection=True cuts the cache back to what two questions share, and the windows of {config.model_type}'s sliding attention "
+            "do not hold it: make a session without."
+        )
+    if keep_selection and method.inside_llm:
+        raise ValueError(
+            f"compressor {method.name!r} drops tokens inside the language model, and no question can go on from such a cache (keep_selection=True): "
+            "choose another for a session."
+        )
+    if isinstance(video, EncodedVideos) and video.tower is None and method.reads_tower:
+        raise ValueError(
+            f"compressor {method.name!r} reads what the vision tower attends to, which these encoded videos do not hold: encode them with "
+            "with_tower_attention=True."
+        )
 
 
 def _check_cache(settings: GenerationConfig, cache: Any, config: Any) -> None:
