@@ -80,7 +80,7 @@ def measured(model, processor, method: Method, memory: int, options: argparse.Na
     """One method with one memory."""
     rows: list[tuple[int, bool]] = []
     feeds, asks, sizes, groups = [], [], [], []
-    for seed in range(options.num_streams):
+    for seed in range(options.first_stream, options.first_stream + options.num_streams):
         shown = make_stream(options.num_frames, seed)
         settings = {"tokens_per_frame": fitting(memory, options.num_frames), **method.settings}
         stream = model.stream(processor, max_memory=memory, frames_per_window=8, **settings)
@@ -111,6 +111,7 @@ def measured(model, processor, method: Method, memory: int, options: argparse.Na
         "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in method.settings.items()},
         "asking": method.asking,
         "num_streams": options.num_streams,
+        "first_stream": options.first_stream,
         "num_frames": options.num_frames,
     }
 
@@ -155,6 +156,7 @@ def accuracy(rows: list[tuple[int, bool]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-streams", type=int, default=20)
+    parser.add_argument("--first-stream", type=int, default=0, help="further cells of other streams, such as 20 and 40")
     parser.add_argument("--num-frames", type=int, default=180)
     parser.add_argument("--num-questions", type=int, default=17, help="of each stream")
     parser.add_argument("--only", action="append", default=[], help="cells whose names fit")
@@ -171,6 +173,8 @@ def main() -> None:
     jobs = {f"{name}/{memory}": job(METHODS[name], memory) for memory in MEMORIES for name in COMPARED}
     jobs |= {f"{name}/all": job(method, 2**30) for name, method in UNBOUNDED.items()}
     jobs |= {f"{name}/{MEMORIES[0]}": job(method, MEMORIES[0]) for name, method in METHODS.items()}
+    if options.first_stream:
+        jobs = {f"{name}/from {options.first_stream}": one for name, one in jobs.items()}
     jobs["times"] = lambda: times(model, processor, options)
     print(command())
     cells.run(chosen(jobs, options.only))

@@ -424,12 +424,14 @@ def test_there_are_results():
 def test_stream_memory(tmp_path, threads, memory):
     from stream_memory import main
 
-    arguments = ["--memory", memory, "--minutes", "2", "--fps", "0.5", "--tokens-per-frame", "4"]
+    arguments = ["--memory", memory, "--minutes", "4", "--fps", "0.5", "--tokens-per-frame", "4", "--ask-every", "2"]
     arguments += ["--max-memory", "60000", "--commit", "abc", "--output", str(tmp_path)]
     record = json.loads(main(arguments).read_text())
     check_provenance(record)
-    assert record["num_frames"] == 60
-    assert [row["minute"] for row in record["minutes"]] == [1, 2]
+    assert record["num_frames"] == 120
+    assert record["video_seconds"] == 238
+    assert [row["minute"] for row in record["minutes"]] == [1, 2, 4]
+    assert all(row["in_use"] is None or row["in_use"] < row["rss"] for row in record["minutes"])
     assert 40_000 < record["largest_memory_bytes"] <= 60_000
     assert record["minutes"][0]["rss"] > 2**20
 

@@ -22,7 +22,7 @@ def test_methods_of_the_study():
 @pytest.mark.parametrize("name", ["sliding window", "streamingtom", "ours", "everything"])
 def test_a_cell(name):
     model = CaCoVidForConditionalGeneration.from_pretrained(model_path())
-    options = Namespace(num_streams=1, num_frames=30, num_questions=4)
+    options = Namespace(num_streams=1, first_stream=3, num_frames=30, num_questions=4)
     method = (METHODS | UNBOUNDED)[name]
     cell = measured(
         model, AutoProcessor.from_pretrained(model_path()), method, 50_000 if name in METHODS else 2**30, options
@@ -35,7 +35,7 @@ def test_a_cell(name):
 @pytest.mark.slow
 def test_times():
     model = CaCoVidForConditionalGeneration.from_pretrained(model_path())
-    options = Namespace(num_streams=1, num_frames=30, num_questions=2)
+    options = Namespace(num_streams=1, first_stream=0, num_frames=30, num_questions=2)
     found = times(model, AutoProcessor.from_pretrained(model_path()), options)["times"]
     assert set(found) == set(METHODS)
     assert all(row["feed_cpu_ms"] > 0 and row["ask_cpu_ms"] > 0 for row in found.values())
