@@ -1,14 +1,16 @@
 """`cacovid watch`: what is asked when, what is typed, and what is said of memory and lag."""
 
 import io
+import os
 import re
+import shutil
 import threading
 import time
 
 import numpy as np
 import pytest
 from helpers.media import write_video
-from helpers.senders import sent_over_udp
+from helpers.senders import sent_over_udp, served_over_rtmp
 
 from cacovid_cli.main import main
 from cacovid_cli.terminal import EMBEDDED
@@ -162,6 +164,26 @@ def test_a_live_address(stream, monkeypatch):
         watch(stream, address, said.append, questions=[CLIP.questions[0].text], silence=3.0, typed=typed, **ANSWER)
     assert stream.num_frames >= 4
     assert sum(line.startswith("[") for line in said) == 2
+
+
+@pytest.mark.skipif(
+    not (shutil.which("ffmpeg") and os.path.exists("/proc/net/tcp")), reason="needs FFmpeg's command line and Linux"
+)
+def test_a_stream_over_rtmp(run, tmp_path):
+    with served_over_rtmp(tmp_path, 60) as address:
+        status, out, err = run(address, "--fps", "2", "--ask", CLIP.questions[0].text, "--every", "2s")
+    assert status == 0, err
+    ends = re.fullmatch(r"end: (\d+) frames, .* dropped (\d+).*", out[-1])
+    assert int(ends.group(1)) + int(ends.group(2)) == 12  # six seconds of it
+    assert all(CLIP.questions[0].text in line for line in out[:-1])
+    assert len(out) >= 2
+
+
+def test_cameras_and_servers_that_are_not_there(run):
+    for address in ("/dev/video9", "rtmp://127.0.0.1:9/live/one"):
+        status, _, err = run(address, "--silence", "1")
+        assert status == 2
+        assert f"{address} does not answer with a video" in err
 
 
 def test_until(stream):

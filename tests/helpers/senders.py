@@ -2,6 +2,7 @@
 
 import http.server
 import socket
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -10,8 +11,8 @@ import av
 from helpers.media import numbered_picture
 
 
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
 
@@ -46,6 +47,34 @@ def sent_over_udp(pause=0.01):
     finally:
         stop.set()
         sender.join(20)
+
+
+@contextmanager
+def served_over_rtmp(folder, count=100):
+    """FFmpeg as an RTMP server for one client, ten times as fast as the pictures' clock; yields the address once it listens. PyAV cannot open one for writing."""
+    recorded = folder / "recorded.flv"
+    send(str(recorded), count, "flv")
+    address = f"rtmp://127.0.0.1:{free_port(socket.SOCK_STREAM)}/live/one"
+    server = subprocess.Popen(
+        ["ffmpeg", "-nostdin", "-loglevel", "error", "-readrate", "10", "-i", recorded, "-c", "copy", "-f", "flv"]
+        + ["-listen", "1", "-timeout", "20", address]
+    )
+    try:
+        _wait_until_it_listens(int(address.split(":")[2].split("/")[0]))
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _wait_until_it_listens(port: int) -> None:
+    """Read off the system's table, since the server would take a connection for its one client."""
+    for _ in range(200):
+        with open("/proc/net/tcp") as lines:
+            if any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in list(lines)[1:]):
+                return
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing listens at port {port}")
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Live video from a sender of our own on this machine: over UDP, and as a playlist that grows."""
 
+import os
+import shutil
 import threading
 import time
 
 import numpy as np
 import pytest
 from helpers.media import number_of, write_video
-from helpers.senders import free_port, send, sent_over_udp, served_folder
+from helpers.senders import free_port, send, sent_over_udp, served_folder, served_over_rtmp
 
 from cacovid_hf.video.live import is_live, live_frames
 from cacovid_hf.video.playing import Playing
@@ -43,6 +45,28 @@ def test_a_stream_over_udp():
     # Every fifth picture, or a later one where packets were lost, each at its time since the first one that was seen.
     assert (np.diff(numbers) >= 5).all()
     assert times == pytest.approx((np.array(numbers) - numbers[0]) / 10, abs=1e-3)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("ffmpeg") and os.path.exists("/proc/net/tcp")), reason="needs FFmpeg's command line and Linux"
+)
+def test_a_stream_over_rtmp(tmp_path):
+    with served_over_rtmp(tmp_path, 60) as address:
+        found = [(number_of(picture), seconds) for picture, seconds in live_frames(address, 2.0, 5.0)]
+    numbers, times = zip(*found, strict=True)
+    assert list(numbers) == list(range(0, 60, 5))
+    assert times == pytest.approx(np.arange(12) / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("/dev/video9", "No such file or directory"), ("rtmp://127.0.0.1:9/live/one", "Connection refused")],
+)
+def test_what_does_not_open_is_named(address, reason):
+    """There is no camera here: its address is understood, and what opens it says why it does not."""
+    assert is_live(address)
+    with pytest.raises(ValueError, match=rf"{address} does not answer with a video \({reason}\)"):
+        list(live_frames(address, 1.0, 1.0))
 
 
 def test_a_playlist_over_http(tmp_path):
