@@ -9,7 +9,9 @@ Any number of processes may work on the same folders.
 """
 
 import argparse
+import dataclasses
 import functools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors import DivPrune, Random, Uniform
 from cacovid_hf.utils.files import replaced
 from studies.cells import RESULTS, Cells, Job, chosen
+from studies.laboratory.contributions import Contributions, measure
 from studies.laboratory.headroom import headroom, row, share
 from studies.laboratory.policies import RECIPES, policy_choice, train
 from studies.laboratory.prompts import Prompts
@@ -32,6 +35,7 @@ from studies.questions import answered_right
 
 SEEDS, STRENGTHS = (0, 1, 2), (80, 90, 97)  # of the reader; percent with all tokens, named before anything was measured
 READING_CLIPS, TRAINING_CLIPS, VALIDATION_CLIPS, REPORTED_CLIPS = 400, 220, 24, 48
+CONTRIBUTION_QUESTIONS, _AT_ONCE = 1600, 100
 PER_KIND = {TRAINING: 4, VALIDATION: 2, REPORTED: 2}
 BUDGETS = (1, 2, 3, 5, 14, 28)
 MAX_SECONDS = 7200.0  # of the processor, for a reader
@@ -114,6 +118,50 @@ class Laboratory:
             _save(path, vars(found))
         return Attended(**torch.load(path))
 
+    @functools.cache  # noqa: B019
+    def contributions(self, seed: int, strength: int) -> tuple[Contributions, float]:
+        """What tokens contribute, measured on questions of the policies' training, and the seconds it took; goes on where it was stopped."""
+        asked, path = self.asked(seed, TRAINING, TRAINING_CLIPS), self.work / f"contributions-{seed}-{strength}.pt"
+        attention = self.attention(seed, strength, TRAINING, TRAINING_CLIPS).last.float().mean(2)
+        order = torch.randperm(asked.answers.numel(), generator=torch.Generator().manual_seed(seed))
+        parts: list[dict[str, Any]] = torch.load(path) if path.exists() else []
+        for number, questions in enumerate(order[:CONTRIBUTION_QUESTIONS].split(_AT_ONCE)):
+            if number < len(parts):
+                continue
+            generator, begun = torch.Generator().manual_seed(1000 * seed + number), time.process_time()
+            found = measure(self.reader(seed, strength), asked, attention, questions, generator)
+            parts.append(vars(found) | {"seconds": time.process_time() - begun})
+            _save(path, parts)
+            print(f"contributions of {(number + 1) * _AT_ONCE} questions, {parts[-1]['seconds']:.0f} s", flush=True)
+        seconds = sum(part["seconds"] for part in parts)
+        names = [field.name for field in dataclasses.fields(Contributions)]
+        return Contributions(**{name: torch.cat([part[name] for part in parts]) for name in names}), seconds
+
+    def contribution(self, seed: int, strength: int) -> dict[str, Any]:
+        """Measure contributions, and say how many of the likely tokens help and harm."""
+        found, seconds = self.contributions(seed, strength)
+        asked, values = self.asked(seed, TRAINING, TRAINING_CLIPS), found.values()
+        candidates = found.candidates[:, : values.shape[1]]
+        evidence = asked.evidence.flatten(0, 1)[found.questions].gather(1, candidates)
+        objects = asked.objects[found.questions // asked.answers.shape[1]].gather(1, candidates)
+        groups = {"evidence": evidence, "other objects": objects & ~evidence, "cells without objects": ~objects}
+        return {
+            "questions": len(found.questions),
+            "rollouts": found.probability.numel(),
+            "processor_seconds": round(seconds, 1),
+            "mean_probability": round(found.probability.mean().item(), 4),
+            "likely_tokens": [
+                {
+                    "tokens": name,
+                    "share": round(among.float().mean().item(), 4),
+                    "mean_value": round(values[among].mean().item(), 4),
+                    "above_0.05": round((values[among] > 0.05).float().mean().item(), 4),
+                    "below_-0.05": round((values[among] < -0.05).float().mean().item(), 4),
+                }
+                for name, among in groups.items()
+            ],
+        }
+
     def headroom(self, seed: int, strength: int) -> dict[str, Any]:
         """See `headroom.headroom`; of the questions that are reported."""
         asked = self.asked(seed, REPORTED, REPORTED_CLIPS)
@@ -136,7 +184,10 @@ class Laboratory:
         settings = RECIPES[recipe]
         model = self.wrapped(seed, strength, settings.policy_type, seed)
         training = self.asked(seed, TRAINING, TRAINING_CLIPS)
-        logs = train(model, training, self.attention(seed, strength, TRAINING, TRAINING_CLIPS), settings, seed)
+        attention = self.attention(seed, strength, TRAINING, TRAINING_CLIPS)
+        measured = self.contributions(seed, strength)[0] if settings.contribution_steps else None
+        logs = train(model, training, attention, settings, seed, measured)
+        _save(self.work / f"policy-{seed}-{strength}-{recipe}.pt", model.policy.state_dict())
         asked = self.asked(seed, REPORTED, REPORTED_CLIPS)
         lines, right = [], {}
         for count in BUDGETS:
@@ -167,6 +218,7 @@ def jobs(laboratory: Laboratory) -> dict[str, Job]:
             found[f"reader/{at}"] = functools.partial(laboratory.read, seed, strength)
             found[f"headroom/{at}"] = functools.partial(laboratory.headroom, seed, strength)
             found[f"methods/{at}"] = functools.partial(laboratory.methods, seed, strength)
+            found[f"contributions/{at}"] = functools.partial(laboratory.contribution, seed, strength)
             for recipe in RECIPES:
                 found[f"policy/{at}/{recipe}"] = functools.partial(laboratory.policy, seed, strength, recipe)
     return found

@@ -1,4 +1,4 @@
-"""Policies of the laboratory: they imitate attention, or the evidence itself, or learn by rollouts, or one after the other."""
+"""Policies of the laboratory: they imitate attention, or the evidence itself, or learn contributions or by rollouts, or one after the other."""
 
 import math
 import time
@@ -12,6 +12,7 @@ from torch import Tensor
 from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.training.objective import distillation_loss
 from cacovid_hf.training.sampling import sample_multinomial
+from studies.laboratory.contributions import Contributions, ranking_loss
 from studies.laboratory.prompts import Prompts
 from studies.laboratory.questions import NUM_TOKENS, Asked
 from studies.laboratory.scores import Attended, highest
@@ -28,6 +29,7 @@ class Recipe:
     Args:
         teacher: `"question"` or `"last"` (attention, mean over the layers), or `"evidence"` (labels, which no method has); None: none.
         steps: optimiser steps that imitate.
+        contribution_steps: optimiser steps that learn the order of measured contributions, after them.
         rollout_questions: questions that rollouts follow on.
         tokens: in a rollout, one of them a question in turn.
         policy_type: see `CaCoVidConfig`.
@@ -36,6 +38,7 @@ class Recipe:
 
     teacher: str | None = None
     steps: int = 0
+    contribution_steps: int = 0
     rollout_questions: int = 0
     tokens: tuple[int, ...] = (5,)
     policy_type: str = "light"
@@ -49,11 +52,22 @@ RECIPES = {
     "rollouts": Recipe(rollout_questions=4000),
     "imitation, then rollouts": Recipe("last", steps=250, rollout_questions=2000),
     "imitation, then rollouts of 1 to 14": Recipe("last", steps=250, rollout_questions=2000, tokens=(1, 2, 5, 14)),
+    "imitation, then contributions": Recipe("last", steps=250, contribution_steps=400),
+    "imitation, then contributions, then rollouts": Recipe(
+        "last", steps=250, contribution_steps=400, rollout_questions=1000
+    ),
     "full, imitation, then rollouts": Recipe("last", steps=250, rollout_questions=2000, policy_type="full"),
 }
 
 
-def train(model: Any, asked: Asked, attention: Attended, recipe: Recipe, seed: int) -> dict[str, Any]:
+def train(
+    model: Any,
+    asked: Asked,
+    attention: Attended,
+    recipe: Recipe,
+    seed: int,
+    contributions: Contributions | None = None,
+) -> dict[str, Any]:
     """Train the policy of a wrapped video model in place.
 
     Args:
@@ -62,6 +76,7 @@ def train(model: Any, asked: Asked, attention: Attended, recipe: Recipe, seed: i
         attention: of these questions.
         recipe: how.
         seed: of the order of the questions and of the rollouts.
+        contributions: measured on some of these questions, if the recipe wants them.
 
     Returns:
         Seconds of the processor and rollouts, and what was logged.
@@ -71,8 +86,17 @@ def train(model: Any, asked: Asked, attention: Attended, recipe: Recipe, seed: i
     begun = time.process_time()
     logs: dict[str, Any] = {}
     if recipe.teacher:
-        logs["imitation"] = _imitate(model, asked, teacher_scores(asked, attention, recipe.teacher), recipe, generator)
+        order = _order(asked, recipe.steps * IMITATION_BATCH, generator)
+        targets = teacher_scores(asked, attention, recipe.teacher)
+
+        def imitation(output: PolicyOutput, number: int) -> Tensor:
+            return distillation_loss(output, targets[number].view_as(output.token_scores), frames=False)
+
+        logs["imitation"] = _descend(model, asked, order, imitation)
     logs["imitation_seconds"] = round(time.process_time() - begun, 1)
+    if recipe.contribution_steps:
+        assert contributions is not None
+        logs["contributions"] = _rank(model, asked, contributions, recipe.contribution_steps, generator)
     if recipe.rollout_questions:
         order = _order(asked, recipe.rollout_questions, generator)
         batches: Any = Prompts(model, asked, ROLLOUT_BATCH, order)
@@ -104,28 +128,38 @@ def _order(asked: Asked, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat(passes)[:count]
 
 
-def _imitate(model: Any, asked: Asked, targets: Tensor, recipe: Recipe, generator: torch.Generator) -> list[float]:
+def _rank(model: Any, asked: Asked, measured: Contributions, steps: int, generator: torch.Generator) -> list[float]:
+    """Learn the order of measured contributions."""
+    values, count = measured.values(), len(measured.questions)
+    rows = {number: row for row, number in enumerate(measured.questions.tolist())}
+    passes = [torch.randperm(count, generator=generator) for _ in range(-(-steps * IMITATION_BATCH // count))]
+    order = measured.questions[torch.cat(passes)[: steps * IMITATION_BATCH]]
+
+    def loss(output: PolicyOutput, number: int) -> Tensor:
+        row = rows[number]
+        return ranking_loss(output, measured.candidates[row, : values.shape[1]], values[row], generator)
+
+    return _descend(model, asked, order, loss)
+
+
+def _descend(model: Any, asked: Asked, order: Tensor, loss: Callable[[PolicyOutput, int], Tensor]) -> list[float]:
+    """Take a step for every batch of questions `order` down a loss of what the policy says of one question; the losses."""
     policy = model.policy
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=0.01)
-    batches = Prompts(model, asked, IMITATION_BATCH, _order(asked, recipe.steps * IMITATION_BATCH, generator))
-    losses = []
+    batches, losses = Prompts(model, asked, IMITATION_BATCH, order), []
     for step, batch in enumerate(batches):
         prompt = batch.prompt
         outputs: list[PolicyOutput] = policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
-        loss = torch.stack(
-            [
-                distillation_loss(output, target.view_as(output.token_scores), frames=False)
-                for output, target in zip(outputs, targets[batches.batches[step]], strict=True)
-            ]
-        ).mean()
+        numbers = batches.batches[step].tolist()
+        total = torch.stack([loss(output, number) for output, number in zip(outputs, numbers, strict=True)]).mean()
         for group in optimizer.param_groups:
-            group["lr"] = IMITATION_RATE * min(1, (step + 1) / 15) * (1 + math.cos(math.pi * step / recipe.steps)) / 2
+            group["lr"] = IMITATION_RATE * min(1, (step + 1) / 15) * (1 + math.cos(math.pi * step / len(batches))) / 2
         optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        losses.append(round(loss.item(), 4))
+        losses.append(round(total.item(), 4))
     return losses
 
 

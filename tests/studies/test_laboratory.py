@@ -7,8 +7,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.attention import video_attention
+from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.tiny.synthetic import WORDS, dense_frames, make_clip
 from studies.laboratory.__main__ import RECIPES, Laboratory, jobs, waits_for
+from studies.laboratory.contributions import (
+    CANDIDATES,
+    DRAWS,
+    OTHERS,
+    SIZE,
+    Contributions,
+    measure,
+    ranking_loss,
+)
 from studies.laboratory.headroom import headroom
 from studies.laboratory.packing import BEGIN, QUESTION, answer_logits, answered_right, everything
 from studies.laboratory.policies import Recipe, policy_choice, train
@@ -240,7 +250,71 @@ def test_headroom_is_zero_where_nothing_harms(laboratory):
 
 def test_cells_wait_for_their_reader(tmp_path):
     names = list(jobs(Laboratory(tmp_path)))
-    assert len(names) == 9 * (3 + len(RECIPES))
+    assert len(names) == 9 * (4 + len(RECIPES))
     assert waits_for("reader/0/80") is None
     assert waits_for("reader/1/97") == "reader/1/90"
     assert all(waits_for(name) in names for name in names if not name.startswith("reader"))
+
+
+def test_contributions_are_found_where_the_answer_is_linear_in_them():
+    generator = torch.Generator().manual_seed(0)
+    worth = torch.zeros(3, CANDIDATES + OTHERS)
+    worth[:, :CANDIDATES] = torch.randn(3, CANDIDATES, generator=generator) / 10
+    drawn = torch.rand(3, 400, CANDIDATES + OTHERS, generator=generator) < 0.3
+    found = Contributions(torch.arange(3), torch.zeros(3), drawn, 0.4 + (drawn * worth[:, None]).sum(2)).values()
+    torch.testing.assert_close(found, worth[:, :CANDIDATES], rtol=0.05, atol=0.01)
+
+
+def test_measured_subsets_are_answered_and_hold_what_they_say(laboratory):
+    model, _, asked = laboratory
+    scores, questions = torch.rand(asked.evidence.shape), torch.tensor([3, 17])
+    found = measure(model, asked, scores, questions, torch.Generator().manual_seed(0))
+    assert (found.drawn.sum(2) == SIZE).all()
+    likely = scores.flatten(0, 1)[questions].topk(CANDIDATES, dim=1).indices
+    assert torch.equal(found.candidates[:, :CANDIDATES], likely)
+    assert all(len(set(row)) == CANDIDATES + OTHERS for row in found.candidates.tolist())
+    kept = torch.stack(
+        [
+            torch.stack([row[mask].sort().values for mask in masks])
+            for row, masks in zip(found.candidates, found.drawn, strict=True)
+        ]
+    )
+    for draw in (0, DRAWS - 1):
+        alone = asked.alone(questions)
+        logits = answer_logits(model, alone, torch.arange(2), kept[:, draw])[:, 0]
+        expected = logits.softmax(-1).gather(1, alone.answers)[:, 0]
+        torch.testing.assert_close(found.probability[:, draw], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_ranking_loss_is_least_in_the_order_of_the_values():
+    candidates, values = torch.tensor([4, 9, 2]), torch.tensor([0.5, -0.4, 0.1])
+
+    def loss(scores):
+        logits = torch.stack([torch.zeros(12), scores], dim=-1).view(3, 4, 2)
+        return ranking_loss(
+            PolicyOutput(logits, torch.zeros(3, 2)), candidates, values, torch.Generator().manual_seed(0)
+        )
+
+    right = torch.full((12,), -1.0)
+    right[candidates] = torch.tensor([4.0, -4.0, 2.0])
+    misled = right.clone()
+    misled[9] = 1.0
+    assert loss(right) < loss(misled)
+    scores = torch.zeros(12, requires_grad=True)
+    loss(scores).backward()
+    assert scores.grad[4] < 0 < scores.grad[9]
+    assert scores.grad[2] < 0
+
+
+def test_a_policy_learns_measured_contributions(laboratory):
+    model, _, asked = laboratory
+    torch.manual_seed(0)
+    wrapped = CaCoVidForConditionalGeneration.from_backbone(
+        model, policy_type="light", contribution_share=1.0, scope="tokens"
+    )
+    scores = torch.rand(asked.evidence.shape)
+    measured = measure(model, asked, scores, torch.arange(0, 20, 3), torch.Generator().manual_seed(0))
+    logs = train(wrapped, asked, attended(model, asked), Recipe(contribution_steps=20), seed=0, contributions=measured)
+    assert len(logs["contributions"]) == 20
+    assert sum(logs["contributions"][-5:]) < sum(logs["contributions"][:5])
+    assert "imitation" not in logs
