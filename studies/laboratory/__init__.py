@@ -7,6 +7,9 @@ packing          many questions behind one video in one forward
 reading          training of the language model, stopped at a named accuracy
 prompts          the same questions as prompts of the library, for its methods, policies and rollouts
 headroom         what a budget is filled with beside the evidence, before any policy is trained
-policies         imitation of attention and rollouts
+contributions    what single tokens add to the right answer, measured by small subsets
+policies         imitation of attention, contributions, rollouts
+sizes            how many tokens a choice should keep, told by other questions
+mechanism        what the tokens do that one choice keeps and another drops
 __main__         the cells: `python -m studies.laboratory --help`
 """

@@ -19,16 +19,18 @@ import torch
 
 from benchmarks.record import ROOT
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.compressors import DivPrune, Random, Uniform
+from cacovid_hf.compressors import COMPRESSORS
 from cacovid_hf.utils.files import replaced
 from studies.cells import RESULTS, Cells, Job, chosen
 from studies.laboratory.contributions import Contributions, measure
-from studies.laboratory.headroom import headroom, row, share
-from studies.laboratory.policies import RECIPES, policy_choice, train
+from studies.laboratory.headroom import headroom, seen, share
+from studies.laboratory.mechanism import exchanged, groups
+from studies.laboratory.policies import RECIPES, policy_scores, train
 from studies.laboratory.prompts import Prompts
-from studies.laboratory.questions import READING, REPORTED, TRAINING, VALIDATION, Asked, ask, balanced
+from studies.laboratory.questions import NUM_TOKENS, READING, REPORTED, TRAINING, VALIDATION, Asked, ask, balanced
 from studies.laboratory.reading import Reader, trained_weights
-from studies.laboratory.scores import Attended, attended
+from studies.laboratory.scores import Attended, attended, highest
+from studies.laboratory.sizes import by_size, digits, set_row, within
 from studies.laboratory.video_model import ProjectorTraining, build
 from studies.laboratory.words import Vocabulary
 from studies.questions import answered_right
@@ -37,7 +39,10 @@ SEEDS, STRENGTHS = (0, 1, 2), (80, 90, 97)  # of the reader; percent with all to
 READING_CLIPS, TRAINING_CLIPS, VALIDATION_CLIPS, REPORTED_CLIPS = 400, 220, 24, 48
 CONTRIBUTION_QUESTIONS, _AT_ONCE = 1600, 100
 PER_KIND = {TRAINING: 4, VALIDATION: 2, REPORTED: 2}
-BUDGETS = (1, 2, 3, 5, 14, 28)
+METHODS = ("uniform", "random", "divprune", "vidcom2", "evs", "vcast", "simplecluster", "gleanvid", "infomerge", "marc")
+METHOD_BUDGETS = (3, 5, 14, 28, 72)  # 1 to 25 %
+BEST_RECIPE = "imitation, then contributions"
+RIVALS = ("attention", "imitation of the last token")
 MAX_SECONDS = 7200.0  # of the processor, for a reader
 
 
@@ -173,11 +178,25 @@ class Laboratory:
         asked = self.asked(seed, REPORTED, REPORTED_CLIPS)
         model = self.wrapped(seed, strength, "light", 0)
         results = []
-        for method in (Uniform(), Random(), DivPrune()):
-            for count in BUDGETS:
-                right = answered_right(model, Prompts(model, asked, 24), count / 288, method)
+        for name in METHODS:
+            method = COMPRESSORS[name]()
+            for count in METHOD_BUDGETS:
+                right = answered_right(model, Prompts(model, asked, 24), count / NUM_TOKENS, method)
                 results.append({"choice": method.name, "tokens": count, **share(right.view_as(asked.answers))})
         return {"results": results}
+
+    def attended(self, seed: int, strength: int, query: str) -> dict[str, Any]:
+        """The attention of the uncompressed prompt as a choice: its mean over the layers, and the layer that is best on other questions."""
+        model = self.reader(seed, strength)
+        asked, other = self.asked(seed, REPORTED, REPORTED_CLIPS), self.asked(seed, VALIDATION, VALIDATION_CLIPS)
+        rows = getattr(self.attention(seed, strength, REPORTED, REPORTED_CLIPS), query).float()
+        others = getattr(self.attention(seed, strength, VALIDATION, VALIDATION_CLIPS), query).float()
+        among = [seen(other, highest(others[:, :, layer], 5)) for layer in range(others.shape[2])]
+        best = max(range(len(among)), key=among.__getitem__)
+        return {
+            "mean of layers": by_size(model, asked, rows.mean(2), other, others.mean(2), f"{query}, mean of layers"),
+            "best layer": by_size(model, asked, rows[:, :, best], other, others[:, :, best], f"{query}, layer {best}"),
+        }
 
     def policy(self, seed: int, strength: int, recipe: str) -> dict[str, Any]:
         """Train a policy and ask the questions that are reported."""
@@ -187,14 +206,33 @@ class Laboratory:
         attention = self.attention(seed, strength, TRAINING, TRAINING_CLIPS)
         measured = self.contributions(seed, strength)[0] if settings.contribution_steps else None
         logs = train(model, training, attention, settings, seed, measured)
-        _save(self.work / f"policy-{seed}-{strength}-{recipe}.pt", model.policy.state_dict())
+        _save(self.policy_path(seed, strength, recipe), model.policy.state_dict())
+        asked, other = self.asked(seed, REPORTED, REPORTED_CLIPS), self.asked(seed, VALIDATION, VALIDATION_CLIPS)
+        scores = policy_scores(model, asked)
+        found = by_size(model.backbone, asked, scores, other, policy_scores(model, other), recipe)
+        if settings.contribution_steps:  # scores have a meaning of their own
+            above, answers = set_row(model.backbone, asked, recipe, within(scores, 0.0) | (scores > 0))
+            found |= {"above_zero": above, "right": found["right"] | {"above_zero": digits(answers)}}
+        return {"recipe": vars(settings), **found, **logs}
+
+    def policy_path(self, seed: int, strength: int, recipe: str) -> Path:
+        """Where the weights of a policy stand."""
+        return self.work / f"policy-{seed}-{strength}-{recipe}.pt"
+
+    def mechanism(self, seed: int, strength: int, recipe: str, rival: str) -> dict[str, Any]:
+        """What the tokens do that a policy keeps and a rival drops, and the other way round."""
         asked = self.asked(seed, REPORTED, REPORTED_CLIPS)
-        lines, right = [], {}
-        for count in BUDGETS:
-            line, answers = row(model.backbone, asked, recipe, policy_choice(model, asked, count))
-            lines.append(line)
-            right[str(count)] = ["".join(map(str, clip)) for clip in answers.long().tolist()]
-        return {"recipe": vars(settings), "results": lines, "right": right, **logs}
+        attention = self.attention(seed, strength, REPORTED, REPORTED_CLIPS).last.float().mean(2)
+        scores = {"attention": attention}
+        for name in {recipe, rival} - set(scores):
+            model = self.wrapped(seed, strength, RECIPES[name].policy_type, seed)
+            model.policy.load_state_dict(torch.load(self.policy_path(seed, strength, name)))
+            scores[name] = policy_scores(model, asked)
+        group, model = groups(asked, attention), self.reader(seed, strength)
+        return {
+            f"kept by {one}, dropped by {other}": exchanged(model, asked, scores[one], scores[other], group, 5)
+            for one, other in ((rival, recipe), (recipe, rival))
+        }
 
     def wrapped(self, seed: int, strength: int, policy_type: str, policy_seed: int) -> Any:
         """A reader with a new policy, its layer from layer 0; selection by token scores alone."""
@@ -218,15 +256,23 @@ def jobs(laboratory: Laboratory) -> dict[str, Job]:
             found[f"reader/{at}"] = functools.partial(laboratory.read, seed, strength)
             found[f"headroom/{at}"] = functools.partial(laboratory.headroom, seed, strength)
             found[f"methods/{at}"] = functools.partial(laboratory.methods, seed, strength)
+            for query in ("question", "last"):
+                found[f"attention/{at}/{query}"] = functools.partial(laboratory.attended, seed, strength, query)
             found[f"contributions/{at}"] = functools.partial(laboratory.contribution, seed, strength)
             for recipe in RECIPES:
                 found[f"policy/{at}/{recipe}"] = functools.partial(laboratory.policy, seed, strength, recipe)
+            for rival in RIVALS:
+                found[f"mechanism/{at}/{rival}"] = functools.partial(
+                    laboratory.mechanism, seed, strength, BEST_RECIPE, rival
+                )
     return found
 
 
 def waits_for(name: str) -> str | None:
-    """The cell that must be there before another: the reader that it is about, and of a reader the one before it."""
-    kind, seed, strength, *_ = name.split("/")
+    """The cell that must be there before another: the reader that it is about, of a reader the one before it, of a comparison its policy."""
+    kind, seed, strength, *rest = name.split("/")
+    if kind == "mechanism":
+        return f"policy/{seed}/{strength}/{BEST_RECIPE if rest[0] == 'attention' else rest[0]}"
     if kind != "reader":
         return f"reader/{seed}/{strength}"
     before = [one for one in STRENGTHS if one < int(strength)]

@@ -15,7 +15,7 @@ from cacovid_hf.training.sampling import sample_multinomial
 from studies.laboratory.contributions import Contributions, ranking_loss
 from studies.laboratory.prompts import Prompts
 from studies.laboratory.questions import NUM_TOKENS, Asked
-from studies.laboratory.scores import Attended, highest
+from studies.laboratory.scores import Attended
 from studies.miniature import ITERATIONS, learn, token_scores
 
 IMITATION_RATE, IMITATION_BATCH = 1.5e-3, 32
@@ -115,10 +115,10 @@ def teacher_scores(asked: Asked, attention: Attended, teacher: str) -> Tensor:
 
 
 @torch.no_grad()
-def policy_choice(model: Any, asked: Asked, count: int, batch_size: int = 24) -> Tensor:
-    """The `count` tokens that the policy scores highest, int64 `(C, Q, count)`."""
+def policy_scores(model: Any, asked: Asked, batch_size: int = 24) -> Tensor:
+    """How the policy scores the tokens of every question, `(C, Q, N)`."""
     scores = [score.flatten() for batch in Prompts(model, asked, batch_size) for score in token_scores(model, batch)]
-    return highest(torch.stack(scores), count).unflatten(0, asked.answers.shape)
+    return torch.stack(scores).unflatten(0, asked.answers.shape)
 
 
 def _order(asked: Asked, count: int, generator: torch.Generator) -> Tensor:

@@ -30,6 +30,7 @@ class Asked:
         kinds: int64 `(C, Q)`, numbers in `KINDS`.
         evidence: bool `(C, Q, N)`, the tokens any one of which shows the answer.
         objects: bool `(C, N)`, the tokens that show a shape or a digit.
+        digits: bool `(C, N)`, those that show a digit.
     """
 
     tokens: Tensor
@@ -39,6 +40,7 @@ class Asked:
     kinds: Tensor
     evidence: Tensor
     objects: Tensor
+    digits: Tensor
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -60,7 +62,7 @@ class Asked:
             return values.gather(1, index)
 
         parts = (self.ids, self.lengths, self.answers, self.kinds, self.evidence)
-        return Asked(self.tokens, *map(taken, parts), self.objects)
+        return Asked(self.tokens, *map(taken, parts), self.objects, self.digits)
 
 
 def ask(model: Any, vocabulary: Vocabulary, count: int, stream: int, seed: int) -> Asked:
@@ -85,15 +87,18 @@ def ask(model: Any, vocabulary: Vocabulary, count: int, stream: int, seed: int) 
     for clip, some in enumerate(ids):
         for number, one in enumerate(some):
             padded[clip, number, : len(one)] = torch.tensor(one)
+    kinds = torch.tensor([[KINDS.index(question.kind) for question in some] for some in questions])
+    about_digit = kinds[0] == KINDS.index("digit")  # the same for every clip
     evidence = np.stack([[question.evidence.ravel() for question in some] for some in questions])
     return Asked(
         tokens=torch.cat(tokens),
         ids=padded,
         lengths=lengths,
         answers=torch.tensor([[vocabulary.answer(question.answer) for question in some] for some in questions]),
-        kinds=torch.tensor([[KINDS.index(question.kind) for question in some] for some in questions]),
+        kinds=kinds,
         evidence=torch.from_numpy(evidence),
         objects=torch.from_numpy(evidence.any(1)),
+        digits=torch.from_numpy(evidence[:, about_digit.numpy()].any(1)),
     )
 
 

@@ -9,7 +9,7 @@ from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.attention import video_attention
 from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.tiny.synthetic import WORDS, dense_frames, make_clip
-from studies.laboratory.__main__ import RECIPES, Laboratory, jobs, waits_for
+from studies.laboratory.__main__ import RECIPES, RIVALS, Laboratory, jobs, waits_for
 from studies.laboratory.contributions import (
     CANDIDATES,
     DRAWS,
@@ -20,12 +20,14 @@ from studies.laboratory.contributions import (
     ranking_loss,
 )
 from studies.laboratory.headroom import headroom
+from studies.laboratory.mechanism import GROUPS, exchanged, groups
 from studies.laboratory.packing import BEGIN, QUESTION, answer_logits, answered_right, everything
-from studies.laboratory.policies import Recipe, policy_choice, train
+from studies.laboratory.policies import Recipe, policy_scores, train
 from studies.laboratory.prompts import Prompts
 from studies.laboratory.questions import KINDS, NUM_TOKENS, READING, REPORTED, VALIDATION, ask, balanced
 from studies.laboratory.reading import Reader
 from studies.laboratory.scores import Attended, attended, fillers, highest, right_from
+from studies.laboratory.sizes import MOST, by_size, right_of_sets, within
 from studies.laboratory.video_model import VIDEO_TOKEN, ProjectorTraining, build, pixels, video_tokens
 from studies.laboratory.words import Vocabulary, renamed
 from studies.questions import answered_right as right_by_method
@@ -146,7 +148,7 @@ def test_attention_is_that_of_the_library(laboratory, wrapped):
 
 def test_subsets_are_answered_as_by_the_library(laboratory, wrapped):
     model, _, asked = laboratory
-    kept = policy_choice(wrapped, asked, 14)
+    kept = highest(policy_scores(wrapped, asked), 14)
     right, probability = right_from(model, asked, kept)
     assert (probability > 0).all()
     assert torch.equal(right_by_method(wrapped, list(Prompts(wrapped, asked, 7)), 14 / NUM_TOKENS), right.flatten())
@@ -250,10 +252,11 @@ def test_headroom_is_zero_where_nothing_harms(laboratory):
 
 def test_cells_wait_for_their_reader(tmp_path):
     names = list(jobs(Laboratory(tmp_path)))
-    assert len(names) == 9 * (4 + len(RECIPES))
+    assert len(names) == 9 * (8 + len(RECIPES))
     assert waits_for("reader/0/80") is None
     assert waits_for("reader/1/97") == "reader/1/90"
     assert all(waits_for(name) in names for name in names if not name.startswith("reader"))
+    assert waits_for(f"mechanism/0/80/{RIVALS[1]}") == f"policy/0/80/{RIVALS[1]}"
 
 
 def test_contributions_are_found_where_the_answer_is_linear_in_them():
@@ -318,3 +321,68 @@ def test_a_policy_learns_measured_contributions(laboratory):
     assert len(logs["contributions"]) == 20
     assert sum(logs["contributions"][-5:]) < sum(logs["contributions"][:5])
     assert "imitation" not in logs
+
+
+def test_sets_of_any_size_are_answered_as_those_of_one(laboratory):
+    model, _, asked = laboratory
+    scores = torch.rand(asked.evidence.shape, generator=torch.Generator().manual_seed(2))
+    counts = torch.randint(1, 4, asked.answers.shape, generator=torch.Generator().manual_seed(3))
+    keep = torch.stack([scores >= scores.topk(count).values[..., -1:] for count in (1, 2, 3)])
+    mixed = keep.gather(0, (counts - 1)[None, ..., None].expand(1, *scores.shape))[0]
+    right, probability = right_of_sets(model, asked, mixed)
+    for count in (1, 2, 3):
+        expected = right_from(model, asked, highest(scores, count))
+        assert torch.equal(right[counts == count], expected[0][counts == count])
+        torch.testing.assert_close(probability[counts == count], expected[1][counts == count])
+
+
+def test_margins_keep_at_least_one_token_and_at_most_so_many():
+    scores = torch.tensor([[3.0, 1.0, 2.5, 3.0], [0.0, -9.0, -1.0, -1.5]])
+    assert within(scores, 0.0).tolist() == [[True, False, False, True], [True, False, False, False]]
+    assert within(scores, 1.0).sum(1).tolist() == [3, 2]
+    many = torch.zeros(1, 100)
+    assert within(many, 0.0).sum() == MOST
+
+
+def test_sizes_are_chosen_by_other_questions(laboratory):
+    model, _, asked = laboratory
+    known = asked.evidence.float()
+    found = by_size(model, asked, known, asked, known, "known")
+    assert found["best"]["mean"] == max(row["mean"] for row in found["results"])
+    assert found["auto"]["mean"] >= found["best"]["mean"] - 0.3
+    assert [row["tokens"] for row in found["results"]] == [1, 2, 3, 5, 14, 28]
+    assert [len(clip) for clip in found["right"]["auto"]] == [10] * CLIPS
+
+
+def test_exchanged_tokens_change_the_answer_as_asking_anew_says(laboratory):
+    model, _, asked = laboratory
+    generator = torch.Generator().manual_seed(4)
+    one, other = (torch.rand(asked.evidence.shape, generator=generator) for _ in range(2))
+    group = groups(asked, one)
+    lines = exchanged(model, asked, one, other, group, 2)
+    kept, dropped = highest(one, 2), highest(other, 2)
+    expected = []
+    for clip in range(CLIPS):
+        for number in range(asked.answers.shape[1]):
+            single = asked.alone(torch.tensor([clip * asked.answers.shape[1] + number]))
+            mine, theirs = set(kept[clip, number].tolist()), set(dropped[clip, number].tolist())
+            for token in mine - theirs:
+                sets = [mine, mine - {token}, theirs, theirs | {token}]
+                expected.append([right_from(model, single, torch.tensor([[sorted(some)]]))[1].item() for some in sets])
+    before, without, theirs, joined = torch.tensor(expected).T
+    assert lines[0]["tokens"] == "all"
+    assert lines[0]["count"] == len(expected)
+    assert lines[0]["taken_away"]["mean"] == pytest.approx((without - before).mean().item(), abs=1e-3)
+    assert lines[0]["added"]["mean"] == pytest.approx((joined - theirs).mean().item(), abs=1e-3)
+    assert sum(line["count"] for line in lines[1:]) == lines[0]["count"]
+
+
+def test_tokens_are_told_apart_by_what_they_are_to_a_question(laboratory):
+    _, _, asked = laboratory
+    group = groups(asked, torch.rand(asked.evidence.shape, generator=torch.Generator().manual_seed(5)))
+    assert torch.equal(group == GROUPS.index("evidence"), asked.evidence)
+    near = group == GROUPS.index("near match")
+    about_digits = asked.kinds >= KINDS.index("digit")
+    assert (near[about_digits].sum(1) == 3).all()  # four scenes, a digit each
+    assert (near & asked.digits[:, None])[~about_digits].sum() == 0
+    assert (group == GROUPS.index("sink")).any(2).sum(1).min() >= 1
