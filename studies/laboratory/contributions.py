@@ -19,6 +19,7 @@ from studies.laboratory.scores import right_from
 
 CANDIDATES, OTHERS = 10, 6  # tokens of a question that are likely, and tokens drawn from the rest
 SIZE, DRAWS = 5, 24  # tokens in a subset, and subsets of a question
+AHEAD = (0.45, 0.25)  # the two likeliest stand in 7 and 5 of 10 subsets, the others in 3: harm shows where the answer can be told
 RIDGE = 1.0
 THRESHOLD = 0.05  # a token that adds more than this has a score above zero
 
@@ -64,6 +65,7 @@ def measure(model: Any, asked: Asked, scores: Tensor, questions: Tensor, generat
     rest = torch.rand(len(questions), NUM_TOKENS - CANDIDATES, generator=generator).topk(OTHERS, dim=1).indices
     candidates = torch.cat([order[:, :CANDIDATES], order[:, CANDIDATES:].gather(1, rest)], dim=1)
     noise = torch.rand(len(questions), DRAWS, candidates.shape[1], generator=generator)
+    noise[..., : len(AHEAD)] += torch.tensor(AHEAD)
     picks = noise.topk(SIZE, dim=2).indices
     kept = candidates[:, None].expand(-1, DRAWS, -1).gather(2, picks).sort(dim=2).values
     repeated = some.chosen(torch.zeros(len(questions), DRAWS, dtype=torch.long))
