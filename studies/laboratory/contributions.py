@@ -19,7 +19,8 @@ from studies.laboratory.scores import right_from
 
 CANDIDATES, OTHERS = 10, 6  # tokens of a question that are likely, and tokens drawn from the rest
 SIZE, DRAWS = 5, 24  # tokens in a subset, and subsets of a question
-AHEAD = (0.45, 0.25)  # the two likeliest stand in 7 and 5 of 10 subsets, the others in 3: harm shows where the answer can be told
+# The two likeliest tokens stand in 7 and 5 of 10 subsets, the others in 3: harm shows where the answer can be told.
+AHEAD = (0.45, 0.25)
 RIDGE = 1.0
 THRESHOLD = 0.05  # a token that adds more than this has a score above zero
 
