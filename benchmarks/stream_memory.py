@@ -43,7 +43,7 @@ class _Allocated(ctypes.Structure):
     """What `mallinfo2` returns."""
 
     _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    _fields_ = [(name, ctypes.c_size_t) for name in _names]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_size_t) for name in _names]
 
 
 def in_use() -> int | None:
