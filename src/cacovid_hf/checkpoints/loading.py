@@ -237,7 +237,7 @@ def load_stock_model(name: str | os.PathLike, **settings: Any) -> PreTrainedMode
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(
-            f"The weights of {os.fspath(name)} lack {', '.join(missing[:3])}{more}: copy or download them again."
+            f"The weights of {os.fspath(name)} lack {', '.join(missing[:3])}{more} of its config.json: copy or download them again."
         )
     if (bad := first_not_finite(model.named_parameters())) is not None:
         raise ValueError(
