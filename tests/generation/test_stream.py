@@ -11,6 +11,7 @@ from helpers.media import write_video
 from helpers.models import FIRST, masked_inputs, stock_model
 from helpers.processors import tiny_processor
 from helpers.streams import ALL, QUESTION, STEP, held, never_repeats, pictures, same, whole_prompt
+from PIL import Image
 
 from cacovid_hf import CaCoVidForConditionalGeneration, VideoStream, with_video_reader
 from cacovid_hf.compressors import Uniform
@@ -306,7 +307,8 @@ def test_wrong_input_gets_one_clear_error(case, memory):
     for frames, error in (
         (pictures(1)[0][..., :2], "RGB pictures"),
         (pictures(2).astype(np.float32), "RGB pictures"),
-        (7, "cannot take in a int"),
+        (7, "cannot take in int"),
+        (None, "cannot take in NoneType"),
     ):
         with pytest.raises(ValueError, match=error):
             stream.feed(frames)
@@ -316,6 +318,7 @@ def test_wrong_input_gets_one_clear_error(case, memory):
         (dict(question=" "), "empty"),
         (dict(question=QUESTION, num_tokens=0), "num_tokens=0"),
         (dict(question=QUESTION, retention_ratio=0.5), "num_tokens"),
+        (dict(question=QUESTION, return_dict_in_generate=True), "leave it out"),
     ):
         with pytest.raises(ValueError, match=error):
             stream.ask(**asked)
@@ -325,6 +328,44 @@ def test_wrong_input_gets_one_clear_error(case, memory):
     assert stream.num_frames == 0
     with pytest.raises(ValueError, match="no frame yet"):
         stream.ask(QUESTION)
+
+
+class Once:
+    """Times whose number is not known beforehand."""
+
+    def __init__(self, *times):
+        self.times = times
+
+    def __iter__(self):
+        return iter(self.times)
+
+
+@pytest.mark.parametrize("times", [3.0, np.float64(3), torch.tensor(3.0), [3], (3.0,), np.array([3.0]), Once(3.0)])
+def test_times_of_a_single_picture(case, times):
+    _, model, processor = case
+    stream = model.stream(processor)
+    assert stream.feed(Image.fromarray(pictures(1)[0]), timestamps=times) == 1
+    assert stream._before.last == 3.0
+
+
+@pytest.mark.parametrize(
+    ("times", "come_in", "error"),
+    [
+        ([1.0], 0, "timestamps has 1 times for 3 pictures"),
+        (1.0, 0, "timestamps has 1 times for 3 pictures"),
+        (Once(1.0, 2.0), 2, "more pictures than timestamps"),
+        (Once(1.0, 2.0, 3.0, 4.0), 3, "more timestamps than pictures"),
+        ([1.0, 0.5, 2.0], 1, "A frame at 0.5 seconds comes after one at 1.0"),
+        ([1.0, float("nan"), 2.0], 1, "A frame has the time nan"),
+        (["1", "2", "3"], 0, "A frame has the time '1'"),
+    ],
+)
+def test_times_that_do_not_fit(case, times, come_in, error):
+    _, model, processor = case
+    stream = model.stream(processor)
+    with pytest.raises(ValueError, match=error):
+        stream.feed(pictures(3), timestamps=times)
+    assert stream.num_frames == come_in
 
 
 @pytest.mark.parametrize(
@@ -410,6 +451,11 @@ def test_what_is_not_a_saved_stream(case, tmp_path):
     theirs = CaCoVidForConditionalGeneration.from_backbone(stock_model(other))
     with pytest.raises(ValueError, match="load it with the same model"):
         theirs.load_stream(tmp_path / "empty", with_video_reader(tiny_processor(other)))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").write_text("data")
+    with pytest.raises(OSError, match="folder is a folder"):
+        model.stream(processor).save(tmp_path / "folder")
+    assert (tmp_path / "folder" / "kept").read_text() == "data"
 
 
 def test_the_documented_code_runs(capsys, monkeypatch, tmp_path):

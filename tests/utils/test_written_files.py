@@ -42,6 +42,17 @@ def test_a_folder_on_a_full_disk(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_file_takes_no_folders_place(tmp_path):
+    """What the folder holds stays, and nothing is left beside it."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "kept").write_text("data")
+    with pytest.raises(IsADirectoryError, match=f"^{folder} is a folder: give the name"), replaced(folder) as temporary:
+        temporary.write_text("new")
+    assert (folder / "kept").read_text() == "data"
+    assert os.listdir(tmp_path) == ["results"]
+
+
 def test_a_log_on_a_full_disk(tmp_path):
     """What was written before is read again."""
     log = CellLog(tmp_path, "cell")

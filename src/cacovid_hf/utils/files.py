@@ -50,6 +50,9 @@ class replaced:
 
     Args:
         path: a file or a folder, there or not; its parent must be there. The block makes the one or the other at the temporary path.
+
+    Raises:
+        IsADirectoryError: the block made a file, and a folder has its name; what it holds is not touched.
     """
 
     def __init__(self, path: Path):
@@ -75,6 +78,8 @@ class replaced:
         # A folder cannot be replaced in one step: the old one steps aside until the new one stands.
         aside = self.temporary.with_name(f"{self.temporary.name}.old")
         was_folder = self.path.is_dir()
+        if was_folder and not self.temporary.is_dir():
+            raise IsADirectoryError(f"{self.path} is a folder: give the name of a file.")
         if was_folder:
             os.replace(self.path, aside)
         os.replace(self.temporary, self.path)

@@ -50,7 +50,9 @@ class Intake:
             raise ValueError(
                 f"A frame has shape {picture.shape} and type {picture.dtype}: give RGB pictures uint8 (height, width, 3)."
             )
-        if not np.isfinite(seconds) or (before.last is not None and seconds < before.last):
+        if isinstance(seconds, str) or not np.isfinite(float(seconds)):
+            raise ValueError(f"A frame has the time {seconds!r}: give seconds, a finite number.")
+        if before.last is not None and seconds < before.last:
             raise ValueError(
                 f"A frame at {seconds} seconds comes after one at {before.last}: give times in order, or reset the stream."
             )

@@ -2,8 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from itertools import repeat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ...compressors.base import Compressor
 from ..wrapped import AnsweringModel
 from . import saving
 from .features import FeatureMemory
-from .files import frames_of_file
+from .files import frames_of_file, pictures_of, timed
 from .groups import Memory
 from .intake import Intake
 from .keys import KeyValueMemory
@@ -69,7 +68,7 @@ class VideoStream:
         """Take frames in: each goes through the vision tower as it comes, and what is kept of it is stored.
 
         Args:
-            frames: a picture uint8 `(H, W, 3)`, several `(n, H, W, 3)`, a path or address of a file (sampled at the stream's `fps`), or an iterable of pictures. Frames
+            frames: a picture uint8 `(H, W, 3)` or of PIL, several `(n, H, W, 3)`, a path or address of a file (sampled at the stream's `fps`), or an iterable of pictures. Frames
                 of another size than the first are scaled to it.
             timestamps: seconds of the pictures, one each (a number for a single picture), not before the last one's; None: `1 / fps` apart. Not with a file, whose frames
                 have their times, counted on from the end of what came before.
@@ -79,7 +78,7 @@ class VideoStream:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not pictures, times that go back, or a memory that holds no frame.
+            ValueError: not pictures, times that go back or are not one each, or a memory that holds no frame.
         """
         count = 0
         with self._feeding:
@@ -120,20 +119,7 @@ class VideoStream:
             for picture, seconds in frames_of_file(os.fspath(frames), self.settings.fps):
                 yield picture, begin + seconds
             return
-        pictures: Iterable[Any] = frames
-        if isinstance(frames, (np.ndarray, Tensor)):
-            array = np.asarray(frames)
-            pictures = array[None] if array.ndim == 3 else array
-            if isinstance(timestamps, (int, float)):
-                timestamps = [timestamps]
-        elif not isinstance(frames, Iterable):
-            raise ValueError(
-                f"A stream cannot take in a {type(frames).__name__}: give pictures, an iterable of them, or a path."
-            )
-        if timestamps is None:
-            yield from zip(pictures, repeat(None), strict=False)
-        else:
-            yield from zip(pictures, timestamps, strict=True)
+        yield from timed(pictures_of(frames), timestamps)
 
     # ---------------------------------------------------------------- asking
 
@@ -173,9 +159,9 @@ class VideoStream:
         **kwargs: Any,
     ) -> Tensor:
         """Answer as `ask` does, with the new tokens alone, `(sequences, n)`."""
-        for name in ("retention_ratio", "return_dict_in_generate"):
+        for name, remedy in (("retention_ratio", "use num_tokens"), ("return_dict_in_generate", "leave it out")):
             if kwargs.get(name):
-                raise ValueError(f"{name}={kwargs[name]!r} is not an argument of a stream's questions: use num_tokens.")
+                raise ValueError(f"{name}={kwargs[name]!r} is not an argument of a stream's questions: {remedy}.")
         words = words_of(self.model, self.processor, question)
         budget = self.settings.tokens_per_question if num_tokens is None else num_tokens
         if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
