@@ -128,7 +128,7 @@ def prompt_inputs(
     if family.has_token_types:
         inputs["mm_token_type_ids"] = padded(types, 0)
     inputs |= family.joined(prompts)
-    for name in ("pixel_values", "pixel_values_videos"):
+    for name in ("pixel_values", "pixel_values_images", "pixel_values_videos"):
         if name in inputs:
             inputs[name] = inputs[name].to(model.dtype)
     return inputs

@@ -23,7 +23,14 @@ VIDEO_FIELDS = (
     "video_position_ids",
     "num_frames_per_video",
 )
-IMAGE_FIELDS = ("pixel_values", "image_sizes", "image_grid_thw", "image_merge_sizes", "image_position_ids")
+IMAGE_FIELDS = (
+    "pixel_values",
+    "pixel_values_images",
+    "image_sizes",
+    "image_grid_thw",
+    "image_merge_sizes",
+    "image_position_ids",
+)
 # Of families whose frames are images, for both.
 TILE_FIELDS = ("pixel_attention_mask", "frame_numbers")
 # Words of a frame that is an image.

@@ -1,5 +1,7 @@
 """LLaVA-OneVision, LLaVA-NeXT-Video and Video-LLaVA: pixels are one row per video, frames have one size."""
 
+from inspect import signature
+
 import torch
 from transformers import (
     LlavaNextVideoConfig,
@@ -117,6 +119,9 @@ class VideoLlava(LlavaNextVideo):
 
     name = "video_llava"
     model_class = VideoLlavaForConditionalGeneration
+    # Older versions of transformers have another name for it.
+    takes = signature(VideoLlavaForConditionalGeneration.forward).parameters
+    image_pixels = "pixel_values" if "pixel_values" in takes else "pixel_values_images"
 
     def config(self, text):
         return VideoLlavaConfig(
@@ -140,7 +145,7 @@ class VideoLlava(LlavaNextVideo):
         return Part([VIDEO] * count, [2] * count, {"pixel_values_videos": draw.noise(1, video.frames, 3, 56, 56)})
 
     def image(self, draw):
-        return Part([IMAGE] * 16, [1] * 16, {"pixel_values": draw.noise(1, 3, 56, 56)})
+        return Part([IMAGE] * 16, [1] * 16, {self.image_pixels: draw.noise(1, 3, 56, 56)})
 
     def tower(self, stock):
         return stock.model.video_tower
