@@ -88,7 +88,10 @@ def test_min_length_counts_the_callers_prompt(case, setting):
 def test_the_callers_generation_config_is_not_changed(case):
     stock, model, inputs = case
     chunk = 4 if family_of(stock).splits_prefill else None
-    config = GenerationConfig(max_length=60, cache_implementation="static", prefill_chunk_size=chunk, pad_token_id=PAD)
+    length = inputs["input_ids"].shape[1] + 8
+    config = GenerationConfig(
+        max_length=length, cache_implementation="static", prefill_chunk_size=chunk, pad_token_id=PAD
+    )
     before = config.to_dict()
     model.generate(**inputs, retention_ratio=0.25, generation_config=config)
     assert config.to_dict() == before

@@ -13,5 +13,5 @@ __all__ = ["CaCoVidConfig", "CaCoVidForConditionalGeneration"]
 
 def __getattr__(name):
     """The processor or video processor that the checkpoint names."""
-    return vars(video_processing if name.endswith("VideoProcessor") else processing)[name]
+    return getattr(video_processing if hasattr(video_processing, name) else processing, name)
 '''
