@@ -23,11 +23,25 @@ from cacovid_hf.compressors import COMPRESSORS
 from cacovid_hf.utils.files import replaced
 from studies.cells import RESULTS, Cells, Job, chosen
 from studies.laboratory.contributions import Contributions, measure
-from studies.laboratory.headroom import headroom, seen, share
+from studies.laboratory.hard_clips import CHANCE, HARD_KINDS, make_hard_clip
+from studies.laboratory.hard_reading import HardReader
+from studies.laboratory.headroom import by_kind, headroom, seen, share
 from studies.laboratory.mechanism import exchanged, groups
+from studies.laboratory.packing import answered_right as right_of
+from studies.laboratory.packing import everything
 from studies.laboratory.policies import RECIPES, policy_scores, train
 from studies.laboratory.prompts import Prompts
-from studies.laboratory.questions import NUM_TOKENS, READING, REPORTED, TRAINING, VALIDATION, Asked, ask, balanced
+from studies.laboratory.questions import (
+    ALL_KINDS,
+    NUM_TOKENS,
+    READING,
+    REPORTED,
+    TRAINING,
+    VALIDATION,
+    Asked,
+    ask,
+    balanced,
+)
 from studies.laboratory.reading import Reader, trained_weights
 from studies.laboratory.scores import Attended, attended, highest
 from studies.laboratory.sizes import by_size, digits, set_row, within
@@ -42,6 +56,7 @@ PER_KIND = {TRAINING: 4, VALIDATION: 2, REPORTED: 2}
 METHODS = ("uniform", "random", "divprune", "vidcom2", "evs", "vcast", "simplecluster", "gleanvid", "infomerge", "marc")
 METHOD_BUDGETS = (3, 5, 14, 28, 72)  # 1 to 25 %
 BEST_RECIPE = "imitation, then contributions"
+HARD_STREAM = 10  # is added to a stream of seeds
 RIVALS = ("attention", "imitation of the last token")
 MAX_SECONDS = 7200.0  # of the processor, for a reader
 
@@ -52,6 +67,8 @@ class Laboratory:
     Args:
         work: folder of the weights.
     """
+
+    prefix = ""  # of its cells and files
 
     def __init__(self, work: Path):
         self.work = work
@@ -80,7 +97,7 @@ class Laboratory:
 
     def reader_path(self, seed: int, strength: int) -> Path:
         """Where the weights of a reader stand."""
-        return self.work / f"reader-{seed}-{strength}.pt"
+        return self.work / f"{self.prefix}reader-{seed}-{strength}.pt"
 
     def read(self, seed: int, strength: int) -> dict[str, Any]:
         """Train a reader on from the one before it, and keep it."""
@@ -117,7 +134,7 @@ class Laboratory:
     @functools.cache  # noqa: B019
     def attention(self, seed: int, strength: int, stream: int, clips: int) -> Attended:
         """What the questions of a stream attend to."""
-        path = self.work / f"attention-{seed}-{strength}-{stream}-{clips}.pt"
+        path = self.work / f"{self.prefix}attention-{seed}-{strength}-{stream}-{clips}.pt"
         if not path.exists():
             found = attended(self.reader(seed, strength), self.asked(seed, stream, clips))
             _save(path, vars(found))
@@ -126,7 +143,10 @@ class Laboratory:
     @functools.cache  # noqa: B019
     def contributions(self, seed: int, strength: int) -> tuple[Contributions, float]:
         """What tokens contribute, measured on questions of the policies' training, and the seconds it took; goes on where it was stopped."""
-        asked, path = self.asked(seed, TRAINING, TRAINING_CLIPS), self.work / f"contributions-{seed}-{strength}.pt"
+        asked, path = (
+            self.asked(seed, TRAINING, TRAINING_CLIPS),
+            self.work / f"{self.prefix}contributions-{seed}-{strength}.pt",
+        )
         attention = self.attention(seed, strength, TRAINING, TRAINING_CLIPS).last.float().mean(2)
         order = torch.randperm(asked.answers.numel(), generator=torch.Generator().manual_seed(seed))
         parts: list[dict[str, Any]] = torch.load(path) if path.exists() else []
@@ -217,7 +237,7 @@ class Laboratory:
 
     def policy_path(self, seed: int, strength: int, recipe: str) -> Path:
         """Where the weights of a policy stand."""
-        return self.work / f"policy-{seed}-{strength}-{recipe}.pt"
+        return self.work / f"{self.prefix}policy-{seed}-{strength}-{recipe}.pt"
 
     def mechanism(self, seed: int, strength: int, recipe: str, rival: str) -> dict[str, Any]:
         """What the tokens do that a policy keeps and a rival drops, and the other way round."""
@@ -242,6 +262,60 @@ class Laboratory:
         ).eval()
 
 
+class HardLaboratory(Laboratory):
+    """The same with the clips of `hard_clips`: its readers are those of another laboratory, trained further, and its tables are of the hard kinds.
+
+    Args:
+        easy: the other one.
+    """
+
+    prefix = "hard-"
+
+    def __init__(self, easy: Laboratory):
+        super().__init__(easy.work)
+        self.easy = easy
+
+    def video_model(self, seed: int) -> tuple[Any, Vocabulary, dict[str, float]]:
+        """That of the other."""
+        return self.easy.video_model(seed)
+
+    @functools.cache  # noqa: B019
+    def asked(self, seed: int, stream: int, clips: int) -> Asked:
+        """As of the other, about clips of a stream of their own; two questions of every hard kind about each, of the reader's training all."""
+        model, vocabulary, _ = self.video_model(seed)
+        found = ask(model, vocabulary, clips, HARD_STREAM + stream, seed, make_hard_clip)
+        return found if stream == READING else balanced(found, 2, torch.Generator().manual_seed(seed), HARD_KINDS)
+
+    def read(self, seed: int, strength: int) -> dict[str, Any]:
+        """Train a reader of the other further, and say what it has learnt, of new and old kinds, and how it now reads the old clips."""
+        model, vocabulary, _ = self.video_model(seed)
+        fresh = ask(model, vocabulary, VALIDATION_CLIPS, HARD_STREAM + VALIDATION, seed, make_hard_clip)
+        validation = balanced(fresh, 2, torch.Generator().manual_seed(seed), ALL_KINDS)
+        path = self.reader_path(seed, strength)
+        begun = path.with_suffix(".begun.pt")
+        self.easy.reader(seed, strength)
+        before = by_kind(validation, right_of(model, validation, everything(len(validation))))
+        reader = HardReader(model, self.asked(seed, READING, READING_CLIPS), validation, seed)
+        if begun.exists():
+            reader.load_state_dict(torch.load(begun, weights_only=False))
+        reader.run(keep=lambda: _save(begun, reader.state_dict()))
+        _save(path, reader.state_dict())
+        begun.unlink(missing_ok=True)
+        old, progress = self.easy.asked(seed, VALIDATION, VALIDATION_CLIPS), reader.progress
+        right = right_of(model, validation, everything(len(validation)))
+        return {
+            "steps": progress.step,
+            "questions": progress.questions,
+            "tokens": progress.tokens,
+            "processor_seconds": round(progress.seconds, 1),
+            "accuracy": share(right),
+            "by_kind": by_kind(validation, right),
+            "by_kind_before": before,
+            "chance": {kind: round(value, 4) for kind, value in CHANCE.items()},
+            "old_clips": share(right_of(model, old, everything(len(old)))),
+        }
+
+
 def _save(path: Path, value: Any) -> None:
     with replaced(path) as temporary:
         torch.save(value, temporary)
@@ -249,6 +323,10 @@ def _save(path: Path, value: Any) -> None:
 
 def jobs(laboratory: Laboratory) -> dict[str, Job]:
     """Every cell, in the order in which they build on each other."""
+    return _jobs(laboratory) | _jobs(HardLaboratory(laboratory))
+
+
+def _jobs(laboratory: Laboratory) -> dict[str, Job]:
     found: dict[str, Job] = {}
     for seed in SEEDS:
         for strength in STRENGTHS:
@@ -265,12 +343,16 @@ def jobs(laboratory: Laboratory) -> dict[str, Job]:
                 found[f"mechanism/{at}/{rival}"] = functools.partial(
                     laboratory.mechanism, seed, strength, BEST_RECIPE, rival
                 )
-    return found
+    return {laboratory.prefix + name: job for name, job in found.items()}
 
 
 def waits_for(name: str) -> str | None:
     """The cell that must be there before another: the reader that it is about, of a reader the one before it, of a comparison its policy."""
     kind, seed, strength, *rest = name.split("/")
+    if kind.startswith(HardLaboratory.prefix):
+        if kind == f"{HardLaboratory.prefix}reader":
+            return f"reader/{seed}/{strength}"
+        return HardLaboratory.prefix + str(waits_for(name.removeprefix(HardLaboratory.prefix)))
     if kind == "mechanism":
         return f"policy/{seed}/{strength}/{BEST_RECIPE if rest[0] == 'attention' else rest[0]}"
     if kind != "reader":

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from studies.laboratory.headroom import paired
 from studies.laboratory.questions import KINDS, Asked
-from studies.laboratory.scores import highest
-from studies.laboratory.sizes import right_of_sets
+from studies.laboratory.scores import highest, right_of_sets
 
 HARM = 0.05  # of probability: a token that costs more than this harms
 ABOUT_DIGITS = tuple(KINDS.index(kind) for kind in ("digit", "scene_of_digit"))

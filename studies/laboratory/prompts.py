@@ -10,7 +10,7 @@ from cacovid_hf.prompt import Prompt, PromptLayout, VideoSpan
 from cacovid_hf.tiny.synthetic import GRID, NUM_FRAMES
 from cacovid_hf.training.question import Question
 from studies.laboratory.packing import BEGIN, QUESTION
-from studies.laboratory.questions import KINDS, NUM_TOKENS, Asked
+from studies.laboratory.questions import ALL_KINDS, NUM_TOKENS, Asked
 from studies.laboratory.video_model import VIDEO_TOKEN
 from studies.questions import EmbeddedQuestions
 
@@ -71,5 +71,5 @@ class Prompts(Sequence):
         )
         answers = asked.answers[clips, places]
         questions = [Question("", answer=answer[None]) for answer in answers]
-        kinds = [KINDS[kind] for kind in asked.kinds[clips, places].tolist()]
+        kinds = [ALL_KINDS[kind] for kind in asked.kinds[clips, places].tolist()]
         return EmbeddedQuestions(prompt, questions, asked.evidence[clips, places], kinds)

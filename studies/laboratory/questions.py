@@ -1,5 +1,6 @@
 """Clips as tokens, and everything that is asked about them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cacovid_hf.tiny.synthetic import GRID, NUM_FRAMES, make_clip
+from cacovid_hf.tiny.synthetic import GRID, NUM_FRAMES, Clip, Question, make_clip
+from studies.laboratory.hard_clips import HARD_KINDS, HardQuestion
 from studies.laboratory.video_model import video_tokens
 from studies.laboratory.words import Vocabulary
 
 NUM_TOKENS = NUM_FRAMES * GRID * GRID
 KINDS = ("color", "shape", "scene_of_shape", "digit", "scene_of_digit")  # one token shows the answer
+ALL_KINDS = KINDS + HARD_KINDS
 # Streams of seeds: of the reader's training, of the policies' training, of choices, of what is reported.
 READING, TRAINING, VALIDATION, REPORTED = 31, 32, 33, 34
 _CLIPS_AT_ONCE = 16
@@ -27,8 +30,8 @@ class Asked:
         ids: int64 `(C, Q, M)`, the questions, padded on the right.
         lengths: int64 `(C, Q)`.
         answers: int64 `(C, Q)`, one token each.
-        kinds: int64 `(C, Q)`, numbers in `KINDS`.
-        evidence: bool `(C, Q, N)`, the tokens any one of which shows the answer.
+        kinds: int64 `(C, Q)`, numbers in `ALL_KINDS`.
+        groups: int8 `(C, Q, N)`, 0 or the number of a group from 1 on. The answer needs a token of every group, whichever of it; see `HardQuestion`.
         objects: bool `(C, N)`, the tokens that show a shape or a digit.
         digits: bool `(C, N)`, those that show a digit.
     """
@@ -38,12 +41,25 @@ class Asked:
     lengths: Tensor
     answers: Tensor
     kinds: Tensor
-    evidence: Tensor
+    groups: Tensor
     objects: Tensor
     digits: Tensor
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def evidence(self) -> Tensor:
+        """Tokens that show the answer, any one of them, or a part of it where there are several groups: bool `(C, Q, N)`."""
+        return self.groups > 0
+
+    def found(self, keep: Tensor) -> Tensor:
+        """Share of a question's groups that have a token in `keep`, bool `(C, Q, N)`: `(C, Q)`, NaN where nothing is needed."""
+        needed = self.groups.amax(2)
+        hits = torch.zeros(needed.shape)
+        for number in range(1, int(needed.max()) + 1):
+            hits += ((self.groups == number) & keep).any(2)
+        return hits / needed
 
     def of(self, clips: Tensor) -> "Asked":
         """Some clips, by number; one may come several times."""
@@ -61,12 +77,19 @@ class Asked:
             index = picks if values.ndim == 2 else picks[..., None].expand(-1, -1, values.shape[2])
             return values.gather(1, index)
 
-        parts = (self.ids, self.lengths, self.answers, self.kinds, self.evidence)
+        parts = (self.ids, self.lengths, self.answers, self.kinds, self.groups)
         return Asked(self.tokens, *map(taken, parts), self.objects, self.digits)
 
 
-def ask(model: Any, vocabulary: Vocabulary, count: int, stream: int, seed: int) -> Asked:
-    """All questions of `KINDS` about the first `count` clips of a stream: 32 a clip, in the same order of kinds.
+def ask(
+    model: Any,
+    vocabulary: Vocabulary,
+    count: int,
+    stream: int,
+    seed: int,
+    make: Callable[[Sequence[int]], Clip] = make_clip,
+) -> Asked:
+    """All questions of `ALL_KINDS` about the first `count` clips of a stream, in the same order of kinds for every clip: 32 about one of `make_clip`.
 
     Args:
         model: its tower and projector make the tokens.
@@ -74,36 +97,42 @@ def ask(model: Any, vocabulary: Vocabulary, count: int, stream: int, seed: int) 
         count: of clips.
         stream: one of the streams above.
         seed: of the clips.
+        make: a clip from its seeds.
     """
-    clips = [make_clip((stream, seed, number)) for number in range(count)]
+    clips = [make((stream, seed, number)) for number in range(count)]
     tokens = [
         video_tokens(model, [clip.frames for clip in clips[start : start + _CLIPS_AT_ONCE]]).half()
         for start in range(0, count, _CLIPS_AT_ONCE)
     ]
-    questions = [[question for question in clip.questions if question.kind in KINDS] for clip in clips]
+    questions = [[question for question in clip.questions if question.kind in ALL_KINDS] for clip in clips]
     ids = [[vocabulary.question(question.text) for question in some] for some in questions]
     lengths = torch.tensor([[len(one) for one in some] for some in ids])
     padded = torch.zeros(*lengths.shape, int(lengths.max()), dtype=torch.long)
     for clip, some in enumerate(ids):
         for number, one in enumerate(some):
             padded[clip, number, : len(one)] = torch.tensor(one)
-    kinds = torch.tensor([[KINDS.index(question.kind) for question in some] for some in questions])
+    kinds = torch.tensor([[ALL_KINDS.index(question.kind) for question in some] for some in questions])
     about_digit = kinds[0] == KINDS.index("digit")  # the same for every clip
-    evidence = np.stack([[question.evidence.ravel() for question in some] for some in questions])
+    groups = np.stack([[_groups(question) for question in some] for some in questions])
     return Asked(
         tokens=torch.cat(tokens),
         ids=padded,
         lengths=lengths,
         answers=torch.tensor([[vocabulary.answer(question.answer) for question in some] for some in questions]),
         kinds=kinds,
-        evidence=torch.from_numpy(evidence),
-        objects=torch.from_numpy(evidence.any(1)),
-        digits=torch.from_numpy(evidence[:, about_digit.numpy()].any(1)),
+        groups=torch.from_numpy(groups),
+        objects=torch.from_numpy(groups.any(1)),
+        digits=torch.from_numpy(groups[:, about_digit.numpy()].any(1)),
     )
 
 
-def balanced(asked: Asked, per_kind: int, generator: torch.Generator) -> Asked:
+def _groups(question: Question) -> np.ndarray:
+    return (question.groups if isinstance(question, HardQuestion) else question.evidence).ravel().astype(np.int8)
+
+
+def balanced(asked: Asked, per_kind: int, generator: torch.Generator, kinds: Sequence[str] = KINDS) -> Asked:
     """The same number of questions of every kind about each clip, drawn at random."""
     order = torch.rand(asked.kinds.shape, generator=generator)
-    picks = [order.masked_fill(asked.kinds != kind, -1).topk(per_kind, dim=1).indices for kind in range(len(KINDS))]
+    wanted = [ALL_KINDS.index(kind) for kind in kinds]
+    picks = [order.masked_fill(asked.kinds != kind, -1).topk(per_kind, dim=1).indices for kind in wanted]
     return asked.chosen(torch.cat(picks, dim=1))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from studies.laboratory.packing import answer_logits, answered_right, everything
-from studies.laboratory.questions import KINDS, NUM_TOKENS, Asked
+from studies.laboratory.questions import ALL_KINDS, KINDS, NUM_TOKENS, Asked
 
 LEARNING_RATE, BETAS, WARM_UP = 3e-4, (0.9, 0.98), 10
 LEVELS = ((1, 3), (2, 6), (4, 12), (8, 30), (16, 80))  # tokens in front of the questions, from and to
@@ -124,7 +124,7 @@ class Reader:
         F.cross_entropy(logits.flatten(0, 1), some.answers.flatten()).backward()
         torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (progress.step + 1) / WARM_UP)
+            group["lr"] = self._rate()
         self.optimizer.step()
         self._note(logits.argmax(-1) == some.answers, some.kinds)
         progress.step += 1
@@ -133,9 +133,12 @@ class Reader:
         progress.seconds += time.process_time() - begun
         if progress.step % CHECK_EVERY == 0:
             kinds = " ".join(
-                f"{kind} {value:.2f}" for kind, value in zip(KINDS, progress.by_kind.tolist(), strict=True)
+                f"{kind} {value:.2f}" for kind, value in zip(ALL_KINDS, progress.by_kind.tolist(), strict=False)
             )
             print(f"step {progress.step}, level {progress.level}, {progress.seconds:.0f} s: {kinds}", flush=True)
+
+    def _rate(self) -> float:
+        return LEARNING_RATE * min(1, (self.progress.step + 1) / WARM_UP)
 
     def _size(self) -> int:
         """Tokens in front of the questions of this step."""

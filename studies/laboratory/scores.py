@@ -93,8 +93,20 @@ def right_from(model: Any, asked: Asked, kept: Tensor, batch_size: int = 24) -> 
     return torch.cat(exact).view_as(asked.answers), torch.cat(probability).view_as(asked.answers)
 
 
+def right_of_sets(model: Any, asked: Asked, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """As `right_from`, for sets of any size: bool `(C, Q, N)`."""
+    right, probability = torch.zeros(asked.answers.shape).bool(), torch.zeros(asked.answers.shape)
+    sizes = keep.sum(2)
+    for size in sizes.unique().tolist():
+        numbers = (sizes == size).flatten().nonzero()[:, 0]
+        kept = highest(keep.flatten(0, 1)[numbers].float(), size)
+        found = right_from(model, asked.alone(numbers), kept[:, None])
+        right.view(-1)[numbers], probability.view(-1)[numbers] = found[0][:, 0], found[1][:, 0]
+    return right, probability
+
+
 def fillers(asked: Asked, attention: Tensor, seed: int) -> dict[str, Tensor]:
-    """Scores `(C, Q, N)` that keep a token of the evidence first, and then: what attention likes, other objects, cells without objects, anything.
+    """Scores `(C, Q, N)` that keep a token of every group of the evidence first, with scores above 100, and then: what attention likes, other objects, cells without objects, anything.
 
     Args:
         asked: clips and questions.
@@ -102,8 +114,10 @@ def fillers(asked: Asked, attention: Tensor, seed: int) -> dict[str, Tensor]:
         seed: of what is drawn.
     """
     noise = torch.rand(asked.evidence.shape, generator=torch.Generator().manual_seed(seed))
-    first = highest(noise * asked.evidence, 1)
-    one = torch.zeros_like(noise).scatter(2, first, 1e3)
+    one = torch.zeros_like(noise)
+    for number in range(1, int(asked.groups.max()) + 1):
+        inside = asked.groups == number
+        one += torch.zeros_like(noise).scatter(2, highest(noise * inside, 1), 1e3) * inside
     objects = asked.objects[:, None].expand_as(asked.evidence) & ~asked.evidence
     return {
         "attention's next choices": attention / attention.amax(-1, keepdim=True).clamp(min=1e-30) + one,

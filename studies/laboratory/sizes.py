@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studies.laboratory.headroom import paired, row
+from studies.laboratory.headroom import line, row
 from studies.laboratory.questions import Asked
-from studies.laboratory.scores import highest, right_from
+from studies.laboratory.scores import highest, right_from, right_of_sets
 
 BUDGETS = (1, 2, 3, 5, 14, 28)
 MOST = 28  # tokens, where each question has a number of its own
@@ -52,21 +52,7 @@ def by_size(
 def set_row(model: Any, asked: Asked, name: str, keep: Tensor) -> tuple[dict[str, Any], Tensor]:
     """A line of a table, and which questions `(C, Q)` were answered right, from sets of any size, bool `(C, Q, N)`."""
     right, probability = right_of_sets(model, asked, keep)
-    line = {"choice": name, "tokens": round(keep.sum(2).float().mean().item(), 2), **paired(right.float())}
-    line["evidence_kept"] = round((keep & asked.evidence).any(2).float().mean().item(), 4)
-    return line | {"probability": round(probability.mean().item(), 4)}, right
-
-
-def right_of_sets(model: Any, asked: Asked, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """As `right_from`, for sets of any size: bool `(C, Q, N)`."""
-    right, probability = torch.zeros(asked.answers.shape).bool(), torch.zeros(asked.answers.shape)
-    sizes = keep.sum(2)
-    for size in sizes.unique().tolist():
-        numbers = (sizes == size).flatten().nonzero()[:, 0]
-        kept = highest(keep.flatten(0, 1)[numbers].float(), size)
-        found = right_from(model, asked.alone(numbers), kept[:, None])
-        right.view(-1)[numbers], probability.view(-1)[numbers] = found[0][:, 0], found[1][:, 0]
-    return right, probability
+    return line(asked, name, keep, right, probability), right
 
 
 def within(scores: Tensor, margin: float) -> Tensor:
