@@ -57,6 +57,7 @@ METHODS = ("uniform", "random", "divprune", "vidcom2", "evs", "vcast", "simplecl
 METHOD_BUDGETS = (3, 5, 14, 28, 72)  # 1 to 25 %
 BEST_RECIPE = "imitation, then contributions"
 HARD_STREAM = 10  # is added to a stream of seeds
+HARD_READING_CLIPS, HARD_REPORTED_CLIPS = 300, 32
 RIVALS = ("attention", "imitation of the last token")
 MAX_SECONDS = 7200.0  # of the processor, for a reader
 
@@ -69,6 +70,7 @@ class Laboratory:
     """
 
     prefix = ""  # of its cells and files
+    reported_clips = REPORTED_CLIPS
 
     def __init__(self, work: Path):
         self.work = work
@@ -189,13 +191,13 @@ class Laboratory:
 
     def headroom(self, seed: int, strength: int) -> dict[str, Any]:
         """See `headroom.headroom`; of the questions that are reported."""
-        asked = self.asked(seed, REPORTED, REPORTED_CLIPS)
-        attention = self.attention(seed, strength, REPORTED, REPORTED_CLIPS)
+        asked = self.asked(seed, REPORTED, self.reported_clips)
+        attention = self.attention(seed, strength, REPORTED, self.reported_clips)
         return headroom(self.reader(seed, strength), asked, attention)
 
     def methods(self, seed: int, strength: int) -> dict[str, Any]:
         """Methods that need no training, as the library has them."""
-        asked = self.asked(seed, REPORTED, REPORTED_CLIPS)
+        asked = self.asked(seed, REPORTED, self.reported_clips)
         model = self.wrapped(seed, strength, "light", 0)
         results = []
         for name in METHODS:
@@ -208,8 +210,8 @@ class Laboratory:
     def attended(self, seed: int, strength: int, query: str) -> dict[str, Any]:
         """The attention of the uncompressed prompt as a choice: its mean over the layers, and the layer that is best on other questions."""
         model = self.reader(seed, strength)
-        asked, other = self.asked(seed, REPORTED, REPORTED_CLIPS), self.asked(seed, VALIDATION, VALIDATION_CLIPS)
-        rows = getattr(self.attention(seed, strength, REPORTED, REPORTED_CLIPS), query).float()
+        asked, other = self.asked(seed, REPORTED, self.reported_clips), self.asked(seed, VALIDATION, VALIDATION_CLIPS)
+        rows = getattr(self.attention(seed, strength, REPORTED, self.reported_clips), query).float()
         others = getattr(self.attention(seed, strength, VALIDATION, VALIDATION_CLIPS), query).float()
         among = [seen(other, highest(others[:, :, layer], 5)) for layer in range(others.shape[2])]
         best = max(range(len(among)), key=among.__getitem__)
@@ -227,7 +229,7 @@ class Laboratory:
         measured = self.contributions(seed, strength)[0] if settings.contribution_steps else None
         logs = train(model, training, attention, settings, seed, measured)
         _save(self.policy_path(seed, strength, recipe), model.policy.state_dict())
-        asked, other = self.asked(seed, REPORTED, REPORTED_CLIPS), self.asked(seed, VALIDATION, VALIDATION_CLIPS)
+        asked, other = self.asked(seed, REPORTED, self.reported_clips), self.asked(seed, VALIDATION, VALIDATION_CLIPS)
         scores = policy_scores(model, asked)
         found = by_size(model.backbone, asked, scores, other, policy_scores(model, other), recipe)
         if settings.contribution_steps:  # scores have a meaning of their own
@@ -241,8 +243,8 @@ class Laboratory:
 
     def mechanism(self, seed: int, strength: int, recipe: str, rival: str) -> dict[str, Any]:
         """What the tokens do that a policy keeps and a rival drops, and the other way round."""
-        asked = self.asked(seed, REPORTED, REPORTED_CLIPS)
-        attention = self.attention(seed, strength, REPORTED, REPORTED_CLIPS).last.float().mean(2)
+        asked = self.asked(seed, REPORTED, self.reported_clips)
+        attention = self.attention(seed, strength, REPORTED, self.reported_clips).last.float().mean(2)
         scores = {"attention": attention}
         for name in {recipe, rival} - set(scores):
             model = self.wrapped(seed, strength, RECIPES[name].policy_type, seed)
@@ -270,6 +272,7 @@ class HardLaboratory(Laboratory):
     """
 
     prefix = "hard-"
+    reported_clips = HARD_REPORTED_CLIPS
 
     def __init__(self, easy: Laboratory):
         super().__init__(easy.work)
@@ -286,16 +289,25 @@ class HardLaboratory(Laboratory):
         found = ask(model, vocabulary, clips, HARD_STREAM + stream, seed, make_hard_clip)
         return found if stream == READING else balanced(found, 2, torch.Generator().manual_seed(seed), HARD_KINDS)
 
+    def every_kind(self, seed: int) -> Asked:
+        """Two questions of every kind, old and hard, about clips that nothing is trained on."""
+        model, vocabulary, _ = self.video_model(seed)
+        found = ask(model, vocabulary, VALIDATION_CLIPS, HARD_STREAM + VALIDATION, seed, make_hard_clip)
+        return balanced(found, 2, torch.Generator().manual_seed(seed), ALL_KINDS)
+
+    def unread(self, seed: int, strength: int) -> dict[str, Any]:
+        """What the other's reader makes of these questions."""
+        asked = self.every_kind(seed)
+        right = right_of(self.easy.reader(seed, strength), asked, everything(len(asked)))
+        return {"accuracy": share(right), "by_kind": by_kind(asked, right)}
+
     def read(self, seed: int, strength: int) -> dict[str, Any]:
         """Train a reader of the other further, and say what it has learnt, of new and old kinds, and how it now reads the old clips."""
-        model, vocabulary, _ = self.video_model(seed)
-        fresh = ask(model, vocabulary, VALIDATION_CLIPS, HARD_STREAM + VALIDATION, seed, make_hard_clip)
-        validation = balanced(fresh, 2, torch.Generator().manual_seed(seed), ALL_KINDS)
+        model, validation = self.video_model(seed)[0], self.every_kind(seed)
         path = self.reader_path(seed, strength)
         begun = path.with_suffix(".begun.pt")
         self.easy.reader(seed, strength)
-        before = by_kind(validation, right_of(model, validation, everything(len(validation))))
-        reader = HardReader(model, self.asked(seed, READING, READING_CLIPS), validation, seed)
+        reader = HardReader(model, self.asked(seed, READING, HARD_READING_CLIPS), validation, seed)
         if begun.exists():
             reader.load_state_dict(torch.load(begun, weights_only=False))
         reader.run(keep=lambda: _save(begun, reader.state_dict()))
@@ -310,7 +322,6 @@ class HardLaboratory(Laboratory):
             "processor_seconds": round(progress.seconds, 1),
             "accuracy": share(right),
             "by_kind": by_kind(validation, right),
-            "by_kind_before": before,
             "chance": {kind: round(value, 4) for kind, value in CHANCE.items()},
             "old_clips": share(right_of(model, old, everything(len(old)))),
         }
@@ -323,7 +334,13 @@ def _save(path: Path, value: Any) -> None:
 
 def jobs(laboratory: Laboratory) -> dict[str, Job]:
     """Every cell, in the order in which they build on each other."""
-    return _jobs(laboratory) | _jobs(HardLaboratory(laboratory))
+    hard = HardLaboratory(laboratory)
+    before = {
+        f"hard-untrained/{seed}/{strength}": functools.partial(hard.unread, seed, strength)
+        for seed in SEEDS
+        for strength in STRENGTHS
+    }
+    return _jobs(laboratory) | before | _jobs(hard)
 
 
 def _jobs(laboratory: Laboratory) -> dict[str, Job]:
@@ -350,7 +367,7 @@ def waits_for(name: str) -> str | None:
     """The cell that must be there before another: the reader that it is about, of a reader the one before it, of a comparison its policy."""
     kind, seed, strength, *rest = name.split("/")
     if kind.startswith(HardLaboratory.prefix):
-        if kind == f"{HardLaboratory.prefix}reader":
+        if kind in ("hard-reader", "hard-untrained"):
             return f"reader/{seed}/{strength}"
         return HardLaboratory.prefix + str(waits_for(name.removeprefix(HardLaboratory.prefix)))
     if kind == "mechanism":

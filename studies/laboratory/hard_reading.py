@@ -14,7 +14,7 @@ from studies.laboratory.packing import everything
 from studies.laboratory.questions import ALL_KINDS, NUM_TOKENS, Asked
 from studies.laboratory.reading import LEARNING_RATE, SHARES, SUBSETS, WARM_UP, Progress, Reader
 
-STEPS = 480
+STEPS = 300
 LEVELS = (
     (0.2, (2, 8)),
     (0.35, (4, 14)),
@@ -22,7 +22,7 @@ LEVELS = (
     (0.6, (16, 80)),
 )  # share of the steps up to which so many tokens stand there
 FALLING = 0.4
-KEEP_EVERY = 40  # steps
+KEEP_EVERY = 50  # steps
 
 
 class HardReader(Reader):

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from helpers.laboratory import write_language_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.attention import video_attention
 from cacovid_hf.policies.base import PolicyOutput
-from cacovid_hf.tiny.synthetic import WORDS, dense_frames, make_clip
+from cacovid_hf.tiny.synthetic import dense_frames, make_clip
 from studies.laboratory.__main__ import RECIPES, RIVALS, Laboratory, jobs, waits_for
 from studies.laboratory.contributions import (
     CANDIDATES,
@@ -29,7 +28,7 @@ from studies.laboratory.reading import Reader
 from studies.laboratory.scores import Attended, attended, fillers, highest, right_from
 from studies.laboratory.sizes import MOST, by_size, right_of_sets, within
 from studies.laboratory.video_model import VIDEO_TOKEN, ProjectorTraining, build, pixels, video_tokens
-from studies.laboratory.words import Vocabulary, renamed
+from studies.laboratory.words import Vocabulary
 from studies.questions import answered_right as right_by_method
 
 CLIPS = 2
@@ -39,28 +38,7 @@ CLIPS = 2
 def work(tmp_path_factory):
     """A folder of the laboratory with a language model in it."""
     folder = tmp_path_factory.mktemp("laboratory")
-    words = dict.fromkeys(
-        ["<unk>", "<begin>", "<a>", "<image>", "<b>", "<video>", "\n", "empty", *renamed(" ".join(WORDS)).split()]
-    )
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("?", "")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder / "smollm2")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=132,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        initializer_range=0.1,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "smollm2")
+    write_language_model(folder)
     return folder
 
 
@@ -252,10 +230,12 @@ def test_headroom_is_zero_where_nothing_harms(laboratory):
 
 def test_cells_wait_for_their_reader(tmp_path):
     names = list(jobs(Laboratory(tmp_path)))
-    assert len(names) == 9 * (8 + len(RECIPES))
+    assert len(names) == 9 * (2 * (8 + len(RECIPES)) + 1)
     assert waits_for("reader/0/80") is None
     assert waits_for("reader/1/97") == "reader/1/90"
-    assert all(waits_for(name) in names for name in names if not name.startswith("reader"))
+    assert all(waits_for(name) in names for name in names if waits_for(name))
+    assert waits_for("hard-reader/1/90") == "reader/1/90"
+    assert waits_for("hard-headroom/1/90") == "hard-reader/1/90"
     assert waits_for(f"mechanism/0/80/{RIVALS[1]}") == f"policy/0/80/{RIVALS[1]}"
 
 
