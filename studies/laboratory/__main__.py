@@ -145,10 +145,8 @@ class Laboratory:
     @functools.cache  # noqa: B019
     def contributions(self, seed: int, strength: int) -> tuple[Contributions, float]:
         """What tokens contribute, measured on questions of the policies' training, and the seconds it took; goes on where it was stopped."""
-        asked, path = (
-            self.asked(seed, TRAINING, TRAINING_CLIPS),
-            self.work / f"{self.prefix}contributions-{seed}-{strength}.pt",
-        )
+        asked = self.asked(seed, TRAINING, TRAINING_CLIPS)
+        path = self.work / f"{self.prefix}contributions-{seed}-{strength}.pt"
         attention = self.attention(seed, strength, TRAINING, TRAINING_CLIPS).last.float().mean(2)
         order = torch.randperm(asked.answers.numel(), generator=torch.Generator().manual_seed(seed))
         parts: list[dict[str, Any]] = torch.load(path) if path.exists() else []
@@ -204,7 +202,9 @@ class Laboratory:
             method = COMPRESSORS[name]()
             for count in METHOD_BUDGETS:
                 right = answered_right(model, Prompts(model, asked, 24), count / NUM_TOKENS, method)
-                results.append({"choice": method.name, "tokens": count, **share(right.view_as(asked.answers))})
+                right = right.view_as(asked.answers)
+                line = {"choice": method.name, "tokens": count, **share(right), "by_kind": by_kind(asked, right)}
+                results.append(line)
         return {"results": results}
 
     def attended(self, seed: int, strength: int, query: str) -> dict[str, Any]:

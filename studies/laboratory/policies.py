@@ -107,9 +107,10 @@ def train(
 
 
 def teacher_scores(asked: Asked, attention: Attended, teacher: str) -> Tensor:
-    """What a policy imitates, `(C * Q, N)`, larger = keep."""
+    """What a policy imitates, `(C * Q, N)`, larger = keep; of labels all tokens alike where nothing is needed."""
     if teacher == "evidence":
-        return asked.evidence.flatten(0, 1).float()
+        marks = asked.evidence.flatten(0, 1)
+        return (marks | ~marks.any(1, keepdim=True)).float()
     rows = attention.question if teacher == "question" else attention.last
     return rows.float().mean(2).flatten(0, 1)
 

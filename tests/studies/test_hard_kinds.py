@@ -5,13 +5,16 @@ import pytest
 import torch
 from helpers.laboratory import write_language_model
 
+from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.tiny.synthetic import BITMAPS, CELL, COLORS, GRID, SHAPES, TINTS
 from studies.laboratory.hard_clips import HARD_KINDS, NONE, make_hard_clip, plural
 from studies.laboratory.hard_reading import HardReader
 from studies.laboratory.headroom import headroom, line
 from studies.laboratory.packing import answered_right, everything
+from studies.laboratory.policies import Recipe, policy_scores, train
 from studies.laboratory.questions import ALL_KINDS, KINDS, NUM_TOKENS, ask, balanced
 from studies.laboratory.scores import attended, fillers, highest, right_of_sets
+from studies.laboratory.sizes import by_size
 from studies.laboratory.video_model import build
 from studies.laboratory.words import Vocabulary
 
@@ -191,3 +194,15 @@ def test_a_hard_reader_asks_what_its_tokens_can_answer_and_goes_on_where_it_was_
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 weight.copy_(before[name]).requires_grad_(False)
+
+
+def test_policies_learn_from_questions_that_need_no_token(laboratory, hard):
+    model, _ = laboratory
+    torch.manual_seed(0)
+    wrapped = CaCoVidForConditionalGeneration.from_backbone(
+        model, policy_type="light", contribution_share=1.0, scope="tokens"
+    )
+    losses = train(wrapped, hard, attended(model, hard), Recipe("evidence", steps=8), seed=0)["imitation"]
+    assert losses[-1] < losses[0]
+    found = by_size(model, hard, policy_scores(wrapped, hard), hard, policy_scores(wrapped, hard), "labels")
+    assert set(found["best"]["by_kind"]) == set(HARD_KINDS)
