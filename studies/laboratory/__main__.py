@@ -286,13 +286,13 @@ class HardLaboratory(Laboratory):
     def asked(self, seed: int, stream: int, clips: int) -> Asked:
         """As of the other, about clips of a stream of their own; two questions of every hard kind about each, of the reader's training all."""
         model, vocabulary, _ = self.video_model(seed)
-        found = ask(model, vocabulary, clips, HARD_STREAM + stream, seed, make_hard_clip)
+        found = ask(model, vocabulary, clips, HARD_STREAM + stream, seed, make_hard_clip, ALL_KINDS)
         return found if stream == READING else balanced(found, 2, torch.Generator().manual_seed(seed), HARD_KINDS)
 
     def every_kind(self, seed: int) -> Asked:
         """Two questions of every kind, old and hard, about clips that nothing is trained on."""
         model, vocabulary, _ = self.video_model(seed)
-        found = ask(model, vocabulary, VALIDATION_CLIPS, HARD_STREAM + VALIDATION, seed, make_hard_clip)
+        found = ask(model, vocabulary, VALIDATION_CLIPS, HARD_STREAM + VALIDATION, seed, make_hard_clip, ALL_KINDS)
         return balanced(found, 2, torch.Generator().manual_seed(seed), ALL_KINDS)
 
     def unread(self, seed: int, strength: int) -> dict[str, Any]:

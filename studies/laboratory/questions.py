@@ -88,8 +88,9 @@ def ask(
     stream: int,
     seed: int,
     make: Callable[[Sequence[int]], Clip] = make_clip,
+    kinds: Sequence[str] = KINDS,
 ) -> Asked:
-    """All questions of `ALL_KINDS` about the first `count` clips of a stream, in the same order of kinds for every clip: 32 about one of `make_clip`.
+    """All questions of some kinds about the first `count` clips of a stream, in the same order of kinds for every clip: 32 about one of `make_clip`.
 
     Args:
         model: its tower and projector make the tokens.
@@ -98,28 +99,29 @@ def ask(
         stream: one of the streams above.
         seed: of the clips.
         make: a clip from its seeds.
+        kinds: of `ALL_KINDS`; `order` of `make_clip` is another one than that of `make_hard_clip`.
     """
     clips = [make((stream, seed, number)) for number in range(count)]
     tokens = [
         video_tokens(model, [clip.frames for clip in clips[start : start + _CLIPS_AT_ONCE]]).half()
         for start in range(0, count, _CLIPS_AT_ONCE)
     ]
-    questions = [[question for question in clip.questions if question.kind in ALL_KINDS] for clip in clips]
+    questions = [[question for question in clip.questions if question.kind in kinds] for clip in clips]
     ids = [[vocabulary.question(question.text) for question in some] for some in questions]
     lengths = torch.tensor([[len(one) for one in some] for some in ids])
     padded = torch.zeros(*lengths.shape, int(lengths.max()), dtype=torch.long)
     for clip, some in enumerate(ids):
         for number, one in enumerate(some):
             padded[clip, number, : len(one)] = torch.tensor(one)
-    kinds = torch.tensor([[ALL_KINDS.index(question.kind) for question in some] for some in questions])
-    about_digit = kinds[0] == KINDS.index("digit")  # the same for every clip
+    numbers = torch.tensor([[ALL_KINDS.index(question.kind) for question in some] for some in questions])
+    about_digit = numbers[0] == KINDS.index("digit")  # the same for every clip
     groups = np.stack([[_groups(question) for question in some] for some in questions])
     return Asked(
         tokens=torch.cat(tokens),
         ids=padded,
         lengths=lengths,
         answers=torch.tensor([[vocabulary.answer(question.answer) for question in some] for some in questions]),
-        kinds=kinds,
+        kinds=numbers,
         groups=torch.from_numpy(groups),
         objects=torch.from_numpy(groups.any(1)),
         digits=torch.from_numpy(groups[:, about_digit.numpy()].any(1)),

@@ -27,7 +27,7 @@ def laboratory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("laboratory")
     write_language_model(folder)
     model, tokenizer = build(folder, 0)
-    return model, ask(model, Vocabulary(tokenizer), CLIPS, 44, 0, make_hard_clip)
+    return model, ask(model, Vocabulary(tokenizer), CLIPS, 44, 0, make_hard_clip, ALL_KINDS)
 
 
 @pytest.fixture(scope="module")
