@@ -14,7 +14,7 @@ from studies.laboratory.packing import everything
 from studies.laboratory.questions import ALL_KINDS, NUM_TOKENS, Asked
 from studies.laboratory.reading import LEARNING_RATE, SHARES, SUBSETS, WARM_UP, Progress, Reader
 
-STEPS = 300
+STEPS = 450
 LEVELS = (
     (0.2, (2, 8)),
     (0.35, (4, 14)),
