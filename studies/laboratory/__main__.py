@@ -4,6 +4,7 @@ python -m studies.laboratory                            # everything that is not
 python -m studies.laboratory --only 'reader/0/*'        # some cells
 python -m studies.laboratory --list
 
+Cells named `hard-...` are about the clips of `hard_clips`, told by kind.
 A cell is one JSON under studies/results/laboratory. Weights stay in `--work` and are not shipped: 538 MB of SmolLM2 and 106 MB for each reader.
 Any number of processes may work on the same folders.
 """
