@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .utils.values import shown
+
 AUTO = "auto"
 
 
@@ -205,11 +207,11 @@ def check_retention_ratio(retention_ratio: float, name: str = "retention_ratio")
     """Return `retention_ratio` as a float, or raise a `ValueError` that says what is wrong with it."""
     remedy = "give the fraction of video tokens to keep, a number in (0, 1], such as 0.25 (1.0 keeps all)"
     if isinstance(retention_ratio, (bool, str)):
-        raise ValueError(f"{name}={retention_ratio!r} is not a number: {remedy}.")
+        raise ValueError(f"{name}={shown(retention_ratio)} is not a number: {remedy}.")
     try:
         value = float(retention_ratio)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}={retention_ratio!r} is not a number: {remedy}.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}={shown(retention_ratio)} is not a number: {remedy}.") from None
     if not 0.0 < value <= 1.0:
         raise ValueError(f"{name}={value} is outside (0, 1]: {remedy}.")
     return value

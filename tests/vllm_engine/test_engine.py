@@ -53,9 +53,13 @@ def run(python):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_of_transformers(run, tmp_path, family):
-    """Alone, together and in another order, with the cache of prefixes; the vision tower runs once per video; what must be caught is caught."""
+    """Alone, together and in another order, with the cache of prefixes; with embeddings for media; the vision tower runs once per video; what must be caught is caught."""
     found = run("run", "parity", family, tmp_path)
     assert found["rounds"]["same"] == found["rounds"]["asked"] > 60, found["rounds"]["wrong"]
+    given = found["embeddings"]
+    assert given["same"] == given["asked"] > 0
+    refused = {"qwen2_5_vl": "by its grids it is (8, 128)", "llava_onevision": "Embeddings of videos are not served"}
+    assert refused[family] in given["refused"]
     assert found["tower"] == {"first": 1, "later": 0, "same": 4}
     # Blocks of 32 tokens: 20 words and three quarters of a video are at least two, and what is kept for a question is nobody else's.
     assert found["shared_prefix"]["cacovid"] == 0
@@ -99,9 +103,11 @@ def test_the_embedded_model_over_http(run):
     assert found["right"]["1.0"] == [30, 30], found["wrong"]
     assert found["right"]["0.25"] == [30, 30], found["wrong"]
     assert found["lengths_as_transformers"] == found["asked"] == 90
-    assert [status for status, _ in found["bad"]] == [400] * 8, found["bad"]
+    assert {status for status, _ in found["bad"]} == {400}, found["bad"]
+    assert all(len(said) < 300 for _, said in found["bad"]), found["bad"]
     assert "give the fraction of video tokens to keep" in found["bad"][0][1]
     assert "counts tokens before it sees the video" in found["bad"][3][1]
-    assert [status for status, _ in found["methods"]] == [200, 200, 400, 400]
+    assert found["tools"]["got"] == found["tools"]["expected"]
+    assert [status for status, _ in found["methods"]] == [200, 200]
     assert found["two_videos"][0] == found["text"][0] == 200
     assert found["unreadable"][0] == 400

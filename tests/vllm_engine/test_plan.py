@@ -15,13 +15,14 @@ from cacovid_hf.configuration import CaCoVidConfig
 from cacovid_hf.policies.settings import PolicySettings
 from cacovid_hf.tiny import model_path
 from cacovid_hf.vllm.config import ARCHITECTURES, ServedConfig, ServerSettings, give_rows, policy_settings, without_rows
+from cacovid_hf.vllm.embeddings import checked_embeddings
 from cacovid_hf.vllm.layout import plan_prompt
 from cacovid_hf.vllm.marks import COLUMNS, marked, write_positions
 from cacovid_hf.vllm.memory import ByteBounded, total_bytes
 from cacovid_hf.vllm.methods import SERVED, check_served
 from cacovid_hf.vllm.orders import VideoOrder, key_of, orders_of
 from cacovid_hf.vllm.positions import flat_item, grid_item
-from cacovid_hf.vllm.requests import Asked, asked_of, check_prompt
+from cacovid_hf.vllm.requests import Asked, asked_of, check_kwargs, check_prompt
 
 PLACEHOLDERS = {110: "image", 111: "video"}
 POLICY = PolicySettings()
@@ -162,7 +163,7 @@ def test_served_methods_read_features_alone():
     assert refused == refused & set(COMPRESSORS)
     assert not refused & set(SERVED)
     for name in refused:
-        with pytest.raises(ValueError, match="does not show to a plugin"):
+        with pytest.raises(ValueError, match="does not show more to a plugin"):
             check_served(name, has_policy=True)
     with pytest.raises(ValueError, match="is unknown"):
         check_served("divprun", has_policy=True)
@@ -197,6 +198,69 @@ def test_what_a_request_asks_for():
 def test_what_a_request_may_not_ask_for(request_, said):
     with pytest.raises(ValueError, match=said):
         asked_of(request_, {}, POLICY, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"retention_rato": 0.1}, "did you mean retention_ratio"),
+        ({"Retention-Ratio": 0.1}, "did you mean retention_ratio"),
+        ({"compression": "divprune"}, "did you mean compressor"),
+        ({"videos_kwargs": {"retention_ratio": 0.1}}, "beside videos_kwargs"),
+        ({"videos_kwargs": {"compressors": "divprune"}}, "videos_kwargs has 'compressors': did you mean compressor"),
+        ({"videos_kwargs": {"cacovid": 1}}, "the plugin's own"),
+        ({"cacovid_orders": 1}, "the plugin's own"),
+        ({"videos_kwargs": "x"}, "is not an object"),
+    ],
+)
+def test_settings_in_the_wrong_place(given, said):
+    with pytest.raises(ValueError, match=said):
+        check_kwargs(given)
+
+
+def test_settings_of_processors_are_let_through():
+    check_kwargs({"retention_ratio": 0.1, "compressor": "uniform", "num_frames": 3, "size": {}, "aspect_ratio": 1})
+    check_kwargs({"videos_kwargs": {"size": {}, "processor": 1, "do_rescale": True}})
+    check_kwargs({"videos_kwargs": None})
+
+
+TWO_VIDEOS = {
+    "video_embeds": torch.zeros(10, 8),
+    "video_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 6]]),
+    "second_per_grid_ts": [1.0, 0.5],
+}
+
+
+def test_embeddings_of_videos_are_handed_on():
+    found = checked_embeddings(TWO_VIDEOS, 4, 8)
+    assert found["second_per_grid_ts"].tolist() == [1.0, 0.5]
+    assert checked_embeddings({name: TWO_VIDEOS[name] for name in list(TWO_VIDEOS)[:2]}, 4, None).keys() == {
+        "video_embeds",
+        "video_grid_thw",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"video_embeds": torch.zeros(9, 8)}, r"\(9, 8\): by its grids it is \(10, 8\)"),
+        ({"video_embeds": torch.zeros(10, 4)}, r"\(10, 4\): by its grids it is \(10, 8\)"),
+        ({"video_embeds": torch.zeros(10)}, "by its grids"),
+        ({"video_embeds": torch.zeros(10, 8, dtype=torch.long)}, "floating-point"),
+        ({"video_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 5]])}, "by its grids"),
+        ({"video_grid_thw": torch.tensor([[1, 4, 4], [-1, -4, 6]])}, "below 1"),
+        ({"video_grid_thw": torch.tensor([1, 4, 10])}, "has shape"),
+        ({"second_per_grid_ts": [1.0]}, "one number per video"),
+        ({"second_per_grid_ts": [1.0, float("nan")]}, "one number per video"),
+        ({"second_per_grid_ts": [1.0, -1.0]}, "one number per video"),
+        ({"second_per_grid_ts": "x"}, "holds no numbers"),
+        ({"video_embeds": None}, "holds no numbers"),
+        ({"seconds": 1}, "has second_per_grid_ts, seconds, video_embeds, video_grid_thw: give"),
+    ],
+)
+def test_embeddings_that_do_not_fit(change, said):
+    with pytest.raises(ValueError, match=said):
+        checked_embeddings({**TWO_VIDEOS, **change}, 4, 8)
 
 
 def test_a_stock_checkpoint_has_no_policy():

@@ -12,6 +12,7 @@ from vllm.model_executor.models.llava_onevision import (
     LlavaOnevisionProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import MultiModalDataParser
 
 from ..backbones import BACKBONES
 from .model import ServedModel, position_delta
@@ -29,8 +30,24 @@ def video_item(config: Any, pixels: Tensor) -> MediaItem:
     return flat_item("video", grid, _FAMILY.trailing_tokens)
 
 
+class Parser(MultiModalDataParser):
+    """As the stock one, which takes embeddings of videos and then has no use for them."""
+
+    def _parse_video_data(self, data: Any) -> Any:
+        if isinstance(data, dict) or self.is_embeddings(data):
+            raise ValueError("Embeddings of videos are not served for LLaVA-OneVision: give the videos.")
+        return super()._parse_video_data(data)
+
+
 class Info(ServedInfo, LlavaOnevisionProcessingInfo):
     """As the stock one."""
+
+    def get_data_parser(self) -> Parser:
+        """See `Parser`."""
+        return Parser(
+            expected_hidden_size=self._get_expected_hidden_size(),
+            allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
+        )
 
 
 class Processor(ServedProcessor, LlavaOnevisionMultiModalProcessor):
@@ -39,11 +56,11 @@ class Processor(ServedProcessor, LlavaOnevisionMultiModalProcessor):
     image_token, video_token = "image_token_index", "video_token_index"
 
     def items(self, modality: str, processed: Mapping[str, Any]) -> list[MediaItem]:
-        """Videos by their pixels, images by their sizes."""
+        """Videos by their pixels, images by their sizes or embeddings."""
         if modality == "video":
             config = self.info.get_hf_config()
             return [video_item(config, pixels) for pixels in processed.get(_PIXELS, ())]
-        counts = [
+        counts = [len(embeds) for embeds in processed.get("image_embeds", ())] or [
             self.info.get_num_image_tokens(image_width=int(width), image_height=int(height))
             for height, width in processed.get("image_sizes", ())
         ]

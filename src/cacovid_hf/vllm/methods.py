@@ -2,6 +2,7 @@
 
 from ..compressors import COMPRESSORS, CaCoVid, Compressor, resolve_compressor
 from ..policies.settings import PolicySettings
+from ..utils.values import shown
 
 
 def reads_features_alone(kind: type[Compressor]) -> bool:
@@ -30,10 +31,10 @@ def check_served(name: object, has_policy: bool) -> str:
     if name == CaCoVid.name and not has_policy:
         raise ValueError(f"compressor='cacovid' needs a policy, and this checkpoint has none: choose one of {listed}.")
     if not isinstance(name, str) or name not in COMPRESSORS:
-        raise ValueError(f"compressor={name!r} is unknown: choose one of {listed}.")
+        raise ValueError(f"compressor={shown(name)} is unknown: choose one of {listed}.")
     if name not in SERVED:
         raise ValueError(
-            f"compressor={name!r} reads the vision tower or the language model, which vLLM does not show to a plugin: choose one of {listed}."
+            f"compressor={name!r} reads more than the tokens of one video, and vLLM does not show more to a plugin: choose one of {listed}."
         )
     return name
 

@@ -16,10 +16,8 @@ from .config import ATTRIBUTE, SERVER, ServerSettings, policy_settings
 from .memory import ByteBounded, total_bytes
 from .orders import VideoOrder, orders_of
 from .positions import MediaItem
-from .requests import NAMES, RATIO, Asked, asked_of, check_prompt
+from .requests import NAMES, OURS, RATIO, SCOPE, Asked, asked_of, check_kwargs, check_prompt
 
-# Where `apply` puts what is asked: videos are hashed with the keyword arguments of this scope alone.
-_SCOPE, _KEY = "videos_kwargs", "cacovid"
 ORDERS, TEXT_IDS, TEXT_POSITIONS = "cacovid_orders", "cacovid_text_ids", "cacovid_text_positions"
 """Fields of a video that the worker gets: see `VideoOrder`, and `(n,)` ids and positions of the prompt's text."""
 _HASH = "cacovid-"
@@ -27,14 +25,14 @@ _HASH = "cacovid-"
 
 def asked_in(kwargs: Mapping[str, Any]) -> Asked | None:
     """Return what `apply` put into the keyword arguments."""
-    return (kwargs.get(_SCOPE) or {}).get(_KEY)
+    return (kwargs.get(SCOPE) or {}).get(OURS)
 
 
 def without_ours(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments that the stock processor knows."""
-    rest = {name: value for name, value in kwargs.items() if name not in (*NAMES, _SCOPE)}
-    scoped = {name: value for name, value in (kwargs.get(_SCOPE) or {}).items() if name != _KEY}
-    return {**rest, _SCOPE: scoped} if scoped else rest
+    rest = {name: value for name, value in kwargs.items() if name not in (*NAMES, SCOPE)}
+    scoped = {name: value for name, value in (kwargs.get(SCOPE) or {}).items() if name != OURS}
+    return {**rest, SCOPE: scoped} if scoped else rest
 
 
 class ServedInfo:
@@ -95,6 +93,7 @@ class ServedProcessor:
             ValueError: what the request asks for is not served.
         """
         kwargs = dict(inputs.hf_processor_mm_kwargs)
+        check_kwargs(kwargs)
         request = {name: kwargs.pop(name) for name in NAMES if kwargs.get(name) is not None}
         config = self.info.get_hf_config()
         server, settings = vars(config)[SERVER], policy_settings(config)
@@ -107,7 +106,7 @@ class ServedProcessor:
             known = tuple((modality, tuple(found)) for modality, found in sorted(digests.items()))
             asked = replace(asked, prompt=tuple(inputs.prompt), digests=known)
             inputs = replace(
-                inputs, hf_processor_mm_kwargs={**kwargs, _SCOPE: {**(kwargs.get(_SCOPE) or {}), _KEY: asked}}
+                inputs, hf_processor_mm_kwargs={**kwargs, SCOPE: {**(kwargs.get(SCOPE) or {}), OURS: asked}}
             )
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 

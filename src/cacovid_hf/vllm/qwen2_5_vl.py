@@ -12,14 +12,17 @@ from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLMultiModalProcessor,
     Qwen2_5_VLProcessingInfo,
 )
+from vllm.model_executor.models.qwen2_vl import Qwen2VLMultiModalDataParser
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import DictEmbeddingItems
 
+from .embeddings import GRIDS, SECONDS, VALUES, checked_embeddings
 from .model import ServedModel, position_delta
 from .positions import MediaItem, grid_item
 from .processing import ServedInfo, ServedProcessor
 
-_GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
-_SECONDS = "second_per_grid_ts"
+_GRIDS = {"image": "image_grid_thw", "video": GRIDS}
 
 
 def item_of(config: Any, modality: str, grid: Tensor, seconds: Any, rule: str) -> MediaItem:
@@ -31,8 +34,36 @@ def item_of(config: Any, modality: str, grid: Tensor, seconds: Any, rule: str) -
     )
 
 
+class Parser(Qwen2VLMultiModalDataParser):
+    """As the stock one. Seconds that come with embeddings are part of what a video is known by, since its positions depend on them."""
+
+    def _parse_video_data(self, data: Any) -> Any:
+        if not isinstance(data, dict) or self.allow_missing_mm_embeddings:
+            return super()._parse_video_data(data)
+        merged = self._spatial_merge_size**2
+        given = checked_embeddings(data, merged, self.expected_hidden_size)
+
+        def fields(given: Mapping[str, Tensor]) -> Mapping[str, MultiModalFieldConfig]:
+            return {
+                VALUES: MultiModalFieldConfig.flat_from_sizes("video", given[GRIDS].prod(-1) // merged),
+                GRIDS: MultiModalFieldConfig.batched("video", keep_on_cpu=True),
+                SECONDS: MultiModalFieldConfig.batched("video", keep_on_cpu=True),
+            }
+
+        return DictEmbeddingItems(given, "video", set(given), fields)
+
+
 class Info(ServedInfo, Qwen2_5_VLProcessingInfo):
     """As the stock one."""
+
+    def get_data_parser(self) -> Parser:
+        """See `Parser`."""
+        return Parser(
+            self.get_hf_config().vision_config.spatial_merge_size,
+            video_needs_metadata=True,
+            expected_hidden_size=self._get_expected_hidden_size(),
+            allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
+        )
 
 
 class Processor(ServedProcessor, Qwen2_5_VLMultiModalProcessor):
@@ -45,7 +76,7 @@ class Processor(ServedProcessor, Qwen2_5_VLMultiModalProcessor):
         grids = processed.get(_GRIDS[modality])
         if grids is None:
             return []
-        seconds = processed.get(_SECONDS) if modality == "video" else None
+        seconds = processed.get(SECONDS) if modality == "video" else None
         seconds = [1.0] * len(grids) if seconds is None else seconds
         config = self.info.get_hf_config()
         return [item_of(config, modality, grid, each, self.rule) for grid, each in zip(grids, seconds, strict=True)]
@@ -57,10 +88,10 @@ class Processor(ServedProcessor, Qwen2_5_VLMultiModalProcessor):
     def _call_hf_processor(self, hf_data: Mapping[str, Any], hf_kwargs: Mapping[str, Any]) -> BatchFeature:
         """As the stock one; the seconds of a step are not rounded to the model's dtype, which positions in time would be computed from."""
         processed = super()._call_hf_processor(hf_data, hf_kwargs)
-        if _SECONDS in processed and "video_metadata" in hf_data:
+        if SECONDS in processed and "video_metadata" in hf_data:
             frames = self.info.get_hf_config().vision_config.temporal_patch_size
             rates = [metadata.sampled_fps for metadata in hf_data["video_metadata"]]
-            processed[_SECONDS] = torch.tensor([frames / rate for rate in rates], dtype=torch.float32)
+            processed[SECONDS] = torch.tensor([frames / rate for rate in rates], dtype=torch.float32)
         return processed
 
 
@@ -79,13 +110,13 @@ class CaCoVidQwen2_5_VLForConditionalGeneration(ServedModel, Qwen2_5_VLForCondit
         cells = patches // self.config.vision_config.spatial_merge_size**2
         parts = {
             name: given[name].split(sizes.tolist())
-            for name, sizes in (("pixel_values_videos", patches), ("video_embeds", cells))
+            for name, sizes in (("pixel_values_videos", patches), (VALUES, cells))
             if name in given
         }
         videos = []
         for number in range(len(grids)):
             one = {name: values[number] for name, values in parts.items()}
-            others = {name: given[name][number : number + 1] for name in (_GRIDS["video"], _SECONDS) if name in given}
+            others = {name: given[name][number : number + 1] for name in (_GRIDS["video"], SECONDS) if name in given}
             videos.append({**one, **others})
         return videos
 
@@ -95,7 +126,7 @@ class CaCoVidQwen2_5_VLForConditionalGeneration(ServedModel, Qwen2_5_VLForCondit
 
     def item(self, given: dict[str, Any]) -> MediaItem:
         """By its grid and its times."""
-        seconds = given[_SECONDS][0].cpu() if _SECONDS in given else 1.0
+        seconds = given[SECONDS][0].cpu() if SECONDS in given else 1.0
         return item_of(self.config, "video", given[_GRIDS["video"]][0], seconds, self.rule)
 
     def get_mrope_input_positions(self, input_tokens: Sequence[int], mm_features: Sequence[Any]) -> tuple[Tensor, int]:
@@ -104,7 +135,7 @@ class CaCoVidQwen2_5_VLForConditionalGeneration(ServedModel, Qwen2_5_VLForCondit
         place = position = 0
         for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
             offset, length, data = feature.mm_position.offset, feature.mm_position.length, feature.data
-            seconds = data[_SECONDS].data if _SECONDS in data else 1.0
+            seconds = data[SECONDS].data if SECONDS in data else 1.0
             item = item_of(self.config, feature.modality, data[_GRIDS[feature.modality]].data, seconds, self.rule)
             parts.append(torch.arange(position, position + offset - place).expand(3, -1))
             position += offset - place

@@ -15,7 +15,7 @@ from ..hub.source import BACKBONE_FOLDER, PROCESSOR_FILES, Source
 from ..processing import with_video_reader
 from .config import ARCHITECTURES, ATTRIBUTE, SERVER, ServedConfig, ServerSettings, give_rows, policy_settings
 from .cpu_runner import notice_pruning_on_cpus
-from .requests import NAMES, asked_of
+from .requests import NAMES, asked_of, check_kwargs
 from .video_loader import NAME as LOADER
 from .video_loader import PackageVideoLoader
 
@@ -55,6 +55,7 @@ class ServedModelConfig(VerifyAndUpdateConfig):
             )
         ServerSettings.of(config)
         given = media.mm_processor_kwargs or {}
+        check_kwargs(given)
         asked_of(_ratios_of_server(given), {}, policy_settings(config), 1)
         # Out of the processor's sight, which would warn of names that it does not know.
         config.update({SERVER: {name: given[name] for name in NAMES if name in given}})

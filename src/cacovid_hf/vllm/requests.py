@@ -1,5 +1,6 @@
 """What a request asks for: how much of each video stays, and by which method."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,11 +8,17 @@ from typing import Any
 from ..compressors import CaCoVid
 from ..policies.settings import PolicySettings
 from ..ratio import keeps_all, numbers, resolve
+from ..utils.values import shown
 from .methods import check_served
 
 RATIO, METHOD = "retention_ratio", "compressor"
 NAMES = (RATIO, METHOD)
 """What of `mm_processor_kwargs` is ours."""
+SCOPE = "videos_kwargs"
+"""Where else names may stand in it: videos are hashed with the keyword arguments of this scope."""
+OURS = "cacovid"
+"""With this begin the names under which the plugin hands on what is asked."""
+_NEAR = 0.8
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,26 @@ class Asked:
 def last_index(prompt: Sequence[int], token: int) -> int:
     """Where a token stands last; -1 if nowhere."""
     return max((place for place, found in enumerate(prompt) if found == token), default=-1)
+
+
+def check_kwargs(given: Mapping[str, Any]) -> None:
+    """Refuse `mm_processor_kwargs` by which something else is meant than they do: vLLM drops names that it does not know.
+
+    Raises:
+        ValueError: ours in the wrong place or mistyped, names that the plugin keeps for itself, or no names at all.
+    """
+    for place, inner in (("mm_processor_kwargs", given), (SCOPE, given.get(SCOPE))):
+        if inner is None:
+            continue
+        if not isinstance(inner, Mapping):
+            raise ValueError(f"{place}={shown(inner)} is not an object: give names and values.")
+        for name in inner:
+            if name in NAMES and place == SCOPE:
+                raise ValueError(f"{SCOPE} has {name}: give it beside {SCOPE}.")
+            if name not in NAMES and (near := difflib.get_close_matches(name.lower(), NAMES, 1, _NEAR)):
+                raise ValueError(f"{place} has {shown(name)}: did you mean {near[0]}?")
+            if name.startswith(OURS):
+                raise ValueError(f"{place} has {shown(name)}, which is the plugin's own: leave it out.")
 
 
 def asked_of(

@@ -35,8 +35,13 @@ def start(folder: Path | str, **settings: Any) -> LLM:
 
 def ask(llm: LLM, family: str, cases: Sequence[Case], new_tokens: int = NEW_TOKENS) -> list[dict[str, Any]]:
     """The answers of several cases, sent together."""
+    return answers(llm, [case.request(family) for case in cases], new_tokens)
+
+
+def answers(llm: LLM, requests: Sequence[Any], new_tokens: int = NEW_TOKENS, **how: Any) -> list[dict[str, Any]]:
+    """The answers of several requests, sent together."""
     sampling = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
-    outputs = llm.generate([case.request(family) for case in cases], sampling, use_tqdm=False)
+    outputs = llm.generate(requests, sampling, use_tqdm=False, **how)
     return [{"tokens": list(output.outputs[0].token_ids), "length": len(output.prompt_token_ids)} for output in outputs]
 
 

@@ -18,7 +18,35 @@ from cacovid_hf.configuration import CaCoVidConfig
 from cacovid_hf.tiny import clips, model_path
 
 ALL = (1.0, None, 0.1)  # None: the server's own, 0.25
-BAD = (0, 2, -0.5, "auto", "x", [0.1, 0.2], {"a": 1}, True)
+BAD = (0, 2, -0.5, "auto", "x" * 5000, [0.1, 0.2], {"a": 1}, True, 10**400, float("nan"), [])
+BAD_SETTINGS: tuple[Any, ...] = (
+    {"retention_rato": 0.1},
+    {"compressor": ["divprune"]},
+    {"compressor": "no such"},
+    {"compressor": "fastv"},
+    {"videos_kwargs": {"retention_ratio": 0.1}},
+    {"videos_kwargs": {"cacovid": "x"}, "retention_ratio": 1.0},
+    {"videos_kwargs": "x"},
+    {"cacovid_orders": 1},
+    "x",
+)
+TOOL = {
+    "name": "scene",
+    "description": "Which scene is shown",
+    "parameters": {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]},
+}
+# Writes tools, their calls and their answers, of which the embedded model's own template knows nothing.
+TOOL_TEMPLATE = """{{- bos_token -}}
+{%- for tool in tools or [] -%}{{- tool['function']['name'] + ' ' + tool['function']['parameters'] | tojson + ' ' -}}{%- endfor -%}
+{%- for message in messages -%}
+    {%- if message['role'] == 'assistant' -%}{{- '<ans>' -}}{%- endif -%}
+    {%- for call in message['tool_calls'] or [] -%}{{- call['function']['name'] + ' ' + call['function']['arguments'] | tojson + ' ' -}}{%- endfor -%}
+    {%- if message['content'] is string -%}{{- message['content'] + ' ' -}}{%- else -%}
+        {%- for part in message['content'] or [] -%}{{- '<video>' if part['type'] == 'video' else part['text'] + ' ' -}}{%- endfor -%}
+    {%- endif -%}
+    {%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<ans>' -}}{%- endif -%}"""
 
 
 @contextlib.contextmanager
@@ -41,7 +69,8 @@ def serving(*more: str) -> Iterator[str]:
         "32",
     ]
     command += ["--limit-mm-per-prompt", json.dumps(limits), "--allowed-local-media-path", str(clips()[0].path.parent)]
-    command += ["--mm-processor-kwargs", '{"retention_ratio": 0.25}', "--trust-request-mm-kwargs", *more]
+    command += ["--mm-processor-kwargs", '{"retention_ratio": 0.25}', "--trust-request-mm-kwargs"]
+    command += ["--trust-request-chat-template", "--enable-auto-tool-choice", "--tool-call-parser", "hermes", *more]
     small = dict(VLLM_CPU_KVCACHE_SPACE="1", OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
     environment = {**os.environ, **small, "VLLM_LOGGING_LEVEL": "WARNING"}
     server = subprocess.Popen(command, env=environment, stdout=sys.stderr)
@@ -66,7 +95,12 @@ def _wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 30
 
 def ask(address: str, content: list[dict[str, Any]], **more: Any) -> tuple[int, Any]:
     """Status, and the answer with the length of the prompt, or the error's message."""
-    body = {"model": "tiny", "temperature": 0, "max_tokens": 8, "messages": [{"role": "user", "content": content}]}
+    return send(address, [{"role": "user", "content": content}], **more)
+
+
+def send(address: str, messages: list[dict[str, Any]], **more: Any) -> tuple[int, Any]:
+    """As `ask`, with several messages."""
+    body = {"model": "tiny", "temperature": 0, "max_tokens": 8, "messages": messages}
     request = urllib.request.Request(
         f"{address}/v1/chat/completions", json.dumps({**body, **more}).encode(), {"Content-Type": "application/json"}
     )
@@ -89,6 +123,36 @@ def about(clip: Any, question: str) -> list[dict[str, Any]]:
 def with_ratio(ratio: Any) -> dict[str, Any]:
     """The fields of a request."""
     return {} if ratio is None else {"mm_processor_kwargs": {"retention_ratio": ratio}}
+
+
+def after_a_tool(video: dict[str, Any], clip: Any, arguments: Any) -> list[dict[str, Any]]:
+    """A question, the call of a tool, what it says, and another question."""
+    call = {"id": "one", "type": "function", "function": {"name": TOOL["name"], "arguments": arguments}}
+    return [
+        {"role": "user", "content": [video, {"type": "text", "text": "Which scene is shown first?"}]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "one", "content": "maroon"},
+        {"role": "user", "content": [{"type": "text", "text": clip.questions[0].text}]},
+    ]
+
+
+def with_tools(address: str, model: Any, processor: Any) -> dict[str, Any]:
+    """Prompts with tools: what vLLM and transformers answer, and lengths of prompts."""
+    clip, tools, how = clips()[0], [{"type": "function", "function": TOOL}], {"chat_template": TOOL_TEMPLATE}
+    here = after_a_tool({"type": "video", "path": str(clip.path)}, clip, {"number": 1})
+    there = after_a_tool(about(clip, "")[0], clip, '{"number": 1}')
+    inputs = processor.apply_chat_template(
+        here, tools=tools, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, **how
+    )
+    expected, got = [], []
+    for ratio in ALL:
+        asked = ratio or 0.25
+        ids = model.generate(**inputs, retention_ratio=asked, max_new_tokens=8, do_sample=False)
+        text = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        expected.append([200, [text, *model.kept_lengths(**inputs, retention_ratio=asked)]])
+        status, answer = send(address, there, tools=tools, tool_choice="auto", **how, **with_ratio(ratio))
+        got.append([status, list(answer)])
+    return {"got": got, "expected": expected}
 
 
 def main() -> dict[str, Any]:
@@ -116,9 +180,13 @@ def main() -> dict[str, Any]:
             answers = list(pool.map(lambda w: ask(address, about(w[0], w[1].text), **with_ratio(w[2])), work))
         seconds = time.monotonic() - started
         bad = [ask(address, about(first, first.questions[0].text), **with_ratio(ratio)) for ratio in BAD]
+        bad += [
+            ask(address, about(first, first.questions[0].text), mm_processor_kwargs=given) for given in BAD_SETTINGS
+        ]
+        tools = with_tools(address, model, processor)
         methods = [
             ask(address, about(first, first.questions[0].text), mm_processor_kwargs={"compressor": method})
-            for method in ("divprune", "uniform", "fastv", "no such")
+            for method in ("divprune", "uniform")
         ]
         two = ask(
             address,
@@ -148,6 +216,7 @@ def main() -> dict[str, Any]:
         "lengths_as_transformers": same,
         "seconds": round(seconds, 1),
         "bad": bad,
+        "tools": tools,
         "methods": methods,
         "two_videos": two,
         "text": text,

@@ -48,8 +48,9 @@ def forget(llm: Any) -> None:
 
 
 def parity(family: str, folder: Path) -> dict[str, Any]:
-    """All cases alone, together and in another order; vision once per video; two mutations."""
-    from in_engine import engines
+    """All cases alone, together and in another order; embeddings; vision once per video; two mutations."""
+    from in_engine import embeddings, engines
+    from in_engine.reference import Reference
 
     import cacovid_hf.vllm.model as worker
     from cacovid_hf.vllm.marks import COLUMNS
@@ -57,8 +58,16 @@ def parity(family: str, folder: Path) -> dict[str, Any]:
 
     write_checkpoint(family, folder)
     expected = references(folder, CASES)
-    llm = engines.start(folder)
+    llm = engines.start(folder, enable_mm_embeds=True)
     result = {"rounds": engines.rounds(llm, family, CASES, expected, alone=len(CASES))}
+
+    found, given = Reference(folder), embeddings.cases_of(family)
+    got = engines.answers(llm, [embeddings.as_embeddings(found, case) for case in given])
+    result["embeddings"] = {
+        "asked": len(given),
+        "same": sum(map(equal, got, map(found.answer, given))),
+        "refused": refusal(lambda: engines.answers(llm, [embeddings.refused(family)])),
+    }
 
     fresh = [Case((Text(1, 20), Clip(20), Text(question, 9)), ratio) for question in (2, 3) for ratio in (0.25, 0.1)]
     wanted = references(folder, fresh)
@@ -219,7 +228,6 @@ def adapter(family: str, folder: Path) -> dict[str, Any]:
     from in_engine import engines
     from in_engine.reference import Reference
     from transformers import AutoModelForImageTextToText
-    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
     from cacovid_hf import CaCoVidForConditionalGeneration
@@ -234,10 +242,8 @@ def adapter(family: str, folder: Path) -> dict[str, Any]:
     found.model = CaCoVidForConditionalGeneration.from_pretrained(folder, backbone=adapted).eval()
     expected = [found.answer(case) for case in CASES]
     llm = engines.start(folder, enable_lora=True, max_lora_rank=8)
-    sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
     request = LoRARequest("adapter", 1, str(folder / "adapter"))
-    outputs = llm.generate([case.request(family) for case in CASES], sampling, use_tqdm=False, lora_request=request)
-    got = [{"tokens": list(o.outputs[0].token_ids), "length": len(o.prompt_token_ids)} for o in outputs]
+    got = engines.answers(llm, [case.request(family) for case in CASES], lora_request=request)
     return {
         "asked": len(CASES),
         "same": sum(map(equal, got, expected)),
