@@ -121,6 +121,7 @@ def test_base64_in_parts(step, monkeypatch):
     [
         ("data:video/mp4;base64," + "é" * 60_000, "cannot be read"),
         ("data:video/mp4;base64,", "it holds nothing"),
+        ("data:video/mp4;base64," + "\u0661AAA" * 30, "cannot be read"),
         ("data:video/mp4," + "x" * 60_000, "does not say ';base64,'"),
         (BASE64 * 60, "too many for a path: write data:video/mp4;base64,"),
         ("http://127.0.0.1:1/" + "x" * 60_000, "cannot be fetched"),
@@ -321,6 +322,14 @@ def test_a_guard_ends_a_download(server):
         ("::ffff:10.0.0.1", False),
         ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False),
+        ("64:ff9b::808:808", True),
+        ("64:ff9b:1::7f00:1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("fec0::1", False),
+        ("2001:0:7f00:1::", False),
+        ("192.0.0.192", False),
+        ("168.63.129.16", False),
     ],
 )
 def test_public_addresses(number, public):

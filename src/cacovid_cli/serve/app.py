@@ -182,7 +182,7 @@ def make_app(
         await service.threads.run(service.worker.close, limits.shutdown_seconds)
         service.threads.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException):

@@ -26,6 +26,9 @@ _DATA_HEADER = re.compile(r"\s*data:(?P<type>.{0,1000}?);\s*base64\s*,", re.IGNO
 _DRIVE = re.compile(r"/?[a-z]:[\\/]", re.IGNORECASE)
 _THIS_MACHINE = re.compile(r"^(localhost|127\.0\.0\.1|\[::1\])(?=/)", re.IGNORECASE)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+# Of IPv4, what providers of machines answer at in spite of its looks: metadata, and agents of theirs.
+_OF_PROVIDERS = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "168.63.129.16/32")))
 _LONGEST_PATH = 4096  # characters; longer ones are contents in the place of an address
 _STEP = 1 << 20  # characters of base64 that are decoded at a time
 _STANDARD = str.maketrans("-_", "+/")
@@ -147,8 +150,9 @@ def local_path(address: str) -> str:
 
 
 def shown(address: str) -> str:
-    """Return an address as messages name it: of a long one the beginning."""
-    return address if len(address) <= 4 * _SHOWN else f"{address[:_SHOWN]}..."
+    """Return an address as messages name it: of a long one the beginning, as of contents in base64."""
+    most = _SHOWN if address[:5].lower() == "data:" else 4 * _SHOWN
+    return address if len(address) <= most else f"{address[:_SHOWN]}..."
 
 
 def _readings_of_file_address(rest: str) -> list[str]:
@@ -339,4 +343,8 @@ def is_public(number: str) -> bool:
             inner = ipaddress.IPv4Address(int(place) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if place not in _GLOBAL_UNICAST:
+            return False
+    elif any(place in network for network in _OF_PROVIDERS):
+        return False
     return place.is_global and not place.is_multicast

@@ -202,7 +202,7 @@ def outside(elsewhere, monkeypatch):
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "017700000001", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "169.254.169.254", "10.0.0.1", "224.0.0.1", "[fe80::1]", "user@127.0.0.1"],
+    ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "017700000001", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "169.254.169.254", "10.0.0.1", "224.0.0.1", "[fe80::1]", "[fec0::1]", "[::127.0.0.1]", "[64:ff9b:1::7f00:1]", "192.0.0.192", "%31%32%37.0.0.1", "①②⑦.0.0.1", "user@127.0.0.1"],
 )  # fmt: skip
 def test_private_addresses(address, elsewhere, outside, host):
     """None is asked, for videos and for pictures, and the answer does not say what is there."""

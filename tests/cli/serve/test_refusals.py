@@ -98,6 +98,7 @@ FIELDS = [
     ("retention_ratio", 0, "retention_ratio=0.0 is outside"),
     ("retention_ratio", math.nan, "retention_ratio=nan is outside"),
     ("retention_ratio", True, "retention_ratio=True is not a number"),
+    ("retention_ratio", 10**400, "is not a number"),
     ("retention_ratio", "0.25", "retention_ratio='0.25' is not a number"),
     ("retention_ratio", [0.5] * 100, "retention_ratio has 100 values"),
     ("retention_ratio", [0.5, {}], "retention_ratio[1]={}"),
@@ -143,6 +144,7 @@ def test_fields(address, computed, name, value, said):
         (b"", "not JSON"),
         (b"null", "is a JSON NoneType: send an object"),
         (b"\xff\xfe", "not JSON"),
+        (b'\xef\xbb\xbf{}', "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b'{"messages": ' + b"[" * 100_000, "not JSON"),
         (b"[],".join([b"[", *[b""] * 100_000, b"]"]), "brackets, commas and colons"),
@@ -176,6 +178,7 @@ def test_fields(address, computed, name, value, said):
         (asking(video="data:video/mp4;base64," + "é" * 60_000), "cannot be read"),
         (asking(video="data:video/mp4;base64,bm8gdmlkZW8="), "is not a readable video"),
         (with_part({"type": "image_url", "image_url": {"url": "data:image/png;base64,bm8gcGljdHVyZQ=="}}), "is not a readable picture"),
+        (with_part({"type": "image_url", "image_url": {"url": "data:image/png;base64," + "bm8g" * 54}}), "is not a readable picture (UnidentifiedImageError): check it"),
         (with_part({"type": "image_url", "image_url": {"url": "a.mp4"}}), "is a video in a part for a picture"),
         (asking(retention_ratio=[0.5, 0.5]), "retention_ratio has 2 values and the prompt 1 video"),
         (asking(retention_ratio=[0.5, 0.5], stream=True), "retention_ratio has 2 values and the prompt 1 video"),
@@ -238,7 +241,13 @@ def test_sizes_of_frames(name, value, most):
 def test_other_paths_and_methods(address):
     import urllib.request
 
-    for path, status in (("/v1/nothing", 404), ("/docs", 404), ("/openapi.json", 404), ("/v1/chat/completions", 405)):
+    for path, status in (
+        ("/v1/nothing", 404),
+        ("/v1/models/", 404),
+        ("/docs", 404),
+        ("/openapi.json", 404),
+        ("/v1/chat/completions", 405),
+    ):
         found, text = fetched(urllib.request.Request(address + path))
         assert found == status
         refusal(text)
