@@ -90,6 +90,26 @@ def test_a_stock_checkpoint_and_methods_without_a_policy(run, tmp_path):
     assert "this checkpoint has none" in found["without_method"]
 
 
+def test_servers_that_do_not_start(run, tmp_path):
+    found = run("run", "refused_starts", "qwen2_5_vl", tmp_path)
+    assert found.pop("usual") is None
+    parts = {
+        "ratio": "retention_ratio=2.0 is outside (0, 1]",
+        "list": "give one number there, and a list in requests",
+        "mistyped": "did you mean retention_ratio?",
+        "method": "does not show more to a plugin",
+        "own pruning": "--video-pruning-rate is vLLM's own pruning",
+        "rule": "cacovid_positions='theirs' is unknown",
+        "pipeline": "use --tensor-parallel-size",
+        "tower adapters": "--enable-tower-connector-lora is not served",
+        "no backbone": "correct base_model_name_or_path in its config.json",
+    }
+    assert found.keys() == parts.keys()
+    for name, part in parts.items():
+        assert found[name] is not None, name
+        assert part in found[name], found[name]
+
+
 def test_an_adapter_of_the_language_model(run, tmp_path):
     """Answers with LoRA are those of PEFT, and others than without it."""
     found = run("run", "adapter", "qwen2_5_vl", tmp_path)

@@ -13,6 +13,7 @@ from vllm.transformers_utils.config import _CONFIG_REGISTRY  # there is no publi
 from ..checkpoints.stock_processor import load_stock_processor
 from ..hub.source import BACKBONE_FOLDER, PROCESSOR_FILES, Source
 from ..processing import with_video_reader
+from ..utils.values import one_line
 from .config import ARCHITECTURES, ATTRIBUTE, SERVER, ServedConfig, ServerSettings, give_rows, policy_settings
 from .cpu_runner import notice_pruning_on_cpus
 from .requests import NAMES, asked_of, check_kwargs
@@ -113,7 +114,12 @@ def _complete_files(model_config: Any) -> None:
         logger.info("%s has no processor: that of %s is used.", own.name, base.name)
     backbone = base or own.inside(BACKBONE_FOLDER)
     if model_config.generation_config == "auto" and own.file("generation_config.json") is None:
-        path = backbone.file("generation_config.json")
+        try:
+            path = backbone.file("generation_config.json")
+        except OSError as error:
+            raise ValueError(
+                f"The backbone {backbone.name} that {own.name} was made for cannot be read ({one_line(error)}): correct base_model_name_or_path in its config.json."
+            ) from error
         if path is not None:
             model_config.generation_config = os.path.dirname(path)
 

@@ -268,11 +268,39 @@ def stock_checkpoint(family: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def refused_starts(family: str, folder: Path) -> dict[str, Any]:
+    """Settings of a server that are not served, each with what is said; and whether the usual ones are."""
+    import in_engine.engines  # noqa: F401  sets vLLM up
+    from vllm.engine.arg_utils import EngineArgs
+
+    write_checkpoint(family, folder / "whole")
+    write_checkpoint(family, folder / "policy", base=folder / "base")
+    (folder / "base").rename(folder / "moved")
+
+    def said(checkpoint: str = "whole", **settings: Any) -> str | None:
+        usual = dict(dtype="float32", max_model_len=512, block_size=32)
+        return refusal(lambda: EngineArgs(str(folder / checkpoint), **{**usual, **settings}).create_engine_config())
+
+    return {
+        "usual": said(mm_processor_kwargs={"retention_ratio": 0.25}),
+        "ratio": said(mm_processor_kwargs={"retention_ratio": 2}),
+        "list": said(mm_processor_kwargs={"retention_ratio": [0.25]}),
+        "mistyped": said(mm_processor_kwargs={"retention_rato": 0.25}),
+        "method": said(mm_processor_kwargs={"compressor": "fastv"}),
+        "own pruning": said(video_pruning_rate=0.5),
+        "rule": said(hf_overrides={"cacovid_positions": "theirs"}),
+        "pipeline": said(pipeline_parallel_size=2),
+        "tower adapters": said(enable_lora=True, enable_tower_connector_lora=True),
+        "no backbone": said("policy"),
+    }
+
+
 CHUNKS = dict(max_num_batched_tokens=40, max_num_seqs=3)
 SCENARIOS: dict[str, Callable[[str, Path], dict[str, Any]]] = {
     "parity": parity,
     "squeezed": squeezed,
     "policy_alone": policy_alone,
+    "refused_starts": refused_starts,
     "other_rule": other_rule,
     "adapter": adapter,
     "stock_checkpoint": stock_checkpoint,
