@@ -1,5 +1,7 @@
 """An example of every command, by the groups that `cacovid --help` shows them in."""
 
+from collections.abc import Sequence
+
 USE, TRAIN, MEASURE, SHARE = "Use", "Train", "Measure", "Share"
 
 # Command, group, example. Every example is parsed by a test.
@@ -14,7 +16,7 @@ COMMANDS = {
         USE,
         'cacovid watch rtsp://camera/1 --model Qwen/Qwen2.5-VL-7B-Instruct --every 10s --ask "Is someone at the door?"',
     ),
-    "serve": (USE, "cacovid serve you/cacovid-qwen --retention-ratio 0.25 --port 8000"),
+    "serve": (USE, "cacovid serve Qwen/Qwen2.5-VL-7B-Instruct --compressor divprune --retention-ratio 0.25"),
     "train": (TRAIN, "cacovid train config.yaml --resume"),
     "blind-filter": (TRAIN, "cacovid blind-filter data/all.jsonl data/kept.jsonl --model you/model"),
     "evaluate": (MEASURE, "cacovid evaluate --output runs/tiny.json --method cacovid,divprune --ratio 1.0,0.1"),
@@ -26,6 +28,22 @@ COMMANDS = {
 def group(name: str) -> str:
     """Return the group of a command in the help."""
     return COMMANDS[name][0]
+
+
+# What the commands need beyond the package itself.
+EXTRAS = {
+    "app": "demo",
+    "serve": "serve",
+    "train": "train",
+    "blind-filter": "train",
+    "evaluate": "eval",
+    "report": "eval",
+}
+
+
+def extra_of(words: Sequence[str]) -> str | None:
+    """Return the extra that the command in the words of a command line needs, or None."""
+    return next((EXTRAS.get(word) for word in words if word in COMMANDS), None)
 
 
 def example(name: str) -> str:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app.command import app as show_page
-from .examples import example, group, overview
+from .examples import example, extra_of, group, overview
 from .serve.command import serve
-from .terminal import EMBEDDED, Revision, process, progress, quiet_libraries
+from .terminal import EMBEDDED, Method, Revision, process, progress, quiet_libraries, said_of_system
 from .watch.command import watch
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         from cacovid_hf.utils.extras import pip_install
 
-        status = _fail(f"{error}: {pip_install('train', 'eval', 'serve')} brings what the commands need.")
-    except (ValueError, OSError, ImportError) as error:
+        extra = extra_of(sys.argv[1:] if arguments is None else arguments)
+        status = _fail(f"{error}: {pip_install(extra)}" if extra else str(error))
+    except OSError as error:
+        status = _fail(said_of_system(error))
+    except (ValueError, ImportError) as error:
         status = _fail(str(error) or type(error).__name__)
     sys.exit(status)
 
@@ -95,15 +98,12 @@ def ask(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="M", help="Longest answer, in tokens.")] = 64,
     save_map: Map = None,
-    compressor: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Compression method, such as uniform. Default: cacovid, the learned policy."),
-    ] = None,
+    compressor: Method = None,
 ) -> None:
     """Answer a question about a video."""
     with progress("Starting torch and transformers"):
         from cacovid_hf import auto, tiny
-        from cacovid_hf.compressors import resolve_compressor
+        from cacovid_hf.evaluation.methods import check_method, make_method
         from cacovid_hf.processing import sample_video
         from cacovid_hf.ratio import parse_ratio
 
@@ -112,7 +112,7 @@ def ask(
     # What can be refused is refused before a model of many gigabytes is loaded.
     ratio = None if retention_ratio is None else parse_ratio(retention_ratio, "--retention-ratio")
     if compressor is not None:
-        resolve_compressor(compressor)
+        check_method(compressor)
     if save_map is not None:
         check_map_target(save_map)
     with quiet_libraries(bars=model is not None):
@@ -129,9 +129,11 @@ def ask(
                 sampled,
                 question,
                 retention_ratio=ratio,
-                compressor=compressor,
+                compressor=None if compressor is None else make_method(compressor, loaded),
                 max_new_tokens=max_new_tokens,
             )
+    if compressor is not None and ratio is None and loaded.config.retention_ratio is None:
+        typer.echo(f"note    {compressor} dropped nothing: choose how much to keep by --retention-ratio", err=True)
     typer.echo(f"{answer.text or '(no words)'}\n")
     share = answer.kept / answer.total
     typer.echo(f"tokens  {answer.kept} of {answer.total} kept ({share:.1%}), {len(sampled.frames)} frames")

@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from cacovid_hf.prompt import VideoSelection
 from cacovid_hf.utils.extras import pip_install
-from cacovid_hf.utils.files import replaced
+from cacovid_hf.utils.files import check_writable, replaced
 
 from .panels import COLORMAP, panels_of, veiled
 
@@ -37,13 +36,7 @@ def check_map_target(path: str | os.PathLike) -> None:
         raise ValueError(f"A map is written as PNG, and {path} is named otherwise: give a name that ends in .png.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder, so no map can be written there: give the name of a file.")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"No map can be written to {path} ({error.strerror}): give a file in a folder that exists and can be written."
-        ) from error
+    check_writable(path, "map")
     _require_matplotlib()
 
 

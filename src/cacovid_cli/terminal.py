@@ -16,11 +16,25 @@ Revision = Annotated[
     str | None,
     typer.Option(metavar="REV", help="Commit, branch or tag of the model, if it is a Hub id. Default: main."),
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[:SETTING=VALUE]",
+        help="Compression method, such as divprune. Default: cacovid, the learned policy.",
+    ),
+]
 
 
 def process() -> int:
     """Which process this is of those that `accelerate launch` started on this machine; 0 is the one that speaks for all."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def said_of_system(error: OSError) -> str:
+    """Return what an error of the system says: this package's own words, or the file, the reason and the remedy."""
+    if error.filename is None or error.strerror is None:
+        return str(error) or type(error).__name__
+    return f"{error.filename} cannot be used ({error.strerror}): check the path, and who may read and write there."
 
 
 @contextmanager

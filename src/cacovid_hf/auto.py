@@ -30,21 +30,27 @@ def load_config(name: str | os.PathLike, revision: str | None = None) -> PreTrai
     """
     if revision is not None and os.path.isdir(name):
         raise ValueError(f"revision={revision!r} is for a Hub id, and {os.fspath(name)} is a folder: leave it out.")
+    shown = os.fspath(name) or "''"
     try:
         if os.path.isdir(name):
             Source(os.fspath(name), {}).config()  # its sizes
+    except (OSError, ValueError) as error:
+        raise _not_loaded(shown, str(error).rpartition(": ")[0]) from error  # without its remedy
+    try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
     except ImportError:
         raise
     except Exception as error:
         where = "" if isinstance(error, OSError) else "config.json: "
-        reason = where + one_line(error).split(". ")[0].rstrip(".")
-        raise ValueError(
-            f"{os.fspath(name)} cannot be loaded ({reason}): give the folder or the Hub id of a CaCoVID checkpoint, or of a stock model of "
-            "a supported family."
-        ) from error
+        raise _not_loaded(shown, where + one_line(error).split(". ")[0].rstrip(".")) from error
     backbone_family(config.backbone_config if isinstance(config, CaCoVidConfig) else config)
     return config
+
+
+def _not_loaded(name: str, reason: str) -> ValueError:
+    return ValueError(
+        f"{name} cannot be loaded ({reason}): give the folder or the Hub id of a CaCoVid checkpoint, or of a stock model of a supported family."
+    )
 
 
 def load_processor(

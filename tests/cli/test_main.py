@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -138,6 +139,11 @@ BAD_INPUT = {
     "ratio nan": ((*ASK, "--retention-ratio", "nan"), "--retention-ratio=nan is outside (0, 1]"),
     "ratio abc": ((*ASK, "--retention-ratio", "abc"), "--retention-ratio='abc' is not a number"),
     "compressor": ((*ASK, "--compressor", "nothing"), "compressor='nothing' is unknown: choose one of "),
+    "compressor with a typing error": ((*ASK, "--compressor", "DivPrun"), "is unknown: did you mean divprune?"),
+    "setting of a compressor": ((*ASK, "--compressor", "fastv:foo=1"), "'foo=1' is no setting of fastv"),
+    "no name of a file": (("ask", "", QUESTION), "'' does not exist: check the path"),
+    "address of another kind": (("ask", "ftp://a/b.mp4", QUESTION), "ftp addresses are not read"),
+    "ratio in percent": ((*ASK, "--retention-ratio", "25%"), "--retention-ratio='25%' is not a number"),
     "num-frames 0": ((*ASK, "--num-frames", "0"), "num_frames=0"),
     "num-frames abc": ((*ASK, "--num-frames", "abc"), "--num-frames"),
     "max-new-tokens 0": ((*ASK, "--max-new-tokens", "0"), "max_new_tokens=0"),
@@ -150,6 +156,25 @@ BAD_INPUT = {
     "unreachable id": (("ask", "clip.mp4", QUESTION, "--model", "nobody/nothing"), "nobody/nothing cannot be loaded"),
     "revision of a folder": ((*ASK, "--revision", "v2"), "revision='v2' is for a Hub id, and llava_onevision is a"),
     "family": (("ask", "clip.mp4", QUESTION, "--model", "bert"), "Backbone family 'bert' is not supported"),
+    "no name of a model": (("ask", "clip.mp4", QUESTION, "--model", ""), "'' cannot be loaded"),
+    "a file for a model": (("ask", "clip.mp4", QUESTION, "--model", "text.mp4"), "text.mp4 cannot be loaded"),
+    "config that is missing": (("train", "gone.yaml"), "gone.yaml does not exist: give a YAML file"),
+    "folder for a config": (("train", "bert"), "bert is not a file: give a YAML file"),
+    "video for a config": (("train", "clip.mp4"), "clip.mp4 is not YAML ("),
+    "samples that are missing": (("blind-filter", "gone.jsonl", "out.jsonl"), "gone.jsonl is not a file"),
+    "video for samples": (("blind-filter", "clip.mp4", "out.jsonl"), "is not a .json or .jsonl file: give one"),
+    "folder without samples": (("blind-filter", "no model", "out.jsonl"), "SAMPLES: no model cannot be read as a data"),
+    "run below a file": (
+        ("evaluate", "--output", "text.mp4/a.json"),
+        "text.mp4 cannot be used (File exists): check the",
+    ),
+    "run that is a folder": (("evaluate", "--output", "bert"), "a run is written as JSON"),
+    "report of nothing": (("report", "gone.json"), "gone.json cannot be read"),
+    "report of a folder": (("report", "bert"), "bert cannot be read"),
+    "host that is none": (("serve", "--host", "a.invalid"), "a.invalid:8000 cannot be listened at ("),
+    "folder of films": (("serve", "--allowed-local-media-path", "gone"), "gone is not a folder"),
+    "stream that cannot be saved": (("watch", "clip.mp4", "--save", "gone/a"), "No stream can be written to gone/a"),
+    "memory of a stream": (("watch", "clip.mp4", "--memory", "x"), "memory='x' is unknown: choose 'features' or"),
     "demo without questions": (("demo", "--num-questions", "0"), "--num-questions"),
     "demo with a bad map": (("demo", "--save-map", "gone/map.png"), "No map can be written to gone/map.png"),
 }
@@ -167,6 +192,27 @@ def test_bad_input(run, folder, name):
     assert err.count("\n") == 1
     assert err.endswith("\n")
     assert sorted(os.listdir(folder)) == before
+
+
+def test_a_port_in_use_is_refused_before_a_model_is_loaded(run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        _, _, err = run("serve", "./gone", "--port", port)
+    assert err.startswith(f"cacovid: error: 127.0.0.1:{port} cannot be listened at (Address already in use): choose")
+
+
+def test_a_method_without_a_ratio(run):
+    """It drops nothing, and that is said."""
+    _, out, err = run(*ASK, "--compressor", "uniform")
+    assert "48 of 48 kept" in out
+    assert err == "note    uniform dropped nothing: choose how much to keep by --retention-ratio\n"
+
+
+def test_settings_of_a_method(run):
+    """Behind its name, as in `cacovid evaluate`."""
+    ask = (*ASK, "--retention-ratio", "0.1", "--max-new-tokens", 12, "--compressor")
+    answers = {run(*ask, name)[1].splitlines()[0] for name in ("random", "random:seed=0", "random:seed=3")}
+    assert len(answers) == 2
 
 
 def test_a_map_is_refused_before_a_model_is_loaded(run):
@@ -296,4 +342,6 @@ def test_a_package_that_is_missing_comes_with_its_remedy(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["train", "config.yaml"])
     assert ended.value.code == 2
-    assert pip_install("train", "eval", "serve") in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("cacovid: error: ")
+    assert error.endswith(f": {pip_install('train')}\n")

@@ -82,7 +82,7 @@ CASES = {
     "unknown method": (
         None,
         dict(compressor="magic"),
-        "compressor='magic' is unknown: choose one of ",
+        "compressor='magic' is unknown: did you mean marc?",
     ),
     "pixels without placeholders": (
         pixels_without_placeholders,

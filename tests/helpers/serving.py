@@ -27,7 +27,7 @@ def tiny_model():
 
 
 @contextlib.contextmanager
-def running(model=None, **limits):
+def running(model=None, compressor=None, **limits):
     """A model and its processor (None: the embedded one) behind a real server, within these `Limits`; gives its address."""
     import uvicorn
 
@@ -35,7 +35,7 @@ def running(model=None, **limits):
     from cacovid_cli.serve.server import uvicorn_config
 
     port = free_port()
-    config = uvicorn_config("tiny", *(model or tiny_model()), Limits(**limits), "127.0.0.1", port, "error")
+    config = uvicorn_config("tiny", *(model or tiny_model()), Limits(**limits), "127.0.0.1", port, "error", compressor)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

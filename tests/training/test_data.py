@@ -90,7 +90,7 @@ def test_bad_files(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         VideoQuestions(file)
-    with pytest.raises(FileNotFoundError, match="is no file"):
+    with pytest.raises(FileNotFoundError, match="is not a file"):
         VideoQuestions(tmp_path / "missing.json")
 
 

@@ -126,7 +126,7 @@ def test_what_a_config_refuses(tmp_path, sections, message, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "is no YAML"),
+        ("a: [", "is not YAML"),
         ("training: {seed: 1, seed: 2}", "seed stands twice"),
         ("- 1", "give names and values"),
     ],

@@ -279,7 +279,7 @@ def test_files_below_a_folder(tmp_path):
                     content_of(address)
     with address_rules(AddressRules(folders=())):
         for address in (f"{inside}/a.mp4", "/dev/zero", "ftp://a/b.mp4", ""):
-            with pytest.raises(ValueError, match="may not be read: files of this machine are not read"):
+            with pytest.raises(ValueError, match="may not be read: no folder is allowed"):
                 content_of(address)
 
 

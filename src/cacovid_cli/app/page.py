@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 
-from cacovid_hf.compressors import COMPRESSORS, CaCoVid
+from cacovid_hf.compressors import COMPRESSORS, CaCoVid, DivPrune
 from cacovid_hf.ratio import AUTO, Ratio
 from cacovid_hf.tiny import ExampleClip, clips
 
@@ -42,6 +42,8 @@ def make_page(
     """
     visitors = Visitors()
     examples = _examples(clips())
+    # A policy that is not trained chooses as well as chance.
+    start = CaCoVid.name if studio.model.config.policy_trained else DivPrune.name
     methods = [CaCoVid.name, *sorted(name for name in COMPRESSORS if name != CaCoVid.name)]
 
     with gr.Blocks(title="cacovid", analytics_enabled=False, delete_cache=(3600, 24 * 3600), fill_width=True) as page:
@@ -53,9 +55,7 @@ def make_page(
                 video = gr.Video(first[0], label="Video", sources=["upload"], height=240, elem_id="cv-video")
                 question = gr.Textbox(first[1], label="Question", elem_id="cv-question", max_lines=4)
                 with gr.Row():
-                    method = gr.Dropdown(
-                        methods, value=CaCoVid.name, label="Method", min_width=130, elem_id="cv-method"
-                    )
+                    method = gr.Dropdown(methods, value=start, label="Method", min_width=130, elem_id="cv-method")
                     other = gr.Dropdown(
                         [NO_OTHER, *methods], value=NO_OTHER, label="Compare with", min_width=130, elem_id="cv-other"
                     )

@@ -12,6 +12,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from transformers import PreTrainedModel, ProcessorMixin
 
+from cacovid_hf.compressors import Compressor
+
 from .answers import ChatAnswer, ResponsesAnswer
 from .connections import Connections
 from .errors import Refused, error_response
@@ -36,13 +38,21 @@ class Service:
         model: a `CaCoVidForConditionalGeneration`, whose config has the ratio of requests that say nothing.
         processor: its processor, reading video files.
         limits: see there.
+        compressor: of requests that say nothing; None: the policy.
     """
 
-    def __init__(self, name: str, model: PreTrainedModel, processor: ProcessorMixin, limits: Limits):
+    def __init__(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        limits: Limits,
+        compressor: Compressor | None = None,
+    ):
         self.name, self.limits = name, limits
         self.positions = positions_of(model, limits)
         self.reader = Reader(processor, self.positions, limits)
-        self.worker = Worker(model, processor)
+        self.worker = Worker(model, processor, compressor)
         self.metrics = Metrics()
         self.active = 0
         self.threads = Threads(limits.requests + 1)
@@ -158,6 +168,7 @@ def make_app(
     processor: ProcessorMixin,
     limits: Limits | None = None,
     connections: Connections | None = None,
+    compressor: Compressor | None = None,
 ) -> ASGIApp:
     """Return the server's ASGI application.
 
@@ -170,9 +181,10 @@ def make_app(
         processor: its processor, reading video files.
         limits: the operator's; None: the defaults, by which no file of this machine is read.
         connections: of the server, if they are bounded.
+        compressor: of requests that say nothing; None: the policy.
     """
     limits = limits or Limits()
-    service = Service(name, model, processor, limits)
+    service = Service(name, model, processor, limits, compressor)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

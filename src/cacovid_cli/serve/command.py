@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..terminal import Revision, is_loopback, progress, quiet_libraries
+from ..terminal import Method, Revision, is_loopback, progress, quiet_libraries
 from .limits import Limits
 
 _MIB = 1 << 20
@@ -32,6 +32,7 @@ def serve(
             metavar="R", help="Of requests that say nothing, as for `cacovid ask`. Default: the model's, or all."
         ),
     ] = None,
+    compressor: Method = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,16 +101,20 @@ def serve(
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does.
 
-    A request may say its own retention_ratio (docs/how_to/serve.md).
+    A request may say its own retention_ratio and compressor (docs/how_to/serve.md).
     """
     with progress("Starting torch and transformers"):
         from cacovid_hf import auto, tiny
+        from cacovid_hf.evaluation.methods import check_method, make_method
         from cacovid_hf.ratio import parse_ratio
 
         from .. import ask as asking
         from . import server
     name = str(tiny.model_path()) if model is None else model
     ratio = None if retention_ratio is None else parse_ratio(retention_ratio, "--retention-ratio")
+    if compressor is not None:
+        check_method(compressor)
+    server.check_address(host, port)
     limits = Limits(
         api_keys=tuple(api_key or ()),
         hosts=_hosts(host, allowed_hosts),
@@ -136,10 +141,11 @@ def serve(
         loaded = auto.load_model(name, config, revision)
     if ratio is not None:
         loaded.config.retention_ratio = ratio  # type: ignore[union-attr]
-    if not loaded.config.policy_trained:  # type: ignore[union-attr]
+    method = None if compressor is None else make_method(compressor, loaded)  # type: ignore[arg-type]
+    if (method is None or method.uses_policy) and not loaded.config.policy_trained:  # type: ignore[union-attr]
         typer.echo(f"note    {asking.UNTRAINED}")
     called = served_model_name or ("tiny" if model is None else Path(name).name if Path(name).is_dir() else name)
-    server.serve(called, loaded, processor, limits, host, port)
+    server.serve(called, loaded, processor, limits, host, port, method)
 
 
 def _hosts(host: str, allowed: list[str] | None) -> tuple[str, ...] | None:

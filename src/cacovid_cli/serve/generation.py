@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
+from cacovid_hf.compressors import Compressor
+
 from .errors import Refused
 from .finished import Finished
 from .interrupts import Interrupt, Interrupted
@@ -63,10 +65,11 @@ class Worker:
     Args:
         model: a `CaCoVidForConditionalGeneration`.
         processor: decodes.
+        compressor: of requests that say nothing; None: the policy.
     """
 
-    def __init__(self, model: Any, processor: ProcessorMixin):
-        self.model, self.processor = model, processor
+    def __init__(self, model: Any, processor: ProcessorMixin, compressor: Compressor | None = None):
+        self.model, self.processor, self.compressor = model, processor, compressor
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.current: Job | None = None
         self.thread = threading.Thread(target=self._run, name="generation", daemon=True)
@@ -112,7 +115,7 @@ class Worker:
         criteria: list[StoppingCriteria] = [watch]
         if settings.stop:
             criteria.append(StopTextCriteria(self.processor, length, settings.stop))
-        arguments = dict(settings.arguments)
+        arguments = {"compressor": self.compressor, **settings.arguments}
         if settings.streamed and arguments.get("num_beams", 1) == 1:
             arguments["streamer"] = _Pieces(self.processor, settings.stop, job.tell)
         device = self.model.device

@@ -2,9 +2,12 @@
 
 import gc
 import logging
+import socket
 
 import uvicorn
 from transformers import PreTrainedModel, ProcessorMixin
+
+from cacovid_hf.compressors import Compressor
 
 from ..terminal import is_loopback
 from .app import make_app
@@ -22,11 +25,12 @@ def uvicorn_config(
     host: str,
     port: int,
     log_level: str = "info",
+    compressor: Compressor | None = None,
 ) -> uvicorn.Config:
     """Return the settings of a server for a model (see `make_app`)."""
     connections = Connections(limits)
     return uvicorn.Config(
-        make_app(name, model, processor, limits, connections),
+        make_app(name, model, processor, limits, connections, compressor),
         host=host,
         port=port,
         log_level=log_level,
@@ -40,9 +44,32 @@ def uvicorn_config(
     )
 
 
-def serve(name: str, model: PreTrainedModel, processor: ProcessorMixin, limits: Limits, host: str, port: int) -> None:
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened at, before a model is loaded for it.
+
+    Raises:
+        ValueError: another program listens there, or this machine has no such address.
+    """
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{host}:{port} cannot be listened at ({(error.strerror or str(error)).partition(' (while')[0]}): choose another --port or --host."
+        ) from None
+
+
+def serve(
+    name: str,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    limits: Limits,
+    host: str,
+    port: int,
+    compressor: Compressor | None = None,
+) -> None:
     """Serve a model until the process is interrupted; what runs then has `limits.shutdown_seconds` to end."""
-    config = uvicorn_config(name, model, processor, limits, host, port)
+    config = uvicorn_config(name, model, processor, limits, host, port, compressor=compressor)
     if not limits.api_keys and not is_loopback(host):
         logging.getLogger("uvicorn.error").warning(
             f"Everybody who reaches {host}:{port} may ask this server: set --api-key, or listen at 127.0.0.1."

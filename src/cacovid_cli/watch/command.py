@@ -51,6 +51,7 @@ def watch(
     with progress("Starting torch and transformers"):
         from cacovid_hf import auto, tiny
         from cacovid_hf.generation.stream.settings import StreamSettings
+        from cacovid_hf.utils.files import check_writable
 
         from . import watching
     settings: dict[str, Any] = {} if model is not None else dict(watching.EMBEDDED_SETTINGS)
@@ -59,6 +60,8 @@ def watch(
     if tokens_per_question is not None:
         settings["tokens_per_question"] = tokens_per_question
     StreamSettings(**settings)
+    if save is not None:
+        check_writable(save, "stream")
     options: dict[str, Any] = {
         "every": None if every is None else units.parsed_seconds(every, "--every"),
         "until": None if seconds is None else units.parsed_seconds(seconds, "--for"),

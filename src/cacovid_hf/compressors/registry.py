@@ -1,6 +1,7 @@
 """Every method by its name. The package fills the table with what it imports, so that a method may look others up without importing them."""
 
 from ..policies.settings import SelectionConfig
+from ..utils.names import nearest
 from .base import Compressor
 from .cacovid import CaCoVid
 
@@ -17,8 +18,6 @@ def resolve_compressor(compressor: "str | Compressor | None", config: SelectionC
     if compressor is None or compressor == CaCoVid.name:
         return CaCoVid() if config is None else CaCoVid.of(config)
     if compressor not in COMPRESSORS:
-        raise ValueError(
-            f"compressor={compressor!r} is unknown: choose one of {', '.join(map(repr, COMPRESSORS))} or give an instance "
-            "of cacovid_hf.compressors.Compressor."
-        )
+        remedy = nearest(compressor, COMPRESSORS, f"choose one of {', '.join(COMPRESSORS)}.")
+        raise ValueError(f"compressor={compressor!r} is unknown: {remedy}")
     return COMPRESSORS[compressor]()

@@ -17,8 +17,17 @@ def expand_methods(names: list[str]) -> list[str]:
     """
     expanded = [each for name in names for each in (COMPRESSORS if name == "all" else [name])]
     for name in expanded:
-        _settings(name)
+        check_method(name)
     return list(dict.fromkeys(expanded))
+
+
+def check_method(name: str) -> None:
+    """Refuse a name that means no method.
+
+    Raises:
+        ValueError: the method or a setting is unknown.
+    """
+    _settings(name)
 
 
 def make_method(name: str, model: CompressibleModel) -> Compressor:

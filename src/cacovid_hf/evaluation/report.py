@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.figures import ALL_TOKENS, markdown_table, percent
+from ..utils.names import nearest
 from .datasets.base import clustered_mean
 from .paper_figures import LAYER_AVERAGE, Table, check_comparable, published_tables, satisfies
 from .run_files import identity, read_run
@@ -187,8 +188,8 @@ def find_table(name: str) -> Table:
     """
     tables = published_tables()
     if name not in tables:
-        known = "; ".join(f"{table.name} ({', '.join(table.benchmark_set)})" for table in tables.values())
-        raise ValueError(f"No published table is named {name!r}: choose one of {known}.")
+        remedy = nearest(name, tables, f"choose one of {', '.join(tables)}.")
+        raise ValueError(f"No published table is named {name!r}: {remedy}")
     return tables[name]
 
 

@@ -67,7 +67,7 @@ class VideoQuestions(torch.utils.data.Dataset):
     def __init__(self, file: str | os.PathLike, columns: Mapping[str, str] | None = None):
         self.file, self.columns = Path(file), dict(columns or {})
         if not self.file.is_file():
-            raise FileNotFoundError(f"{self.file} is no file: give a JSON or JSONL file of samples.")
+            raise FileNotFoundError(f"{self.file} is not a file: give a JSON or JSONL file of samples.")
         self.samples: list[dict[str, Any]] | None = None
         self.places = array("q")
         self._blanks = array("q")  # of each blank line, how many others stand before it

@@ -25,6 +25,7 @@ from ..checkpoints.loading import CONFIG_OVERRIDES, load_stock_model
 from ..configuration import CaCoVidConfig
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policies.settings import PolicySettings
+from ..utils.blame import one_line
 from ..utils.extras import pip_install
 from ..utils.files import replaced
 from ..utils.names import nearest
@@ -117,13 +118,14 @@ def read_config(file: str | os.PathLike, default_model: str | os.PathLike | None
     """
     path = Path(file)
     if not path.is_file():
+        found = "is not a file" if path.exists() else "does not exist"
         raise FileNotFoundError(
-            f"{path} does not exist: give a YAML file with the sections {', '.join(_names(TrainingConfig))}."
+            f"{path} {found}: give a YAML file with the sections {', '.join(_names(TrainingConfig))}."
         )
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML ({one_line(error)}): give a config as in examples/configs.") from error
     config = _section(TrainingConfig, content or {}, str(path))
     _check_names(config.policy, _POLICY_SETTINGS, "policy")
     hints = get_type_hints(PolicySettings)
@@ -319,10 +321,12 @@ def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
     if isinstance(source, str):
         if Path(source).suffix in (".json", ".jsonl"):
             source = {"file": source}
+        elif Path(source).is_file():
+            raise ValueError(f"{name}={source!r} is not a .json or .jsonl file: give one, or the name of a dataset.")
         else:
             source = {"function" if ":" in source else "path": source}
     if not isinstance(source, Mapping) or not {"file", "path", "function"} & set(source):
-        raise ValueError(f"{name}={source!r} is no source of samples: give a file, a dataset's path, or a function.")
+        raise ValueError(f"{name}={source!r} is not a source of samples: give a file, a dataset's path, or a function.")
     arguments = dict(source)
     if "file" in arguments:
         file = arguments.pop("file")
@@ -338,7 +342,13 @@ def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
         import datasets
     except ImportError:
         raise ImportError(f"{name} is a dataset, which needs the training extra: {pip_install('train')}.") from None
-    dataset = datasets.load_dataset(arguments.pop("path"), **{"split": "train", **arguments})
+    path = arguments.pop("path")
+    try:
+        dataset = datasets.load_dataset(path, **{"split": "train", **arguments})
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name}: {path} cannot be read as a dataset ({one_line(error)}): give a JSON or JSONL file, a folder of data, or the Hub id of a dataset."
+        ) from error
     for column, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Video):  # frames are sampled here
             dataset = dataset.cast_column(column, datasets.Video(decode=False))

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,21 @@ def write_files(folder: Path, files: dict[str, str]) -> None:
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def check_writable(path: Path, what: str) -> None:
+    """Refuse a file that cannot be written, before the work that makes its contents.
+
+    Raises:
+        OSError: its folder is missing or cannot be written.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"No {what} can be written to {path} ({error.strerror}): give a file in a folder that exists and can be written."
+        ) from error
 
 
 @contextmanager

@@ -118,7 +118,11 @@ def _allowed_path(address: str, folders: tuple[str, ...] | None) -> str:
     except (ValueError, OSError):
         path = ""
     if not any(os.path.commonpath([path, folder]) == folder for folder in map(os.path.realpath, folders) if path):
-        why = "it is not in a folder that is allowed" if folders else "files of this machine are not read"
+        why = (
+            "it is not in a folder that is allowed"
+            if folders
+            else "no folder is allowed (`cacovid serve --allowed-local-media-path DIR`)"
+        )
         raise ValueError(
             f"{shown(address)} may not be read: {why}. Give an http(s) address, or data:video/mp4;base64,..."
         )

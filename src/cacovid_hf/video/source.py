@@ -182,7 +182,7 @@ def opened(file: str | os.PathLike | BinaryIO) -> Iterator[Source]:
     if isinstance(file, (str, os.PathLike)):
         name = os.fspath(file)
         if not os.path.exists(name):
-            raise FileNotFoundError(f"{name} does not exist: check the path.")
+            raise FileNotFoundError(f"{name or repr(name)} does not exist: check the path.")
         if not os.path.isfile(name):
             raise ValueError(f"{name} is not a file: give the path of one video file.")
         content, size = os.path.abspath(name), os.path.getsize(name)

@@ -33,6 +33,7 @@ from helpers.serving import (
     with_part,
 )
 
+from cacovid_hf.compressors import Uniform
 from cacovid_hf.tiny import model_path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -151,6 +152,21 @@ def test_the_ratio_of_the_server(address, widths, monkeypatch):
     assert post(address, asking())[0] == 200
     assert post(address, asking(retention_ratio=0.5))[0] == 200
     assert widths[1] - widths[0] == 72
+
+
+def test_the_method_of_the_server():
+    """Of requests that say none."""
+    asked = []
+
+    class Noted(Uniform):
+        def select(self, prompt, span, scores, budget):
+            asked.append(budget)
+            return super().select(prompt, span, scores, budget)
+
+    with running(compressor=Noted(), media_folders=(str(CLIP.path.parent),)) as address:
+        for more in ({}, {"compressor": "divprune"}, {"retention_ratio": 0.5}):
+            assert post(address, asking(**{"retention_ratio": 0.25, **more}))[0] == 200
+    assert asked == [72, 144]
 
 
 @pytest.mark.parametrize("stream", [False, True])

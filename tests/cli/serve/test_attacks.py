@@ -320,7 +320,8 @@ def test_files_of_the_server(address, tmp_path):
             assert status == 400
             said.add(refusal(text)["message"].replace(path, "PATH") if path else "")
     assert {message for message in said if "may not be read" in message} == {
-        "PATH may not be read: files of this machine are not read. Give an http(s) address, or data:video/mp4;base64,..."
+        "PATH may not be read: no folder is allowed (`cacovid serve --allowed-local-media-path DIR`). "
+        "Give an http(s) address, or data:video/mp4;base64,..."
     }
     assert not any("exist" in message for message in said)
 

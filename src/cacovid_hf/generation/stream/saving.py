@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...utils.files import replaced
+from ...utils.files import check_writable, replaced
 from .prompts import Frame
 from .steps import Before
 
@@ -19,6 +19,7 @@ FORMAT = "cacovid stream 1"
 
 def write(path: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write what describes a stream and its tensors; the file appears under its name when it is complete."""
+    check_writable(path, "stream")
     with replaced(path) as unfinished:
         # A part of a tensor, or two names for one, cannot be written.
         whole = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}
