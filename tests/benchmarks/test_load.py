@@ -166,7 +166,7 @@ def test_rows_of_the_parity_table(monkeypatch):
 
     from benchmarks.vllm_parity import HTTP, ROWS
 
-    assert {row.scenario for row in ROWS} == {*SCENARIOS, HTTP} - {"bidirectional"}
+    assert {row.scenario for row in ROWS} == {*SCENARIOS, HTTP} - {"bidirectional", "refused_starts"}
     found = [
         ("on", "qwen2_5_vl", {"found": {"rounds": {"same": 71, "asked": 72}}}),
         ("on", "llava_onevision", {"failed": "so"}),

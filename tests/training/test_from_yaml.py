@@ -88,7 +88,7 @@ BAD = [
     (dict(model={"nam": "x"}), "model has no setting 'nam': did you mean name"),
     (dict(model="x"), "model is 'x': give names and values"),
     (dict(data={"train": None}), "no training data: give data.train"),
-    (dict(data={"eval": None, "train": 3}), "data.train=3 is no source of samples"),
+    (dict(data={"eval": None, "train": 3}), "data.train=3 is not a source of samples"),
     (dict(data={"train": "no.such:thing"}), "data.train='no.such:thing' cannot be imported"),
     (dict(data={"train": TINY}), "data.eval is data.train"),
     (dict(training={"max_steps": "100"}), "training.max_steps='100' is text. Give a number, without quotes"),
