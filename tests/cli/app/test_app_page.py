@@ -3,6 +3,8 @@
 Needs the extra `test-demo` and a Chromium of the system; skipped without.
 """
 
+import contextlib
+import functools
 import re
 import shutil
 import signal
@@ -276,13 +278,29 @@ def test_on_a_phone(visit, scheme):
     assert brightness < 200 if scheme == "dark" else brightness > 600
 
 
+@contextlib.contextmanager
+def stopped(process):
+    """Ends a process that a failed test leaves, since leaving its own context waits for it."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def test_the_command(visit):
     """From the terminal, until Ctrl-C; a port that is taken is one sentence."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-c", "from cacovid_cli.main import main; main()", "app", "--port", port]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    # A suite that runs in the background of a shell ignores Ctrl-C, and its children would too.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+        ) as running,
+        stopped(running),
+    ):
         line = running.stdout.readline()
         assert line == f"The page is at http://127.0.0.1:{port}/ (Ctrl-C ends it).\n"
         assert b"cv-ask" in urllib.request.urlopen(f"http://127.0.0.1:{port}/").read()
