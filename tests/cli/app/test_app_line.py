@@ -42,7 +42,7 @@ def test_visitors_come_in_order_and_know_how_many_are_before():
     wait_for(lambda: sorted(told) == [("b", 1), ("c", 2)])
     assert order == ["a"]
     for number, (thread, hold) in enumerate(visitors):
-        wait_for(lambda: len(order) == number + 1)  # noqa: B023
+        wait_for(lambda: len(order) == number + 1 and len(told) == min(number + 2, 3))  # noqa: B023
         hold.set()
         thread.join(10)
     assert order == ["a", "b", "c"]
