@@ -48,6 +48,7 @@ class Recipe:
 RECIPES = {
     "imitation of the question": Recipe("question", steps=250),
     "imitation of the last token": Recipe("last", steps=250),
+    "long imitation of the last token": Recipe("last", steps=650),
     "labels": Recipe("evidence", steps=250),
     "rollouts": Recipe(rollout_questions=4000),
     "imitation, then rollouts": Recipe("last", steps=250, rollout_questions=2000),
