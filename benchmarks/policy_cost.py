@@ -277,7 +277,7 @@ def measure(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
         except ValueError as error:
             refused = str(error)
             continue
-        policy.init_from_layer(decoder.layers[policy.shape.layer])
+        policy.init_from_layer(decoder.layers[policy.shape.layer], decoder)
         policies[kind] = policy
     prompt = prompt_of(config, tuple(options.grid), options.text_before, options.question_tokens, dtype)
     stock: list[float] = []

@@ -58,6 +58,19 @@ TEXT_MODELS = {
         "num_global_key_value_heads": 1,
         "hidden_size_per_layer_input": 0,
     },
+    "gemma4_text with experts": {
+        "head_dim": 24,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 6,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
+    },
+    "gemma4_text with per-layer inputs": {
+        "head_dim": 24,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 120,
+    },
 }
 
 

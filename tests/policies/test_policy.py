@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.families.base import amplify_experts
 from helpers.golden import golden, policy_cases, policy_layout, with_prefix
 from helpers.models import (
     BY_NAME,
@@ -17,6 +18,8 @@ from helpers.models import (
 from transformers import Qwen2Config
 
 from cacovid_hf import CaCoVidForConditionalGeneration, ContributionPolicy, select_tokens
+from cacovid_hf._compat import older_transformers
+from cacovid_hf.backbones import BACKBONES
 from cacovid_hf.compressors.tools.selection import contribution_budget
 from cacovid_hf.utils.hooks import Hook, attached
 
@@ -88,7 +91,31 @@ def test_the_layer_is_the_language_models_layer(family, prompt):
     """Causally, and initialised from it, the policy's layer computes what the LLM's first attending layer computes: rotary embedding
     (M-RoPE too), grouped heads, norms and MLP; whatever the padding. The policy's has no window.
     """
-    stock = stock_model(family, **BY_NAME[family].without_windows)
+    check_layer(stock_model(family, **BY_NAME[family].without_windows), prompt)
+
+
+GEMMA4 = {
+    "per-layer inputs": dict(hidden_size_per_layer_input=8),
+    "experts": dict(enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32),
+}
+
+
+@pytest.mark.skipif(
+    older_transformers(BACKBONES["gemma4"].since), reason=f"needs transformers {BACKBONES['gemma4'].since}"
+)
+@pytest.mark.parametrize("prompt", ["ragged batch", "image beside video"])
+@pytest.mark.parametrize("kind", GEMMA4)
+def test_the_layer_is_that_of_every_gemma4(kind, prompt):
+    """What a layer knows of a video's token beside its embedding is that of padding, as in the stock model."""
+    stock = stock_model("gemma4", **{**BY_NAME["gemma4"].without_windows, **GEMMA4[kind]})
+    with torch.no_grad():
+        amplify_experts(stock)
+        if kind == "per-layer inputs":
+            stock.get_decoder().embed_tokens_per_layer.weight.normal_()
+    check_layer(stock, prompt)
+
+
+def check_layer(stock, prompt):
     model = CaCoVidForConditionalGeneration.from_backbone(stock, policy_attention="causal")
     inputs = prompt_inputs(stock, PROMPTS[prompt])
     mask = inputs["attention_mask"]

@@ -55,8 +55,12 @@ def run(model, number, embeds, positions, mask):
         seen["mixed"] = args[0].clone()
 
     hooks = Hook(layer.self_attn, pre=masked), Hook(layer, post=look), Hook(layer.self_attn.o_proj, pre=heads)
+    inputs = {"position_ids": positions, "attention_mask": torch.ones(1, LENGTH, dtype=torch.long)}
     with torch.no_grad(), attached(*hooks):
-        model(inputs_embeds=embeds, position_ids=positions, attention_mask=torch.ones(1, LENGTH, dtype=torch.long))
+        if getattr(model.config, "hidden_size_per_layer_input", 0):  # as those of a video's placeholders
+            ids = torch.full((1, LENGTH), SIZES["pad_token_id"])
+            inputs["per_layer_inputs"] = model.get_per_layer_inputs(ids, None)
+        model(inputs_embeds=embeds, **inputs)
     return seen["given"][0], seen["out"][0], seen["mixed"][0]
 
 
@@ -67,7 +71,7 @@ def test_the_full_policys_layer_is_the_stock_layer(name, attention):
     policy = ContributionPolicy(model.config, attention)
     number = 3 if name in LINEAR_FIRST else 0
     assert policy.shape.layer == number
-    policy.init_from_layer(model.layers[number])
+    policy.init_from_layer(model.layers[number], model)
     embeds, positions, layout = prompt(model)
     given, out, _ = run(model, number, embeds, positions, seen_mask(attention, layout))
     places = layout.videos[0].positions
@@ -129,8 +133,13 @@ def test_a_light_query_is_the_mean_of_those_that_share_a_key(name):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_layer_with_inputs_of_its_own_needs_its_language_model():
+    model = text_model("gemma4_text with per-layer inputs")
+    with pytest.raises(ValueError, match=r"its language model makes. Call init_from_layer\(layer, language_model\)"):
+        ContributionPolicy(model.config).init_from_layer(model.layers[0])
+
+
 REFUSED = {
-    "gemma4_text": ({"hidden_size_per_layer_input": 8}, "per_layer_input_gate"),
     "gpt_oss": (
         {"head_dim": 16, "num_local_experts": 4},
         "decoder layer, and that of a 'gpt_oss' language model is not known",
@@ -190,6 +199,7 @@ NORMS = ["layer.input_layernorm.weight", "layer.post_attention_layernorm.weight"
 HEAD_NORMS = ["layer.self_attn.q_norm.weight", "layer.self_attn.k_norm.weight"]
 OUTPUT_NORMS = ["layer.attention_output_norm.weight", "layer.mlp_output_norm.weight"]
 GATED_MLP = [f"layer.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+GEMMA4 = [*QKVO, *HEAD_NORMS, *NORMS, *OUTPUT_NORMS, "layer.output_scale", *GATED_MLP]
 KEYS = {
     "qwen2": [*QKVO, *QKV_BIAS, *NORMS, *GATED_MLP],
     "qwen3_vl_text": [*QKVO, *HEAD_NORMS, *NORMS, *GATED_MLP],
@@ -204,7 +214,18 @@ KEYS = {
         "layer.mlp.shared_expert_gate.weight",
     ],
     "glm4v_text": [*QKVO, *QKV_BIAS, *NORMS, *OUTPUT_NORMS, *GATED_MLP],
-    "gemma4_text": [*QKVO, *HEAD_NORMS, *NORMS, *OUTPUT_NORMS, "layer.output_scale", *GATED_MLP],
+    "gemma4_text": GEMMA4,
+    "gemma4_text with experts": [
+        *GEMMA4,
+        "layer.beside.router.weight",
+        *(f"layer.beside.experts.{name}_proj" for name in ("gate", "up", "down")),
+        *(f"layer.beside.{name}_norm.weight" for name in ("mlp", "input", "output")),
+    ],
+    "gemma4_text with per-layer inputs": [
+        *GEMMA4,
+        "layer.own_input.token",
+        *(f"layer.own_input.{name}.weight" for name in ("proj", "norm", "gate_proj", "output_proj", "output_norm")),
+    ],
 }
 READING = ["layer.input_layernorm.weight", *(f"layer.{name}_proj.weight" for name in "qkv")]
 LIGHT_HEADS = [f"{head}_head.{i}.{kind}" for head in ("token", "frame") for i in (0, 2) for kind in ("bias", "weight")]
@@ -213,7 +234,7 @@ LIGHT_KEYS = {
     "qwen3_vl_text": ["layer.q_norm.weight", "layer.k_norm.weight"],
     "qwen3_5_moe_text": ["layer.q_norm.weight", "layer.k_norm.weight"],
     "glm4v_text": [f"layer.{name}_proj.bias" for name in "qkv"],
-    "gemma4_text": ["layer.q_norm.weight", "layer.k_norm.weight"],
+    **{name: ["layer.q_norm.weight", "layer.k_norm.weight"] for name in KEYS if name.startswith("gemma4_text")},
 }
 
 
@@ -234,7 +255,7 @@ def test_weights_on_a_policy_without_memory_give_the_same_scores(name, kind):
     """As checkpoints are loaded: nothing of a policy stands outside its weights."""
     model = text_model(name)
     policy = kind(model.config)
-    policy.init_from_layer(model.layers[policy.shape.layer])
+    policy.init_from_layer(model.layers[policy.shape.layer], model)
     with torch.device("meta"):
         loaded = kind(model.config)
     loaded.load_state_dict(policy.state_dict(), assign=True)

@@ -10,6 +10,18 @@ GLM_NORMS = frozenset({"post_self_attn_layernorm", "post_mlp_layernorm"})
 GEMMA_NORMS = frozenset({"pre_feedforward_layernorm", "post_feedforward_layernorm"})
 OUTPUT_NORMS = (GLM_NORMS, GEMMA_NORMS)
 
+# Of Gemma 4: experts beside a layer's MLP, and what reads an input that each layer has of each token.
+EXPERTS_BESIDE = frozenset(
+    {
+        "router",
+        "experts",
+        "post_feedforward_layernorm_1",
+        "pre_feedforward_layernorm_2",
+        "post_feedforward_layernorm_2",
+    }
+)
+LAYERS_OWN_INPUT = frozenset({"per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm", "act_fn"})
+
 
 def has_windows(config: Any) -> bool:
     """Whether a language model has layers of sliding attention."""

@@ -144,10 +144,14 @@ class Policy(nn.Module, ABC):
         """What the heads read of `(T, P, S)` states of frames of a video: `(T, P, U)` of the tokens, `(T, V)` of the frames."""
 
     @abstractmethod
-    def init_from_layer(self, layer: Any) -> None:
+    def init_from_layer(self, layer: Any, language_model: Any = None) -> None:
         """Start from a decoder layer of the language model, in the policy's dtype.
 
         Published: the layer 0. Where that is linear attention, the first one that attends, `shape.layer`.
+
+        Args:
+            layer: of the language model.
+            language_model: needed by the full policy alone, where layers have inputs of their own.
 
         Raises:
             ValueError: a layer without the parts that the policy was made for.

@@ -28,6 +28,7 @@ SIZES = (
     "num_experts",
     "num_local_experts",
     "moe_intermediate_size",
+    "hidden_size_per_layer_input",
 )
 
 
@@ -49,7 +50,8 @@ def untrained_policy(backbone: Any, config: PolicyChoice) -> Policy:
     """
     policy = make_policy(config, backbone.config)
     policy.to(device=embedding_device(backbone), dtype=backbone.dtype)
-    policy.init_from_layer(backbone.get_decoder().layers[policy.shape.layer])
+    decoder = backbone.get_decoder()
+    policy.init_from_layer(decoder.layers[policy.shape.layer], decoder)
     return policy
 
 

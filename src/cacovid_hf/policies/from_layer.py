@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.layer_kinds import GEMMA_NORMS, GLM_NORMS
-from .layer import DecoderLayer, Experts, Heads, Reading
+from .layer import DecoderLayer, Experts, ExpertsBeside, Heads, OwnInput, Reading
 
 
 @contextmanager
@@ -88,11 +88,16 @@ def attention_of(layer: Any) -> Any:
     return parts["self_attn"]
 
 
-def copy_layer(ours: DecoderLayer, layer: Any) -> None:
+def copy_layer(ours: DecoderLayer, layer: Any, language_model: Any = None) -> None:
     """Copy a whole decoder layer.
 
+    Args:
+        ours: the copy.
+        layer: of the language model.
+        language_model: the layer's, which makes the layer's own inputs; where layers have none, it is not needed.
+
     Raises:
-        ValueError: a layer without the parts that `ours` has.
+        ValueError: a layer without the parts that `ours` has, or one with inputs of its own without its language model.
     """
     attention, parts = attention_of(layer), dict(layer.named_children())
     with evaluating(layer):  # an adapter's dropout would be read as part of its weight
@@ -111,9 +116,16 @@ def copy_layer(ours: DecoderLayer, layer: Any) -> None:
         _copy_queries(ours.self_attn, attention)
         copy_linear(ours.self_attn.o_proj, attention.o_proj)
         if isinstance(ours.mlp, Experts):
-            _copy_experts(ours.mlp, layer.mlp)
+            _copy_experts(ours.mlp, layer.mlp.gate.weight, layer.mlp.experts)
+            if ours.mlp.shape.shared_width is not None:
+                _copy_mlp(ours.mlp.shared_expert, layer.mlp.shared_expert)
+                copy_linear(ours.mlp.shared_expert_gate, layer.mlp.shared_expert_gate)
         else:
             _copy_mlp(ours.mlp, layer.mlp)
+        if ours.beside is not None:
+            _copy_experts_beside(ours.beside, layer)
+        if ours.own_input is not None:
+            _copy_own_input(ours.own_input, layer, language_model)
         if ours.scaled:
             ours.output_scale.copy_(layer.layer_scalar)
 
@@ -184,17 +196,46 @@ def _copy_mlp(ours: Any, mlp: Any) -> None:
         copy_linear(ours.get_submodule(name), parts[name])
 
 
-def _copy_experts(ours: Experts, mlp: Any) -> None:
-    stored = [mlp.gate.weight, mlp.experts.gate_up_proj, mlp.experts.down_proj]
+def _copy_experts(ours: Experts, router: Tensor, experts: Any) -> None:
+    stored = [router, experts.gate_up_proj, experts.down_proj]
     if any(weight.is_meta or not weight.is_floating_point() for weight in stored):
         raise ValueError(
             "The experts of the language model are offloaded or quantised, and cannot be read. Use policy_type='light', or load them as they are."
         )
-    ours.router.weight.copy_(mlp.gate.weight)
-    gate, up = mlp.experts.gate_up_proj.chunk(2, dim=1)
+    ours.router.weight.copy_(router)
+    gate, up = experts.gate_up_proj.chunk(2, dim=1)
     ours.experts.gate_proj.copy_(gate)
     ours.experts.up_proj.copy_(up)
-    ours.experts.down_proj.copy_(mlp.experts.down_proj)
-    if ours.shape.shared_width is not None:
-        _copy_mlp(ours.shared_expert, mlp.shared_expert)
-        copy_linear(ours.shared_expert_gate, mlp.shared_expert_gate)
+    ours.experts.down_proj.copy_(experts.down_proj)
+
+
+def _copy_experts_beside(ours: ExpertsBeside, layer: Any) -> None:
+    """The router's factors become a part of its weight, and that of each expert a part of what it gives."""
+    router = layer.router
+    _copy_experts(ours, router.proj.weight, layer.experts)
+    ours.router.weight.mul_(router.scale * router.scalar_root_size)
+    ours.experts.down_proj.mul_(router.per_expert_scale[:, None, None])
+    copy_norm(ours.mlp_norm, layer.post_feedforward_layernorm_1)
+    copy_norm(ours.input_norm, layer.pre_feedforward_layernorm_2)
+    copy_norm(ours.output_norm, layer.post_feedforward_layernorm_2)
+
+
+def _copy_own_input(ours: OwnInput, layer: Any, language_model: Any) -> None:
+    """What the language model makes for this layer of a video token's placeholder, looked up as padding, and of its embedding."""
+    if language_model is None:
+        raise ValueError(
+            "The decoder layer has an input of its own of each token, which its language model makes. Call init_from_layer(layer, language_model)."
+        )
+    number, width = layer.layer_idx, len(ours.token)
+    device = language_model.embed_tokens_per_layer.weight.device
+    padding = torch.full((1, 1), language_model.config.pad_token_id, device="cpu" if device.type == "meta" else device)
+    half = language_model.per_layer_input_scale
+    ours.token.copy_(language_model.get_per_layer_inputs(padding, None)[0, 0, number] * half)
+    rows = torch.arange(number * width, (number + 1) * width)
+    copy_linear(ours.proj, language_model.per_layer_model_projection, rows)
+    ours.proj.weight.mul_(language_model.per_layer_model_projection_scale)
+    copy_norm(ours.norm, language_model.per_layer_projection_norm)
+    ours.norm.weight.mul_(half)
+    copy_linear(ours.gate_proj, layer.per_layer_input_gate)
+    copy_linear(ours.output_proj, layer.per_layer_projection)
+    copy_norm(ours.output_norm, layer.post_per_layer_input_norm)

@@ -38,7 +38,7 @@ class ContributionPolicy(Policy):
             `N x N`, and question-aware within minutes of training).
 
     Raises:
-        ValueError: a language model whose layer is not imitated, such as one with per-layer inputs.
+        ValueError: a language model whose layer is not imitated.
     """
 
     policy_type = "full"
@@ -77,14 +77,18 @@ class ContributionPolicy(Policy):
         return self.norm(states), self.norm(states.mean(dim=1))
 
     @torch.no_grad()
-    def init_from_layer(self, layer: Any) -> None:
+    def init_from_layer(self, layer: Any, language_model: Any = None) -> None:
         """Copy a decoder layer of the language model into the policy's, in the policy's dtype.
 
         Published: the layer 0. Where that is linear attention, the first one that attends, `shape.layer`.
         Works for quantised, sharded, offloaded and adapted layers: a linear layer that is not plain is read through what it
         computes. Experts are read where they are in memory.
 
+        Args:
+            layer: of the language model.
+            language_model: needed where layers have inputs of their own (small Gemma 4 models), which it makes.
+
         Raises:
             ValueError: a layer without the parts that the policy was made for.
         """
-        copy_layer(self.layer, layer)
+        copy_layer(self.layer, layer, language_model)

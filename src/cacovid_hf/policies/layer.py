@@ -14,8 +14,12 @@ Its parts have the same names whatever the stock layer is called inside, because
 | `output_scale` | factor of the layer's output | Gemma 4: `layer_scalar` |
 | `mlp.gate_proj`, `.up_proj`, `.down_proj` | gated MLP | GLM: `gate_up_proj` |
 | `mlp.router`, `mlp.experts.*`, `mlp.shared_expert.*`, `mlp.shared_expert_gate` | experts | `mlp.gate`, `mlp.experts.gate_up_proj` |
+| `beside.router`, `beside.experts.*` | experts beside the MLP | Gemma 4: `router.proj` with its scales, `experts.*` |
+| `beside.mlp_norm`, `.input_norm`, `.output_norm` | norms behind the MLP, before and behind the experts | Gemma 4: `post_feedforward_layernorm_1`, `pre_`, `post_feedforward_layernorm_2` |
+| `own_input.token`, `.proj`, `.norm` | the layer's own input of a token, of a video's placeholder and of the token's embedding | Gemma 4: `embed_tokens_per_layer`, `per_layer_model_projection`, `per_layer_projection_norm` of the language model |
+| `own_input.gate_proj`, `.output_proj`, `.output_norm` | what it adds to a state | Gemma 4: `per_layer_input_gate`, `per_layer_projection`, `post_per_layer_input_norm` |
 
-The weight of a norm is the factor itself, also where stock code stores what is added to 1.
+The weight of a norm is the factor itself, also where stock code stores what is added to 1. Constant factors are part of the weights that they follow.
 """
 
 import torch
@@ -169,9 +173,15 @@ class Experts(nn.Module):
             self.shared_expert = MLP(size, shape.shared_width, activation)
             self.shared_expert_gate = nn.Linear(size, 1, bias=False)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """`(n, D)` to `(n, D)`; without waiting for the device. `torch.compile` takes it in half precision alone."""
-        weights, chosen = self.router(states).softmax(dim=-1, dtype=torch.float32).topk(self.shape.chosen, dim=-1)
+    def forward(self, states: Tensor, judged: Tensor | None = None) -> Tensor:
+        """`(n, D)` to `(n, D)`; without waiting for the device. `torch.compile` takes it in half precision alone.
+
+        Args:
+            states: what experts read.
+            judged: `(n, D)`, what the router reads; None: the same.
+        """
+        judged = states if judged is None else judged
+        weights, chosen = self.router(judged).softmax(dim=-1, dtype=torch.float32).topk(self.shape.chosen, dim=-1)
         if self.shape.normalised:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         experts = self.experts
@@ -188,6 +198,39 @@ class Experts(nn.Module):
         if self.shape.shared_width is None:
             return mixed
         return mixed + self.shared_expert_gate(states).sigmoid() * self.shared_expert(states)
+
+
+class ExpertsBeside(Experts):
+    """Experts that add to what an MLP gives, each with norms of its own."""
+
+    def __init__(self, size: int, shape: ExpertsShape, activation: str, eps: float):
+        super().__init__(size, shape, activation)
+        self.eps = eps
+        self.mlp_norm, self.input_norm, self.output_norm = (RMSNorm(size, eps) for _ in range(3))
+
+    def added(self, given: Tensor, states: Tensor) -> Tensor:
+        """What both give together, `(n, D)`, from what the MLP gives and the states before its norm."""
+        judged = F.rms_norm(states, states.shape[-1:], None, self.eps)
+        return self.mlp_norm(given) + self.output_norm(self(self.input_norm(states), judged))
+
+
+class OwnInput(nn.Module):
+    """An input that a layer has of each video token beside its state, and what it adds to that."""
+
+    def __init__(self, size: int, width: int, activation: str, eps: float):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(size, width, bias=False)
+        self.norm = RMSNorm(width, eps)
+        self.gate_proj = nn.Linear(size, width, bias=False)
+        self.output_proj = nn.Linear(width, size, bias=False)
+        self.output_norm = RMSNorm(size, eps)
+        self.activation = ACT2FN[activation]
+
+    def forward(self, states: Tensor, embeds: Tensor) -> Tensor:
+        """`(n, D)` states and embeddings to the `(n, D)` that is added to the states."""
+        own = self.norm(self.proj(embeds)) + self.token
+        return self.output_norm(self.output_proj(self.activation(self.gate_proj(states)) * own))
 
 
 class DecoderLayer(nn.Module):
@@ -210,12 +253,19 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, eps)
         for name in ("attention_output_norm", "mlp_output_norm"):
             self.add_module(name, RMSNorm(size, eps) if block.output_norms else nn.Identity())
+        self.beside = ExpertsBeside(size, block.beside, block.activation, eps) if block.beside else None
+        self.own_input = OwnInput(size, block.own_input, block.activation, eps) if block.own_input else None
         self.scaled = block.scaled
         if block.scaled:
             self.register_buffer("output_scale", torch.ones(1))
 
     def finish(self, states: Tensor, mixed: Tensor) -> Tensor:
         """Output projection, residuals and MLP for `(n, D)` input states and their attention result."""
-        states = states + self.attention_output_norm(self.self_attn.o_proj(mixed))
-        states = states + self.mlp_output_norm(self.mlp(self.post_attention_layernorm(states)))
+        embeds, states = states, states + self.attention_output_norm(self.self_attn.o_proj(mixed))
+        given = self.mlp(self.post_attention_layernorm(states))
+        if self.beside is not None:
+            given = self.beside.added(given, states)
+        states = states + self.mlp_output_norm(given)
+        if self.own_input is not None:
+            states = states + self.own_input(states, embeds)
         return states * self.output_scale if self.scaled else states

@@ -60,7 +60,7 @@ class LightPolicy(Policy):
         return states, torch.cat((states.mean(dim=1), states.amax(dim=1)), dim=-1)
 
     @torch.no_grad()
-    def init_from_layer(self, layer: Any) -> None:
+    def init_from_layer(self, layer: Any, language_model: Any = None) -> None:
         """Start from the norm, keys and values of a decoder layer, and the mean of the queries that share a key.
 
         The layer is 0, or where that is linear attention the first one that attends, `shape.layer`.

@@ -96,7 +96,7 @@ class ResidualPolicy(Policy):
         return states, torch.cat((states.mean(dim=1), states.amax(dim=1)), dim=-1)
 
     @torch.no_grad()
-    def init_from_layer(self, layer: Any) -> None:
+    def init_from_layer(self, layer: Any, language_model: Any = None) -> None:
         """Start what reads the question from a decoder layer, as the light policy does; without the question there is nothing to start."""
         if self.attention == "question":
             copy_reading(self.layer, layer)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from ..backbones.layer_kinds import ATTENDING, OUTPUT_NORMS
+from ..backbones.layer_kinds import ATTENDING, EXPERTS_BESIDE, LAYERS_OWN_INPUT, OUTPUT_NORMS
 from .rotary import TURNINGS
 
 LIGHT = "Use policy_type='light', or a compressor without a policy."
@@ -64,7 +64,7 @@ class MLPShape:
 
 @dataclass(frozen=True)
 class ExpertsShape:
-    """Experts in the place of an MLP.
+    """Experts in the place of an MLP, or beside one.
 
     Attributes:
         count: how many.
@@ -90,12 +90,16 @@ class BlockShape:
         mlp: one, or experts.
         output_norms: whether what attention and MLP add to the residual stream is normed.
         scaled: whether the layer's output is multiplied by a number of its own.
+        beside: experts beside the MLP; None: there are none.
+        own_input: width of an input that the layer has of each token beside its state; None: there is none.
     """
 
     activation: str
     mlp: MLPShape | ExpertsShape
     output_norms: bool
     scaled: bool
+    beside: ExpertsShape | None
+    own_input: int | None
 
 
 def attending_layers(config: Any) -> list[int]:
@@ -187,22 +191,28 @@ def block_shape(config: Any, layer: nn.Module) -> BlockShape:
             f"policy_type='full' imitates a decoder layer, and that of a {config.model_type!r} language model is not known. {LIGHT}"
         )
     attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
-    parts, mlp_parts = dict(layer.named_children()), dict(mlp.named_children())
+    parts: dict[str, Any] = dict(layer.named_children())
+    mlp_parts = dict(mlp.named_children())
     own = [f"self_attn.{name}" for name, _ in attention.named_parameters(recurse=False)]
     own += [name for name, _ in layer.named_parameters(recurse=False)]
     own += [name for name, _ in layer.named_buffers() if name != "layer_scalar"]
     sandwich = next((names for names in OUTPUT_NORMS if names <= parts.keys()), frozenset())
     routed = {"gate", "experts"} <= mlp_parts.keys()
-    _refuse(config, "", parts, {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm", *sandwich})
+    more = [names for names in (EXPERTS_BESIDE, LAYERS_OWN_INPUT) if names <= parts.keys()]
+    _refuse(
+        config, "", parts, {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}.union(sandwich, *more)
+    )
     _refuse(config, "self_attn.", dict(attention.named_children()), KNOWN_IN_ATTENTION)
     _refuse(config, "mlp.", mlp_parts, KNOWN_IN_EXPERTS if routed else KNOWN_IN_MLP)
     _refuse(config, "", own, set())
     values = config.to_dict()
     return BlockShape(
         activation=values.get("hidden_act") or values["hidden_activation"],
-        mlp=_experts_shape(mlp_parts) if routed else _mlp_shape(mlp_parts["down_proj"]),
+        mlp=_experts_shape(mlp_parts["gate"], mlp_parts) if routed else _mlp_shape(mlp_parts["down_proj"]),
         output_norms=bool(sandwich),
         scaled="layer_scalar" in dict(layer.named_buffers()),
+        beside=_experts_shape(parts["router"], parts) if EXPERTS_BESIDE in more else None,
+        own_input=parts["per_layer_input_gate"].out_features if LAYERS_OWN_INPUT in more else None,
     )
 
 
@@ -223,13 +233,13 @@ def _mlp_shape(down: Any) -> MLPShape:
     return MLPShape(width=down.in_features, biased=down.bias is not None)
 
 
-def _experts_shape(parts: dict[str, Any]) -> ExpertsShape:
+def _experts_shape(router_part: Any, parts: dict[str, Any]) -> ExpertsShape:
     count, _, width = parts["experts"].down_proj.shape
-    router = vars(parts["gate"])
+    router = vars(router_part)
     shared = parts.get("shared_expert")
     return ExpertsShape(
         count=count,
-        chosen=router["top_k"],
+        chosen=router["top_k"] if "top_k" in router else router["config"].top_k_experts,
         width=width,
         normalised=router.get("norm_topk_prob", True),  # those that do not ask normalise
         shared_width=None if shared is None else shared.down_proj.in_features,

@@ -103,8 +103,8 @@ class Gemma4(Family):
 
     def beside(self, stock, found, row, places, made):
         """The stock masks of the uncompressed prompt, without the rows and columns of what was dropped."""
-        masks, length = found["attention_mask"], found["inputs_embeds"].shape[1]
-        everywhere = torch.cat([places, length + torch.arange(len(made))])
+        masks = found["attention_mask"]
+        everywhere = torch.cat([places, places[-1:] + 1 + torch.arange(len(made))])
         behind = everywhere[None] <= everywhere[:, None]
         near = everywhere[:, None] - everywhere[None] < stock.config.get_text_config().sliding_window
         cut = {}
