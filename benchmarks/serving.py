@@ -1,6 +1,7 @@
 """Requests a second, time to first token and tokens a second of servers: stock vLLM, vLLM with this package's plugin, `cacovid serve`. One JSON.
 
     python benchmarks/serving.py                                                   # the embedded model on a CPU
+    python benchmarks/serving.py --arch embedded llava-onevision-0.5b --tower-layers 1 --frames 2 --dtype bfloat16
     python benchmarks/serving.py --arch llava-onevision-7b --device cuda --dtype bfloat16 --servers stock plugin --budget-seconds 400
 
 Run it in an environment that has vLLM (`scripts/vllm_env.sh` makes one for CPUs). Each server gets the same requests, over HTTP, from clients that wait for
@@ -11,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,17 +27,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from architectures import ARCHITECTURES, Architecture
 from load import cpu_seconds, figures, run_clients
 from record import RESULTS, ROOT, GrowingResult, command, environment, summarise
+from serving_models import EMBEDDED, SHAPES, checkpoint, frames_of, label, tokens_of, write_videos
 
-EMBEDDED = "embedded"
-SHAPES = [EMBEDDED, *(name for name, shape in ARCHITECTURES.items() if shape.model_type == "llava_onevision")]
 NOTES = [
     "Clients wait for an answer before they ask again; all servers get the same requests, from the same process.",
     "stock: vLLM on the backbone alone. plugin: vLLM with this package's plugin, a ratio per request. serve: cacovid serve.",
     "Published shapes have random weights: their answers mean nothing, and all have the full number of new tokens.",
     "Videos are 96 x 96 pixels at one frame a second, scaled up by the processor: decoding costs little, the vision tower what it always does.",
+    "cacovid serve computes in the type of the checkpoint's weights: float32 for the embedded model, --dtype for published shapes.",
     "cpu_seconds_per_request: of all processes of the server. Where others share the cores, it says more than the requests a second.",
     "Every group of questions has a video of its own. With several questions per video, the later ones may find it in a cache.",
 ]
@@ -66,109 +65,27 @@ class Server:
         return {"mm_processor_kwargs": given} if self.kind == "plugin" and given else given
 
 
-def checkpoint(arch: str, options: argparse.Namespace, folder: Path, with_weights: bool) -> Path:
-    """A self-contained checkpoint with its processor; without weights, vLLM makes random ones."""
-    from transformers import AutoProcessor
-
-    from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration, with_video_reader
-    from cacovid_hf.tiny import model_path
-
-    if arch == EMBEDDED:
-        shutil.copytree(model_path(), folder)
-        stock_processor(AutoProcessor.from_pretrained(folder)).save_pretrained(folder / "backbone")
-        rename_tower(folder / "backbone" / "model.safetensors")
-        return folder
-    shape: Architecture = ARCHITECTURES[arch]
-    processor = AutoProcessor.from_pretrained(model_path())
-    tokens = {"image_token_index": processor.image_token_id, "video_token_index": processor.video_token_id}
-    side = shape.side
-    config = shape.config(options.layers)
-    if options.tower_layers is not None:
-        config.vision_config.num_hidden_layers = options.tower_layers
-    config.update({**tokens, "image_grid_pinpoints": [[side, side]]})
-    config.architectures = ["LlavaOnevisionForConditionalGeneration"]
-    if with_weights:
-        from transformers import AutoModelForImageTextToText
-
-        torch.manual_seed(0)
-        backbone = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, options.dtype))
-        backbone.generation_config.eos_token_id = None
-        model = CaCoVidForConditionalGeneration.from_backbone(backbone, policy_type=options.policy)
-        model.save_pretrained(folder, include_backbone=True)
-    else:
-        whole = CaCoVidConfig(backbone_config=config, includes_backbone=True, policy_type=options.policy)
-        whole.save_pretrained(folder)
-        config.save_pretrained(folder / "backbone")
-    size = {"height": side, "width": side}
-    processor.image_processor.size, processor.image_processor.image_grid_pinpoints = size, [[side, side]]
-    processor.video_processor.size = size
-    processor.num_image_tokens = (side // shape.vision["patch_size"]) ** 2
-    with_video_reader(processor).save_pretrained(folder)
-    stock_processor(processor).save_pretrained(folder / "backbone")
-    for place in (folder, folder / "backbone"):
-        name_every_token(place / "tokenizer.json", config.text_config.vocab_size)
-    return folder
-
-
-def name_every_token(file: Path, count: int) -> None:
-    """Give a tokenizer of words one for each id, so that a random answer is text, and its first piece can be waited for."""
-    described = json.loads(file.read_text())
-    words = described["model"]["vocab"]
-    words |= {f"word{number}": number for number in range(len(words), count)}
-    file.write_text(json.dumps(described))
-
-
-def stock_processor(processor: Any) -> Any:
-    """The classes that vLLM knows without this package, with the same settings."""
-    from transformers import LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
-
-    settings = processor.video_processor.to_dict()
-    names = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std", "size", "resample")
-    return LlavaOnevisionProcessor(
-        image_processor=processor.image_processor,
-        video_processor=LlavaOnevisionVideoProcessor(**{name: settings[name] for name in names}),
-        tokenizer=processor.tokenizer,
-        num_image_tokens=processor.num_image_tokens,
-        vision_feature_select_strategy=processor.vision_feature_select_strategy,
-        chat_template=processor.chat_template,
-    )
-
-
-def rename_tower(weights: Path) -> None:
-    """Give the vision tower's weights the names that stock vLLM 0.32 knows."""
-    from safetensors.torch import load_file, save_file
-
-    new, old = "vision_tower.", "vision_tower.vision_model."
-    tensors = {name if old in name else name.replace(new, old): tensor for name, tensor in load_file(weights).items()}
-    save_file(tensors, weights, metadata={"format": "pt"})
-
-
-def tokens_of(arch: str, frames: int) -> int:
-    """Tokens of a whole video."""
-    side, patch = (84, 7) if arch == EMBEDDED else (ARCHITECTURES[arch].side, ARCHITECTURES[arch].vision["patch_size"])
-    return frames * (-(-(side // patch) // 2)) ** 2 + 1
-
-
-def write_videos(folder: Path, seed: int, count: int, seconds: int, side: int = 96) -> list[Path]:
-    """Short mp4 files, each of its own content, at one frame a second."""
-    from cacovid_hf.tiny.mp4 import write_mp4
-
-    folder.mkdir()
-    paths = []
-    for number in range(count):
-        rng = np.random.default_rng((seed, number))
-        coarse = rng.integers(0, 255, (seconds, 6, 6, 3), dtype=np.uint8)
-        frames = coarse.repeat(side // 6, axis=1).repeat(side // 6, axis=2)
-        paths.append(folder / f"video{number}.mp4")
-        write_mp4(paths[-1], frames, fps=1, hold=1)
-    return paths
-
-
 @contextlib.contextmanager
 def serving(
-    kind: str, folder: Path, media: Path, options: argparse.Namespace, random_weights: bool
+    kind: str,
+    folder: Path,
+    media: Path,
+    options: argparse.Namespace,
+    positions: int,
+    frames: int,
+    random_weights: bool,
 ) -> Iterator[tuple[int, int, float]]:
-    """Start a server in a session of its own, and stop it in the end; its port, its session's id and the seconds that it took to start."""
+    """Start a server in a session of its own, and stop it in the end; its port, its session's id and the seconds that it took to start.
+
+    Args:
+        kind: of `Server`.
+        folder: of the checkpoint.
+        media: folder that requests may name files of.
+        options: of the command.
+        positions: of a prompt and its answer.
+        frames: of a video, at most.
+        random_weights: whether vLLM makes the weights.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -186,14 +103,15 @@ def serving(
         place = folder / "backbone" if kind == "stock" else folder
         program = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(place), *local, *limits]
         program += ["--served-model-name", "served", "--dtype", options.dtype, "--block-size", "32"]
-        program += ["--max-model-len", str(options.max_model_len), "--max-num-seqs", str(max(options.clients))]
-        program += ["--max-num-batched-tokens", str(options.batched_tokens), *options.vllm_arguments]
-        program += ["--load-format", "dummy"] if random_weights else []
+        program += ["--max-model-len", str(positions), "--max-num-seqs", str(max(options.clients))]
+        batched = options.batched_tokens or max(2048, positions)
+        program += ["--max-num-batched-tokens", str(batched), *options.vllm_arguments]
+        program += ["--load-format", "dummy"] if random_weights and kind != "serve" else []
         program += ["--enforce-eager"] if options.eager else []
         if kind == "plugin":
             program += ["--trust-request-mm-kwargs"]
         else:  # the same frames as the plugin's own loader samples
-            program += ["--media-io-kwargs", json.dumps({"video": {"num_frames": options.frames, "fps": 1}})]
+            program += ["--media-io-kwargs", json.dumps({"video": {"num_frames": frames, "fps": 1}})]
     started = time.monotonic()
     log = media / f"{kind}.log"
     with log.open("w") as told:
@@ -266,7 +184,7 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     """Run the benchmark and return the path of its JSON."""
     began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", choices=SHAPES, default=EMBEDDED)
+    parser.add_argument("--arch", nargs="+", choices=SHAPES, default=[EMBEDDED], help="one after another")
     parser.add_argument("--layers", type=int, help="fewer language-model layers than published")
     parser.add_argument("--tower-layers", type=int, help="fewer layers of the vision tower than published")
     parser.add_argument(
@@ -314,66 +232,85 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
         )
     if wrong := [(r, q) for r in options.requests for q in options.questions if r % q]:
         parser.error(f"--requests {wrong[0][0]} is not a multiple of {wrong[0][1]} questions per video")
-    seconds = 8 if options.arch == EMBEDDED else options.frames
-    options.max_model_len = options.max_model_len or tokens_of(options.arch, seconds) + 512
-    options.batched_tokens = options.batched_tokens or max(2048, options.max_model_len)
     config = {name: value for name, value in vars(options).items() if name not in ("output", "commit")}
     record: dict[str, Any] = {"benchmark": "serving", "command": command(), "config": config}
     record |= environment(options.commit, torch.device(options.device))
     record["versions"]["vllm"] = vllm_version()
-    record |= {"notes": NOTES, "starts": {}, "cells": [], "not_measured": []}
-    layers = "" if options.layers is None else f"_{options.layers}layers"
-    layers += "" if options.tower_layers is None else f"_{options.tower_layers}tower"
-    shape = EMBEDDED if options.arch == EMBEDDED else f"{options.arch}{layers}_{options.frames}frames"
-    result = GrowingResult(options.output, f"serving_{shape}_{options.dtype}_{options.device}", record)
-    servers = servers_of(options)
-    random_weights = options.arch != EMBEDDED
-
-    def left() -> float:
-        return options.budget_seconds - (time.monotonic() - began)
-
-    with tempfile.TemporaryDirectory() as work:
-        media = Path(work)
-        folder = checkpoint(options.arch, options, media / "checkpoint", random_weights and "serve" in options.servers)
-        per_server = sum(requests // questions for requests in options.requests for questions in options.questions)
-        waiting = [(s.name, c, q) for s in servers for c in options.clients for q in options.questions]
-        for kind in dict.fromkeys(server.kind for server in servers):
-            of_kind = [server for server in servers if server.kind == kind]
-            if left() < 30:
-                break
-            with serving(kind, folder, media, options, random_weights and kind != "serve") as (port, session, took):
-                record["starts"][kind] = round(took, 1)
-                for number, server in enumerate(of_kind):
-                    # Of each server's own, so that what another ratio left in a cache is of other videos.
-                    own = write_videos(media / f"{kind}{number}", servers.index(server), per_server + 1, seconds)
-                    if left() < 10:
-                        break
-                    run_clients(port, bodies_of(server, own[:1], 1, options), 1, left())
-                    unseen = iter(own[1:])
-                    for clients, requests in zip(options.clients, options.requests, strict=True):
-                        for questions in options.questions:
-                            if left() < 10:
-                                continue
-                            group = [next(unseen) for _ in range(requests // questions)]
-                            bodies = bodies_of(server, group, questions, options)
-                            before = cpu_seconds(session)
-                            answers, spent = run_clients(port, bodies, clients, left())
-                            used = cpu_seconds(session) - before
-                            if left() <= 0:  # which has ended some of them
-                                continue
-                            cell = {"server": server.name, "clients": clients, "questions": questions}
-                            cell["cpu_seconds_per_request"] = used / requests
-                            record["cells"].append({**cell, **figures(answers, spent, summarise)})
-                            waiting.remove((server.name, clients, questions))
-                            record["not_measured"] = [list(cell) for cell in waiting]
-                            result.save()
-                            report(line(record["cells"][-1]))
-    record["not_measured"] = [list(cell) for cell in waiting]
+    cells = [
+        [arch, server.name, clients, questions]
+        for arch in options.arch
+        for server in servers_of(options)
+        for clients in options.clients
+        for questions in options.questions
+    ]
+    record |= {"notes": NOTES, "starts": {}, "cells": [], "not_measured": cells}
+    name = "_".join(label(arch, options) for arch in options.arch)
+    result = GrowingResult(options.output, f"serving_{name}_{options.dtype}_{options.device}", record)
+    for arch in options.arch:
+        with tempfile.TemporaryDirectory() as work:
+            measure(
+                arch, options, Path(work), result, lambda: options.budget_seconds - (time.monotonic() - began), report
+            )
     record["seconds"] = round(time.monotonic() - began, 1)
     path = result.save()
-    report(f"not measured: {', '.join(map(str, waiting)) or 'nothing'}")
+    report(f"not measured: {', '.join(map(str, record['not_measured'])) or 'nothing'}")
     report(str(path))
     return path
+
+
+def measure(
+    arch: str,
+    options: argparse.Namespace,
+    media: Path,
+    result: GrowingResult,
+    left: Callable[[], float],
+    report: Callable[[str], None],
+) -> None:
+    """Start the servers of one model one after another, and add what they do to the record.
+
+    Args:
+        arch: the model.
+        options: of the command.
+        media: an empty folder, which servers may read.
+        result: each cell is written as soon as it is measured, and is then no longer named as not measured.
+        left: seconds until the command has to end.
+        report: takes a line for each cell.
+    """
+    record, servers, frames = result.record, servers_of(options), frames_of(arch, options)
+    positions = options.max_model_len or tokens_of(arch, frames) + 512
+    has_weights = arch == EMBEDDED
+    folder = checkpoint(arch, options, media / "checkpoint", not has_weights and "serve" in options.servers)
+    per_server = sum(requests // questions for requests in options.requests for questions in options.questions)
+    for kind in dict.fromkeys(server.kind for server in servers):
+        of_kind = [server for server in servers if server.kind == kind]
+        if left() < 30:
+            return
+        with serving(kind, folder, media, options, positions, frames, not has_weights) as (port, session, took):
+            record["starts"][f"{arch}, {kind}"] = round(took, 1)
+            for number, server in enumerate(of_kind):
+                # Of each server's own, so that what another ratio left in a cache is of other videos.
+                own = write_videos(media / f"{kind}{number}", servers.index(server), per_server + 1, frames)
+                if left() < 10:
+                    return
+                run_clients(port, bodies_of(server, own[:1], 1, options), 1, left())
+                unseen = iter(own[1:])
+                for clients, requests in zip(options.clients, options.requests, strict=True):
+                    for questions in options.questions:
+                        if left() < 10:
+                            return
+                        group = [next(unseen) for _ in range(requests // questions)]
+                        bodies = bodies_of(server, group, questions, options)
+                        before = cpu_seconds(session)
+                        answers, spent = run_clients(port, bodies, clients, left())
+                        used = cpu_seconds(session) - before
+                        if left() <= 0:  # which has ended some of them
+                            return
+                        cell = {"model": arch, "server": server.name, "clients": clients, "questions": questions}
+                        record["not_measured"].remove(list(cell.values()))
+                        cell["cpu_seconds_per_request"] = used / requests
+                        record["cells"].append({**cell, **figures(answers, spent, summarise)})
+                        result.save()
+                        report(line(record["cells"][-1]))
 
 
 def vllm_version() -> str | None:
@@ -388,7 +325,7 @@ def line(cell: dict[str, Any]) -> str:
     """One cell as a row of a table."""
     first = cell["first_token_ms"]
     return (
-        f"| {cell['server']} | {cell['clients']} | {cell['questions']} | {cell['requests_per_second']:.2f} | "
+        f"| {cell['model']} | {cell['server']} | {cell['clients']} | {cell['questions']} | {cell['requests_per_second']:.2f} | "
         f"{'-' if first is None else format(first['median'], '.0f')} | {cell['tokens_per_second']:.1f} | {cell['prompt_tokens']} | {cell['failed']} |"
     )
 

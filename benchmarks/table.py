@@ -222,7 +222,11 @@ def gpu_table(record: dict[str, Any]) -> list[str]:
 
 def serving_table(record: dict[str, Any]) -> list[str]:
     """Rows: servers, clients at the same time, and questions about each video."""
+    config, hardware = record["config"], record["hardware"]
+    arch = config["arch"]
+    models = [arch] if isinstance(arch, str) else arch
     heads = (
+        *(["model"] if len(models) > 1 else []),
         "server",
         "clients",
         "questions per video",
@@ -238,18 +242,18 @@ def serving_table(record: dict[str, Any]) -> list[str]:
     for row in record["cells"]:
         first = row["first_token_ms"]
         shown = "" if first is None else f"{first['median']:.0f} ({first['min']:.0f} to {first['max']:.0f})"
-        cells = [row["server"], row["clients"], row["questions"], row["requests"]]
+        cells = [row["model"]] if len(models) > 1 else []
+        cells += [row["server"], row["clients"], row["questions"], row["requests"]]
         used = row.get("cpu_seconds_per_request")
         cells += [f"{row['requests_per_second']:.3g}", "" if used is None else f"{used:.3g}", shown]
         cells += [f"{row['tokens_per_second']:.3g}", ", ".join(map(str, row["prompt_tokens"])), row["failed"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    config, hardware = record["config"], record["hardware"]
-    frames = "" if config["arch"] == "embedded" else f", {config['frames']} frames"
+    frames = "" if models == ["embedded"] else f", {config['frames']} frames"
     layers = "" if config["layers"] is None else f", {config['layers']} language-model layers"
     tower = config.get("tower_layers")
     layers += "" if tower is None else f", {tower} of the vision tower"
     return [
-        f"{config['arch']}{frames}{layers}, {config['dtype']}, {config['new_tokens']} new tokens, vLLM "
+        f"{' and '.join(models)}{frames}{layers}, {config['dtype']}, {config['new_tokens']} new tokens, vLLM "
         f"{record['versions']['vllm']}, {device(record)}, load average {hardware['load_average_at_start']:g} at the start.",
         "",
         *lines,

@@ -107,7 +107,8 @@ def test_requests_are_alike_for_every_server(tmp_path):
     """The ratio stands where each server looks for it; the first questions of all videos come first."""
     import argparse
 
-    from serving import Server, bodies_of, servers_of, tokens_of, write_videos
+    from serving import Server, bodies_of, servers_of
+    from serving_models import tokens_of, write_videos
 
     options = argparse.Namespace(new_tokens=4, question_words=5, servers=["stock", "plugin", "serve"])
     options.ratios, options.methods = [0.25], ["divprune"]
@@ -138,7 +139,7 @@ def test_the_checkpoints_that_servers_load(tmp_path, arch):
     """The plugin's whole one, and inside it a backbone that needs nothing of this package."""
     import argparse
 
-    from serving import checkpoint
+    from serving_models import checkpoint
     from transformers import AutoConfig, AutoProcessor
 
     from cacovid_hf.vllm.config import ServedConfig
@@ -184,3 +185,29 @@ def test_rows_of_the_parity_table(monkeypatch):
         "| few blocks |  | 16 of 16, 3 preempted |",
         "| over HTTP |  | 59 right of 60 |",
     ]
+
+
+def test_several_models_in_one_record():
+    """A row says which model it is of; a record of one model has no such column."""
+    import argparse
+
+    from serving_models import label
+    from table import serving_table
+
+    options = argparse.Namespace(layers=None, tower_layers=1, frames=2)
+    assert label("embedded", options) == "embedded"
+    assert label("llava-onevision-0.5b", options) == "llava-onevision-0.5b_1tower_2frames"
+    cell = {"server": "stock vLLM", "clients": 8, "questions": 1, "requests": 16, "requests_per_second": 2.0}
+    cell |= {"cpu_seconds_per_request": 0.5, "first_token_ms": None, "tokens_per_second": 16.0, "failed": 0}
+    cells = [{**cell, "model": "embedded", "prompt_tokens": [80]}, {**cell, "model": "other", "prompt_tokens": [411]}]
+    config = {"arch": ["embedded", "other"], "frames": 2, "layers": None, "tower_layers": 1, "dtype": "bfloat16"}
+    record = {"config": {**config, "new_tokens": 8}, "versions": {"vllm": "1"}, "cells": cells, "not_measured": []}
+    record["hardware"] = {"load_average_at_start": 1.0, "gpu": "one"}
+    lines = serving_table(record)
+    assert lines[0].startswith("embedded and other, 2 frames, 1 of the vision tower, bfloat16")
+    assert lines[4:6] == [
+        "| embedded | stock vLLM | 8 | 1 | 16 | 2 | 0.5 |  | 16 | 80 | 0 |",
+        "| other | stock vLLM | 8 | 1 | 16 | 2 | 0.5 |  | 16 | 411 | 0 |",
+    ]
+    (only,) = serving_table({**record, "cells": cells[:1], "config": {**record["config"], "arch": "embedded"}})[4:5]
+    assert only == "| stock vLLM | 8 | 1 | 16 | 2 | 0.5 |  | 16 | 80 | 0 |"
