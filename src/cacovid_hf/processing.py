@@ -7,14 +7,12 @@ saved by its name, and loads through `AutoProcessor`.
 import functools
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jinja2 import TemplateError, TemplateSyntaxError
-from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoProcessor,
@@ -32,7 +30,6 @@ from transformers import (
     VideoLlama3Processor,
     VideoLlavaProcessor,
 )
-from transformers.image_utils import load_image
 from transformers.utils import logging
 
 from ._compat import commit_of
@@ -40,10 +37,9 @@ from .checkpoints.stock_processor import load_stock_processor
 from .configuration import CaCoVidConfig
 from .hub.auto_file import AUTO_MODULE, AUTO_SOURCE
 from .hub.source import PROCESSOR_FILES, Source
-from .video.addresses import opened_address, shown
 from .video.files import SampledVideo
-from .video.limits import current_guard, current_limits
 from .video.messages import as_parts, check_call, follow_messages, has_plain_text
+from .video.pictures import read_picture
 from .video.tiles import IMAGE, Tiles, frame_counts, in_one_list, in_rows, split_tiles, token_types
 from .video_processing import READERS, OwnSamplingMixin, paths_as_text
 
@@ -52,10 +48,6 @@ from .video_processing import CaCoVidLlavaOnevisionVideoProcessor as CaCoVidLlav
 from .video_processing import CaCoVidQwen2VLVideoProcessor as CaCoVidQwen2VLVideoProcessor
 
 logger = logging.get_logger(__name__)
-
-# Pillow's names of what browsers and cameras write; others start programs (EPS) or are read by rarely used code.
-_PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
-
 
 _PROBE = "Is this text written?"
 
@@ -327,44 +319,6 @@ def with_video_reader(processor: ProcessorMixin) -> ProcessorMixin:
     if isinstance(template, str) and not template.startswith(_GUARD):
         result.chat_template = _GUARD + template
     return result
-
-
-def read_picture(address: str) -> Image.Image:
-    """Read a picture, upright and RGB.
-
-    Args:
-        address: as for videos (see `cacovid_hf.video.addresses.opened_address`).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a readable picture, or an address that cannot be fetched.
-    """
-    with opened_address(address) as file:
-        try:
-            return load_image(_decoded(file, shown(address)))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{shown(address)} does not exist: check the path of the picture.") from None
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"{shown(address)} is not a readable picture ({type(error).__name__}): check it, or give a video in a part of type video."
-            ) from None
-
-
-def _decoded(file: str | BinaryIO, name: str) -> Image.Image:
-    if isinstance(file, str) and os.path.exists(file) and not os.path.isfile(file):
-        raise IsADirectoryError
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its limit is not ours
-        picture = Image.open(file, formats=_PICTURES)
-    with picture:
-        pixels, limit = picture.width * picture.height, current_limits().max_picture_pixels
-        if pixels > limit:
-            raise ValueError(
-                f"{name} has {picture.width}x{picture.height} pixels, over the limit max_picture_pixels={limit}: scale it down."
-            )
-        current_guard().holding(pixels)
-        picture.load()
-        return picture
 
 
 def processor_of(config: CaCoVidConfig, token: str | bool | None = None) -> ProcessorMixin | None:

@@ -21,10 +21,10 @@ from helpers.processors import tiny_processor
 from PIL import Image
 
 from cacovid_hf import with_video_reader
-from cacovid_hf.processing import read_picture
 from cacovid_hf.video.files import read_chosen_frames
 from cacovid_hf.video.limits import ReadingLimits, reading_limits
 from cacovid_hf.video.messages import ONE_SIZE, ClipSettings, VideoAddress, follow_messages
+from cacovid_hf.video.pictures import read_picture
 from cacovid_hf.video_processing import logger
 
 
@@ -493,6 +493,17 @@ def test_pictures_are_bounded_before_decoding(tmp_path):
     for name in ("a.eps", "pipe.png"):
         with pytest.raises(ValueError, match="is not a readable picture"):
             read_picture(str(tmp_path / name))
+
+
+def test_damaged_pictures_have_one_error():
+    """Also where Pillow raises something else than of other pictures: of a chunk without a name, a `SyntaxError`."""
+    header = png_chunk(b"IHDR", struct.pack(">II5B", 8, 8, 8, 2, 0, 0, 0))
+    rows = zlib.compress(bytes(8 * 25))
+    broken = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", rows[:4]) + png_chunk(b"\x1e\x04\xc1\x82", rows[4:])
+    with pytest.raises(SyntaxError):
+        Image.open(io.BytesIO(broken)).load()
+    with pytest.raises(ValueError, match=r"is not a readable picture \(SyntaxError\): check it"):
+        read_picture("data:image/png;base64," + base64.b64encode(broken).decode())
 
 
 def png_chunk(name, content):

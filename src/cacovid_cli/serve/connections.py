@@ -9,6 +9,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .limits import Limits
 
+_MOST_EARLY = 64 << 10  # bytes that a client may send before its request is answered
+
 
 class Connections:
     """The open connections of a server, by the address of their client.
@@ -80,9 +82,28 @@ def _client(transport: asyncio.Transport) -> Any:
 
 
 def bounded_protocol(connections: Connections) -> type[asyncio.Protocol]:
-    """Uvicorn's HTTP protocol (the one in Python, which bounds headers) with its connections noted."""
+    """Uvicorn's HTTP protocol (the one in Python, which bounds headers) with its connections noted.
+
+    What a client sends before its request is answered waits here. Uvicorn would stop reading, and not notice that the client leaves.
+    """
 
     class BoundedProtocol(H11Protocol):
+        early = b""
+
+        def data_received(self, data: bytes) -> None:
+            if self.cycle is None or self.cycle.more_body or self.cycle.response_complete:
+                super().data_received(data)
+            elif len(self.early) + len(data) > _MOST_EARLY:
+                self.transport.abort()
+            else:
+                self.early += data
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            data, self.early = self.early, b""
+            if data and not self.transport.is_closing():
+                self.data_received(data)
+
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             connections.opened(transport)

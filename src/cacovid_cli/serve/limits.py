@@ -10,7 +10,7 @@ class Limits:
     """Bounds of a server; sizes are in bytes, times in seconds.
 
     Attributes:
-        api_keys: one of which a request to `/v1/` must bring; empty: none is asked for.
+        api_keys: one of which a request to `/v1/` must bring, each of visible ASCII; no key: none is asked for.
         hosts: values of the `Host` header that are answered, without port; None: any.
         media_hosts: names of the hosts that videos and pictures may be fetched from; None: any.
         media_folders: below which files of the server may be read.
@@ -35,6 +35,9 @@ class Limits:
         header_seconds: from a connection's beginning, or its last answer, to the end of the next request's headers.
         body_seconds: for the body of a request, and for each part of an answer to be taken.
         shutdown_seconds: for what runs when the server is told to end.
+
+    Raises:
+        ValueError: an API key that no header can bring, or that everybody brings.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -62,3 +65,9 @@ class Limits:
     header_seconds: float = 20.0
     body_seconds: float = 60.0
     shutdown_seconds: float = 30.0
+
+    def __post_init__(self):
+        if not all(key and all("!" <= character <= "~" for character in key) for key in self.api_keys):
+            raise ValueError(
+                "An API key is empty, or has spaces or characters other than visible ASCII: give another --api-key."
+            )

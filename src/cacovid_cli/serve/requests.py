@@ -13,6 +13,7 @@ from .limits import Limits
 
 _STOP_TEXTS, _STOP_CHARACTERS = 16, 256
 _SHOWN = 60  # characters of a value in a message
+_SMALLEST = 0.01  # that scores are divided by, so that none of them becomes infinite
 # More brackets, commas and colons than any chat has; base64 holds none of them. Trees of them take long to parse.
 _JSON_MARKS = 200_000
 _STEP = 1 << 20  # bytes
@@ -107,7 +108,7 @@ class AnswerRequest(_Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1, le=1_000_000)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=_SMALLEST, le=10)
     seed: int | None = Field(None, ge=-(1 << 63), le=(1 << 63) - 1)
     min_tokens: int = Field(0, ge=0)
     num_beams: int = Field(1, ge=1)
@@ -128,6 +129,13 @@ class AnswerRequest(_Strict):
             if value is not None and not any(_is_same(value, one) for one in neutral):
                 raise ValueError(f"{name}={_shown(value)} is not offered: {done}.")
         return {name: value for name, value in data.items() if value is not None and name not in _NOT_OFFERED}
+
+    @field_validator("temperature")
+    @classmethod
+    def _greedy_or_warm(cls, value: float | None) -> float | None:
+        if value is not None and 0 < value < _SMALLEST:
+            raise ValueError(f"temperature={value} is too small to divide by: give 0, or at least {_SMALLEST}.")
+        return value
 
     @field_validator("stop", mode="before")
     @classmethod

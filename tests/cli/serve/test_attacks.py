@@ -101,6 +101,15 @@ def test_keys():
         assert fetched(urllib.request.Request(f"{address}/health"))[0] == 200
 
 
+@pytest.mark.parametrize("key", ["", " ", "two words", "schl\u00fcssel", "a\n"])
+def test_keys_that_protect_nothing(key):
+    """Of a variable that is not set, say: everybody would bring it, or nobody could."""
+    from cacovid_cli.serve.limits import Limits
+
+    with pytest.raises(ValueError, match="An API key is empty, or has spaces or characters other than visible ASCII"):
+        Limits(api_keys=("right", key))
+
+
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "application/json; charset=utf-16"]
 )  # fmt: skip

@@ -60,6 +60,7 @@ FIELDS = [
     ("temperature", math.nan, "temperature=nan: input should be a finite number"),
     ("temperature", math.inf, "temperature=inf: input should be a finite number"),
     ("temperature", -1, "greater than or equal to 0"),
+    ("temperature", 1e-40, "temperature=1e-40 is too small to divide by: give 0, or at least 0.01"),
     ("temperature", 2.5, "less than or equal to 2"),
     ("temperature", "1", "temperature='1': input should be a valid number"),
     ("temperature", True, "temperature=True"),
@@ -70,6 +71,7 @@ FIELDS = [
     ("top_k", 0, "top_k=0"),
     ("top_k", 1.5, "top_k=1.5"),
     ("repetition_penalty", 0, "repetition_penalty=0"),
+    ("repetition_penalty", 1e-40, "repetition_penalty=1e-40: input should be greater than or equal to 0.01"),
     ("repetition_penalty", math.nan, "repetition_penalty=nan"),
     ("seed", 1 << 64, "seed=18446744073709551616"),
     ("seed", 1.5, "seed=1.5"),
@@ -209,6 +211,22 @@ def test_a_prompt_that_is_longer_than_the_model(address):
             "has 42 tokens and the model 40 positions"
             in refusal(post(narrow, message(content="what " * 40))[1])["message"]
         )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"temperature": 0.01, "repetition_penalty": 0.01, "top_p": 1e-320},
+        {"temperature": 2, "repetition_penalty": 10, "top_k": 1_000_000},
+        {"temperature": 0.01, "num_beams": 4, "seed": -(1 << 63)},
+        {"stop": ["z" * 256] * 16, "min_tokens": 8, "seed": (1 << 63) - 1},
+        {"retention_ratio": 5e-324, "user": "u" * 512},
+    ],
+)
+def test_values_at_their_bounds_are_answered(address, more):
+    """No score becomes infinite, which draws do not survive: on a GPU, not even those of later requests."""
+    status, text = post(address, asking(max_tokens=8, **more))
+    assert status == 200, text
 
 
 def test_what_asks_for_nothing_is_no_error(address):

@@ -72,6 +72,38 @@ def asking_short():
     return {**LONG, "min_tokens": 0, "max_tokens": 2}
 
 
+def test_clients_that_say_more_and_leave(forwards):
+    """What follows a request is read behind its answer, and does not hide that the client leaves."""
+    with running(new_tokens=TOKENS) as address:
+        for more in (b"\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" * 9):
+            forwards.clear()
+            client = send(address, LONG)
+            until(lambda: len(forwards) > 3)
+            client.sendall(more)
+            time.sleep(0.1)
+            client.close()
+            until(lambda: metric(address, "cacovid_requests_active") == 0)
+            assert len(forwards) < TOKENS
+        client = send(address, LONG)
+        until(lambda: metric(address, "cacovid_requests_active") == 1)
+        with contextlib.suppress(OSError):  # too much, and it is closed
+            client.sendall(b"x" * (1 << 20))
+        until(lambda: metric(address, "cacovid_requests_active") == 0)
+        # In order, each as if asked by itself.
+        short = {**LONG, "min_tokens": 1, "max_tokens": 1}
+        client = send(address, short)
+        client.sendall(
+            b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /v1/models HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        )
+        answers = b""
+        while block := client.recv(65536):
+            answers += block
+        client.close()
+        places = [answers.index(part) for part in (b"chat.completion", b'"ok"', b"max_model_len")]
+        assert places == sorted(places)
+        assert answers.count(b"HTTP/1.1 200") == 3
+
+
 def test_a_client_that_leaves_a_download():
     """The address sends a byte now and then, for as long as one listens."""
     listened = []
