@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from helpers import flash_stand_in
+from helpers.cut_oracle import CutPrompts
 from helpers.families.base import IMAGE_FIELDS, TILE_FIELDS, VIDEO_FIELDS
 from helpers.models import (
     BY_NAME,
@@ -122,6 +123,54 @@ def test_conversations(family, conversation, pixels):
     assert kept <= ours.past_key_values.get_seq_length() < ours.sequences.shape[1]
     everything = stock.generate(**stock_inputs(stock, talk.inputs), **STEP)
     assert not torch.allclose(everything.logits[0], ours.logits[0], atol=1e-2)
+
+
+CUT = {"a ragged batch": 2, "ragged new turns": 1}  # the first turn that pads a row behind its beginning
+
+
+@pytest.mark.spread(4)
+@pytest.mark.parametrize("words", [True, False], ids=["all words", "words of kept frames"])
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_conversations_by_cutting(family, conversation, words):
+    """Also where a masked token is still read; padding between the turns would be too, and is refused there."""
+    turns, stock = CONVERSATIONS[conversation], stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, keep_frame_words=words)
+    talk, cache, sequences, asked = Conversation(stock, turns), None, None, 0
+    how = dict(retention_ratio=0.25, compressor="uniform")
+    for number in range(len(turns)):
+        start, new, inputs = talk.turn(number, sequences)
+        talk.keep(asked, torch.arange(start - asked).expand(len(turns[0]), -1))
+        talk.keep(start, model.compress(**new, **how).kept_indices)
+        asked = talk.inputs["input_ids"].shape[1]
+        if not BY_NAME[family].attends and number == CUT.get(conversation):
+            with pytest.raises(ValueError, match=r"padding between its turns, which the states of qwen3_5"):
+                model.generate(**inputs, **how, past_key_values=cache, **STEP)
+            return
+        ours = model.generate(**inputs, **how, past_key_values=cache, **STEP)
+        _, logits = CutPrompts(stock, talk.inputs, torch.cat(talk.kept, dim=1)).greedy(STEP["max_new_tokens"])
+        torch.testing.assert_close(torch.stack(list(ours.logits), dim=1), logits, atol=1e-3, rtol=1e-3)
+        cache, sequences = ours.past_key_values, ours.sequences
+
+
+def test_padding_between_steps_of_a_loop_is_refused_where_a_state_would_read_it():
+    """Behind a row that has ended it is not read by anything that follows."""
+    stock, model = wrapped("qwen3_5")
+    inputs = prompt_inputs(stock, CONVERSATIONS["a ragged batch"][0])
+    how = dict(retention_ratio=0.25, use_cache=True)
+    mask = torch.cat([inputs["attention_mask"], torch.tensor([[0, 1], [1, 1]])], dim=1)
+    new = torch.tensor([[0, 20], [30, 40]])
+    with torch.no_grad():
+        cache = model(**inputs, **how).past_key_values
+        with pytest.raises(ValueError, match="Row 0 of the conversation has padding between its turns"):
+            model(input_ids=new, attention_mask=mask, past_key_values=cache)
+        cache = model(**inputs, **how).past_key_values
+        for step in range(2):
+            masked = torch.cat([inputs["attention_mask"], torch.tensor([[0, 0], [1, 1]])[:, : step + 1]], dim=1)
+            ended = model(input_ids=new[:, step : step + 1], attention_mask=masked, past_key_values=cache)
+        alone = model(**inputs, **how).past_key_values
+        whole = model(input_ids=new, past_key_values=alone)
+    torch.testing.assert_close(ended.logits[1, -1], whole.logits[1, -1])
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

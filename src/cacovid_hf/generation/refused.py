@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
@@ -144,6 +145,27 @@ def check_session(config: Any, method: Compressor, keep_selection: bool, video: 
         raise ValueError(
             f"compressor {method.name!r} reads what the vision tower attends to, which these encoded videos do not hold: encode them with "
             "with_tower_attention=True."
+        )
+
+
+def check_gaps(config: Any, attention_mask: Tensor) -> None:
+    """Refuse padding between the tokens of a row where layers keep one state of all tokens before, which it would change.
+
+    Args:
+        config: of the backbone.
+        attention_mask: `(B, L)`, of what is cached and what is new, 0 at padding.
+
+    Raises:
+        ValueError: a row with padding behind its first token and before its last one.
+    """
+    if not keeps_states(config):
+        return
+    is_token = attention_mask.bool()
+    begun, goes_on = (is_token.cummax(1).values, is_token.flip(1).cummax(1).values.flip(1))
+    if bool((broken := (begun & goes_on & ~is_token).any(dim=1)).any()):
+        raise ValueError(
+            f"Row {int(broken.nonzero()[0])} of the conversation has padding between its turns, which the states of {config.model_type}'s linear attention "
+            "would read. Give one conversation at a time, or start without a cache."
         )
 
 
