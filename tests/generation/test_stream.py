@@ -1,5 +1,6 @@
 """A stream: what a question answers is what one prompt of the same tokens answers, and memory never grows past its bound."""
 
+import datetime
 import re
 import threading
 from pathlib import Path
@@ -317,8 +318,6 @@ def test_wrong_input_gets_one_clear_error(case, memory):
     for asked, error in (
         (dict(question=" "), "empty"),
         (dict(question=QUESTION, num_tokens=0), "num_tokens=0"),
-        (dict(question=QUESTION, retention_ratio=0.5), "num_tokens"),
-        (dict(question=QUESTION, return_dict_in_generate=True), "leave it out"),
     ):
         with pytest.raises(ValueError, match=error):
             stream.ask(**asked)
@@ -358,6 +357,7 @@ def test_times_of_a_single_picture(case, times):
         ([1.0, 0.5, 2.0], 1, "A frame at 0.5 seconds comes after one at 1.0"),
         ([1.0, float("nan"), 2.0], 1, "A frame has the time nan"),
         (["1", "2", "3"], 0, "A frame has the time '1'"),
+        ([datetime.timedelta(0)] * 3, 0, "A frame has the time datetime"),
     ],
 )
 def test_times_that_do_not_fit(case, times, come_in, error):
@@ -498,9 +498,10 @@ def test_worth_is_the_largest_score_of_the_standing_questions(case):
 
 
 @pytest.mark.slow
-def test_ten_thousand_frames(case):
+@MEMORIES
+def test_ten_thousand_frames(case, memory):
     _, model, processor = case
-    stream = model.stream(processor, tokens_per_frame=2, max_memory=20_000)
+    stream = model.stream(processor, memory=memory, tokens_per_frame=2, max_memory=20_000, window=8)
     for seed in range(100):
         stream.feed(pictures(100, seed))
         assert stream.memory_bytes() <= 20_000

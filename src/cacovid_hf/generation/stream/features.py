@@ -17,6 +17,7 @@ from ..wrapped import AnsweringModel
 from .groups import Groups, Rule
 from .prompts import Asked, Frame, Words, asked
 from .quantised import Packed, pack, packed_bytes, unpack
+from .questions import check_choice
 from .settings import StreamSettings
 from .steps import Step
 
@@ -121,10 +122,6 @@ class FeatureMemory:
         blocks = torch.nn.functional.pad(features, (0, rows * size - self.width)).unflatten(-1, (rows, size))
         return pack(blocks, self.settings.bits or 16)
 
-    def add(self, step: Step) -> None:
-        """Store a step."""
-        self.groups.add(self.stored(step, self.groups.items))
-
     def _unlikeness(self, one: FeatureGroup, two: FeatureGroup) -> float:
         """One minus the mean cosine of the tokens at common places, or, without any, of the groups' means: as MARC compares frames."""
         first, second = (group.features(torch.float32, self.width) for group in (one, two))
@@ -204,7 +201,7 @@ class FeatureMemory:
             num_tokens: kept at most.
             compressor: by which; None is the policy.
         """
-        method = resolve_compressor(compressor, self.model.config)
+        method = check_choice(resolve_compressor(compressor, self.model.config))
         total = len(groups) * self.per_group
         frames, places = (torch.cat([getattr(g, name) for g in groups]).long() for name in ("frames", "places"))
         if num_tokens >= total:

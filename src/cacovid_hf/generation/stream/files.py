@@ -43,7 +43,9 @@ def pictures_of(frames: Any) -> Iterable[Any]:
     Raises:
         ValueError: none of these.
     """
-    if isinstance(frames, (np.ndarray, Tensor, Image.Image)):
+    if isinstance(frames, Image.Image):
+        return [frames]
+    if isinstance(frames, (np.ndarray, Tensor)):
         array = np.asarray(frames)
         return array[None] if array.ndim == 3 else array
     if not isinstance(frames, Iterable):

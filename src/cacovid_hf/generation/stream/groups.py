@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -81,11 +80,11 @@ class Groups(Generic[GroupT]):
             if 0 <= first < len(losses):
                 losses[first] = rule.loss(items[first], items[first + 1])
 
-    def restore(self, items: list[GroupT], made_room: int) -> None:
-        """Take groups of a saved memory."""
-        rule = self.rule
-        self.items, self.made_room = items, made_room
-        self.losses = [] if rule is None else [rule.loss(a, b) for a, b in pairwise(items)]
+    def restore(self, items: Sequence[GroupT], made_room: int) -> None:
+        """Take groups of a saved memory, which may have had more room than this one."""
+        for item in items:
+            self.add(item)
+        self.made_room += made_room
 
 
 class Memory(Protocol):
@@ -103,10 +102,6 @@ class Memory(Protocol):
 
     def stored(self, step: Any, groups: Sequence[Any]) -> Any:
         """A step as a group behind those of a snapshot; nothing is changed."""
-        ...
-
-    def add(self, step: Any) -> None:
-        """Store a step."""
         ...
 
     def group_of(self, parts: dict[str, Tensor], device: torch.device | str) -> Any:

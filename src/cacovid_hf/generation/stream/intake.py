@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
@@ -36,21 +38,23 @@ class Intake:
         self.model, self.reader, self.settings, self.standing = model, reader, settings, standing
         self.method = resolve_compressor(settings.reducer, model.config)
         # The standing questions about one frame, embedded; only its features change.
-        self._asked: Prompt | None = None
+        self._asked: tuple[Frame, Prompt] | None = None
         self.per_step = model.family.frames_per_step(model.backbone.config)
 
-    def accept(self, before: Before, picture: np.ndarray, seconds: float) -> Before:
+    def accept(self, before: Before, picture: Any, seconds: float) -> Before:
         """Check a frame, bring it to the stream's size, and let it wait for its step.
 
         Raises:
             ValueError: not a picture, or a time that goes back.
         """
-        picture = np.asarray(picture)
+        # Grey, with a palette or with transparency, as cameras and GIFs have them.
+        picture = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
         if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
             raise ValueError(
                 f"A frame has shape {picture.shape} and type {picture.dtype}: give RGB pictures uint8 (height, width, 3)."
             )
-        if isinstance(seconds, str) or not np.isfinite(float(seconds)):
+        is_number = isinstance(seconds, (Real, np.ndarray, Tensor)) and getattr(seconds, "ndim", 0) == 0
+        if not is_number or not np.isfinite(float(seconds)):
             raise ValueError(f"A frame has the time {seconds!r}: give seconds, a finite number.")
         if before.last is not None and seconds < before.last:
             raise ValueError(
@@ -154,9 +158,9 @@ class Intake:
 
     def _contribution(self, features: Tensor, frame: Frame) -> Tensor:
         """`(P,)`, the largest score of every token over the standing questions."""
-        if self._asked is None:
-            self._asked = stack_prompts([self._question(words, features, frame) for words in self.standing])
-        prompt = self._asked
+        if self._asked is None or self._asked[0] is not frame:
+            self._asked = frame, stack_prompts([self._question(words, features, frame) for words in self.standing])
+        prompt = self._asked[1]
         embeds = prompt.inputs_embeds.clone()
         for span in prompt.layout.videos:
             embeds[span.row, span.positions.to(embeds.device)] = features.to(embeds)

@@ -179,10 +179,6 @@ class KeyValueMemory:
         numbers = unpack(Packed.of(parts, self.per_group, self.settings.bits or 4), self.dtype)
         return torch.cat([first, numbers.flatten(-2).to(first.device)], dim=-1)
 
-    def add(self, step: Step) -> None:
-        """Store a step."""
-        self.groups.add(self.stored(step, self.groups.items))
-
     def _unlikeness(self, one: KeyValueGroup, two: KeyValueGroup) -> float:
         """One minus the cosine of their mean keys, mean over the layers."""
         return 1 - float(cosine_similarity(one.keys.float(), two.keys.float(), dim=-1).mean())

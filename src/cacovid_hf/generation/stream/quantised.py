@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 BITS = (2, 4, 8, 16, 32)
+# Float16 ends at 65504, and where a row begins is rounded away from its numbers.
+LARGEST = 65_000
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,16 @@ def pack(numbers: Tensor, bits: int) -> Packed:
     Args:
         numbers: `(..., m)`.
         bits: 2, 4 or 8; 16: as 16-bit floats (float32 becomes float16); 32: as they are.
+
+    Raises:
+        ValueError: NaN or infinite numbers, or ones over `LARGEST` where they are kept by float16.
     """
     size = numbers.shape[-1]
+    in_half = bits < 16 or (bits == 16 and numbers.dtype == torch.float32)
+    if not bool(numbers.abs().amax() <= (LARGEST if in_half else torch.finfo(numbers.dtype).max)):
+        raise ValueError(
+            f"A stream cannot store NaN or infinite numbers, nor numbers over {LARGEST} in {bits} bits: load the model in bfloat16 or float32, or use bits=32."
+        )
     if bits >= 16:
         is_wide = bits == 16 and numbers.dtype == torch.float32
         return Packed(numbers.half() if is_wide else numbers.clone(), None, None, size, bits)

@@ -1,6 +1,8 @@
 """A stream in one file of safetensors, to go on with later."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +73,83 @@ def described_state(before: Before, frame: Frame | None, made_room: int) -> dict
 
 
 def state_of(
-    described: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
-) -> tuple[Before, Frame | None, list[dict[str, Tensor]]]:
-    """Return what `described_state` and `tensors_of` say, and the parts of every group."""
+    described: dict[str, Any], tensors: dict[str, Tensor], per_step: int, width: int, like: Tensor
+) -> tuple[Before, Frame | None, dict[str, Tensor]]:
+    """Return what `described_state` and `tensors_of` say, and the parts of all groups.
+
+    Args:
+        described: as read.
+        tensors: likewise.
+        per_step: frames of a temporal step.
+        width: `D`.
+        like: any tensor of the model's dtype, where it is.
+
+    Raises:
+        ValueError, KeyError, TypeError: they say what no stream says.
+    """
     numbers = dict(described["before"])
     numbers["size"] = None if numbers["size"] is None else tuple(numbers["size"])
+    counts = (numbers["num_frames"], numbers["num_steps"], numbers["resized"], *(numbers["size"] or ()))
+    _check(all(type(count) is int and count >= 0 for count in (*counts, described["made_room"])), "numbers")
     waiting: list[np.ndarray] = []
     while f"waiting.{len(waiting)}" in tensors:
         waiting.append(tensors[f"waiting.{len(waiting)}"].numpy())
     features = tensors.get("before")
-    before = Before(**numbers, features=None if features is None else features.to(device), waiting=tuple(waiting))
+    before = Before(**numbers, features=None if features is None else features.to(like), waiting=tuple(waiting))
     frame = None
     if described["frame"] is not None:
         prefix = "frame.pixels."
         pixels = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        height, width = described["frame"]
-        frame = Frame(height, width, pixels, tensors["frame.trailing"].to(device))
+        height, width_of_frame = described["frame"]
+        frame = Frame(height, width_of_frame, pixels, tensors["frame.trailing"].to(like))
+    _check(
+        before.num_frames == before.num_steps * per_step + len(waiting) and before.num_steps >= 0, "number of frames"
+    )
+    _check((before.num_steps > 0) == (features is not None) == (frame is not None), "frame before")
+    _check(frame is None or features is None or features.shape == (frame.size, width), "frame before")
+    _check(all(picture.shape == (*(before.size or ()), 3) for picture in waiting), "frames that wait")
+    _check(all(picture.dtype == np.uint8 for picture in waiting), "frames that wait")
+    _check(not any(bool(part.isnan().any()) for part in tensors.values()), "numbers")
+    _check((before.last is None) == (before.num_frames == 0) and np.isfinite(before.last or 0.0), "times")
     parts = {name.removeprefix("groups."): value for name, value in tensors.items() if name.startswith("groups.")}
-    count = len(next(iter(parts.values()))) if parts else 0
-    # Clones, lest a group that stays hold them all.
-    groups = [{name: value[i].clone() for name, value in parts.items()} for i in range(count)]
-    return before, frame, groups
+    return before, frame, parts
+
+
+def groups_of(parts: dict[str, Tensor], like: dict[str, Tensor], num_steps: int, size: int) -> list[dict[str, Tensor]]:
+    """Return the parts of every group.
+
+    Args:
+        parts: of all groups, as read.
+        like: of any group of the same memory.
+        num_steps: that there were.
+        size: tokens of a frame.
+
+    Raises:
+        ValueError: they are not what such a memory holds.
+    """
+    _check(parts.keys() == like.keys(), "parts of a group")
+    count = len(parts["frames"])
+    for name, one in like.items():
+        part = parts[name]
+        same = part.dtype == one.dtype or (part.is_floating_point() and one.is_floating_point())
+        _check(same and part.shape == (count, *one.shape), f"groups' {name}")
+    frames, places = parts["frames"].long(), parts["places"].long()
+    _check(count > 0 and int(frames.min()) >= 0 and int(frames.max()) < num_steps, "numbers of frames")
+    _check(int(places.min()) >= 0 and int(places.max()) < size, "places")
+    _check(bool(((frames * size + places).flatten().diff() > 0).all()), "order of tokens")
+    # Clones, lest a group that stays hold them all. The numbers are those of this model, whose type may be another.
+    return [{name: parts[name][i].clone().to(one.dtype) for name, one in like.items()} for i in range(count)]
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Say of what is missing or of another type in a file, which no stream wrote so, that the file is damaged."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): save the stream again.") from error
+
+
+def _check(is_sound: Any, what: str) -> None:
+    if not is_sound:
+        raise ValueError(f"A saved stream is damaged, whose {what} no stream has: save it again.")

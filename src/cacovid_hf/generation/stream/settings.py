@@ -10,6 +10,7 @@ from ...compressors.cacovid import CaCoVid
 from ...compressors.registry import resolve_compressor
 from ...ratio import check_retention_ratio, token_budget
 from .quantised import BITS
+from .questions import check_choice
 
 MEMORIES = ("features", "kv")
 # What becomes of groups when the memory is full, by kind of memory; the first is the default.
@@ -99,8 +100,8 @@ class StreamSettings:
             raise ValueError(f"reducer={method.name!r} reads the question, which comes later: choose a blind one.")
         if self.memory == "kv" and self.compressor is not None:
             raise ValueError("compressor chooses among features, and memory='kv' retrieves by keys: leave it out.")
-        if self.memory == "features" and resolve_compressor(self.compressor).inside_llm:
-            raise ValueError(f"compressor={self.compressor!r} drops tokens inside the language model: choose another.")
+        if self.memory == "features":
+            check_choice(resolve_compressor(self.compressor))
 
     def tokens_of(self, size: int) -> int:
         """How many of a frame's `size` tokens stay."""

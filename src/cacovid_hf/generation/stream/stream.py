@@ -18,9 +18,10 @@ from .files import frames_of_file, pictures_of, timed
 from .groups import Memory
 from .intake import Intake
 from .keys import KeyValueMemory
-from .prompts import Frame, words_of
+from .prompts import Frame, dense_positions, words_of
+from .questions import checked_arguments
 from .settings import FAMILIES, StreamSettings
-from .steps import Before
+from .steps import Before, Step
 
 _ANY = "What is shown?"
 
@@ -93,17 +94,16 @@ class VideoStream:
             seconds = 0.0 if last is None else last + 1 / self.settings.fps
         before = self._intake.accept(self._before, picture, seconds)
         if not self._intake.is_complete(before):
-            self._change(before)
+            with self._changing:
+                self._before = before
             return
         before, step, frame = self._intake.take(before, self._frame)
         memory = self._memory or self._new_memory(frame)
-        memory.add(step)
-        self._change(before, frame, memory)
-
-    def _change(self, before: Before, frame: Frame | None = None, memory: Memory | None = None) -> None:
+        group = memory.stored(step, memory.groups.items)
+        # At once: between the two, a question or a saved file would have the step twice.
         with self._changing:
-            self._before = before
-            self._frame, self._memory = frame or self._frame, memory or self._memory
+            memory.groups.add(group)
+            self._before, self._frame, self._memory = before, frame, memory
 
     def _new_memory(self, frame: Frame) -> Memory:
         if self.settings.memory == "kv":
@@ -159,16 +159,14 @@ class VideoStream:
         **kwargs: Any,
     ) -> Tensor:
         """Answer as `ask` does, with the new tokens alone, `(sequences, n)`."""
-        for name, remedy in (("retention_ratio", "use num_tokens"), ("return_dict_in_generate", "leave it out")):
-            if kwargs.get(name):
-                raise ValueError(f"{name}={kwargs[name]!r} is not an argument of a stream's questions: {remedy}.")
+        arguments = checked_arguments(self.model, self.settings.memory, kwargs)
         words = words_of(self.model, self.processor, question)
         budget = self.settings.tokens_per_question if num_tokens is None else num_tokens
         if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
             raise ValueError(f"num_tokens={budget!r}: give a whole number of tokens to read, at least 1.")
         memory, groups = self._snapshot()
         method = self.settings.compressor if compressor is None else compressor
-        return memory.answer(words, groups, budget, method, kwargs)
+        return memory.answer(words, groups, budget, method, arguments)
 
     def _snapshot(self) -> tuple[Memory, list[Any]]:
         """The memory and its groups as they are now; frames of a step that is not complete come last, for this question alone."""
@@ -198,7 +196,7 @@ class VideoStream:
             groups = [] if memory is None else memory.groups.items
             made_room = 0 if memory is None else memory.groups.made_room
         described = saving.described_state(before, frame, made_room)
-        described |= {"settings": self.settings.as_dict(), "model": self._model_size(), "memory": memory is not None}
+        described |= {"settings": self.settings.as_dict(), "model": self._model_size()}
         saving.write(Path(path), described, saving.tensors_of(before, frame, groups))
 
     @classmethod
@@ -212,24 +210,34 @@ class VideoStream:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a saved stream, or one of a model of another family or size.
+            ValueError: not a saved stream, a damaged one, or one of a model of another family or size.
         """
         described, tensors = saving.read(Path(path))
-        stream = cls(model, processor, StreamSettings(**described["settings"]))
-        if described["model"] != stream._model_size():
-            raise ValueError(
-                f"{path} was made with a model of {described['model']}, and this one is of {stream._model_size()}: load it with the same model."
-            )
-        device = model.backbone.get_input_embeddings().weight.device
-        stream._before, stream._frame, groups = saving.state_of(described, tensors, device)
-        if described["memory"]:
-            assert stream._frame is not None
-            stream._memory = stream._new_memory(stream._frame)
-            where = stream.settings.device or device
-            stream._memory.groups.restore(
-                [stream._memory.group_of(parts, where) for parts in groups], described["made_room"]
-            )
+        with saving.whole(Path(path)):
+            stream = cls(model, processor, StreamSettings(**described["settings"]))
+            if described["model"] != stream._model_size():
+                raise ValueError(
+                    f"{path} was made with a model of {described['model']}, and this one is of {stream._model_size()}: load it with the same model."
+                )
+            stream._restore(described, tensors)
         return stream
+
+    def _restore(self, described: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take on what was saved."""
+        like = self.model.backbone.get_input_embeddings().weight
+        width = self.model.backbone.config.get_text_config().hidden_size
+        before, frame, parts = saving.state_of(described, tensors, self._intake.per_step, width, like)
+        memory = None
+        if frame is not None:
+            # What is missing in the frame is told now, and not by the first question.
+            dense_positions(self.model, self._words, frame, self.settings.fps, 1)
+            memory = self._new_memory(frame)
+            count = self.settings.tokens_of(frame.size)
+            nothing = Step(0, 0.0, like.new_zeros(count, width), torch.arange(count), torch.zeros(count))
+            groups = saving.groups_of(parts, memory.stored(nothing, []).parts, before.num_steps, frame.size)
+            where = self.settings.device or like.device
+            memory.groups.restore([memory.group_of(part, where) for part in groups], described["made_room"])
+        self._before, self._frame, self._memory = before, frame, memory
 
     def _model_size(self) -> list[Any]:
         config = self.model.backbone.config
