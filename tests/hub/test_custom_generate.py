@@ -96,6 +96,37 @@ def test_stock_model_without_the_package(saved):
     assert result == expected
 
 
+@pytest.mark.parametrize("attention", ["none", "question"])
+def test_a_residual_policy_without_the_package(attention, tmp_path):
+    """What is new in a token since the frame before is found by the generated code too."""
+    stock = stock_model("llava_onevision")
+    stock.save_pretrained(tmp_path / "stock")
+    settings = dict(policy_type="residual", policy_attention=attention, base_model_name_or_path=str(tmp_path / "stock"))
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, **settings)
+    model.save_pretrained(tmp_path / "cacovid-tiny", custom_generate=True)
+    inputs = prompt_inputs(stock, PROMPTS["ragged batch"])
+    torch.save(inputs, tmp_path / "inputs.pt")
+    (tmp_path / "suppressed.json").write_text(json.dumps(stock.generation_config.suppress_tokens))
+    expected, blind = (
+        model.generate(**inputs, retention_ratio=0.25, compressor=name, max_new_tokens=5, do_sample=False).tolist()
+        for name in ("cacovid", "uniform")
+    )
+    assert expected != blind
+    result = run(
+        tmp_path,
+        """
+        import json
+        model = AutoModelForImageTextToText.from_pretrained("stock").eval()
+        model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+        model.generation_config.suppress_tokens = json.load(open("suppressed.json"))
+        ids = model.generate(**torch.load("inputs.pt"), custom_generate="cacovid-tiny", trust_remote_code=True,
+            retention_ratio=0.25, max_new_tokens=5, do_sample=False)
+        print(json.dumps(ids.tolist()))
+        """,
+    )
+    assert result == expected
+
+
 def test_from_the_hub(tmp_path, monkeypatch):
     """The same from a Hub: the stamped commit is what is loaded, main may move on, and `policy=` overrides it."""
     with LoopbackHub().running() as hub:

@@ -35,7 +35,7 @@ class Table:
         name: to ask for it by.
         source: where it was printed, and by whom if not by the methods' authors.
         backbone: the model, and its number of frames if the source says.
-        benchmark_set: names of the benchmarks whose scores are averaged.
+        benchmark_set: names of the benchmarks whose scores are averaged; none where they are not known.
         ratio_definition: what its ratios count.
         figures: its figures.
         scores: absolute scores in percent, by method (`"all tokens"` is the uncompressed model), ratio and benchmark.
@@ -89,6 +89,10 @@ def check_comparable(table: Table, benchmarks: set[str], definitions: dict[str, 
     Raises:
         ValueError: naming what differs, and what to do.
     """
+    if not table.benchmark_set:
+        raise ValueError(
+            f"The figures of {table.name!r} are of unknown benchmarks, so nothing compares with them: choose another table."
+        )
     if missing := sorted(set(table.benchmark_set) - benchmarks):
         raise ValueError(
             f"The run has {', '.join(sorted(benchmarks))}, and the figures of {table.name!r} are means over {', '.join(table.benchmark_set)}: means over "
