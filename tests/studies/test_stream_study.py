@@ -41,8 +41,21 @@ def test_times():
     assert all(row["feed_cpu_ms"] > 0 and row["ask_cpu_ms"] > 0 for row in found.values())
 
 
+def test_further_streams_are_pooled():
+    alone = stream_table.cells()["ours/76800"]
+    one = stream_table.pooled("ours", 76_800)
+    assert len(one.streams) == 60 > alone["num_streams"]
+    mean, error = one.accuracy()
+    rows = [row for stream in one.streams for row in stream]
+    assert mean == pytest.approx(sum(right for _, right in rows) / len(rows))
+    assert 0 < error < 0.02
+    assert rows[: len(alone["rows"])] == [tuple(row) for row in alone["rows"]]
+    assert stream_table.pooled("none", 76_800) is None
+
+
 def test_the_page_has_the_figures_of_the_cells():
     page = (Path(__file__).parents[2] / "docs" / "how_to" / "streams.md").read_text(encoding="utf-8").splitlines()
-    rows = stream_table.lines() + stream_table.lines_by_age()
-    assert len(rows) >= 12
+    rows = [*stream_table.lines(), *stream_table.lines_by_age(), *stream_table.lines_of_parts()]
+    assert len(rows) >= 20
     assert set(rows) <= set(page)
+    assert any(stream_table.lead() in line for line in page)
