@@ -155,7 +155,8 @@ class Laboratory:
             if number < len(parts):
                 continue
             generator, begun = torch.Generator().manual_seed(1000 * seed + number), time.process_time()
-            found = measure(self.reader(seed, strength), asked, attention, questions, generator)
+            likely = attention.flatten(0, 1)[questions]
+            found = measure(self.reader(seed, strength), asked, likely, questions, generator)
             parts.append(vars(found) | {"seconds": time.process_time() - begun})
             _save(path, parts)
             print(f"contributions of {(number + 1) * _AT_ONCE} questions, {parts[-1]['seconds']:.0f} s", flush=True)
@@ -166,10 +167,10 @@ class Laboratory:
     def contribution(self, seed: int, strength: int) -> dict[str, Any]:
         """Measure contributions, and say how many of the likely tokens help and harm."""
         found, seconds = self.contributions(seed, strength)
-        asked, values = self.asked(seed, TRAINING, TRAINING_CLIPS), found.values()
-        candidates = found.candidates[:, : values.shape[1]]
-        evidence = asked.evidence.flatten(0, 1)[found.questions].gather(1, candidates)
-        objects = asked.objects[found.questions // asked.answers.shape[1]].gather(1, candidates)
+        asked = self.asked(seed, TRAINING, TRAINING_CLIPS)
+        values = torch.stack([one.values for one in found.measured()])
+        evidence = asked.evidence.flatten(0, 1)[found.questions].gather(1, found.likely)
+        objects = asked.objects[found.questions // asked.answers.shape[1]].gather(1, found.likely)
         groups = {"evidence": evidence, "other objects": objects & ~evidence, "cells without objects": ~objects}
         return {
             "questions": len(found.questions),
@@ -227,7 +228,8 @@ class Laboratory:
         model = self.wrapped(seed, strength, settings.policy_type, seed)
         training = self.asked(seed, TRAINING, TRAINING_CLIPS)
         attention = self.attention(seed, strength, TRAINING, TRAINING_CLIPS)
-        measured = self.contributions(seed, strength)[0] if settings.contribution_steps else None
+        once = settings.contribution_steps and not settings.in_a_row
+        measured = self.contributions(seed, strength)[0] if once else None
         logs = train(model, training, attention, settings, seed, measured)
         _save(self.policy_path(seed, strength, recipe), model.policy.state_dict())
         asked, other = self.asked(seed, REPORTED, self.reported_clips), self.asked(seed, VALIDATION, VALIDATION_CLIPS)

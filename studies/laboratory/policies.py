@@ -12,7 +12,8 @@ from torch import Tensor
 from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.training.objective import distillation_loss
 from cacovid_hf.training.sampling import sample_multinomial
-from studies.laboratory.contributions import Contributions, ranking_loss
+from cacovid_hf.training.token_values import TokenValues, ranking_loss
+from studies.laboratory.contributions import PRICE, Contributions, measure
 from studies.laboratory.prompts import Prompts
 from studies.laboratory.questions import NUM_TOKENS, Asked
 from studies.laboratory.scores import Attended
@@ -30,6 +31,8 @@ class Recipe:
         teacher: `"question"` or `"last"` (attention, mean over the layers), or `"evidence"` (labels, which no method has); None: none.
         steps: optimiser steps that imitate.
         contribution_steps: optimiser steps that learn the order of measured contributions, after them.
+        in_a_row: 0: contributions of the tokens that attention finds likely, measured once, each question in many steps. More: as the library's
+            trainer has it, of the tokens that the policy finds likely, each question in so many steps and never again.
         rollout_questions: questions that rollouts follow on.
         tokens: in a rollout, one of them a question in turn.
         policy_type: see `CaCoVidConfig`.
@@ -39,6 +42,7 @@ class Recipe:
     teacher: str | None = None
     steps: int = 0
     contribution_steps: int = 0
+    in_a_row: int = 0
     rollout_questions: int = 0
     tokens: tuple[int, ...] = (5,)
     policy_type: str = "light"
@@ -54,6 +58,7 @@ RECIPES = {
     "imitation, then rollouts": Recipe("last", steps=250, rollout_questions=2000),
     "imitation, then rollouts of 1 to 14": Recipe("last", steps=250, rollout_questions=2000, tokens=(1, 2, 5, 14)),
     "imitation, then contributions": Recipe("last", steps=250, contribution_steps=400),
+    "imitation, then contributions, as the trainer": Recipe("last", steps=250, contribution_steps=400, in_a_row=8),
     "imitation, then contributions, then rollouts": Recipe(
         "last", steps=250, contribution_steps=400, rollout_questions=1000
     ),
@@ -95,7 +100,9 @@ def train(
 
         logs["imitation"] = _descend(model, asked, order, imitation)
     logs["imitation_seconds"] = round(time.process_time() - begun, 1)
-    if recipe.contribution_steps:
+    if recipe.in_a_row:
+        logs["contributions"] = _measure_and_rank(model, asked, recipe, generator)
+    elif recipe.contribution_steps:
         assert contributions is not None
         logs["contributions"] = _rank(model, asked, contributions, recipe.contribution_steps, generator)
     if recipe.rollout_questions:
@@ -132,20 +139,51 @@ def _order(asked: Asked, count: int, generator: torch.Generator) -> Tensor:
 
 def _rank(model: Any, asked: Asked, measured: Contributions, steps: int, generator: torch.Generator) -> list[float]:
     """Learn the order of measured contributions."""
-    values, count = measured.values(), len(measured.questions)
+    found, count = measured.measured(), len(measured.questions)
     rows = {number: row for row, number in enumerate(measured.questions.tolist())}
     passes = [torch.randperm(count, generator=generator) for _ in range(-(-steps * IMITATION_BATCH // count))]
     order = measured.questions[torch.cat(passes)[: steps * IMITATION_BATCH]]
 
     def loss(output: PolicyOutput, number: int) -> Tensor:
-        row = rows[number]
-        return ranking_loss(output, measured.candidates[row, : values.shape[1]], values[row], generator)
+        return ranking_loss(output, found[rows[number]], PRICE, generator=generator)
 
     return _descend(model, asked, order, loss)
 
 
-def _descend(model: Any, asked: Asked, order: Tensor, loss: Callable[[PolicyOutput, int], Tensor]) -> list[float]:
-    """Take a step for every batch of questions `order` down a loss of what the policy says of one question; the losses."""
+def _measure_and_rank(model: Any, asked: Asked, recipe: Recipe, generator: torch.Generator) -> list[float]:
+    """Learn as `ContributionTrainer` does: the policy says which tokens are likely, and each batch is trained on at once, for several steps."""
+    reader = model.backbone
+    order = _order(asked, recipe.contribution_steps // recipe.in_a_row * IMITATION_BATCH, generator)
+    batches = order.split(IMITATION_BATCH)
+    found: dict[int, TokenValues] = {}
+
+    def measured(numbers: list[int], outputs: list[PolicyOutput]) -> None:
+        scores = torch.stack([output.token_scores.detach().flatten() for output in outputs])
+        with torch.no_grad():
+            values = measure(reader, asked, scores, torch.tensor(numbers), generator).measured()
+        found.clear()
+        found.update(zip(numbers, values, strict=True))
+
+    def loss(output: PolicyOutput, number: int) -> Tensor:
+        return ranking_loss(output, found[number], PRICE, generator=generator)
+
+    repeated = torch.cat([batch.repeat(recipe.in_a_row) for batch in batches])
+    return _descend(
+        model, asked, repeated, loss, lambda step, *seen: None if step % recipe.in_a_row else measured(*seen)
+    )
+
+
+def _descend(
+    model: Any,
+    asked: Asked,
+    order: Tensor,
+    loss: Callable[[PolicyOutput, int], Tensor],
+    before: Callable[[int, list[int], list[PolicyOutput]], None] = lambda *_: None,
+) -> list[float]:
+    """Take a step for every batch of questions `order` down a loss of what the policy says of one question; the losses.
+
+    `before` is told the step, its questions and what the policy says of them.
+    """
     policy = model.policy
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=0.01)
@@ -154,6 +192,7 @@ def _descend(model: Any, asked: Asked, order: Tensor, loss: Callable[[PolicyOutp
         prompt = batch.prompt
         outputs: list[PolicyOutput] = policy(prompt.inputs_embeds, prompt.position_ids, prompt.layout)
         numbers = batches.batches[step].tolist()
+        before(step, numbers, outputs)
         total = torch.stack([loss(output, number) for output, number in zip(outputs, numbers, strict=True)]).mean()
         for group in optimizer.param_groups:
             group["lr"] = IMITATION_RATE * min(1, (step + 1) / 15) * (1 + math.cos(math.pi * step / len(batches))) / 2

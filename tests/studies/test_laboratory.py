@@ -6,18 +6,9 @@ from helpers.laboratory import write_language_model
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.attention import video_attention
-from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.tiny.synthetic import dense_frames, make_clip
 from studies.laboratory.__main__ import RECIPES, RIVALS, Laboratory, jobs, waits_for
-from studies.laboratory.contributions import (
-    CANDIDATES,
-    DRAWS,
-    OTHERS,
-    SIZE,
-    Contributions,
-    measure,
-    ranking_loss,
-)
+from studies.laboratory.contributions import DRAWS, SIZE, measure
 from studies.laboratory.headroom import headroom
 from studies.laboratory.mechanism import GROUPS, exchanged, groups
 from studies.laboratory.packing import BEGIN, QUESTION, answer_logits, answered_right, everything
@@ -239,54 +230,18 @@ def test_cells_wait_for_their_reader(tmp_path):
     assert waits_for(f"mechanism/0/80/{RIVALS[1]}") == f"policy/0/80/{RIVALS[1]}"
 
 
-def test_contributions_are_found_where_the_answer_is_linear_in_them():
-    generator = torch.Generator().manual_seed(0)
-    worth = torch.zeros(3, CANDIDATES + OTHERS)
-    worth[:, :CANDIDATES] = torch.randn(3, CANDIDATES, generator=generator) / 10
-    drawn = torch.rand(3, 400, CANDIDATES + OTHERS, generator=generator) < 0.3
-    found = Contributions(torch.arange(3), torch.zeros(3), drawn, 0.4 + (drawn * worth[:, None]).sum(2)).values()
-    torch.testing.assert_close(found, worth[:, :CANDIDATES], rtol=0.05, atol=0.01)
-
-
 def test_measured_subsets_are_answered_and_hold_what_they_say(laboratory):
     model, _, asked = laboratory
-    scores, questions = torch.rand(asked.evidence.shape), torch.tensor([3, 17])
+    scores, questions = torch.rand(2, NUM_TOKENS), torch.tensor([3, 17])
     found = measure(model, asked, scores, questions, torch.Generator().manual_seed(0))
-    assert (found.drawn.sum(2) == SIZE).all()
-    likely = scores.flatten(0, 1)[questions].topk(CANDIDATES, dim=1).indices
-    assert torch.equal(found.candidates[:, :CANDIDATES], likely)
-    assert all(len(set(row)) == CANDIDATES + OTHERS for row in found.candidates.tolist())
-    kept = torch.stack(
-        [
-            torch.stack([row[mask].sort().values for mask in masks])
-            for row, masks in zip(found.candidates, found.drawn, strict=True)
-        ]
-    )
+    assert (found.masks.sum(2) == SIZE).all()
+    assert torch.equal(found.likely, scores.topk(2 * SIZE, dim=1).indices)
+    kept = found.masks.nonzero()[:, 2].view(2, DRAWS, SIZE)
     for draw in (0, DRAWS - 1):
         alone = asked.alone(questions)
         logits = answer_logits(model, alone, torch.arange(2), kept[:, draw])[:, 0]
         expected = logits.softmax(-1).gather(1, alone.answers)[:, 0]
         torch.testing.assert_close(found.probability[:, draw], expected, rtol=1e-4, atol=1e-6)
-
-
-def test_ranking_loss_is_least_in_the_order_of_the_values():
-    candidates, values = torch.tensor([4, 9, 2]), torch.tensor([0.5, -0.4, 0.1])
-
-    def loss(scores):
-        logits = torch.stack([torch.zeros(12), scores], dim=-1).view(3, 4, 2)
-        return ranking_loss(
-            PolicyOutput(logits, torch.zeros(3, 2)), candidates, values, torch.Generator().manual_seed(0)
-        )
-
-    right = torch.full((12,), -1.0)
-    right[candidates] = torch.tensor([4.0, -4.0, 2.0])
-    misled = right.clone()
-    misled[9] = 1.0
-    assert loss(right) < loss(misled)
-    scores = torch.zeros(12, requires_grad=True)
-    loss(scores).backward()
-    assert scores.grad[4] < 0 < scores.grad[9]
-    assert scores.grad[2] < 0
 
 
 def test_a_policy_learns_measured_contributions(laboratory):
@@ -295,12 +250,25 @@ def test_a_policy_learns_measured_contributions(laboratory):
     wrapped = CaCoVidForConditionalGeneration.from_backbone(
         model, policy_type="light", contribution_share=1.0, scope="tokens"
     )
-    scores = torch.rand(asked.evidence.shape)
-    measured = measure(model, asked, scores, torch.arange(0, 20, 3), torch.Generator().manual_seed(0))
+    measured = measure(
+        model, asked, torch.rand(7, NUM_TOKENS), torch.arange(0, 20, 3), torch.Generator().manual_seed(0)
+    )
     logs = train(wrapped, asked, attended(model, asked), Recipe(contribution_steps=20), seed=0, contributions=measured)
     assert len(logs["contributions"]) == 20
     assert sum(logs["contributions"][-5:]) < sum(logs["contributions"][:5])
     assert "imitation" not in logs
+
+
+def test_as_the_trainer_each_batch_is_measured_once_and_learnt_in_a_row(laboratory):
+    model, _, asked = laboratory
+    torch.manual_seed(0)
+    wrapped = CaCoVidForConditionalGeneration.from_backbone(
+        model, policy_type="light", contribution_share=1.0, scope="tokens"
+    )
+    logs = train(wrapped, asked, attended(model, asked), Recipe(contribution_steps=10, in_a_row=5), seed=0)
+    first, second = logs["contributions"][:5], logs["contributions"][5:]
+    assert len(second) == 5
+    assert first[-1] < first[0]
 
 
 def test_sets_of_any_size_are_answered_as_those_of_one(laboratory):

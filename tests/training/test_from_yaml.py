@@ -81,7 +81,10 @@ def write(folder, **sections):
 BAD = [
     (dict(trainning={}), r"has no setting 'trainning': did you mean training\?"),
     (dict(training={"learning_rat": 1}), "training has no setting 'learning_rat': did you mean learning_rate"),
-    (dict(training={"preset": "best"}), "training.preset='best' is unknown. Choose one of published, ours"),
+    (
+        dict(training={"preset": "best"}),
+        "training.preset='best' is unknown. Choose one of published, ours, contributions",
+    ),
     (dict(training={"max_steps": 7}), "max_steps=7 ends within the 2 iterations"),
     (dict(policy={"scop": "tokens"}), "policy has no setting 'scop': did you mean scope"),
     (dict(policy={"policy_trained": True}), "policy has no setting 'policy_trained'"),
@@ -560,7 +563,15 @@ def test_settings_of_the_guide_exist():
         "model": {*get_type_hints(sections["model"])},
         "policy": {*get_type_hints(PolicySettings), "CaCoVidConfig"},
         "data": {*get_type_hints(sections["data"])},
-        "training": {*arguments, "preset", "published", "ours", "ContributionTrainingArguments", "TrainingArguments"},
+        "training": {
+            *arguments,
+            "preset",
+            "published",
+            "ours",
+            "contributions",
+            "ContributionTrainingArguments",
+            "TrainingArguments",
+        },
     }
     assert set(rows) == set(known)
     for name, row in rows.items():

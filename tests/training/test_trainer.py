@@ -110,13 +110,13 @@ def test_a_new_policy_begins_from_layer_0_and_its_seed(tmp_path):
 def test_target_ratios_are_drawn_by_sample_and_kept(tmp_path):
     _, _, engine = trainer(tmp_path, target_ratios=[0.125, 0.5], num_iterations=2, steps=8)
     seen = []
-    roll_out = engine._roll_out
+    roll_out = engine.learner.roll_out
 
     def spy(memory, header):
         roll_out(memory, header)
         seen.append([(video.ratio, video.tokens.masks.flatten(1).sum(1)) for video in memory.videos])
 
-    engine._roll_out = spy
+    engine.learner.roll_out = spy
     engine.train()
     assert {ratio for batch in seen for ratio, _ in batch} == {0.125, 0.5}
     for first, second in zip(seen[::2], seen[1::2], strict=True):
@@ -162,14 +162,14 @@ def test_each_reward_has_an_advantage_of_its_own(tmp_path):
     _, _, engine = trainer(
         tmp_path, steps=1, num_iterations=1, advantage="by_reward", sampler="bernoulli", token_price=0.01
     )
-    engine._answer = lambda prompts, questions: [Completion("wrong", 0.5)] * len(questions)
+    engine.examiner.answer = lambda prompts, questions: [Completion("wrong", 0.5)] * len(questions)
     engine.train()
     (memory,) = engine._memories.values()
     for video in memory.videos:
         kept = video.tokens.masks.flatten(1).float().mean(1)
         expected = 0.01 * (kept.mean() - kept) / (kept.std() + 1e-4)
-        torch.testing.assert_close(engine._advantages(video.tokens), expected, atol=1e-5, rtol=1e-3)
-        assert engine._advantages(video.frames).tolist() == [0, 0, 0]
+        torch.testing.assert_close(engine.learner.advantages(video.tokens), expected, atol=1e-5, rtol=1e-3)
+        assert engine.learner.advantages(video.frames).tolist() == [0, 0, 0]
 
 
 def test_the_policy_comes_to_agree_with_its_teacher(tmp_path):
@@ -184,14 +184,14 @@ def test_the_policy_comes_to_agree_with_its_teacher(tmp_path):
 def test_the_teacher_is_the_attention_of_the_query(tmp_path, query):
     model, _, engine = trainer(tmp_path, teacher="attention", teacher_query=query, num_iterations=1, steps=1)
     seen = []
-    imitate = engine._imitate
+    imitate = engine.imitation.losses
 
     def spy(memory, *arguments):
         losses = imitate(memory, *arguments)
         seen.append((memory.prompt, memory.videos[0].attention))
         return losses
 
-    engine._imitate = spy
+    engine.imitation.losses = spy
     engine.train()
     prompt, attention = seen[0]
     layers = range(model.backbone.get_decoder().config.num_hidden_layers)
@@ -218,14 +218,14 @@ def test_rollouts_follow_the_teacher(tmp_path):
 def test_replay_is_what_advantages_are_over(tmp_path, replay):
     _, _, engine = trainer(tmp_path, replay=replay, num_iterations=3, steps=3)
     sizes = []
-    roll_out = engine._roll_out
+    roll_out = engine.learner.roll_out
 
     def spy(memory, header):
         roll_out(memory, header)
         for rollouts in ([video.tokens for video in memory.videos], [video.frames for video in memory.videos]):
             sizes.append({len(part) for some in rollouts for part in (some.masks, some.rewards)})
 
-    engine._roll_out = spy
+    engine.learner.roll_out = spy
     engine.train()
     factors = [1, 2, 3] if replay else [1, 1, 1]
     assert sizes == [{size * factor} for factor in factors for size in (6, 3)]
@@ -243,14 +243,14 @@ def test_a_retention_reward_is_relative_to_the_uncompressed_models_answer(tmp_pa
         right = [True] * 5 + [False] + [True] * 2 + [False]  # 5 of 6 token rollouts, 2 of 3 frame rollouts
         return [Completion(q.solution if r else "wrong", 0.5) for q, r in zip(questions, right * 2, strict=True)]
 
-    engine._answer = answer
-    roll_out = engine._roll_out
+    engine.examiner.answer = answer
+    roll_out = engine.learner.roll_out
 
     def spy(memory, header):
         roll_out(memory, header)
         remembered.append([(video.tokens.rewards.tolist(), video.frames.rewards.tolist()) for video in memory.videos])
 
-    engine._roll_out = spy
+    engine.learner.roll_out = spy
     engine.train()
     assert [len(lengths) for lengths in asked] == [18, 2, 18]
     assert min(asked[1]) > max(asked[0])

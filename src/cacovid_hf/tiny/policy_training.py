@@ -1,4 +1,4 @@
-"""Training the policy of a tiny model: the two recipes in miniature, and one call that runs either."""
+"""Training the policy of a tiny model: the recipes in miniature, and one call that runs either."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,26 +9,29 @@ from transformers import ProcessorMixin, TrainerCallback, set_seed
 
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policies.settings import PUBLISHED_SELECTION, Selection
-from ..training.arguments import OURS, PUBLISHED, ContributionTrainingArguments
+from ..training.arguments import CONTRIBUTIONS, OURS, PUBLISHED, ContributionTrainingArguments
 from ..training.trainer import ContributionTrainer
 from .dataset import QuestionDataset
 
 # Budgets of 2 to 32 of the 288 tokens, 5 at first; the small layer and the heads learn fast.
+_SMALL: dict[str, Any] = {
+    "sampling_ratio": 5 / 288,
+    "ratio_floor": 2 / 288,
+    "ratio_ceiling": 32 / 288,
+    "learning_rate": 1.5e-3,
+    "max_grad_norm": 0.1,
+    "adam_beta2": 0.99,
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    "ours": OURS
-    | {
-        "sampling_ratio": 5 / 288,
-        "ratio_floor": 2 / 288,
-        "ratio_ceiling": 32 / 288,
-        "learning_rate": 1.5e-3,
-        "max_grad_norm": 0.1,
-        "adam_beta2": 0.99,
-    },
+    "ours": OURS | _SMALL,
+    # Teacher steps are for a run of 200.
+    "contributions": CONTRIBUTIONS | _SMALL | {"teacher_steps": 80},
     # One token a frame, the least that a budget by frames can have, to four.
     "published": PUBLISHED | {"sampling_ratio": 1 / 36, "ratio_ceiling": 4 / 36, "learning_rate": 1.5e-3},
 }
 SELECTION: dict[str, dict[str, Any]] = {
     "ours": {"policy_attention": "question", **asdict(Selection())},
+    "contributions": {"policy_attention": "question", **asdict(Selection())},
     "published": {"policy_attention": "causal", **asdict(PUBLISHED_SELECTION)},
 }
 
@@ -55,7 +58,7 @@ def train_policy(
         backbone: a stock tiny model.
         processor: its processor.
         output_dir: for what `Trainer` writes; nothing, unless the settings ask for checkpoints.
-        preset: `"ours"` or `"published"`.
+        preset: `"ours"`, `"contributions"` or `"published"`.
         steps: optimiser steps.
         batch_size: questions a step.
         seed: of the policy, the clips and the rollouts; no seed draws the clips of a test.

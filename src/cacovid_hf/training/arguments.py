@@ -15,6 +15,7 @@ from .rewards import REWARDS, SCORED_REWARDS, Reward, resolve_reward
 from .sampling import SAMPLERS, SAMPLING_SCOPES
 
 TEACHERS = ("attention",)
+OBJECTIVES = ("cpo", "contributions")
 ADVANTAGES = ("joint", "by_token", "by_reward")
 CURRICULA = ("images",)
 
@@ -48,7 +49,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "max_grad_norm": (0.0, math.inf, True),
 }
 
-# The recipe of the paper, and ours: what won in miniature (docs/background/evidence.md).
+# The recipe of the paper, and ours: what won in miniature (docs/background/evidence.md), and what won in the laboratory (docs/background/ablations.md).
 PUBLISHED: dict[str, Any] = {}
 OURS: dict[str, Any] = {
     "sampler": "multinomial",
@@ -61,10 +62,19 @@ OURS: dict[str, Any] = {
     "num_iterations": 2,
     "layer_learning_rate_factor": 1.0,
 }
+CONTRIBUTIONS: dict[str, Any] = OURS | {
+    "objective": "contributions",
+    "num_token_rollouts": 24,
+    "num_iterations": 8,
+    "token_price": 15.0,
+    "teacher": "attention",
+    "teacher_query": "last",
+}
 
 
 # What subsets are drawn depends on these: a run that goes on with others is another run.
 SAMPLING_SETTINGS = (
+    "objective",
     "sampler",
     "sampling_scope",
     "group_spread",
@@ -91,13 +101,16 @@ class ContributionTrainingArguments(TrainingArguments):
     """Settings of the policy's training beside those of `TrainingArguments`; the defaults are the published recipe.
 
     Args:
+        objective: what the policy learns from, behind the steps of a teacher. `"cpo"` (paper): rewards of random subsets. `"contributions"` (ours):
+            values of single tokens, measured at a sample's first iteration (see `token_values`). Its subsets are drawn in a way of their own, over the
+            whole video, so `sampler`, the settings of the loss and the moving ratio are without effect.
         num_iterations: optimiser steps on each batch of samples.
         num_token_rollouts: subsets a sample and iteration that the token scores choose, the greedy one included.
         num_frame_rollouts: subsets that the frame scores choose, the greedy one included; 0 freezes the frame head and leaves it out of the loss.
         sampler: how token subsets are drawn: `"ocss"` (paper), `"multinomial"` (Gumbel top-k) or `"random"`, all of a given size; or
             `"bernoulli"` (ours), every token by its own keep probability, for a policy that also decides how many (tokens are then not balanced in
             the loss, see `cpo_loss`).
-        token_price: reward that keeping all tokens of a video would cost, with `"bernoulli"` (ours, for `retention_ratio="auto"`): a token costs
+        token_price: reward that keeping all tokens of a video would cost, with `"bernoulli"` or `"contributions"` (ours, for `retention_ratio="auto"`): a token costs
             `token_price / N`, and pays if it makes the answer more likely by more than that.
         retention_weight: of the retention reward (after MARC; 0: off): right answers earn up to `retention_weight * (1 - retention_floor)` more, the more the
             better the rollouts of an iteration answer relative to the uncompressed model, see `rewards.retention_reward`. One more answer a sample.
@@ -144,6 +157,7 @@ class ContributionTrainingArguments(TrainingArguments):
             `eval_accuracy`, by which the best checkpoint is chosen unless `metric_for_best_model` says otherwise.
     """
 
+    objective: str = "cpo"
     num_iterations: int = 5
     num_token_rollouts: int = 23
     num_frame_rollouts: int = 8
@@ -200,6 +214,7 @@ class ContributionTrainingArguments(TrainingArguments):
         super().__post_init__()
         samplers = (*SAMPLERS, "bernoulli")
         for name, choices in (
+            ("objective", OBJECTIVES),
             ("sampler", samplers),
             ("sampling_scope", SAMPLING_SCOPES),
             ("advantage", ADVANTAGES),
@@ -233,7 +248,20 @@ class ContributionTrainingArguments(TrainingArguments):
             raise ValueError(f"ratio_low={self.ratio_low} is not under ratio_high={self.ratio_high}.")
         if self.ratio_floor > self.ratio_ceiling:
             raise ValueError(f"ratio_floor={self.ratio_floor} is above ratio_ceiling={self.ratio_ceiling}.")
-        if self.token_price and self.sampler != "bernoulli":
+        if self.objective == "contributions":
+            if self.num_frame_rollouts:
+                raise ValueError(
+                    f"num_frame_rollouts={self.num_frame_rollouts} has no effect with objective='contributions', which scores tokens alone. Set 0."
+                )
+            if self.retention_weight:
+                raise ValueError(
+                    f"retention_weight={self.retention_weight} has no effect with objective='contributions'. Leave it out, or use 'cpo'."
+                )
+            if self.teacher is not None and self.teacher_steps is None:
+                raise ValueError(
+                    "objective='contributions' is never reached, since the teacher is followed to the end. Give teacher_steps, 4 of 10 steps, say."
+                )
+        elif self.token_price and self.sampler != "bernoulli":
             raise ValueError(
                 f"token_price={self.token_price} has no effect with sampler={self.sampler!r}, whose rollouts are all of one size. Use 'bernoulli'."
             )

@@ -185,9 +185,9 @@ def sample_generator(seed: int, header: BatchHeader, number: int, purpose: str) 
         seed: of the run.
         header: of the sample's batch.
         number: the sample's place in the pass.
-        purpose: `"rollouts"` or `"ratio"`, which have chances of their own.
+        purpose: `"rollouts"`, `"ratio"` or `"ranking"`, which have chances of their own.
     """
-    entropy = (seed, header.epoch, number, header.iteration, ("rollouts", "ratio").index(purpose))
+    entropy = (seed, header.epoch, number, header.iteration, ("rollouts", "ratio", "ranking").index(purpose))
     drawn = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
     return _generator(int(drawn >> np.uint64(1)))
 

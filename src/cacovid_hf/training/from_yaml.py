@@ -29,7 +29,7 @@ from ..utils.blame import one_line
 from ..utils.extras import pip_install
 from ..utils.files import replaced
 from ..utils.names import nearest
-from .arguments import OURS, PUBLISHED, ContributionTrainingArguments, check_type
+from .arguments import CONTRIBUTIONS, OURS, PUBLISHED, ContributionTrainingArguments, check_type
 from .batches import is_stream
 from .data import AnswerCollator, VideoQuestions, video_of
 from .display import TrainingDisplay
@@ -40,7 +40,7 @@ from .video_paths import video_path
 
 logger = logging.get_logger(__name__)
 
-PRESETS = {"published": PUBLISHED, "ours": OURS}
+PRESETS = {"published": PUBLISHED, "ours": OURS, "contributions": CONTRIBUTIONS}
 # Of a policy that is trained on, its own shape is kept; these say how it selects.
 _POLICY_SETTINGS = tuple(name for name in CONFIG_OVERRIDES if name != "policy_trained")
 
@@ -96,7 +96,7 @@ class TrainingConfig:
         model: see `ModelSection`.
         policy: settings of `CaCoVidConfig`, such as `policy_attention` and `contribution_share`.
         data: see `DataSection`.
-        training: `preset` (`published` or `ours`), and settings of `ContributionTrainingArguments`.
+        training: `preset` (`published`, `ours` or `contributions`), and settings of `ContributionTrainingArguments`.
     """
 
     model: ModelSection = field(default_factory=ModelSection)

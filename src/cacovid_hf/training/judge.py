@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..prompt import CompressedPrompt
+from .arguments import ContributionTrainingArguments
 from .question import Question
 from .rewards import Completion, Reward, accuracy_reward
 from .rollouts import generate_answers, score_answers
@@ -86,6 +87,39 @@ def judge(
         judged = reward([completions[row] for row in rows], [questions[row].solution for row in rows])
         earned[rows] = _checked(judged, len(rows), kind)
     return earned
+
+
+class Examiner:
+    """Asks the backbone and judges what it says.
+
+    Args:
+        backbone: the frozen stock model, in evaluation mode.
+        processor: turns tokens into text.
+        args: the settings.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, processor: Any, args: ContributionTrainingArguments):
+        self.backbone, self.processor, self.args = backbone, processor, args
+        self.rewards, self.scored_reward = args.resolved_rewards(), args.scored_reward()
+
+    def answer(self, prompts: CompressedPrompt, questions: Sequence[Question]) -> list[Completion]:
+        """Return what the backbone answers to `R` prompts, one question each."""
+        return answer_questions(
+            self.backbone,
+            self.processor,
+            prompts,
+            questions,
+            max_new_tokens=self.args.max_new_tokens,
+            batch_size=self.args.rollout_batch_size,
+        )
+
+    def reward(self, completions: Sequence[Completion], questions: Sequence[Question]) -> Tensor:
+        """Return what `R` completions earn in training: float32 `(R,)` on the CPU, larger = better."""
+        return judge(completions, questions, self.rewards, self.scored_reward)
+
+    def accuracy(self, completions: Sequence[Completion], questions: Sequence[Question]) -> Tensor:
+        """Likewise in evaluation, where a scored answer counts 1 or 0, whatever it earns in training."""
+        return judge(completions, questions, self.rewards)
 
 
 def _checked(judged: Any, count: int, kind: str) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..policies.base import PolicyOutput
 from ..prompt import Prompt, PromptLayout
 from .question import Question
+from .token_values import TokenValues
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class VideoMemory:
         tokens: the replay memory of the token rollouts, those of earlier iterations first.
         frames: likewise of the frame rollouts; None without them.
         attention: the teacher's `(T, P)`; with a teacher alone.
+        measured: what likely tokens are worth; with the objective "contributions" alone.
         full: accuracy of the uncompressed model on the question, in [0, 1]; with a retention reward alone.
     """
 
@@ -72,6 +74,7 @@ class VideoMemory:
     tokens: Rollouts = field(init=False, repr=False)
     frames: Rollouts | None = field(init=False, repr=False)
     attention: Tensor = field(init=False, repr=False)
+    measured: TokenValues = field(init=False, repr=False)
     full: float = field(init=False)
 
     def remember(self, tokens: Rollouts, frames: Rollouts | None, *, behind_former: bool) -> None:

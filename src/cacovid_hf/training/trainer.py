@@ -1,11 +1,13 @@
-"""Combinatorial policy optimisation (CPO): the policy learns from the frozen LLM's own right and wrong answers.
+"""Training of the policy by the frozen language model's own answers.
 
-A batch of samples is read and vision-encoded once and trained on for several iterations, one optimiser step each. `compute_loss` below is one
-iteration, in the order of the mathematics (arXiv 2602.01649, section on training):
+A batch of samples is vision-encoded once and trained on for several iterations, one optimiser step each. `compute_loss` below is one iteration.
+What the policy learns from is a `Learner`, and a setting says which:
 
-    old policy -> sampling -> rollouts -> rewards -> replay memory -> advantages -> clipped loss -> next ratio
+    imitation      `Imitation`: attention of the language model, for the first `teacher_steps` (ours)
+    "cpo"          `PolicyOptimisation`: rewards of random subsets (arXiv 2602.01649, section on training)
+    "contributions"  `ContributionRanking`: values of single tokens, measured with few subsets (ours)
 
-The functions are in `draws`, `sampling`, `rollouts`, `judge`, `rewards` and `objective`. What has to do with transformers' `Trainer` is in `engine`.
+What has to do with transformers' `Trainer` is in `engine`.
 
 Departures from the published code that no setting undoes:
 1. All subsets of all samples of a batch are answered as one batch, not one after the other.
@@ -15,10 +17,7 @@ Departures from the published code that no setting undoes:
 5. Several samples share a step. Each weighs the same, also where some could not be read.
 
 Those of a single function stand in its docstring. All others are settings, see `arguments`: `PUBLISHED` is the paper's recipe, `OURS` what
-won on the tiny model.
-
-Shapes in comments: `B` prompts of one video each, `T` frames of `P` tokens, `N = T * P`, `G` token rollouts and `F` frame rollouts per
-iteration, `R` rollouts of the batch.
+won on the tiny model, `CONTRIBUTIONS` what won on a language model of 30 layers.
 """
 
 from typing import Any
@@ -29,18 +28,19 @@ from transformers import ProcessorMixin, set_seed
 
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policies.base import PolicyOutput
-from ..prompt import CompressedPrompt, Prompt, stack_prompts
+from ..prompt import Prompt, stack_prompts
 from .arguments import ContributionTrainingArguments
 from .batches import BatchHeader
-from .draws import draw_subsets, first_ratio, following_ratio
+from .contributions import ContributionRanking
+from .cpo import PolicyOptimisation
+from .draws import first_ratio
 from .engine import SampleEngine
-from .judge import answer_questions, judge
-from .objective import advantages, cpo_loss, distillation_loss, priced, summed_advantages
-from .question import Question
-from .replay import BatchMemory, Rollouts, Subsets, VideoMemory, empty_prompt
-from .rewards import Completion, retention_reward
-from .rollouts import select_subsets
-from .teacher import is_taught, teacher_attention
+from .imitation import Imitation
+from .judge import Examiner
+from .learner import Learner
+from .replay import BatchMemory, VideoMemory, empty_prompt
+
+LEARNERS = {"cpo": PolicyOptimisation, "contributions": ContributionRanking}
 
 
 class ContributionTrainer(SampleEngine):
@@ -80,7 +80,10 @@ class ContributionTrainer(SampleEngine):
         model.policy.frame_head.requires_grad_(args.num_frame_rollouts > 0)
         model.policy.float()
         super().__init__(model, args, processor, train_dataset, eval_dataset, eval_collator, **kwargs)
-        self.rewards, self.scored_reward = args.resolved_rewards(), args.scored_reward()
+        self.examiner = Examiner(self.backbone, processor, args)
+        means = (model, args, self.note)
+        self.imitation: Learner = Imitation(*means)
+        self.learner: Learner = LEARNERS[args.objective](*means, examiner=self.examiner)
         self._memories: dict[int, BatchMemory] = {}  # one per batch of a step
 
     # ---------------------------------------------------------------- one iteration
@@ -103,15 +106,16 @@ class ContributionTrainer(SampleEngine):
         if not outputs:
             # Nothing to learn from here, but the other processes wait for this one's gradients.
             return sum(weight.sum() * 0 for weight in model.parameters())
-        if is_taught(self.args, first_step=self.state.global_step - header.iteration):
-            losses = self._imitate(memory, header, outputs)
-        else:
-            self._roll_out(memory, header)
-            losses = self._optimise(memory, outputs)
+        losses = self._learner(header).losses(memory, header, outputs)
         # Gradients are averaged over batches and processes, some of which may have fewer samples: the mean is over samples.
         share = self.args.gradient_accumulation_steps * self.args.world_size / self.samples_of_step
         loss = torch.stack(losses).sum() * share
         return (loss, outputs) if return_outputs else loss
+
+    def _learner(self, header: BatchHeader) -> Learner:
+        """What a sample is learnt from, in all its iterations: by the step that it came in with."""
+        first, taught = self.state.global_step - header.iteration, self.args.teacher_steps
+        return self.imitation if self.args.teacher and (taught is None or first < taught) else self.learner
 
     # ---------------------------------------------------------------- the samples, embedded once
 
@@ -138,118 +142,6 @@ class ContributionTrainer(SampleEngine):
             prompts.append(self.full_model.embed(**{**part, **pixels}))  # type: ignore[arg-type]
         return stack_prompts(prompts)
 
-    # ---------------------------------------------------------------- rollouts, rewards, replay memory
-
-    @torch.no_grad()
-    def _roll_out(self, memory: BatchMemory, header: BatchHeader) -> None:
-        """Draw new subsets of every video, let the backbone answer from each, and remember what they earn."""
-        # Sampling, from the old policy's scores.
-        prompt = memory.prompt
-        pairs = zip(memory.videos, prompt.layout.videos, strict=True)
-        drawn = [draw_subsets(self.args, header, video, prompt, span) for video, span in pairs]
-        # Rollouts: all subsets of all videos as one batch.
-        keeps = [subsets.keeps for subsets in drawn]  # B times (G + F, N)
-        prompts, rows = select_subsets(prompt, keeps)  # R = B * (G + F) prompts, the video of each
-        questions = [memory.videos[row].question for row in rows.tolist()]
-        completions = self._answer(prompts, questions)  # R texts
-        # Rewards.
-        rewards = judge(completions, questions, self.rewards, self.scored_reward)  # (R,)
-        retained = torch.zeros_like(rewards)
-        if self.args.retention_weight:
-            retained = self._retained(memory, header, drawn, judge(completions, questions, self.rewards)).to(rewards)
-        # Replay memory.
-        counts = [*map(len, keeps)]
-        groups = torch.stack((rewards, retained), dim=1).split(counts)
-        for video, subsets, group in zip(memory.videos, drawn, groups, strict=True):
-            mask, frames = subsets.tokens, subsets.frames  # (G, T, P), (F, T)
-            parts = group.to(mask.device)  # (G + F, 2), for the answer and for what it retains
-            of_tokens, of_frames = subsets.split(parts)  # (G, 2), (F, 2)
-            answered = of_tokens.sum(1)
-            net = priced(answered, mask, self.args.token_price)  # (G,), less what the kept tokens cost
-            saved = 1 - mask.flatten(1).float().mean(1, keepdim=True)
-            video.remember(
-                Rollouts(mask, net, torch.cat([of_tokens, saved], dim=1)),
-                None if frames is None else Rollouts(frames, of_frames.sum(1), of_frames),
-                behind_former=self.args.replay and header.iteration > 0,
-            )
-            self.note(reward=answered.mean(), greedy_reward=answered[0])
-            self.note(kept_ratio=mask.float().mean(), sampling_ratio=video.ratio)
-
-    def _retained(self, memory: BatchMemory, header: BatchHeader, drawn: list[Subsets], accuracies: Tensor) -> Tensor:
-        """The retention reward of every rollout `(R,)`, from their accuracies; the uncompressed model answers once, at a sample's first rollouts."""
-        if header.iteration == 0:
-            questions = [video.question for video in memory.videos]
-            whole = self.full_model.compress_prompt(memory.prompt, retention_ratio=1.0)
-            full = judge(self._answer(whole, questions), questions, self.rewards)  # (B,)
-            for video, accuracy in zip(memory.videos, full.tolist(), strict=True):
-                video.full = accuracy
-        earned: list[float] = []
-        groups = accuracies.split([len(subsets.keeps) for subsets in drawn])
-        for video, subsets, of_video in zip(memory.videos, drawn, groups, strict=True):
-            # Token rollouts and frame rollouts are groups of their own.
-            for group in filter(len, subsets.split(of_video)):
-                settings = (video.full, self.args.retention_weight, self.args.retention_floor)
-                earned += retention_reward(group.tolist(), *settings)
-            self.note(full_accuracy=video.full)
-        return torch.tensor(earned)
-
-    def _answer(self, prompts: CompressedPrompt, questions: list[Question]) -> list[Completion]:
-        return answer_questions(
-            self.backbone,
-            self.processor,
-            prompts,
-            questions,
-            max_new_tokens=self.args.max_new_tokens,
-            batch_size=self.args.rollout_batch_size,
-        )
-
-    # ---------------------------------------------------------------- advantages, clipped loss
-
-    def _optimise(self, memory: BatchMemory, outputs: list[PolicyOutput]) -> list[Tensor]:
-        """Losses over the replay memory, one per video; then the ratio of its next iteration."""
-        losses = []
-        for video, output in zip(memory.videos, outputs, strict=True):
-            tokens, frames = video.tokens, video.frames
-            loss, statistics = cpo_loss(
-                output,
-                video.old,
-                tokens.masks,
-                self._advantages(tokens),
-                None if frames is None else frames.masks,
-                None if frames is None else self._advantages(frames),
-                clip_low=self.args.clip_low,
-                clip_high=self.args.clip_high,
-                dual_clip=self.args.dual_clip,
-                kl_weight=self.args.kl_weight,
-                balanced=self.args.sampler != "bernoulli" or self.args.advantage == "by_token",
-            )
-            losses.append(loss)
-            self.note(**vars(statistics))
-            video.ratio = following_ratio(self.args, video)
-        return losses
-
-    def _advantages(self, rollouts: Rollouts) -> Tensor:
-        """`(R,)`, over the sum of the rewards, or over each by itself."""
-        if self.args.advantage != "by_reward":
-            return advantages(rollouts.rewards)
-        # The retention reward has its weight already; normalised by itself it needs it again. Frame rollouts have no price.
-        weights = (1.0, self.args.retention_weight, self.args.token_price)[: rollouts.parts.shape[1]]
-        return summed_advantages(rollouts.parts.unbind(1), weights)
-
-    # ---------------------------------------------------------------- a teacher instead (ours, an ablation)
-
-    def _imitate(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
-        """Losses against the teacher, one per video; its attention is read once."""
-        if header.iteration == 0:
-            read = teacher_attention(self.full_model, self.args, memory.prompt)
-            for video, attention in zip(memory.videos, read, strict=True):
-                video.attention = attention  # (T, P)
-        losses = []
-        for video, output in zip(memory.videos, outputs, strict=True):
-            losses.append(distillation_loss(output, video.attention, frames=self.args.num_frame_rollouts > 0))
-            self.note(teacher_loss=losses[-1], score_spread=output.token_scores.std(correction=0))
-        return losses
-
     # ---------------------------------------------------------------- evaluation
 
     def sum_rewards(self, batch: dict[str, Any]) -> list[float]:
@@ -258,7 +150,6 @@ class ContributionTrainer(SampleEngine):
         sums = []
         for ratio in self.args.eval_ratios:
             compressed = self.full_model.compress_prompt(prompt, retention_ratio=ratio)
-            completions = self._answer(compressed, batch["questions"])
-            # Scored answers count 1 or 0 here, whatever they earn in training.
-            sums.append(judge(completions, batch["questions"], self.rewards).sum().item())
+            completions = self.examiner.answer(compressed, batch["questions"])
+            sums.append(self.examiner.accuracy(completions, batch["questions"]).sum().item())
         return sums

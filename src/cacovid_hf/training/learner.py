@@ -1,0 +1,36 @@
+"""What a policy learns from: the interface of imitation, of rollouts and of contributions."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..policies.base import PolicyOutput
+from .arguments import ContributionTrainingArguments
+from .batches import BatchHeader
+from .replay import BatchMemory
+
+
+class Learner:
+    """Turns what a policy says of a batch of samples into losses, iteration by iteration.
+
+    Args:
+        model: the wrapped model.
+        args: the settings.
+        note: takes figures of a sample for the log, by name.
+    """
+
+    def __init__(self, model: PreTrainedModel, args: ContributionTrainingArguments, note: Callable[..., None]):
+        self.model: Any = model
+        self.args, self.note = args, note
+
+    def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
+        """Return the losses of one iteration, one per video, each 0-dimensional with a graph to the policy.
+
+        Args:
+            memory: of the batch. What later iterations need is written into it.
+            header: says which iteration it is.
+            outputs: of the policy in training, one per video.
+        """
+        raise NotImplementedError

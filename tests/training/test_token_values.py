@@ -1,0 +1,198 @@
+"""Values of single tokens: the draws, the regression, the loss, and the learner of the trainer."""
+
+import pytest
+import torch
+from helpers.small_training import trainer
+
+from cacovid_hf.policies.base import PolicyOutput
+from cacovid_hf.training.arguments import CONTRIBUTIONS, OBJECTIVES, ContributionTrainingArguments
+from cacovid_hf.training.rewards import Completion
+from cacovid_hf.training.token_values import TokenValues, draw_among_likely, ranking_loss, token_values
+from cacovid_hf.training.trainer import LEARNERS
+
+SETTINGS = {"objective": "contributions", "num_frame_rollouts": 0}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def output(scores):
+    logits = torch.stack([torch.zeros(len(scores)), scores], dim=-1).view(3, -1, 2)
+    return PolicyOutput(logits, torch.zeros(3, 2))
+
+
+# ---------------------------------------------------------------- draws
+
+
+def test_subsets_are_of_one_size_and_hold_likely_tokens_and_a_few_others():
+    scores = torch.randn(8, 36, generator=seeded())
+    masks, likely = draw_among_likely(scores, 5 / 288, 200, generator=seeded(1))
+    assert masks.shape == (200, 8, 36)
+    assert (masks.flatten(1).sum(1) == 5).all()
+    order = scores.flatten().argsort(descending=True)
+    assert torch.equal(likely, order[:10])
+    seen = masks.flatten(1).any(0).nonzero().flatten().tolist()
+    assert len(seen) == 16
+    assert set(likely.tolist()) < set(seen)
+    assert masks[0].flatten().nonzero().flatten().tolist() == sorted(order[:5].tolist())
+    often = masks[1:].flatten(1).float().mean(0)
+    assert often[order[0]] > 0.6
+    assert 0.4 < often[order[1]] < often[order[0]]
+    rest = often[[token for token in seen if token not in order[:2].tolist()]]
+    assert rest.min() > 0.2
+    assert rest.max() < 0.4
+
+
+def test_one_seed_gives_the_same_subsets_and_another_one_others():
+    scores = torch.randn(4, 9, generator=seeded())
+    first, again, other = (draw_among_likely(scores, 0.1, 12, generator=seeded(s))[0] for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 2), (1, 5), (3, 4)])
+@pytest.mark.parametrize("ratio", [0.01, 0.3, 0.6, 1.0])
+def test_videos_of_few_tokens_are_drawn_from_and_valued(shape, ratio):
+    scores = torch.randn(shape, generator=seeded())
+    masks, likely = draw_among_likely(scores, ratio, 6, generator=seeded())
+    size = scores.numel()
+    assert (masks.flatten(1).sum(1) == max(1, round(ratio * size))).all()
+    assert len(likely) == min(size, 2 * max(1, round(ratio * size)))
+    found = token_values(masks.flatten(1), torch.rand(6, generator=seeded()), likely)
+    assert found.values.isfinite().all()
+    logits = torch.zeros(*shape, 2, requires_grad=True)
+    ranking_loss(PolicyOutput(logits, torch.zeros(shape[0], 2)), found, 0.0, generator=seeded()).backward()
+    assert logits.grad.isfinite().all()
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_values_are_found_where_the_reward_is_linear_in_them():
+    worth = torch.zeros(40)
+    likely = torch.tensor([7, 30, 2, 19])
+    worth[likely] = torch.tensor([0.3, -0.2, 0.0, 0.1])
+    masks = torch.rand(600, 40, generator=seeded()) < 0.3
+    found = token_values(masks, 0.4 + (masks * worth).sum(1), likely)
+    torch.testing.assert_close(found.values, worth[likely], rtol=0.05, atol=0.01)
+    assert torch.equal(found.tokens, likely)
+
+
+def test_equal_rewards_are_no_evidence():
+    masks = torch.rand(24, 40, generator=seeded()) < 0.2
+    found = token_values(masks, torch.full((24,), 0.7), torch.arange(6))
+    torch.testing.assert_close(found.values, torch.zeros(6), atol=1e-6, rtol=0)
+
+
+# ---------------------------------------------------------------- loss
+
+
+def test_the_loss_is_least_in_the_order_of_the_values():
+    measured = TokenValues(torch.tensor([4, 9, 2]), torch.tensor([0.5, -0.4, 0.1]))
+
+    def loss(scores):
+        return ranking_loss(output(scores), measured, 0.05, generator=seeded())
+
+    right = torch.full((12,), -1.0)
+    right[measured.tokens] = torch.tensor([4.0, -4.0, 2.0])
+    misled = right.clone()
+    misled[9] = 1.0
+    assert loss(right) < loss(misled)
+    scores = torch.zeros(12, requires_grad=True)
+    loss(scores).backward()
+    assert scores.grad[4] < 0 < scores.grad[9]
+    assert scores.grad[2] < 0
+
+
+def test_scores_come_above_zero_for_tokens_that_are_worth_their_price():
+    """Descended to its end, the loss says by the sign what to keep."""
+    measured = TokenValues(torch.tensor([4, 9, 2]), torch.tensor([0.5, -0.4, 0.1]))
+    for price, kept in ((0.05, {4, 2}), (0.3, {4})):
+        scores, generator = torch.zeros(12, requires_grad=True), seeded()
+        optimizer = torch.optim.SGD([scores], lr=2.0)
+        for _ in range(300):
+            optimizer.zero_grad()
+            ranking_loss(output(scores), measured, price, generator=generator).backward()
+            optimizer.step()
+        assert set((scores > 0).nonzero().flatten().tolist()) == kept
+
+
+# ---------------------------------------------------------------- the trainer
+
+
+def test_every_objective_has_a_learner():
+    assert tuple(LEARNERS) == OBJECTIVES
+
+
+def test_a_sample_is_answered_once_and_learnt_in_every_iteration(tmp_path):
+    _, _, engine = trainer(tmp_path, **SETTINGS, num_iterations=4, steps=8, samples=4)
+    asked, answer = [], engine.examiner.answer
+
+    def counted(prompts, questions):
+        asked.append(len(questions))
+        return answer(prompts, questions)
+
+    engine.examiner.answer = counted
+    before = engine.backbone.state_dict()["lm_head.weight"].clone()
+    engine.train()
+    assert asked == [12, 12]  # two batches of two samples, six subsets each
+    losses = [entry["ranking_loss"] for entry in engine.state.log_history if "ranking_loss" in entry]
+    assert len(losses) == 8
+    assert torch.equal(engine.backbone.state_dict()["lm_head.weight"], before)
+
+
+def test_the_policy_learns_which_token_the_answer_hangs_on(tmp_path):
+    """Answers that are likely exactly if one token was kept put that token first, however the policy began."""
+    model, _, engine = trainer(
+        tmp_path, **SETTINGS, num_iterations=4, steps=48, samples=1, learning_rate=1e-2, num_token_rollouts=24
+    )
+    needed, measure = 6, engine.learner.measure
+
+    def spy(memory, header):
+        start = memory.prompt.layout.videos[0].positions[needed]
+        engine.examiner.answer = lambda prompts, questions: [
+            Completion("", 0.9 if start in kept else 0.1) for kept in prompts.kept_indices
+        ]
+        measure(memory, header)
+
+    engine.learner.measure = spy
+    engine.train()
+    (memory,) = engine._memories.values()
+    with torch.no_grad():
+        found = model.policy(memory.prompt.inputs_embeds, memory.prompt.position_ids, memory.prompt.layout)
+    for one in found:
+        assert one.token_scores.flatten().argmax() == needed
+    measured = memory.videos[0].measured
+    assert measured.tokens[measured.values.argmax()] == needed
+
+
+def test_contributions_follow_a_teacher(tmp_path):
+    _, _, engine = trainer(
+        tmp_path, **SETTINGS, teacher="attention", teacher_steps=4, num_iterations=2, steps=8, samples=2
+    )
+    engine.train()
+    entries = [entry for entry in engine.state.log_history if "loss" in entry]
+    assert ["teacher_loss" in entry for entry in entries] == [True] * 4 + [False] * 4
+    assert ["ranking_loss" in entry for entry in entries] == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "banzhaf"}, "objective='banzhaf' is unknown. Choose one of 'cpo', 'contributions'."),
+        ({"num_frame_rollouts": 8}, "num_frame_rollouts=8 has no effect with objective='contributions'"),
+        ({"retention_weight": 0.5}, "retention_weight=0.5 has no effect with objective='contributions'"),
+        ({"teacher": "attention"}, "objective='contributions' is never reached"),
+    ],
+)
+def test_settings_without_effect_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("(", r"\(")):
+        ContributionTrainingArguments(str(tmp_path), **(SETTINGS | settings))
+
+
+def test_the_preset_needs_the_steps_of_its_teacher(tmp_path):
+    with pytest.raises(ValueError, match="Give teacher_steps"):
+        ContributionTrainingArguments(str(tmp_path), **CONTRIBUTIONS)
+    args = ContributionTrainingArguments(str(tmp_path), **CONTRIBUTIONS, teacher_steps=80)
+    assert args.objective == "contributions"
