@@ -59,6 +59,11 @@ RECIPES = {
     "imitation, then rollouts of 1 to 14": Recipe("last", steps=250, rollout_questions=2000, tokens=(1, 2, 5, 14)),
     "imitation, then contributions": Recipe("last", steps=250, contribution_steps=400),
     "imitation, then contributions, as the trainer": Recipe("last", steps=250, contribution_steps=400, in_a_row=8),
+    "contributions": Recipe(contribution_steps=400),
+    "full, imitation, then contributions": Recipe("last", steps=250, contribution_steps=400, policy_type="full"),
+    "residual, imitation, then contributions": Recipe(
+        "last", steps=250, contribution_steps=400, policy_type="residual"
+    ),
     "imitation, then contributions, then rollouts": Recipe(
         "last", steps=250, contribution_steps=400, rollout_questions=1000
     ),
