@@ -12,6 +12,7 @@ from helpers.chats import CHAT
 from helpers.fresh import run_fresh
 from helpers.media import numbered_picture, write_video
 from helpers.models import stock_model
+from helpers.processors import tiny_processor
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoProcessor,
@@ -211,6 +212,14 @@ def test_saved_and_loaded_by_auto_processor(family, processor, clip, tmp_path):
     inputs = loaded.apply_chat_template(ask(str(clip)), **CHAT)
     assert num_frames(loaded, inputs) == 6
     assert_same_inputs(inputs, processor.apply_chat_template(ask(str(clip)), **CHAT, num_frames=6))
+
+
+def test_a_saved_processor_is_loaded_without_a_word_of_frames(tmp_path):
+    """Files are tried when they are loaded, on frames that the caller did not give."""
+    stock_model("qwen2_5_vl").save_pretrained(tmp_path)
+    with_video_reader(tiny_processor("qwen2_5_vl")).save_pretrained(tmp_path)
+    program = f"from cacovid_hf import auto\nauto.load_processor({str(tmp_path)!r})"
+    assert "Decoded frames" not in run_fresh(program, tmp_path, with_transformers=True).stderr
 
 
 def test_stock_checkpoints_stay_stock(family, tmp_path):

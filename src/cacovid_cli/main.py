@@ -132,8 +132,8 @@ def ask(
                 compressor=None if compressor is None else make_method(compressor, loaded),
                 max_new_tokens=max_new_tokens,
             )
-    if compressor is not None and ratio is None and loaded.config.retention_ratio is None:
-        typer.echo(f"note    {compressor} dropped nothing: choose how much to keep by --retention-ratio", err=True)
+    if ratio is None and loaded.config.retention_ratio is None:
+        typer.echo("note    nothing was dropped: choose how much to keep by --retention-ratio", err=True)
     typer.echo(f"{answer.text or '(no words)'}\n")
     share = answer.kept / answer.total
     typer.echo(f"tokens  {answer.kept} of {answer.total} kept ({share:.1%}), {len(sampled.frames)} frames")

@@ -120,7 +120,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
             ValueError: an unsupported family, a policy for another hidden size, or a layer that `policy_type="full"` does not imitate.
         """
         known = (*loading.CONFIG_OVERRIDES, *(HUB_ARGUMENTS if isinstance(policy, (str, os.PathLike)) else ()))
-        check_names(policy_options, known, f"setting of a CaCoVid model ({', '.join(loading.CONFIG_OVERRIDES)})")
+        check_names(policy_options, known, f"a setting of a CaCoVid model ({', '.join(loading.CONFIG_OVERRIDES)})")
         if policy is not None and not isinstance(policy, Policy):
             return cls.from_pretrained(policy, backbone=backbone, **policy_options)
         backbone = base_model(backbone)
@@ -242,7 +242,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
             OSError: the folder cannot be written.
         """
         pushing = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
-        check_names(kwargs, saving.SAVING_ARGUMENTS, "argument of save_pretrained")
+        check_names(kwargs, saving.SAVING_ARGUMENTS, "an argument of save_pretrained")
         if not is_main_process:
             return
         before = {}
@@ -405,7 +405,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         Raises:
             ValueError: an unknown setting or one out of range, or a family that streams do not support.
         """
-        check_names(settings, [field.name for field in fields(StreamSettings)], "setting of a stream")
+        check_names(settings, [field.name for field in fields(StreamSettings)], "a setting of a stream")
         return VideoStream(self, with_video_reader(processor), StreamSettings(**settings))
 
     def load_stream(self, path: "str | os.PathLike", processor: Any) -> VideoStream:
@@ -502,7 +502,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         known = {"retention_ratio", "compressor", "encoded_videos", *forward_arguments(self.backbone, self.family)}
         # None is what a missing argument is, in any version.
         given = [name for name, value in kwargs.items() if value is not None]
-        check_names(given, known, f"argument of {type(self).__name__} or {type(self.backbone).__name__}")
+        check_names(given, known, f"an argument of {type(self).__name__} or {type(self.backbone).__name__}")
 
     def _step(
         self,

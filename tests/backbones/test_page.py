@@ -61,28 +61,17 @@ def found(family):
     ]
 
 
-def readme_rows():
-    """Cells of the README's table of families."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Families")[1].split("\n## ")[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"][2:]
-
-
-def names():
-    """What the page calls each family, by `model_type`."""
-    return {name: row[1].split(",")[0] for row in rows_of("# Backbones") for name in re.findall(r"`(\w+)`", row[0])}
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_the_page_and_the_readme_say_of_a_family(family):
-    row = found(family)
-    assert row in rows_of("## What each family has")
-    references = row[1].replace("masking", "masked").replace("cutting", "cut out")
-    (shown,) = [cells for cells in readme_rows() if cells[0].split(",")[0] == names()[family]]
-    assert shown[1:] == [references, row[2], row[5], row[6], row[7]]
+def test_what_the_page_says_of_a_family(family):
+    assert found(family) in rows_of("## What each family has")
 
 
 def test_the_page_and_the_readme_name_every_family():
     named = [re.findall(r"`(\w+)`", row[0]) for row in rows_of("# Backbones")]
     assert sorted(name for row in named for name in row) == sorted(BACKBONES) == sorted(FAMILIES)
     assert [row[0].strip("`") for row in rows_of("## What each family has")] == list(FAMILIES)
-    assert {cells[0].split(",")[0] for cells in readme_rows()} == set(names().values())
+    rows = [row[1] for row in rows_of("# Backbones")]
+    sentence = re.search(r"^Supported families: (.*?)\. \[", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)[1]
+    shown = re.split(r", | and (?=[A-Z])", sentence)
+    assert {row.split(",")[0] for row in rows} <= set(shown)
+    assert all(any(name in row for row in rows) for name in shown)

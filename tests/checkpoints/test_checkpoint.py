@@ -253,7 +253,7 @@ BROKEN = {
     "format no number": (
         lambda p: edit_config(p, format_version="2"),
         ValueError,
-        "format_version='2' is no whole number",
+        "format_version='2' is not a whole number",
     ),
     "share no number": (
         lambda p: edit_config(p, contribution_share=None),

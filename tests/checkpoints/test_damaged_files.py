@@ -161,7 +161,7 @@ REPLACED = {  # what a file holds, None if it is gone, and what the error says o
     "empty settings of the tokenizer": ("tokenizer_config.json", "{}", "is missing or empty"),
     "a pointer instead of settings": ("tokenizer_config.json", LFS, "is not readable JSON"),
     "an empty processor": ("processor_config.json", "{}", "has no video_processor"),
-    "a list instead of a processor": ("processor_config.json", "[1]", "holds no JSON object"),
+    "a list instead of a processor": ("processor_config.json", "[1]", "does not hold a JSON object"),
     "no class": ("preprocessor_config.json", "{}", "image_processor_type"),
     "half a video processor": ("video_preprocessor_config.json", '{"size": {', "is not readable JSON"),
 }
@@ -250,13 +250,13 @@ CONFIGS = {  # file, values, what the error says
     "an end in words": (
         "backbone/generation_config.json",
         dict(eos_token_id="x"),
-        "eos_token_id='x'; it must be a token",
+        "eos_token_id='x', which must be a token",
     ),
-    "no beams": ("backbone/generation_config.json", dict(num_beams=0), "num_beams=0; it must be a whole number"),
+    "no beams": ("backbone/generation_config.json", dict(num_beams=0), "num_beams=0, which must be a whole number"),
     "a cold draw": (
         "backbone/generation_config.json",
         dict(temperature=-1),
-        "temperature=-1; it must be a number of",
+        "temperature=-1, which must be a number of",
     ),
 }
 

@@ -128,7 +128,7 @@ CASES = {
     "index of pickles": (
         "policy",
         lambda d: index(d / "policy", **{"policy.norm.weight": "pytorch_model.bin"}),
-        "which is no safetensors file: never opened",
+        "which is not a safetensors file and is never opened",
     ),
     "index that leads out": (
         "policy",
@@ -148,7 +148,7 @@ CASES = {
     "index that is no map": (
         "policy",
         lambda d: [index(d / "policy"), (d / "policy/model.safetensors.index.json").write_text("[]")],
-        "holds no JSON object",
+        "does not hold a JSON object",
     ),
     "index without a map": (
         "policy",
@@ -174,7 +174,7 @@ CASES = {
     "absurd hidden size": (
         "policy",
         lambda d: edit(d / "policy/config.json", backbone_config__text_config__hidden_size=1 << 40),
-        "text_config.hidden_size=1099511627776; it must be a whole number",
+        "text_config.hidden_size=1099511627776, which must be a whole number",
     ),
     "absurd number of layers": (
         "policy",
@@ -192,7 +192,11 @@ CASES = {
         "hidden_size='64'",
     ),
     "config that is no JSON": ("policy", lambda d: (d / "policy/config.json").write_text("{"), "not readable JSON"),
-    "config that is a list": ("policy", lambda d: (d / "policy/config.json").write_text("[1]"), "holds no JSON object"),
+    "config that is a list": (
+        "policy",
+        lambda d: (d / "policy/config.json").write_text("[1]"),
+        "does not hold a JSON object",
+    ),
     "kernel from elsewhere": (
         "policy",
         lambda d: edit(d / "policy/config.json", _attn_implementation="evil/kernel"),
@@ -234,7 +238,7 @@ CASES = {
         ],
         "names a file outside its folder",
     ),
-    "inner backbone with a pickled adapter": ("whole", adapter, "adapter that is no safetensors file"),
+    "inner backbone with a pickled adapter": ("whole", adapter, "adapter that is not a safetensors file"),
     "inner backbone in pickles": (
         "whole",
         lambda d: only(d / "whole/backbone", "model.safetensors", "pytorch_model.bin"),

@@ -200,8 +200,8 @@ def test_no_labels_and_no_caches_in_forward(method):
 
 
 BAD = [
-    (lambda: FastV(layer=0), "layer=0 is no layer to drop tokens before"),
-    (lambda: FastV(layer=True), "layer=True is no layer"),
+    (lambda: FastV(layer=0), "layer=0 is not a layer to drop tokens before"),
+    (lambda: FastV(layer=True), "layer=True is not a layer"),
     (lambda: FastV(ratio_of="all"), "ratio_of='all' is unknown: choose one of 'layers', 'kept'"),
     (
         lambda: FastV(layer=2).kept_ratio(0.3, 5),
@@ -210,7 +210,7 @@ BAD = [
     (lambda: FastV(layer=5).kept_ratio(0.5, 5), "layer=5 is behind the last of the language model's 5 layers"),
     (lambda: FrameFusion(similarity=1.5), r"similarity=1.5 is outside \[-1, 1\]"),
     (lambda: FrameFusion(least_merged=None), "least_merged=None is outside"),
-    (lambda: Attention(layer=-1), "layer=-1 is no layer"),
+    (lambda: Attention(layer=-1), "layer=-1 is not a layer"),
     (lambda: Attention(query="all"), "query='all' is unknown: choose one of 'last', 'question'"),
 ]
 

@@ -500,7 +500,7 @@ def test_committed_run(path):
         ({"methods": ("nothing",)}, "compressor='nothing' is unknown"),
         (
             {"methods": ("cacovid:share=1",)},
-            "'share=1' is no setting of cacovid: give cacovid:SETTING=VALUE with one of contribution_share",
+            "'share=1' is not a setting of cacovid: give cacovid:SETTING=VALUE with one of contribution_share",
         ),
         ({"methods": ("cacovid:scope=nowhere",)}, "Method 'cacovid:scope=nowhere': "),
         ({"methods": ()}, "methods is empty"),
@@ -510,7 +510,7 @@ def test_committed_run(path):
         ({"models": ("./gone",)}, "./gone cannot be loaded"),
         ({"limit": 0}, "limit=0 leaves no question"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"dtype": "float3"}, "dtype='float3' is no dtype of torch"),
+        ({"dtype": "float3"}, "dtype='float3' is not a dtype of torch"),
     ],
 )
 def test_bad_settings(tmp_path, change, message):
@@ -534,7 +534,7 @@ def test_methods_with_settings():
 )  # fmt: skip
 def test_what_is_no_run(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=r"run\.json (cannot be read|is no run|has format 99|is damaged \()"):
+    with pytest.raises(ValueError, match=r"run\.json (cannot be read|is not a run|has format 99|is damaged \()"):
         evaluate(BASE, tmp_path / "run.json")
     assert (tmp_path / "run.json").read_text() == text
 

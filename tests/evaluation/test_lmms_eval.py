@@ -218,7 +218,7 @@ def test_wrong_arguments(environment):
     """As lmms-eval hands them over (its command logs whatever goes wrong, and exits with 0)."""
     messages = {
         "retention_ratio=2": "outside (0, 1]",
-        "ratio=0.5": "ratio is no model argument",
+        "ratio=0.5": "ratio is not a model argument",
         "compressor=x": "'x' is unknown",
         "batch_size=auto": "batch_size=auto",
     }

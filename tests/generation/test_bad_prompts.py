@@ -144,10 +144,10 @@ def test_a_list_of_the_wrong_length_where_nothing_is_dropped(ratios):
 
 def test_mistyped_names():
     stock = stock_model("llava_onevision")
-    with pytest.raises(ValueError, match="retention_ration is no setting of a CaCoVid model"):
+    with pytest.raises(ValueError, match="retention_ration is not a setting of a CaCoVid model"):
         CaCoVidForConditionalGeneration.from_backbone(stock, retention_ration=0.25)
     model = CaCoVidForConditionalGeneration.from_backbone(stock)
-    with pytest.raises(ValueError, match="retention_rato is no input of LlavaOnevisionForConditionalGeneration"):
+    with pytest.raises(ValueError, match="retention_rato is not an input of LlavaOnevisionForConditionalGeneration"):
         model.compress(**prompt_inputs(stock, PROMPTS["one video"]), retention_rato=0.25)
 
 

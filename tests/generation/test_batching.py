@@ -57,7 +57,7 @@ def test_counts_that_the_content_decides_are_refused(ratio, method):
 def test_an_unknown_input_is_refused():
     stock = stock_model("llava_onevision")
     model = CaCoVidForConditionalGeneration.from_backbone(stock)
-    with pytest.raises(ValueError, match="retention_rato is no input of LlavaOnevisionForConditionalGeneration"):
+    with pytest.raises(ValueError, match="retention_rato is not an input of LlavaOnevisionForConditionalGeneration"):
         model.kept_lengths(**prompt_inputs(stock, RAGGED), retention_rato=0.25)
 
 

@@ -179,7 +179,7 @@ def test_kernels_without_masks_are_refused():
     stock, model = models("qwen2_5_vl")
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     stock.config._attn_implementation = "flash_attention_2"
-    message = r"layers of sliding attention over 8 positions, fewer than the \d+ .* and flash_attention_2 would count .*attn_implementation='sdpa'"
+    message = r"sliding windows of 8 positions are shorter than the \d+ .* which flash_attention_2 cannot count.*attn_implementation='sdpa'"
     for call in (model.generate, model.compress, model):
         with pytest.raises(ValueError, match=message):
             call(**inputs, retention_ratio=0.25)

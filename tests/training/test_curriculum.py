@@ -95,7 +95,7 @@ def test_the_collator_shows_them_as_videos():
     batch = AnswerCollator(processor, still_frames=3)([sample])
     assert not batch["skipped"]
     assert batch["inputs"][0]["pixel_values_videos"].shape[1] == 3
-    assert AnswerCollator(processor)([sample])["skipped"] == ["sample 0: data_type='image' is no video"]
+    assert AnswerCollator(processor)([sample])["skipped"] == ["sample 0: data_type='image' is not a video"]
 
 
 @pytest.mark.parametrize("shuffle_seed", [None, 0])

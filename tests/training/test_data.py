@@ -79,7 +79,7 @@ def test_columns_get_other_names(tmp_path, suffix):
 BAD_FILES = [
     ("", "has no samples"),
     ("[1, 2]", "something else than JSON objects"),
-    ("[{]", "is no JSON"),
+    ("[{]", "is not JSON"),
     ("[]", "has no samples"),
 ]
 
@@ -159,7 +159,7 @@ def test_samples_become_prompts_and_the_bad_ones_a_reason(tmp_path, processor):
     assert batch["questions"][2].answer is None
     (inputs,) = batch["inputs"]
     assert inputs["pixel_values_videos"].shape[:2] == (3, 8)
-    reasons = ["broken.mp4", "missing.mp4", "riddle", "no tokens", "is no video", "neither video nor path"]
+    reasons = ["broken.mp4", "missing.mp4", "riddle", "no tokens", "is not a video", "neither video nor path"]
     assert len(batch["skipped"]) == len(reasons)
     for reason, words in zip(batch["skipped"], reasons, strict=True):
         assert words in reason

@@ -139,7 +139,7 @@ def test_a_damaged_array_is_told_in_one_line(tmp_path):
     file = tmp_path / "samples.json"
     for text in ("[" * 20_000, json.dumps([GOOD, 3]), json.dumps([GOOD])[:-3], '[{"problem": 1e}]'):
         file.write_text(text)
-        with pytest.raises(ValueError, match=r"samples\.json (is no JSON|holds something else)") as told:
+        with pytest.raises(ValueError, match=r"samples\.json (is not JSON|holds something else)") as told:
             VideoQuestions(file)
         assert len(str(told.value)) < 400
 

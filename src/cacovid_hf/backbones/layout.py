@@ -40,7 +40,7 @@ def find_videos(is_video: Tensor, grids: Sequence[Grid], trailing: int) -> list[
             if len(places) < end:
                 raise ValueError(
                     f"Row {row} of the prompt has {len(places)} placeholders left for video {number}, which needs {end}: a video must lie "
-                    "in one row; make the batch with one call of the processor."
+                    "in one row. Make the batch with one call of the processor."
                 )
             spans.append(VideoSpan(row, grids[number], places[: sizes[number]]))
             places = places[end:]

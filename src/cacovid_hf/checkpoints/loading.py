@@ -148,7 +148,7 @@ def check_backbone(place: Source, config: CaCoVidConfig | None, settings: dict[s
     """
     if place.file("adapter_config.json") and not place.file("adapter_model.safetensors"):
         raise ValueError(
-            f"{place.name} holds an adapter that is no safetensors file, which is never opened: convert it."
+            f"{place.name} holds an adapter that is not a safetensors file, which is never opened: save it with PEFT's save_pretrained."
         )
     if settings.get("gguf_file") or settings.get("variant") or place.file("config.json") is None:
         return  # stock loading knows where these are, or says what is missing
@@ -172,7 +172,7 @@ def check_backbone(place: Source, config: CaCoVidConfig | None, settings: dict[s
     if least > 8 * size:  # not even one bit each
         raise ValueError(
             f"The config of {place.name} describes at least {least:,} parameters, its weights have {size:,} bytes: one of the two is "
-            "damaged; copy or download it again."
+            "damaged. Copy or download it again."
         )
 
 
@@ -197,7 +197,7 @@ def _check_generation(values: dict[str, Any], file: str) -> None:
             wanted = "" if isinstance(value, (int, float)) and value >= 0 else "a number of at least 0"
         if wanted:
             raise ValueError(
-                f"{file} says {name}={reprlib.repr(value)}; it must be {wanted}: copy or download it again."
+                f"{file} says {name}={reprlib.repr(value)}, which must be {wanted}: copy or download it again."
             )
 
 

@@ -76,7 +76,7 @@ def save(
             "from_backbone, or save with include_backbone=True."
         )
     elif os.path.isdir(base):
-        logger.warning(
+        logger.warning_once(
             f"The backbone is the local folder {base}, and config.json and the card will say so: this policy-only checkpoint loads only where that "
             "folder is. Give base_model_name_or_path, or save with include_backbone=True."
         )

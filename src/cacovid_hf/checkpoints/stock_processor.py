@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, AutoVideoProcessor, ProcessorMixin
+from transformers.video_utils import VideoMetadata
 
 from ..hub.source import LARGEST_JSON, PROCESSOR_FILES, Source
 from ..utils.blame import blamed_on, one_line
@@ -70,7 +71,9 @@ def load_stock_processor(source: Source) -> ProcessorMixin:
     with blamed_on(" or ".join(file for file in SETTINGS if source.file(file)), source.name):
         check_settings(processor.video_processor.to_dict(), f"{SETTINGS[0]} or {VIDEO_FILE} of {source.name}")
         frames = np.zeros((2, 64, 64, 3), dtype=np.uint8)
-        processor.video_processor(frames, do_sample_frames=False, return_tensors="pt")
+        # With their times, or a reader that needs them would warn of frames that nobody gave.
+        times = VideoMetadata(total_num_frames=2, fps=1.0, duration=2.0, frames_indices=[0, 1])
+        processor.video_processor(frames, do_sample_frames=False, video_metadata=times, return_tensors="pt")
     _check_template(processor, source)
     return processor
 
@@ -166,7 +169,7 @@ def check_settings(values: Any, file: str, place: str = "") -> None:
 def _check_number(value: Any, largest: int, where: str, file: str) -> None:
     if type(value) is not int or not 0 < value <= largest:
         raise ValueError(
-            f"{file} says {where}={reprlib.repr(value)}; it must be a whole number from 1 to {largest}: copy or download it again."
+            f"{file} says {where}={reprlib.repr(value)}, which must be a whole number from 1 to {largest}: copy or download it again."
         )
 
 

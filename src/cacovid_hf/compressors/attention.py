@@ -38,7 +38,7 @@ class Attention(Compressor):
 
     def __post_init__(self):
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
-            raise ValueError(f"layer={self.layer!r} is no layer: give a whole number from 0.")
+            raise ValueError(f"layer={self.layer!r} is not a layer: give a whole number from 0.")
         if self.query not in QUERIES:
             raise ValueError(f"query={self.query!r} is unknown: choose one of {', '.join(map(repr, QUERIES))}.")
 

@@ -40,7 +40,7 @@ class FastV(Compressor):
     def __post_init__(self):
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:
             raise ValueError(
-                f"layer={self.layer!r} is no layer to drop tokens before: give a whole number from 1 (published: 2)."
+                f"layer={self.layer!r} is not a layer to drop tokens before: give a whole number from 1 (published: 2)."
             )
         if self.ratio_of not in RATIO_MEANINGS:
             raise ValueError(

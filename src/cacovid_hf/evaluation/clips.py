@@ -74,7 +74,9 @@ def _read_pictures(clip: Clip, choose) -> tuple[np.ndarray, VideoMetadata]:
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{clip.path} has a damaged picture ({error}): copy it again.") from error
     if len({frame.shape for frame in frames}) > 1:
-        raise ValueError(f"{clip.path} has pictures of different sizes: they are no frames of one video.")
+        raise ValueError(
+            f"{clip.path} has pictures of different sizes, so they are not frames of one video: give each video a folder of its own."
+        )
     metadata.frames_indices = indices
     metadata.height, metadata.width = frames[0].shape[:2]
     return np.stack(frames), metadata

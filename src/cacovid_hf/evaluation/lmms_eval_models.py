@@ -67,7 +67,7 @@ class CaCoVidSimple(lmms):
         super().__init__()
         if unknown:
             raise ValueError(
-                f"{', '.join(sorted(unknown))} is no model argument of cacovid: choose among pretrained, retention_ratio, compressor, num_frames, dtype, "
+                f"{', '.join(sorted(unknown))} is not a model argument of cacovid: choose among pretrained, retention_ratio, compressor, num_frames, dtype, "
                 "attn_implementation."
             )
         if not str(batch_size).isdigit() or int(batch_size) < 1:

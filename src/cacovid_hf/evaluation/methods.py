@@ -57,7 +57,7 @@ def _settings(name: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = pair.partition("=")
         if not equals or key not in known:
             raise ValueError(
-                f"Method {name!r}: {pair!r} is no setting of {kind}: give {kind}:SETTING=VALUE with one of {', '.join(sorted(known)) or 'none'}."
+                f"Method {name!r}: {pair!r} is not a setting of {kind}: give {kind}:SETTING=VALUE with one of {', '.join(sorted(known)) or 'none'}."
             )
         try:
             settings[key] = json.loads(value)

@@ -33,7 +33,7 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{path} cannot be read ({one_line(error)}): give a JSON that `cacovid evaluate` wrote."
         ) from error
     if not isinstance(run, dict) or run.get("benchmark") != "evaluation":
-        raise ValueError(f"{path} is no run of `cacovid evaluate`: give a JSON that it wrote.")
+        raise ValueError(f"{path} is not a run of `cacovid evaluate`: give a JSON that it wrote.")
     if run.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {run.get('format')}, and this version reads {FORMAT}: run the evaluation again with another --output."

@@ -88,7 +88,7 @@ class Settings:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: give at least 1.")
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"dtype={self.dtype!r} is no dtype of torch: give auto, float32, bfloat16 or float16.")
+            raise ValueError(f"dtype={self.dtype!r} is not a dtype of torch: give auto, float32, bfloat16 or float16.")
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def complete_inputs(
     inputs = prompt_inputs(model.backbone, model.family, arguments, encoded_videos)
     if unknown := sorted(set(others) - set(inputs.others)):
         raise ValueError(
-            f"{', '.join(unknown)} is no input of {type(model.backbone).__name__}: give what the processor returned, and check for typos."
+            f"{', '.join(unknown)} is not an input of {type(model.backbone).__name__}: give what the processor returned, and check for typos."
         )
     return inputs.completed()
 

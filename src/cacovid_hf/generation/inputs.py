@@ -40,8 +40,8 @@ def check_windows(config: Any, length: int) -> None:
     kernel = attention_implementation(text) or ""
     if has_windows(config) and text.sliding_window < length and "flash" in kernel:
         raise ValueError(
-            f"The language model has layers of sliding attention over {text.sliding_window} positions, fewer than the {length} of the uncompressed prompt and "
-            f"its answer, and {kernel} would count the positions that are left: load the backbone with attn_implementation='sdpa', or use retention_ratio=1.0."
+            f"The language model's sliding windows of {text.sliding_window} positions are shorter than the {length} of the uncompressed prompt and its answer, "
+            f"which {kernel} cannot count. Load the backbone with attn_implementation='sdpa', or use retention_ratio=1.0."
         )
 
 

@@ -59,7 +59,7 @@ def read_runs(paths: Iterable[str | os.PathLike]) -> Runs:
             found, environments = _cells(run, path.name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} is no evaluation that a card can quote ({type(error).__name__}: {error}): give a JSON that `cacovid evaluate` wrote."
+                f"{path} is not an evaluation that a card can quote ({type(error).__name__}: {error}): give a JSON that `cacovid evaluate` wrote."
             ) from error
         results += found
         hardware += [_hardware(environment) for environment in environments]

@@ -107,7 +107,9 @@ def _read_policy(model: PreTrainedModel, source: Source) -> tuple[Policy, Policy
             f"The policy of {source.name} cannot be reached ({' '.join(str(error).split())}): give policy= (a folder or a Hub id), or token=."
         ) from error
     if values.get("model_type") != "cacovid":
-        raise ValueError(f"{source.name} is no CaCoVid checkpoint (model_type {values.get('model_type')!r}).")
+        raise ValueError(
+            f"{source.name} is not a CaCoVid checkpoint (model_type {values.get('model_type')!r}): give the folder or Hub id of one."
+        )
     check_format_version(values.get("format_version", 1))
     with blamed_on("config.json", source.name):
         settings = PolicySettings.of(values)

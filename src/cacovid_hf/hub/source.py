@@ -175,7 +175,7 @@ class Source:
                 f"{filename} of {self.name} is not readable JSON ({error}): copy or download it again."
             ) from error
         if not isinstance(values, dict):
-            raise ValueError(f"{filename} of {self.name} holds no JSON object: copy or download it again.")
+            raise ValueError(f"{filename} of {self.name} does not hold a JSON object: copy or download it again.")
         return values
 
     def config(self) -> dict[str, Any]:
@@ -215,7 +215,9 @@ class Source:
             raise ValueError(f"{INDEX} of {self.name} has no weight_map: copy or download it again.")
         for shard in weight_map.values():
             if not str(shard).endswith(".safetensors"):
-                raise ValueError(f"{INDEX} of {self.name} names {shard!r}, which is no safetensors file: never opened.")
+                raise ValueError(
+                    f"{INDEX} of {self.name} names {shard!r}, which is not a safetensors file and is never opened: do not use this checkpoint."
+                )
         tensors: dict[str, StoredTensor] = {}
         for shard in sorted({shard for name, shard in weight_map.items() if name.startswith(prefix)}):
             path = self.file(shard)
@@ -265,7 +267,7 @@ def check_config_values(values: Any, name: str, place: str = "") -> None:
             sizes, least = value if is_pair else [value], 0 if key in ABSENT_AS_ZERO else 1
             if not all(type(size) is int and least <= size <= LARGEST_SIZES[key] for size in sizes):
                 raise ValueError(
-                    f"config.json of {name} says {where}={reprlib.repr(value)}; it must be a whole number from {least} to {LARGEST_SIZES[key]}: do not "
+                    f"config.json of {name} says {where}={reprlib.repr(value)}, which must be a whole number from {least} to {LARGEST_SIZES[key]}: do not "
                     "use this checkpoint."
                 )
         elif key in ATTENTION_KEYS and "/" in str(value):

@@ -56,7 +56,7 @@ def check_format_version(format_version: object) -> None:
     """Raise a `ValueError` if a checkpoint says that this package cannot read it."""
     if type(format_version) is not int:
         raise ValueError(
-            f"format_version={format_version!r} is no whole number: this is no config of a CaCoVid checkpoint."
+            f"format_version={format_version!r} is not a whole number, so this is not a CaCoVid checkpoint: give the folder or Hub id of one."
         )
     if format_version > FORMAT_VERSION:
         raise ValueError(

@@ -42,7 +42,7 @@ INSTRUCTIONS = {
     "OCR": "Answer with the text alone.",
     "regression": "Answer with a single number.",
 }
-_NOT_A_VIDEO = "is no video"
+_NOT_A_VIDEO = "is not a video"
 # The only key of a sample whose line cannot be read: why.
 _DAMAGED = "cacovid_hf: damaged line"
 # What data of others can raise: of a sample, it says why the sample is skipped.
@@ -85,7 +85,7 @@ class VideoQuestions(torch.utils.data.Dataset):
                         self._blanks.append(len(self.places))
                     place += len(line)
         if len(self) == 0:
-            raise ValueError(f"{self.file} has no samples: give one JSON object a line, or an array of them.")
+            raise ValueError(f"{self.file} has no samples: give one JSON object per line, or an array of them.")
 
     def __len__(self) -> int:
         return len(self.places) if self.samples is None else len(self.samples)
@@ -114,7 +114,7 @@ class VideoQuestions(torch.utils.data.Dataset):
             samples = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{self.file} is no JSON ({one_line(error)}): give an array of samples, or one sample a line."
+                f"{self.file} is not JSON ({one_line(error)}): give an array of samples, or one sample per line."
             ) from error
         for number, sample in enumerate(samples, start=1):
             if not isinstance(sample, dict):

@@ -19,4 +19,4 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
     known = sorted(known)
     for name in given:
         if name not in known:
-            raise ValueError(f"{name} is no {what}: {nearest(name, known, 'leave it out.')}")
+            raise ValueError(f"{name} is not {what}: {nearest(name, known, 'leave it out.')}")

@@ -27,7 +27,9 @@ def staging_folder(config: Mapping[str, Any]) -> str | None:
     """
     name = config.get(KEY)
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise ValueError(f"{DECIDES} says {KEY}={name!r}, which is no folder of ours: do not use this checkpoint.")
+        raise ValueError(
+            f"{DECIDES} says {KEY}={name!r}, which is not a folder that this package writes: do not use this checkpoint."
+        )
     return name
 
 

@@ -53,7 +53,7 @@ class MVBench(FileBenchmark):
         task = row.path.stem.lower()
         if task not in FOLDERS:
             raise ValueError(
-                f"{row.path} is no task of MVBench ({', '.join(FOLDERS)}): move other files out of the folder."
+                f"{row.path} is not a task of MVBench ({', '.join(FOLDERS)}): move other files out of the folder."
             )
         options, lines = choices_of(row.field("candidates"), "({letter}) {text}", keep_letters=False)
         prompt = "\n".join([f"Question:{row.text('question')}", "Option:", *lines, "Only give the best option.\n"])
