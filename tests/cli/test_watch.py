@@ -180,10 +180,17 @@ def test_a_stream_over_rtmp(run, tmp_path):
 
 
 def test_cameras_and_servers_that_are_not_there(run):
-    for address in ("/dev/video9", "rtmp://127.0.0.1:9/live/one"):
+    for address, remedy in (
+        ("/dev/video9", "check that the camera is connected"),
+        ("rtmp://127.0.0.1:9/live/one", "check the address"),
+    ):
         status, _, err = run(address, "--silence", "1")
         assert status == 2
-        assert f"{address} does not answer with a video" in err
+        assert re.search(rf"{address} does not answer with a video \(.+\): {remedy}", err)
+    for name in ("video9", "camera", "0"):  # not addresses of cameras: files
+        status, _, err = run(name, "--silence", "1")
+        assert status == 2
+        assert f"{name} does not exist" in err
 
 
 def test_until(stream):

@@ -404,7 +404,7 @@ def test_other_families_are_refused_by_name(family):
 
 @pytest.mark.slow
 @MEMORIES
-@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next_video"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next_video", "video_llava"])
 def test_further_families(family, memory):
     stock = stock_model(family)
     model, processor = CaCoVidForConditionalGeneration.from_backbone(stock), with_video_reader(tiny_processor(family))
@@ -414,6 +414,12 @@ def test_further_families(family, memory):
     inputs = whole_prompt(processor, shown)
     expected = stock.generate(**inputs, **STEP)[:, inputs["input_ids"].shape[1] :]
     assert torch.equal(stream.generate(QUESTION, num_tokens=10**6, **STEP), expected)
+    # By the default reduction, which reads the tower, into a memory that is full.
+    reduced = model.stream(processor, memory=memory, tokens_per_frame=3, max_memory=stream.memory_bytes() // 2)
+    reduced.feed(pictures(30))
+    assert reduced.memory_bytes() <= stream.memory_bytes() // 2
+    assert {count for _, _, count in reduced.held()} == {3}
+    assert isinstance(reduced.ask(QUESTION, num_tokens=5, **STEP), str)
 
 
 @MEMORIES

@@ -69,9 +69,10 @@ def live_frames(address: str, fps: float, silence: float = _SILENCE) -> Iterator
         container = av.open(address.strip(), timeout=(silence, silence), **options)
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ValueError(
-            f"{shown(address)} does not answer with a video ({reason}): check the address, and that its sender is running."
-        ) from None
+        remedy = "check the address, and that its sender is running."
+        if _CAMERA.fullmatch(address):
+            remedy = "check that the camera is connected, that you may read it, and that no other program has it."
+        raise ValueError(f"{shown(address)} does not answer with a video ({reason}): {remedy}") from None
     with container:
         if not container.streams.video:
             raise ValueError(f"{shown(address)} has no video track (sound alone?): give a stream with pictures.")

@@ -16,7 +16,7 @@ MEMORIES = ("features", "kv")
 # What becomes of groups when the memory is full, by kind of memory; the first is the default.
 RULES = {"features": ("alike", "oldest", "contribution"), "kv": ("alike", "oldest")}
 # Families whose prompts a stream lays out: no words between frames, nothing beside the embeddings.
-FAMILIES = ("llava_onevision", "qwen2_5_vl", "qwen2_vl", "llava_next_video")
+FAMILIES = ("llava_onevision", "qwen2_5_vl", "qwen2_vl", "llava_next_video", "video_llava")
 
 
 @dataclass(frozen=True)
