@@ -11,6 +11,7 @@ from cacovid_hf import with_video_reader
 from cacovid_hf.backbones import BACKBONES
 from cacovid_hf.video.messages import ONE_SIZE
 from cacovid_hf.video_processing import OwnSamplingMixin
+from cacovid_hf.vllm.config import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "reference" / "backbones.md").read_text(encoding="utf-8")
@@ -58,6 +59,8 @@ def found(family):
         words if model.family.words_around_frames else "none",
         "the family's rule" if isinstance(reader, OwnSamplingMixin) else "at most 32",
         "one size" if reader.bounds_refused == ONE_SIZE else pixels,
+        WORKS[works(lambda: model.stream(tiny_processor(family)))],
+        WORKS[family in ARCHITECTURES],
     ]
 
 

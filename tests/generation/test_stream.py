@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.media import write_video
-from helpers.models import FIRST, masked_inputs, stock_model
+from helpers.models import FAMILIES, FIRST, masked_inputs, stock_model
 from helpers.processors import tiny_processor
 from helpers.streams import ALL, QUESTION, STEP, held, never_repeats, pictures, same, whole_prompt
 from PIL import Image
 
 from cacovid_hf import CaCoVidForConditionalGeneration, VideoStream, with_video_reader
+from cacovid_hf.backbones import BACKBONES
 from cacovid_hf.compressors import Uniform
 from cacovid_hf.generation.stream.prompts import words_of
 from cacovid_hf.generation.stream.settings import RULES
@@ -395,10 +396,11 @@ def test_settings_are_checked(case, settings, error):
         model.stream(processor, **settings)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5", "video_llama_3", "glm4v"])
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if BACKBONES[family].words_around_frames])
 def test_other_families_are_refused_by_name(family):
     model = CaCoVidForConditionalGeneration.from_backbone(stock_model(family))
-    with pytest.raises(ValueError, match=f"{family}.* is not supported"):
+    with pytest.raises(ValueError, match=f"{family}.* is not supported, whose prompts have words between frames"):
         model.stream(tiny_processor(family))
 
 
