@@ -75,6 +75,7 @@ def merged_oracle(model, stock, inputs, compressed):
     return logits, changed, embeds
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("rows", [RAGGED, TWO_VIDEOS, IMAGE_AND_VIDEO], ids=["ragged", "two videos", "image beside"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_embeddings_stand_at_the_kept_places(family, rows):
@@ -122,6 +123,7 @@ def hooks(module):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("rows", [RAGGED, TWO_VIDEOS, IMAGE_AND_VIDEO], ids=["ragged", "two videos", "image beside"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tower_attention_is_that_of_the_eager_tower(family, rows):

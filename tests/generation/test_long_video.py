@@ -34,6 +34,7 @@ LONG = [[2, Video(5, 4, 3), 3, Video(5, 3, 5, 2.5), 5]]
 STEP = dict(do_sample=False, max_new_tokens=5)
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 64, None])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunks_are_the_whole(family, frames):
@@ -59,6 +60,7 @@ def test_chunks_are_the_whole(family, frames):
             torch.testing.assert_close(features, wide[span.row, places], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_encoded_videos_in_place_of_pixels(family, prompt):
