@@ -62,7 +62,7 @@ def imports(files: dict[str, Path]) -> Graph:
 
 
 def room(module: str) -> str:
-    """The room of a module: what follows the package's name; another package is one room."""
+    """Return the room of a module: what follows the package's name; another package is one room."""
     first, *rest = module.split(".")
     return first if first != LIBRARY else rest[0] if rest else "__init__"
 
@@ -76,7 +76,7 @@ def rooms(graph: Graph) -> Graph:
 
 
 def circles(graph: Graph) -> list[list[str]]:
-    """Groups of nodes that can reach each other, largest first."""
+    """Return groups of nodes that can reach each other, largest first."""
     reach = {name: reachable(graph, name) for name in graph}
     groups = {frozenset(other for other in reach[name] if name in reach[other]) for name in graph}
     return sorted((sorted(group) for group in groups if len(group) > 1), key=len, reverse=True)
@@ -94,7 +94,7 @@ def reachable(graph: Graph, start: str) -> set[str]:
 
 
 def longest_chain(graph: Graph) -> list[str]:
-    """The longest way down; nodes of a circle count as many as they are, in any order."""
+    """Return the longest way down; nodes of a circle count as many as they are, in any order."""
     members = {name: group for group in circles(graph) for name in group}
 
     @functools.cache
@@ -107,7 +107,7 @@ def longest_chain(graph: Graph) -> list[str]:
 
 
 def order(pyproject: Path) -> dict[str, int]:
-    """The height of every room by the import contract; empty without one. Rooms of one layer have one height."""
+    """Return the height of every room by the import contract; empty without one. Rooms of one layer have one height."""
     text = pyproject.read_text(encoding="utf-8")
     found = re.search(r"containers = .*?layers = \[(.*?)\]", text, re.DOTALL)
     layers = re.findall(r'"([^"]+)"', found[1]) if found else []
@@ -115,7 +115,7 @@ def order(pyproject: Path) -> dict[str, int]:
 
 
 def arrows_up(graph: Graph, heights: dict[str, int]) -> list[str]:
-    """Imports between rooms that run up the contract's order, or along one layer."""
+    """Return imports between rooms that run up the contract's order, or along one layer."""
     return [
         f"{one} -> {other}"
         for one, others in sorted(graph.items())
@@ -140,7 +140,7 @@ def contract(source: Path) -> str:
 
 @functools.cache
 def parsed(path: Path) -> ast.Module:
-    """The tree of a file, every docstring emptied."""
+    """Return the tree of a file, every docstring emptied."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
@@ -150,7 +150,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def names(node: ast.AST) -> Iterator[str]:
-    """Identifiers and whole strings of one node: names, attributes, arguments, keywords, definitions, imports, constants."""
+    """Return identifiers and whole strings of one node: names, attributes, arguments, keywords, definitions, imports, constants."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.ImportFrom):
@@ -186,7 +186,7 @@ def functions(files: dict[str, Path], matches: Callable[[ast.AST], bool]) -> lis
 
 
 def called(node: ast.AST) -> str:
-    """The last name of what a node calls; empty if it is not a call."""
+    """Return the last name of what a node calls; empty if it is not a call."""
     if not isinstance(node, ast.Call):
         return ""
     return ast.unparse(node.func).rpartition(".")[2]
@@ -230,7 +230,7 @@ def defaults(files: dict[str, Path], setting: str) -> list[str]:
 
 
 def contributing_files() -> list[list[str]]:
-    """The files that CONTRIBUTING tells the writer of a backbone to touch: of a family, of its video paths, of a new kind of language model."""
+    """Return the files that CONTRIBUTING tells the writer of a backbone to touch: of a family, of its video paths, of a new kind of language model."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.partition("## Add a backbone")[2].partition("\n## ")[0]
     tables = section.split("| File | What |\n")[1:]
@@ -242,7 +242,7 @@ def contributing_files() -> list[list[str]]:
 
 
 def traced_generate(source: Path) -> dict[str, Any]:
-    """What one `generate(retention_ratio=0.25)` of a tiny random model runs of the package, in a process of its own."""
+    """Return what one `generate(retention_ratio=0.25)` of a tiny random model runs of the package, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(source.parent / "tests")])}
     program = [sys.executable, str(Path(__file__).resolve()), "--source", str(source), "--trace"]
     run = subprocess.run(program, env=environment, capture_output=True, encoding="utf-8")
@@ -320,7 +320,7 @@ def measure(source: Path) -> dict[str, Any]:
 
 
 def table(measures: dict[str, Any]) -> str:
-    """The measures as a table in Markdown."""
+    """Return the measures as a table in Markdown."""
     lines = ["| measure | value |", "|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {shown(name, value)} |" for name, value in measures.items())])
 

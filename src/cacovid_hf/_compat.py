@@ -55,7 +55,7 @@ def warn_of_newer_transformers() -> None:
 
 @functools.cache
 def older_transformers(version: str) -> str | None:
-    """The installed version of transformers if it is older than `version`, such as "5.24"."""
+    """Return the installed version of transformers if it is older than `version`, such as "5.24"."""
     installed = importlib.metadata.version("transformers")
     return installed if Version(installed).release[:2] < Version(version).release[:2] else None
 
@@ -104,7 +104,7 @@ def with_cache_name(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def cache_of(outputs: Any) -> Any:
-    """The cache in what a forward or `generate` returned; None if there is none."""
+    """Return the cache in what a forward or `generate` returned; None if there is none."""
     return outputs.get(CACHE)
 
 
@@ -134,7 +134,7 @@ def causal_mask(
     also: "MaskRule | None" = None,
     only: "MaskRule | None" = None,
 ) -> Any:
-    """The mask that a stock layer takes, in the form that its attention kernel wants.
+    """Return the mask that a stock layer takes, in the form that its attention kernel wants.
 
     Args:
         config: of the language model.
@@ -165,7 +165,7 @@ def attention_implementation(config: PreTrainedConfig) -> str | None:
 
 
 def commit_of(config: PreTrainedConfig) -> str | None:
-    """The Hub's commit that a config was loaded from, where this version of transformers notes it."""
+    """Return the Hub's commit that a config was loaded from, where this version of transformers notes it."""
     return getattr(config, "_commit_hash", None)
 
 
@@ -247,5 +247,5 @@ class CheckpointHooks:
         super()._load_best_model()  # type: ignore[misc]
 
     def to_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch on the trainer's device, as the engine moves it."""
+        """Return a batch on the trainer's device, as the engine moves it."""
         return self._prepare_inputs(inputs)  # type: ignore[attr-defined]

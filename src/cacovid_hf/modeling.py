@@ -512,7 +512,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         encoded_videos: EncodedVideos | None,
         kwargs: dict[str, Any],
     ) -> Any:
-        """New text behind the cache of a compressed prompt, at the positions that follow the uncompressed one."""
+        """Compute new text behind the cache of a compressed prompt, at the positions that follow the uncompressed one."""
         config, cache = self.backbone.config, kwargs[CACHE]
         if input_ids is None:
             raise ValueError("input_ids are missing: give the tokens that follow what the cache holds.")

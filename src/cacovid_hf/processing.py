@@ -68,7 +68,7 @@ class MessagesMixin(ProcessorMixin):
         return self._processed(images, text, paths_as_text(videos), *args, **kwargs)
 
     def _processed(self, images: Any, text: Any, videos: Any, *args: Any, **kwargs: Any) -> Any:
-        """The stock call."""
+        """Return the stock call."""
         return super().__call__(images, text, videos, *args, **kwargs)
 
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -127,7 +127,7 @@ class OwnFramesMixin(MessagesMixin):
     """For processors whose videos are rows of one tensor, where clips of different lengths come padded."""
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs: Any) -> str:
-        """The placeholders of one video, of its own frames alone where clips are padded."""
+        """Return the placeholders of one video, of its own frames alone where clips are padded."""
         if "video_lengths" in video_inputs:
             clips = zip(video_inputs["pixel_values_videos"], video_inputs["video_lengths"].tolist(), strict=True)
             video_inputs = {**video_inputs, "pixel_values_videos": [clip[:length] for clip, length in clips]}
@@ -160,11 +160,11 @@ class FramesAsImagesMixin(MessagesMixin):
         return split_tiles({"pixel_values": found["pixel_values"]}, [int(count) for count in found["num_patches"]])
 
     def laid_out(self, prompts: list[list[Tiles]]) -> Tiles:
-        """The tiles of every prompt's images and videos as the model takes them."""
+        """Return the tiles of every prompt's images and videos as the model takes them."""
         return in_one_list(prompts)
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs: Any) -> str:
-        """The words and placeholders of one video, of as many frames as `frame_numbers` says."""
+        """Return the words and placeholders of one video, of as many frames as `frame_numbers` says."""
         frames = torch.empty(frame_counts(video_inputs["frame_numbers"])[video_idx], 0)
         own: dict[str, Any] = {"pixel_values_videos": [frames], "pixel_values": frames[None]}
         if "video_metadata" in video_inputs:
@@ -213,7 +213,7 @@ class RowsOfTilesMixin(FramesAsImagesMixin):
         return self.image_seq_len
 
     def tiles_of_images(self, found: Mapping[str, Any]) -> list[Tiles]:
-        """An image that is split has a tile for each part, and one for the whole."""
+        """Return the tiles of images: of one that is split, one for each part, and one for the whole."""
         tiles: list[Tiles] = []
         for row, sizes in enumerate(zip(found["rows"], found["cols"], strict=True)):
             counts = [height * width + 1 for height, width in zip(*sizes, strict=True)]
@@ -222,12 +222,12 @@ class RowsOfTilesMixin(FramesAsImagesMixin):
         return tiles
 
     def laid_out(self, prompts: list[list[Tiles]]) -> Tiles:
-        """A prompt without images and videos has a row of padding."""
+        """Return the tiles in rows, a row of padding for a prompt without images and videos."""
         return in_rows(prompts)
 
 
 def following(stock: type[ProcessorMixin], mixin: type[MessagesMixin] = MessagesMixin) -> Any:
-    """The class of a stock processor with our following of messages in front: `CaCoVid` and its name, registered with `AutoProcessor`."""
+    """Return the class of a stock processor with our following of messages in front: `CaCoVid` and its name, registered with `AutoProcessor`."""
     doc = f"`{stock.__name__}`, which follows or refuses every part of a message (see `{mixin.__name__}`)."
     own = type(f"CaCoVid{stock.__name__}", (mixin, stock), {"__doc__": doc, "__module__": __name__})
     # Its own key, because a stock config as key would replace the stock class. A saved processor is found by its class's name.
@@ -322,7 +322,7 @@ def with_video_reader(processor: ProcessorMixin) -> ProcessorMixin:
 
 
 def processor_of(config: CaCoVidConfig, token: str | bool | None = None) -> ProcessorMixin | None:
-    """The processor of the checkpoint that a model was loaded from, or of its backbone, each at its own revision, reading video files.
+    """Return the processor of the checkpoint that a model was loaded from, or of its backbone, each at its own revision, reading video files.
 
     None if neither has one.
     """

@@ -34,7 +34,7 @@ class VideoSpan:
     word_frames: Tensor = field(default_factory=_no_places)
 
     def moved(self, places: int, rows: int = 0) -> "VideoSpan":
-        """The span in a prompt that begins so many places earlier, so many rows down."""
+        """Return the span in a prompt that begins so many places earlier, so many rows down."""
         return replace(
             self, row=self.row + rows, positions=self.positions + places, word_places=self.word_places + places
         )
@@ -165,7 +165,7 @@ class Prompt:
         return tokens.unflatten(0, (span.num_frames, span.tokens_per_frame))
 
     def tower_attention(self, span: VideoSpan) -> "TowerAttention | ReducedAttention":
-        """What the vision tower attended to in a video of this prompt."""
+        """Return what the vision tower attended to in a video of this prompt."""
         if self.tower is None:
             raise ValueError(
                 "The prompt was embedded without its vision tower's attention: set `reads_tower = True` on the method, and use `model.compress`, or `model.embed(..., with_tower_attention=True)`."
@@ -331,7 +331,7 @@ def kept_indices(
 
 
 def ordered_places(stays: Tensor, longest: int) -> Tensor:
-    """The places that are true, in order and left-padded: bool `(R, L)` with at most `longest` true in a row to int64 `(R, longest)`, -1 at padding."""
+    """Return the places that are true, in order and left-padded: bool `(R, L)` with at most `longest` true in a row to int64 `(R, longest)`, -1 at padding."""
     # A stable sort brings the places that stay to the end of the row, in order.
     places = torch.sort(stays, dim=1, stable=True).indices[:, stays.shape[1] - longest :]
     padding = longest - stays.sum(dim=1, keepdim=True)
@@ -431,7 +431,7 @@ class TowerAttention:
 
     @torch.no_grad()
     def mean_keys(self) -> Tensor:
-        """The tokens' keys, mean over heads: float32 `(T, P, d)`."""
+        """Return the tokens' keys, mean over heads: float32 `(T, P, d)`."""
         return self.pool(self.keys.float().mean(1))
 
     def reduced(self) -> "ReducedAttention":
@@ -455,12 +455,12 @@ class ReducedAttention:
 
     @classmethod
     def joined(cls, parts: "list[ReducedAttention]") -> "ReducedAttention":
-        """That of all frames, in order."""
+        """Join the parts of a video in the order of its frames."""
         fields = ((part.to_tokens, part.to_mean_query, part.keys) for part in parts)
         return cls(*(torch.cat(each) for each in zip(*fields, strict=True)))
 
     def to(self, device: torch.device | str | None) -> "ReducedAttention":
-        """The same on a device; None: where it is."""
+        """Return the same on a device; None: where it is."""
         return (
             self
             if device is None

@@ -118,7 +118,7 @@ class VideoFileMixin(BaseVideoProcessor):
         return super().preprocess(videos, **self._sized(kwargs))
 
     def _sized(self, kwargs: dict[str, Any], video: Any = None) -> dict[str, Any]:
-        """The arguments of a call, the bounds of a frame's pixels (its own, over them those of one video) as the stock `size`."""
+        """Return the arguments of a call, the bounds of a frame's pixels (its own, over them those of one video) as the stock `size`."""
         if not self.bounds_pixels:
             return kwargs
         own = {name: value for name in PIXEL_BOUNDS if (value := kwargs.get(name)) is not None}
@@ -206,7 +206,7 @@ class VideoFileMixin(BaseVideoProcessor):
         return uniform_indices(total, seconds, 32 if num_frames is None else num_frames, 1.0 if rate is None else rate)
 
     def part_settings(self, frames: int, total: int) -> dict[str, Any]:
-        """The settings of a call on a part of a video's frames, so that they come out as those of the whole video do."""
+        """Return the settings of a call on a part of a video's frames, so that they come out as those of the whole video do."""
         if not self.size_is_of_all_frames or frames == total:
             return {}
         step = self.to_dict()["temporal_patch_size"]
@@ -268,7 +268,7 @@ class VideoFileMixin(BaseVideoProcessor):
         return self._enough(frames), metadata
 
     def _enough(self, frames: np.ndarray) -> np.ndarray:
-        """The frames, a single one `least_frames` times."""
+        """Return the frames, a single one `least_frames` times."""
         return frames if len(frames) >= self.least_frames else frames.repeat(self.least_frames, axis=0)
 
 
@@ -386,7 +386,7 @@ class FramesShareMixin(OwnSamplingMixin):
     """For processors whose largest `size` is that of all frames of a video, and whose smallest is that of each."""
 
     def part_settings(self, frames: int, total: int) -> dict[str, Any]:
-        """A part's frames are no larger than those of the whole."""
+        """Return the settings of a part, whose frames are no larger than those of the whole."""
         size = self.to_dict()["size"]
         return {"size": {**size, "longest_edge": size["longest_edge"] // total * frames}}
 
@@ -415,7 +415,7 @@ class SmolVLMSamplingMixin(TilesMixin, OwnSamplingMixin):
 
 
 def reading(stock: type[BaseVideoProcessor], mixin: type[VideoFileMixin] = VideoFileMixin, **attributes: Any) -> Any:
-    """The class of a stock video processor with our reading of files in front: `CaCoVid` and its name, registered with the Auto classes.
+    """Return the class of a stock video processor with our reading of files in front: `CaCoVid` and its name, registered with the Auto classes.
 
     Args:
         stock: the class.
@@ -505,7 +505,7 @@ def _contents_apart(videos: list[Any]) -> Iterator[list[str]]:
 
 
 def settings_of(video: Any) -> ClipSettings:
-    """What stood beside a video's address in a message."""
+    """Return what stood beside a video's address in a message."""
     return video.settings if isinstance(video, VideoAddress) else ClipSettings()
 
 
@@ -530,7 +530,7 @@ def paths_as_text(videos: Any) -> Any:
 
 
 def _joined(parts: list[BatchFeature]) -> BatchFeature:
-    """What several calls returned, as of one."""
+    """Return what several calls returned, as of one."""
     joined: dict[str, Any] = {}
     for name in parts[0]:
         values = [part[name] for part in parts]

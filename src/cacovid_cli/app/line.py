@@ -16,7 +16,7 @@ class Interrupt:
         self._event = threading.Event()
 
     def set(self) -> None:
-        """The work is not wanted any more."""
+        """Ask for the work to end."""
         self._event.set()
 
     def check(self) -> None:

@@ -124,7 +124,7 @@ class Visitors:
             return visitor
 
     def leave(self, session: str | None) -> None:
-        """The page was closed: what goes on for it ends."""
+        """End what goes on for a page that was closed."""
         with self._lock:
             visitor = self._visitors.pop(session or "", None)
         if visitor is not None:
@@ -176,7 +176,7 @@ def _answer(
     interrupt: Interrupt,
     tell: Callable[[Answer], None],
 ) -> Answer:
-    """An answer; what a method refuses stands in it, so that the others are not lost."""
+    """Return an answer; what a method refuses stands in it, so that the others are not lost."""
     try:
         return studio.answer(clip, form.question, method, ratio, form.max_new_tokens, interrupt, tell)
     except ValueError as error:

@@ -43,7 +43,7 @@ class ScoredOnce(Compressor):
         return self.method.reads_tower
 
     def check(self, model: Any, retention_ratios: Sequence[float | AutoBudget]) -> None:
-        """The method's."""
+        """Check as the method does."""
         self.method.check(model, retention_ratios)
 
     def score(self, prompt: Prompt, model: Any) -> list[Scores | None]:
@@ -53,17 +53,17 @@ class ScoredOnce(Compressor):
         return self.scores
 
     def budget(self, span: VideoSpan, retention_ratio: float) -> int | None:
-        """Return the method's."""
+        """Check as the method does."""
         return self.method.budget(span, retention_ratio)
 
     def select_at(
         self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None
     ) -> "Any | Merged":
-        """Return the method's."""
+        """Check as the method does."""
         return self.method.select_at(prompt, span, scores, retention_ratio, budget)
 
     def inside(
         self, model: Any, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> AbstractContextManager[LayerRecord | None]:
-        """Return the method's."""
+        """Check as the method does."""
         return self.method.inside(model, prompt, retention_ratios)

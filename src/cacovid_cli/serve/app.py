@@ -133,7 +133,7 @@ class Service:
 
 
 async def _streamed(answer: Answer, first: Any, events: Any) -> AsyncIterator[bytes]:
-    """The events of an answer whose first item is there already."""
+    """Return the events of an answer whose first item is there already."""
     item, has_text = first, False
     try:
         for part in answer.begin():

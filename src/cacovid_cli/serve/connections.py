@@ -57,7 +57,7 @@ class Connections:
                     self._wait(client, transport)
 
     def reading_body(self, client: Any) -> None:
-        """The headers are there: the body has a time of its own, and the connection may still be closed for a newer one."""
+        """Begin the body's own time; the connection may still be closed for a newer one."""
         client = tuple(client or ())
         if client in self.waiting:
             transport, timer = self.waiting[client]

@@ -169,7 +169,7 @@ class Guards:
 
 
 def _hostname(host: str) -> str:
-    """The name in a `Host` header."""
+    """Return the name in a `Host` header."""
     if host.startswith("["):
         return host.partition("]")[0][1:].lower()
     return host.partition(":")[0].lower()

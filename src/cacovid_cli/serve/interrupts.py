@@ -21,7 +21,7 @@ class Interrupt:
         self._event = threading.Event()
 
     def set(self) -> None:
-        """The work is not wanted any more."""
+        """Ask for the work to end."""
         self._event.set()
 
     def is_set(self) -> bool:
@@ -44,7 +44,7 @@ class RequestGuard:
         self.start()
 
     def start(self) -> None:
-        """A stage begins."""
+        """Begin a stage."""
         self.ends = time.monotonic() + self.seconds
 
     def going_on(self) -> None:

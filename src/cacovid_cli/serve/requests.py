@@ -174,7 +174,7 @@ class AnswerRequest(_Strict):
         return _at_most(value, _limits(info).new_tokens, str(info.field_name))
 
     def take_chat(self) -> list[dict[str, Any]]:
-        """The conversation, which may be large; the request does not hold it any more."""
+        """Return the conversation, which may be large; the request does not hold it any more."""
         raise NotImplementedError
 
     @property

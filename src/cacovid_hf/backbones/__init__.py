@@ -39,7 +39,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def backbone_family(config) -> Backbone:
-    """The family of a backbone's config.
+    """Return the family of a backbone's config.
 
     Raises:
         ValueError: one that is not supported, with a list of those that are, or not on the installed transformers.

@@ -178,7 +178,7 @@ class Backbone(Family):
         return embeds[0] if extra is None else torch.cat([embeds[0], extra[0]], dim=-1)
 
     def _embedded(self, model: PreTrainedModel, arguments: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """What reaches the language model: embeddings `(B, L, D)`, and `(B, L, E)` beside them if it receives more.
+        """Return what reaches the language model: embeddings `(B, L, D)`, and `(B, L, E)` beside them if it receives more.
 
         Raises:
             ValueError: the language model gets something else too, which the compressed prompt would be without.
@@ -199,7 +199,7 @@ class Backbone(Family):
 
 
 def take_rows(inputs: dict[str, Any], names: Sequence[str], rows: list[int] | None) -> dict[str, Any]:
-    """`inputs` with these rows alone of the named tensors (or lists); None: all; no row: the name is left out."""
+    """Return `inputs` with these rows alone of the named tensors (or lists); None: all; no row: the name is left out."""
     if rows is None:
         return inputs
     taken = {name: value for name, value in inputs.items() if name not in names or value is None}

@@ -55,7 +55,7 @@ class Family(ABC):
     # ---------------------------------------------------------------- places
 
     def video_token_id(self, config) -> int:
-        """The id of a video's placeholders."""
+        """Return the id of a video's placeholders."""
         return config.video_token_id
 
     def places(self, config, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -91,11 +91,11 @@ class Family(ABC):
         return self.num_words_around(config, before, [])[0]
 
     def inputs_of_words(self, settings: dict[str, Tensor], grid: tuple[int, int, int]) -> dict[str, Any]:
-        """What the processor's `replace_video_token` reads of one video of this grid, beside its metadata: of its `video_settings`, one row each."""
+        """Return what the processor's `replace_video_token` reads of one video of this grid, beside its metadata: of its `video_settings`, one row each."""
         return settings
 
     def filler_id(self, config) -> int:
-        """A word that stands where embeddings are overwritten; its own may have no effect."""
+        """Return a word that stands where embeddings are overwritten; its own may have no effect."""
         placeholders = (self.video_token_id(config), config.image_token_id)
         return next(i for i in range(3) if i not in placeholders)
 
@@ -117,7 +117,7 @@ class Family(ABC):
 
     @abstractmethod
     def frames(self, inputs: dict[str, Any], video: int, start: int, stop: int) -> dict[str, Any]:
-        """The pixel inputs of some frames (temporal grid steps) of one video, as those of a video of their own."""
+        """Return the pixel inputs of some frames (temporal grid steps) of one video, as those of a video of their own."""
 
     def encodes_apart(self, inputs: dict[str, Any]) -> bool:
         """Whether the stock forward does not take the videos of a call as they are, such as clips padded to one length: each is encoded by itself."""
@@ -141,10 +141,10 @@ class Family(ABC):
 
     @abstractmethod
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
-        """The inputs with these videos and images alone, by number; None: all of them."""
+        """Return the inputs with these videos and images alone, by number; None: all of them."""
 
     def without_videos(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a call without what holds its videos, and with its images."""
+        """Return the inputs of a call without what holds its videos, and with its images."""
         names = (*self.video_inputs, *self.video_settings)
         return {name: value for name, value in self.take(inputs, [], None).items() if name not in names}
 
@@ -159,7 +159,7 @@ class Family(ABC):
         return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
 
     def language_model(self, model: PreTrainedModel) -> nn.Module:
-        """The decoder that receives the embedded prompt."""
+        """Return the decoder that receives the embedded prompt."""
         return model.get_decoder()
 
     # ---------------------------------------------------------------- beside the embeddings
@@ -178,11 +178,11 @@ class Family(ABC):
         return None
 
     def extra_arguments(self, config, extra: Tensor) -> dict[str, Any]:
-        """The language model's arguments for the `(R, n, E)` of one forward: `extra` the other way round."""
+        """Return the language model's arguments for the `(R, n, E)` of one forward: `extra` the other way round."""
         return {}
 
     def stock_arguments(self, model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
-        """What the stock forward needs beside the embeddings of these ids `(R, n)`, because it looks it up by id."""
+        """Return what the stock forward needs beside the embeddings of these ids `(R, n)`, because it looks it up by id."""
         return {}
 
     def joint_frames(self, config) -> bool:

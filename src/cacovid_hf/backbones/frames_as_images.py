@@ -54,7 +54,7 @@ class FramesAsImagesBackbone(Backbone):
     # ---------------------------------------------------------------- places
 
     def video_token_id(self, config) -> int:
-        """That of images."""
+        """Return the id of images."""
         return config.image_token_id
 
     def places(self, config, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ class FramesAsImagesBackbone(Backbone):
         return is_image & (counts % self.tokens_per_tile(config) == 0)
 
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
-        """The tiles of these videos and images, in the order of the prompt."""
+        """Return the tiles of these videos and images, in the order of the prompt."""
         numbers = self._numbers(inputs)
         kept: list[int] = []
         video, image = -1, -1
@@ -157,7 +157,7 @@ class FramesAsImagesBackbone(Backbone):
         }
 
     def _numbers(self, inputs: dict[str, Any]) -> list[int]:
-        """The frame number of every tile; without `frame_numbers`, all are of images."""
+        """Return the frame number of every tile; without `frame_numbers`, all are of images."""
         if inputs.get("frame_numbers") is not None:
             return [number for number in inputs["frame_numbers"].flatten().tolist() if number != PADDING]
         if inputs.get("pixel_values") is None:
@@ -175,7 +175,7 @@ class FramesAsImagesBackbone(Backbone):
 
     @abstractmethod
     def tower_projections(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """The modules whose outputs `(tiles, S, H * d)` are the `queries` and `keys` of the layer that the features come from."""
+        """Return the modules whose outputs `(tiles, S, H * d)` are the `queries` and `keys` of the layer that the features come from."""
 
     @abstractmethod
     def pooled(self, model: PreTrainedModel, patches: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Gemma4Backbone(Backbone):
     # ---------------------------------------------------------------- places
 
     def num_words_around(self, config, before: list[int], behind: list[int]) -> tuple[int, int]:
-        """A frame is `00:02 <start>`, its placeholders and `<end>`."""
+        """Count the words of a frame, which is `00:02 <start>`, its placeholders and `<end>`."""
         start, end = config.boi_token_id, config.eoi_token_id
         if before[-1:] != [start]:
             return 0, 0
@@ -42,13 +42,13 @@ class Gemma4Backbone(Backbone):
         return own, int(behind[:1] == [end])
 
     def num_words_before_first(self, config, before: list[int], between: list[int]) -> int:
-        """Times are equally long, and a space stands between frames; of a video of one frame no more than the mark is known."""
+        """Count the words before the first frame: times are equally long, and a space stands between frames; of a video of one frame no more than the mark is known."""
         if before[-1:] != [config.boi_token_id]:
             return 0
         return min(len(before), max(len(between) - 2, 1))
 
     def filler_id(self, config) -> int:
-        """Padding, which placeholders are looked up as."""
+        """Return padding, which placeholders are looked up as."""
         return config.get_text_config().pad_token_id
 
     def layout(
@@ -99,7 +99,7 @@ class Gemma4Backbone(Backbone):
         return {**part, "num_frames_per_video": torch.tensor([stop - start])}
 
     def settings_of_file(self, config, pixels: dict[str, Any], steps: int, metadata: Any) -> dict[str, Tensor]:
-        """The number of frames."""
+        """Return the number of frames."""
         return {"num_frames_per_video": torch.tensor([steps])}
 
     def num_images(self, inputs: dict[str, Any]) -> int:
@@ -117,7 +117,7 @@ class Gemma4Backbone(Backbone):
         return take_rows(inputs, ("pixel_values", "image_position_ids"), images)
 
     def inputs_of_words(self, settings: dict[str, Tensor], grid: tuple[int, int, int]) -> dict[str, Any]:
-        """The number of tokens of a frame."""
+        """Return the number of tokens of a frame."""
         return {"num_soft_tokens_per_video": [grid[1] * grid[2]]}
 
     # ---------------------------------------------------------------- beside the embeddings

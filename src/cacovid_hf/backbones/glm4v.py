@@ -19,11 +19,11 @@ class Glm4vBackbone(PackedPatchesBackbone):
     words_around_frames = True
 
     def video_token_id(self, config) -> int:
-        """That of images."""
+        """Return the id of images."""
         return config.image_token_id
 
     def places(self, config, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """What stands between the marks of a video is its own."""
+        """Find the places of a video: what stands between the marks of a video is its own."""
         begun, ended = (
             (input_ids == mark).cumsum(1) for mark in (config.video_start_token_id, config.video_end_token_id)
         )
@@ -31,7 +31,7 @@ class Glm4vBackbone(PackedPatchesBackbone):
         return is_placeholder & (begun > ended), is_placeholder & (begun <= ended)
 
     def num_words_around(self, config, before: list[int], behind: list[int]) -> tuple[int, int]:
-        """A step is a start mark, its placeholders, an end mark and `1.5 seconds` (GLM-4.1V and 4.5V: `1`)."""
+        """Count the words of a step, which is a start mark, its placeholders, an end mark and `1.5 seconds` (GLM-4.1V and 4.5V: `1`)."""
         ends = (config.image_start_token_id, config.video_end_token_id)
         own = next((n for n, token in enumerate(behind) if token in ends), 0)
         return int(before[-1:] == [config.image_start_token_id]), own

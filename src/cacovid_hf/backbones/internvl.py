@@ -28,7 +28,7 @@ class InternVLBackbone(FramesAsImagesBackbone):
         return {"queries": block.q_norm, "keys": block.k_norm}
 
     def pooled(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
-        """The class token is left out where the features leave it out."""
+        """Leave the class token out where the features leave it out."""
         if model.config.vision_feature_select_strategy == "default":
             patches = patches[:, 1:]
         side = round(patches.shape[1] ** 0.5)

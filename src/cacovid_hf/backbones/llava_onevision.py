@@ -31,7 +31,7 @@ class LlavaOnevisionBackbone(Backbone):
         return self.side(config), self.side(config)
 
     def vision_tower(self, model: PreTrainedModel) -> nn.Module:
-        """The one that encodes videos."""
+        """Return the one that encodes videos."""
         return model.model.vision_tower
 
     def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
@@ -88,7 +88,7 @@ class LlavaOnevisionBackbone(Backbone):
     def tower_attention(
         self, model: PreTrainedModel, layout: PromptLayout
     ) -> Iterator[Callable[[], tuple[TowerAttention, ...]]]:
-        """The tower's layer that the features come from; patches become tokens by the model's own pooling."""
+        """Read the tower's layer that the features come from; patches become tokens by the model's own pooling."""
         layers = [m for name, m in self.vision_tower(model).named_modules() if name.endswith("self_attn")]
         chosen = model.config.vision_feature_layer
         depth = chosen if isinstance(chosen, int) else chosen[-1]
@@ -112,7 +112,7 @@ class LlavaOnevisionBackbone(Backbone):
 
 
 def _last_rows(calls: list[Tensor], count: int) -> Tensor:
-    """The last `count` rows of several calls; images are in a call before the videos, padded clips in one call each."""
+    """Return the last `count` rows of several calls; images are in a call before the videos, padded clips in one call each."""
     taken = 1
     while sum(len(call) for call in calls[-taken:]) < count:
         taken += 1

@@ -12,7 +12,7 @@ from .._compat import offloaded_to
 
 
 def base_model(backbone: Any) -> PreTrainedModel:
-    """The stock model inside a `PeftModel`, or the model itself."""
+    """Return the stock model inside a `PeftModel`, or the model itself."""
     peft = sys.modules.get("peft")
     if peft is None or not isinstance(backbone, peft.PeftModel):
         return backbone
@@ -31,7 +31,7 @@ def embedding_device(backbone: Any) -> torch.device:
 
 
 def taking_embeddings(model: Any) -> Any:
-    """The same stock model as one whose `generate` takes `inputs_embeds`: itself, or a view of it that shares all of its state.
+    """Return the same stock model as one whose `generate` takes `inputs_embeds`: itself, or a view of it that shares all of its state.
 
     Stock `generate` looks for the name in the signature of `prepare_inputs_for_generation`, from which some classes (Gemma 4) leave it out, though
     they pass it on. The view's class has the name.
@@ -46,7 +46,7 @@ def taking_embeddings(model: Any) -> Any:
 
 @functools.cache
 def _with_embeddings(kind: Any) -> Any:
-    """A subclass of the same name whose signature says what the class does."""
+    """Return a subclass of the same name whose signature says what the class does."""
 
     def prepare_inputs_for_generation(self: Any, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
         return kind.prepare_inputs_for_generation(self, input_ids, inputs_embeds=inputs_embeds, **kwargs)

@@ -158,6 +158,6 @@ def window_places(height: int, width: int, window: int) -> Tensor:
 
 
 def _quarter_turn(x: Tensor) -> Tensor:
-    """The other coordinate of every rotated pair `(i, i + d/2)`: `(-x2, x1)`."""
+    """Return the other coordinate of every rotated pair `(i, i + d/2)`: `(-x2, x1)`."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([-second, first], dim=-1)

@@ -20,7 +20,7 @@ class SmolVLMBackbone(FramesAsImagesBackbone):
     marks_before = 2
 
     def tokens_per_tile(self, config) -> int:
-        """The tower's patches, joined `scale_factor` by `scale_factor`."""
+        """Return the tower's patches, joined `scale_factor` by `scale_factor`."""
         vision = config.vision_config
         return (vision.image_size // vision.patch_size // config.scale_factor) ** 2
 

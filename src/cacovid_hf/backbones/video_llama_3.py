@@ -45,7 +45,7 @@ class VideoLlama3Backbone(PackedPatchesBackbone):
         return super().layout(config, input_ids, attention_mask, inputs, grids)
 
     def num_words_around(self, config, before: list[int], behind: list[int]) -> tuple[int, int]:
-        """A frame is `Time 1.5s:` and its placeholders; a comma stands between frames, and goes with the later one."""
+        """Count the words of a frame, which is `Time 1.5s:` and its placeholders; a comma stands between frames, and goes with the later one."""
         return len(before), 0
 
     def num_words_before_first(self, config, before: list[int], between: list[int]) -> int:
@@ -56,7 +56,7 @@ class VideoLlama3Backbone(PackedPatchesBackbone):
         return place if place <= len(between) and before[-1:] == between[-1:] else 0
 
     def inputs_of_words(self, settings: dict[str, Tensor], grid: tuple[int, int, int]) -> dict[str, Any]:
-        """The processor counts a frame's placeholders by a mask of all tokens."""
+        """Return a mask of all tokens, by which the processor counts a frame's placeholders."""
         tokens = int(settings["video_grid_thw"].prod() // settings["video_merge_sizes"].prod() ** 2)
         return {**settings, "video_compression_mask": torch.ones(tokens, dtype=torch.bool)}
 
@@ -71,7 +71,7 @@ class VideoLlama3Backbone(PackedPatchesBackbone):
         return 1
 
     def settings_of_file(self, config, pixels: dict[str, Any], steps: int, metadata: Any) -> dict[str, Tensor]:
-        """The grid, and how patches are merged."""
+        """Return the grid, and how patches are merged."""
         merges = pixels["video_merge_sizes"]
         return {**super().settings_of_file(config, pixels, steps, metadata), "video_merge_sizes": merges}
 
@@ -82,7 +82,7 @@ class VideoLlama3Backbone(PackedPatchesBackbone):
         return take_rows(super().take(inputs, videos, images), ("image_merge_sizes",), images)
 
     def tower_attention_module(self, model: PreTrainedModel) -> nn.Module:
-        """That of the last layer."""
+        """Return the attention of the last layer."""
         return model.model.vision_model.encoder.layers[-1].self_attn
 
     def tower_queries_keys(self, notes: dict[str, list[Any]], attention: Any) -> tuple[Tensor, Tensor]:

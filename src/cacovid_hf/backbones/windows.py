@@ -85,6 +85,6 @@ class _Masks:
 
 
 def row_numbers(joint: Tensor) -> Tensor:
-    """The number, from 0, of the unbroken row of true columns that each column is in, -1 at those that are false: bool `(B, K)` to int64."""
+    """Return the number, from 0, of the unbroken row of true columns that each column is in, -1 at those that are false: bool `(B, K)` to int64."""
     before = nn.functional.pad(joint, (1, 0))[:, :-1]
     return ((joint & ~before).cumsum(1) - 1).masked_fill(~joint, -1)

@@ -43,12 +43,12 @@ class Attention(Compressor):
             raise ValueError(f"query={self.query!r} is unknown: choose one of {', '.join(map(repr, QUERIES))}.")
 
     def score(self, prompt: Prompt, model: CompressibleModel) -> list[Scores | None]:
-        """The attention that each token receives; of a frame the sum over its tokens."""
+        """Return the attention that each token receives; of a frame the sum over its tokens."""
         received = video_attention(model, prompt, [self.layer], self.query)[self.layer]
         return [Scores(tokens, tokens.sum(dim=1)) for tokens in received]
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
-        """The tokens with the most attention, whatever their frame."""
+        """Return the tokens with the most attention, whatever their frame."""
         if scores is None:
             raise ValueError("The attention compressor selects by its scores, and there are none: call `score` first.")
         return highest_tokens(scores.token, budget)

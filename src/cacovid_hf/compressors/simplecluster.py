@@ -94,7 +94,7 @@ def spherical_means(units: Tensor, count: int, rounds: int) -> tuple[Tensor, Ten
 
 
 def _nearest(units: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """The cluster of the nearest centre of every token, and how near that is; ties to the lower index."""
+    """Return the cluster of the nearest centre of every token, and how near that is; ties to the lower index."""
     found = [(part @ centres.T).max(-1) for part in units.split(max(1, _BLOCK // len(centres)))]
     return torch.cat([part.indices for part in found]), _rounded(torch.cat([part.values for part in found]))
 
@@ -120,7 +120,7 @@ def _filled(cluster: Tensor, served: Tensor, count: int) -> Tensor:
 
 
 def _representatives(cluster: Tensor, served: Tensor, count: int, sizes: Tensor | None = None) -> Tensor:
-    """The best served token of every cluster, int64 `(count,)`, ties to the lower index; of an empty cluster nothing is said."""
+    """Return the best served token of every cluster, int64 `(count,)`, ties to the lower index; of an empty cluster nothing is said."""
     if sizes is None:
         sizes = torch.zeros(count, dtype=torch.long, device=cluster.device)
         sizes.scatter_add_(0, cluster, torch.ones_like(cluster))

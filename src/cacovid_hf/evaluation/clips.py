@@ -46,7 +46,7 @@ def read_clip(processor: ProcessorMixin, video: Clip | np.ndarray, num_frames: i
 
 
 def _choose(reader, clip: Clip, num_frames: int | None, metadata: VideoMetadata) -> np.ndarray:
-    """Indices of the frames to show: sampled from the part between `start` and `end` as if it were the whole video."""
+    """Return indices of the frames to show: sampled from the part between `start` and `end` as if it were the whole video."""
     if not metadata.fps:
         return reader.sample_frames(metadata=metadata, num_frames=num_frames)
     first, last, seconds = _part(clip, metadata)
@@ -55,7 +55,7 @@ def _choose(reader, clip: Clip, num_frames: int | None, metadata: VideoMetadata)
 
 
 def _part(clip: Clip, metadata: VideoMetadata) -> tuple[int, int, float]:
-    """The frames of a clip between its `start` and `end`: the first, the one after the last, and their seconds."""
+    """Return the frames of a clip between its `start` and `end`: the first, the one after the last, and their seconds."""
     try:
         return frames_between(metadata, clip.start, clip.end)
     except ValueError as error:

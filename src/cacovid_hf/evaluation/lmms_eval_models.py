@@ -116,7 +116,7 @@ class CaCoVidSimple(lmms):
         return [GenerationResult("", TokenCounts(output_tokens=0)) if result is None else result for result in results]
 
     def _batches(self, requests: list[Instance]) -> Iterator[tuple[list[int], list[Messages], dict[str, Any]]]:
-        """Requests with media read, in batches of one set of generation arguments and one shape of frames."""
+        """Return requests with media read, in batches of one set of generation arguments and one shape of frames."""
         for start in range(0, len(requests), self.batch_size):
             groups: dict[str, tuple[list[int], list[Messages], dict[str, Any]]] = {}
             for index in range(start, min(start + self.batch_size, len(requests))):

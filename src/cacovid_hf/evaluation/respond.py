@@ -55,12 +55,12 @@ def prepare(
 
 
 def clock(device: torch.device) -> Callable[[], float]:
-    """The clock of times, in seconds: on a CPU and one thread that of the process, which leaves out what other processes took; else the wall's."""
+    """Return the clock of times, in seconds: on a CPU and one thread that of the process, which leaves out what other processes took; else the wall's."""
     return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def with_encoded_videos(model: CaCoVidForConditionalGeneration, inputs: Any) -> tuple[dict[str, Any], float]:
-    """Inputs whose videos have gone through the vision tower, for any number of calls, and the milliseconds a row that this took.
+    """Return inputs whose videos have gone through the vision tower, for any number of calls, and the milliseconds a row that this took.
 
     Methods that read the tower's attention need the pixels.
     """

@@ -46,7 +46,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def _damage(run: dict[str, Any]) -> str:
-    """What of a run lacks what every reader of one needs; `""` if nothing does."""
+    """Return what of a run lacks what every reader of one needs; `""` if nothing does."""
     config, cells = run.get("config"), run.get("cells")
     for name in ("methods", "ratios", "models", "datasets"):
         if not isinstance(config, dict) or not isinstance(config.get(name), list):

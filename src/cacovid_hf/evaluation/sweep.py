@@ -275,7 +275,7 @@ def _measure(
 
 
 def _lacking(rows: dict[int, Row], batch: range) -> Sequence[int]:
-    """What of a batch is to be asked: all of it if it was never asked whole, else what has no answer."""
+    """Return what of a batch is to be asked: all of it if it was never asked whole, else what has no answer."""
     if any(index not in rows for index in batch):
         return batch
     return tuple(index for index in batch if not is_answered(rows[index]))
@@ -391,7 +391,7 @@ class _Worker:
     def _prepare(
         self, indices: list[int], samples: dict[int, Sample], videos: dict[int, SampledVideo], rows: dict[int, Row]
     ) -> tuple[list[int], Any]:
-        """The samples that the processor takes, and their inputs; the others go to `rows`."""
+        """Return the samples that the processor takes, and their inputs; the others go to `rows`."""
         try:
             return indices, prepare(
                 self.model, self.processor, [[user_message(samples[index].prompt, videos[index])] for index in indices]
@@ -413,7 +413,7 @@ class _Worker:
         videos: dict[int, SampledVideo],
         shared: "_Shared",
     ) -> dict[int, Row]:
-        """A cell's rows of prepared samples, asked one by one if they cannot be asked together.
+        """Return a cell's rows of prepared samples, asked one by one if they cannot be asked together.
 
         A method whose first sample fails does not serve this backbone: it is refused, and the others go on.
         """
@@ -491,7 +491,7 @@ def _about(index: int, sample: Sample) -> Row:
 
 
 def _of_one_shape(videos: dict[int, SampledVideo]) -> list[list[int]]:
-    """Indices grouped by the shape of their frames, which a batch must share."""
+    """Return indices grouped by the shape of their frames, which a batch must share."""
     shapes: dict[tuple[int, ...], list[int]] = {}
     for index, video in videos.items():
         shapes.setdefault(video.frames.shape, []).append(index)
@@ -513,7 +513,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def _progress(todo: list[Any], benchmark: Benchmark, processes: Processes) -> Iterator[Any]:
-    """The items, with a bar on a terminal's stderr that shows this process's share."""
+    """Return the items, with a bar on a terminal's stderr that shows this process's share."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -43,7 +43,7 @@ class CacheRecord:
 
     @classmethod
     def of(cls, cache: Any) -> "CacheRecord | None":
-        """What a cache that a turn of ours left holds; None if that is not known (of a beam search, of a call that failed)."""
+        """Return what a cache that a turn of ours left holds; None if that is not known (of a beam search, of a call that failed)."""
         record: CacheRecord | None = vars(cache)[_ATTRIBUTE] if cls.has_record(cache) else None
         length = cached_length(cache)
         return None if record is None or length > record.token_ids.shape[1] else record.first(length)
@@ -86,11 +86,11 @@ class CacheRecord:
         return CacheRecord(self.token_ids[:, :length], self.places[:, :length], self.positions[:, :length])
 
     def mask(self, attention_mask: Tensor) -> Tensor:
-        """The part of the caller's `attention_mask` `(B, L)` that concerns the cache: bool `(B, C)`, true = a token."""
+        """Return the part of the caller's `attention_mask` `(B, L)` that concerns the cache: bool `(B, C)`, true = a token."""
         return (self.places >= 0) & attention_mask.bool().gather(1, self.places.clamp(min=0))
 
     def next_positions(self, mask: Tensor) -> Tensor:
-        """The rotary position `(B,)` of the token that comes next, given `mask` `(B, C)`."""
+        """Return the rotary position `(B,)` of the token that comes next, given `mask` `(B, C)`."""
         columns = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
         last = columns.masked_fill(~mask, -1).amax(dim=1)
         positions = self.positions.gather(1, last.clamp(min=0)[:, None])[:, 0] + 1
@@ -110,7 +110,7 @@ def remember_turn(
 
 
 def record_of(cache: Any) -> CacheRecord:
-    """What a recorded cache holds, or an error that says that nobody knows."""
+    """Return what a recorded cache holds, or an error that says that nobody knows."""
     record = CacheRecord.of(cache)
     if record is None:
         raise ValueError(

@@ -51,7 +51,7 @@ def forward_arguments(model: PreTrainedModel, family: Family) -> set[str]:
 
 
 def stock_attention_mask(input_ids: Tensor, settings: GenerationConfig) -> Tensor:
-    """The mask `(B, L)` that stock generation assumes if none is given: padding ids are padding, unless they may be ends of text."""
+    """Return the mask `(B, L)` that stock generation assumes if none is given: padding ids are padding, unless they may be ends of text."""
     pad, eos = settings.pad_token_id, settings.eos_token_id
     if pad is None or pad in (eos if isinstance(eos, (list, tuple)) else [eos]):
         return torch.ones_like(input_ids, dtype=torch.long)
@@ -76,14 +76,14 @@ def take_embedding_arguments(model: PreTrainedModel, family: Family, arguments: 
 
 
 def without_own_inputs(family: Family, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What the stock forward and `generate` take of the arguments of a call."""
+    """Return what the stock forward and `generate` take of the arguments of a call."""
     return {name: value for name, value in arguments.items() if name not in family.own_inputs}
 
 
 def effective_settings(
     backbone: PreTrainedModel, generation_config: GenerationConfig | None, arguments: dict[str, Any]
 ) -> GenerationConfig:
-    """The generation settings of a call, in stock order: arguments, then `generation_config`, then the backbone's own."""
+    """Return the generation settings of a call, in stock order: arguments, then `generation_config`, then the backbone's own."""
     settings: dict[str, Any] = {}
     for source in (backbone.generation_config, generation_config):
         if source is not None:

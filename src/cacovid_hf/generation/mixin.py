@@ -90,7 +90,7 @@ class CompressedGenerationMixin:
         retention_ratio: Any,
         compressor: Any,
     ) -> PreparedCall:
-        """The arguments of `compress` as a prepared call."""
+        """Return the arguments of `compress` as a prepared call."""
         given = complete_inputs(self, input_ids, attention_mask, inputs, encoded_videos)
         ratios = resolve(retention_ratio, self.config, given.num_videos)
         return prepare_call(self, given, self.resolve_compressor(compressor), ratios)
@@ -230,11 +230,11 @@ class CompressedGenerationMixin:
         return EncodedVideos(tuple(grids), join_chunks(chunks, sizes, device), settings, tower, metadata)
 
     def stock_generate(self, **arguments: Any) -> Any:
-        """The backbone's own `generate`."""
+        """Return the backbone's own `generate`."""
         return taking_embeddings(self.backbone).generate(**arguments)
 
     def resolve_compressor(self, compressor: "str | Compressor | None") -> Compressor:
-        """A method by name or instance; None and `"cacovid"` are the policy with the config's settings."""
+        """Return a method by name or instance; None and `"cacovid"` are the policy with the config's settings."""
         return resolve_compressor(compressor, self.config)
 
     @torch.no_grad()

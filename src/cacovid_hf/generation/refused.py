@@ -204,7 +204,7 @@ def _refuse(what: str, reason: str, method: Compressor | None = None) -> None:
 
 
 def without_prompt(arguments: dict[str, Any], embedding: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call that go on to the stock one, which gets the compressed prompt in place of those that are `embedding` it."""
+    """Return the arguments of a call that go on to the stock one, which gets the compressed prompt in place of those that are `embedding` it."""
     prompt = {"inputs", "input_ids", "attention_mask", *embedding}
     dropped = {*prompt, "generation_config", *ARGUMENTS}  # what is refused may be None
     return {name: value for name, value in arguments.items() if name not in dropped}

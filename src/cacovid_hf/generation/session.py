@@ -41,7 +41,7 @@ class KeptBefore(Compressor):
         return sum(int(keep.sum()) for keep in self.keeps) / sum(keep.numel() for keep in self.keeps)
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int | None) -> Tensor:
-        """The same tokens."""
+        """Return the same tokens."""
         number = next(i for i, video in enumerate(prompt.layout.videos) if video is span)
         return self.keeps[number].to(prompt.inputs_embeds.device)
 
@@ -176,7 +176,7 @@ class VideoSession:
         return [token for word in row for token in ([video] * next(counts) if word == video else [word])]
 
     def _with_words(self, text: str) -> str:
-        """A chat's text with one placeholder a video to the processor's: the words around its frames, and a placeholder a token."""
+        """Return a chat's text with one placeholder a video to the processor's: the words around its frames, and a placeholder a token."""
         first, *rest = text.split(self.processor.video_token)
         self._check_count(len(rest))
         if self.encoded.metadata is None and self.model.family.words_have_times:
@@ -271,7 +271,7 @@ class VideoSession:
         return outputs if settings.return_dict_in_generate else outputs.sequences
 
     def _usable_cache(self, input_ids: Tensor) -> DynamicCache | None:
-        """The cache, cut back to what the prompt before has in common with this one; None if that does not hold the videos."""
+        """Return the cache, cut back to what the prompt before has in common with this one; None if that does not hold the videos."""
         cache, before = self.cache, self._sequence
         record = None if cache is None else CacheRecord.of(cache)
         if cache is None or before is None or record is None:

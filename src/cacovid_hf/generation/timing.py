@@ -56,7 +56,7 @@ def timed_generate(
 
 
 def _everything(model: AnsweringModel, inputs: Any) -> tuple[VideoSelection, ...]:
-    """The selections that drop nothing."""
+    """Return the selections that drop nothing."""
     layout = model.family.layout(model.backbone.config, inputs["input_ids"], inputs["attention_mask"], dict(inputs))
     return tuple(
         VideoSelection(span, torch.ones(span.num_frames, span.tokens_per_frame, dtype=torch.bool))
@@ -91,13 +91,13 @@ class Stages(BaseStreamer):
         self._stage, self._since = stage, now
 
     def put(self, value: Tensor) -> None:
-        """Called by `generate` with the prompt, then with every new token."""
+        """Take the prompt from `generate`, then every new token."""
         self._num_put += 1
         if self._num_put == 2:
             self.enter("generation")
 
     def end(self) -> None:
-        """Called by `generate` at its end."""
+        """Take note of the end of `generate`."""
 
     @contextmanager
     def prefill_at(self, language_model: nn.Module) -> Iterator[None]:

@@ -20,7 +20,7 @@ _REMEDY = "give as input_ids the whole conversation, which begins with what the 
 
 
 def compress_turn(model: Any, cache: Any, given: PromptInputs, **how: Any) -> CompressedPrompt:
-    """The prompt of a later turn: what is cached, then what is new, its videos compressed.
+    """Return the prompt of a later turn: what is cached, then what is new, its videos compressed.
 
     The policy reads the new turn alone.
 
@@ -75,7 +75,7 @@ def compress_turn(model: Any, cache: Any, given: PromptInputs, **how: Any) -> Co
 def _known(
     model: Any, cache: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
 ) -> tuple[int, CacheRecord]:
-    """The first place that is not cached, and what is cached, checked against the conversation."""
+    """Return the first place that is not cached, and what is cached, checked against the conversation."""
     record = (
         record_of(cache)
         if CacheRecord.has_record(cache)

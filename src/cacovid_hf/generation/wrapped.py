@@ -23,5 +23,5 @@ class AnsweringModel(WrappedModel, Protocol):
         ...
 
     def stock_generate(self, **arguments: Any) -> Any:
-        """The backbone's own `generate`."""
+        """Return the backbone's own `generate`."""
         ...

@@ -42,7 +42,7 @@ class StockWithPolicy(CompressedGenerationMixin):
         return backbone_family(self.backbone.config)
 
     def stock_generate(self, **arguments: Any) -> Any:
-        """That of the model's class: loaded with `trust_remote_code` from a folder with this code in it, the model's own is `generate` below."""
+        """Call the generation of the model's class: loaded with `trust_remote_code` from a folder with this code in it, the model's own is `generate` below."""
         backbone = taking_embeddings(self.backbone)
         return type(backbone).generate(backbone, **arguments)
 
@@ -83,7 +83,7 @@ def generate(
 def load_policy(
     model: PreTrainedModel, name: str | None, revision: str | None, hub: dict[str, Any]
 ) -> tuple[Policy, PolicySettings]:
-    """The policy of a checkpoint on the device and in the dtype of `model`, from memory if it was loaded before."""
+    """Return the policy of a checkpoint on the device and in the dtype of `model`, from memory if it was loaded before."""
     if name is None:
         name, revision = REPOSITORY, revision or REVISION
     if name is None:

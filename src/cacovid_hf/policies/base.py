@@ -133,7 +133,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def _context(self, embeds: Tensor, rope: Rope, layout: PromptLayout, row: int) -> Context:
-        """What video tokens of a row read, from its `(L, D)` embeddings and the turning of its `L` places."""
+        """Return what video tokens of a row read, from its `(L, D)` embeddings and the turning of its `L` places."""
 
     @abstractmethod
     def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor, former: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def _readings(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """What the heads read of `(T, P, S)` states of frames of a video: `(T, P, U)` of the tokens, `(T, V)` of the frames."""
+        """Return what the heads read of `(T, P, S)` states of frames of a video: `(T, P, U)` of the tokens, `(T, V)` of the frames."""
 
     @abstractmethod
     def init_from_layer(self, layer: Any, language_model: Any = None) -> None:

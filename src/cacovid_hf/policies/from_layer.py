@@ -13,7 +13,7 @@ from .layer import DecoderLayer, Experts, ExpertsBeside, Heads, OwnInput, Readin
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """A module in evaluation mode, each part's own mode restored afterwards."""
+    """Return a module in evaluation mode, each part's own mode restored afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -210,7 +210,7 @@ def _copy_experts(ours: Experts, router: Tensor, experts: Any) -> None:
 
 
 def _copy_experts_beside(ours: ExpertsBeside, layer: Any) -> None:
-    """The router's factors become a part of its weight, and that of each expert a part of what it gives."""
+    """Move the router's factors into its weight, and that of each expert into what it gives."""
     router = layer.router
     _copy_experts(ours, router.proj.weight, layer.experts)
     ours.router.weight.mul_(router.scale * router.scalar_root_size)
@@ -221,7 +221,7 @@ def _copy_experts_beside(ours: ExpertsBeside, layer: Any) -> None:
 
 
 def _copy_own_input(ours: OwnInput, layer: Any, language_model: Any) -> None:
-    """What the language model makes for this layer of a video token's placeholder, looked up as padding, and of its embedding."""
+    """Copy what the language model makes for this layer of a video token's placeholder, looked up as padding, and of its embedding."""
     if language_model is None:
         raise ValueError(
             "The decoder layer has an input of its own of each token, which its language model makes. Call init_from_layer(layer, language_model)."

@@ -64,7 +64,7 @@ class ContributionPolicy(Policy):
         return key, value
 
     def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor, former: Tensor) -> Tensor:
-        """The layer's output."""
+        """Return the layer's output."""
         layer, states = self.layer, embeds[places]
         if self.attention == "causal":
             mixed = context[0][places]
@@ -73,7 +73,7 @@ class ContributionPolicy(Policy):
         return layer.finish(states, mixed)
 
     def _readings(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """The frame head reads the mean over a frame's tokens."""
+        """Return what the frame head reads: the mean over a frame's tokens."""
         return self.norm(states), self.norm(states.mean(dim=1))
 
     @torch.no_grad()

@@ -209,7 +209,7 @@ class ExpertsBeside(Experts):
         self.mlp_norm, self.input_norm, self.output_norm = (RMSNorm(size, eps) for _ in range(3))
 
     def added(self, given: Tensor, states: Tensor) -> Tensor:
-        """What both give together, `(n, D)`, from what the MLP gives and the states before its norm."""
+        """Return what both give together, `(n, D)`, from what the MLP gives and the states before its norm."""
         judged = F.rms_norm(states, states.shape[-1:], None, self.eps)
         return self.mlp_norm(given) + self.output_norm(self(self.input_norm(states), judged))
 

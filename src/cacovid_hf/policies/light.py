@@ -47,7 +47,7 @@ class LightPolicy(Policy):
         return self.layer.keys(states, turned_at(rope, places)), self.layer.values(states)
 
     def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor, former: Tensor) -> Tensor:
-        """The trunk's output `(n, W)`."""
+        """Return the trunk's output `(n, W)`."""
         states = self.layer.input_layernorm(embeds[places])
         query = self.layer.queries(states, turned_at(rope, places))
         key, value = context
@@ -56,7 +56,7 @@ class LightPolicy(Policy):
         return F.silu(self.trunk(torch.cat((held, read, held * read), dim=-1)))
 
     def _readings(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """The frame head reads their mean and their maximum over a frame's tokens."""
+        """Return what the frame head reads: their mean and their maximum over a frame's tokens."""
         return states, torch.cat((states.mean(dim=1), states.amax(dim=1)), dim=-1)
 
     @torch.no_grad()

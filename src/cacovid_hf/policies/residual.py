@@ -78,7 +78,7 @@ class ResidualPolicy(Policy):
         return self.layer.keys(states, turned_at(rope, places)), self.layer.values(states)
 
     def _states(self, context: Context, embeds: Tensor, rope: Rope, places: Tensor, former: Tensor) -> Tensor:
-        """The trunk's output `(n, RESIDUAL_WIDTH)`."""
+        """Return the trunk's output `(n, RESIDUAL_WIDTH)`."""
         tokens = embeds[places]
         residual, amount = change(tokens, embeds[former], former == places)
         parts = [self.norm(tokens), self.residual_norm(residual), amount.to(tokens.dtype)]
@@ -92,7 +92,7 @@ class ResidualPolicy(Policy):
         return F.gelu(self.trunk(torch.cat(parts, dim=-1)))
 
     def _readings(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """The frame head reads their mean and their maximum over a frame's tokens."""
+        """Return what the frame head reads: their mean and their maximum over a frame's tokens."""
         return states, torch.cat((states.mean(dim=1), states.amax(dim=1)), dim=-1)
 
     @torch.no_grad()

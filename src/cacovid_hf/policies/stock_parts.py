@@ -35,7 +35,7 @@ def mlp_ends(layer: Any) -> tuple[nn.Module, nn.Module]:
 
 
 def stock_queries(attention: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries as they meet the keys: normed and turned.
+    """Return queries as they meet the keys: normed and turned.
 
     Args:
         attention: a decoder layer's attention module.

@@ -97,7 +97,7 @@ def make_stream(num_frames: int, seed: int) -> Stream:
 
 
 def _scenes(num_frames: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """The scene of every frame `(T,)`, and the tint of every scene, another than the one before."""
+    """Return the scene of every frame `(T,)`, and the tint of every scene, another than the one before."""
     lengths: list[int] = []
     tints: list[str] = []
     while sum(lengths) < num_frames:

@@ -373,7 +373,7 @@ _REMEDIES = {
 
 
 def _complaint(value: Any, hint: Any) -> str:
-    """What is wrong with a value, and what to do."""
+    """Return what is wrong with a value, and what to do."""
     kinds = _alternatives(hint)
     if isinstance(value, str) and (choices := _choices(kinds)):
         return f"is unknown. Choose one of {', '.join(choices)}"
@@ -416,5 +416,5 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _choices(kinds: tuple[Any, ...]) -> list[str]:
-    """The values of the enumerations among some types."""
+    """Return the values of the enumerations among some types."""
     return [one.value for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for one in kind]

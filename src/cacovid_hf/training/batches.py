@@ -173,7 +173,7 @@ class HeaderCollator:
         self.collate = collate
 
     def __call__(self, batch: Sequence[Any]) -> dict[str, Any]:
-        """The collator's batch, or none of it where there are no samples, and `header`."""
+        """Return the collator's batch, or none of it where there are no samples, and `header`."""
         header, *samples = batch
         return {**(self.collate(samples) if samples else {}), "header": header}
 

@@ -32,7 +32,7 @@ class CompressedLoss:
             )
 
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: "Tensor | int | None" = None) -> Tensor:
-        """The loss, a scalar.
+        """Return the loss, a scalar.
 
         Args:
             outputs: of the model's forward: `logits` `(B, K, vocabulary)` and `kept_indices` `(B, K)`.

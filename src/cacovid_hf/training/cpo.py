@@ -78,7 +78,7 @@ class PolicyOptimisation(Learner):
             self.note(kept_ratio=mask.float().mean(), sampling_ratio=video.ratio)
 
     def _retained(self, memory: BatchMemory, header: BatchHeader, drawn: list[Subsets], accuracies: Tensor) -> Tensor:
-        """The retention reward of every rollout `(R,)`, from their accuracies; the uncompressed model answers once, at a sample's first rollouts."""
+        """Return the retention reward of every rollout `(R,)`, from their accuracies; the uncompressed model answers once, at a sample's first rollouts."""
         if header.iteration == 0:
             questions = [video.question for video in memory.videos]
             whole = self.model.compress_prompt(memory.prompt, retention_ratio=1.0)

@@ -133,7 +133,7 @@ def _first_character(file) -> bytes:
 
 
 def _sample(line: bytes | str, name: str) -> dict[str, Any]:
-    """The sample of a line, or one that says why it cannot be read: one bad line of millions ends nothing."""
+    """Return the sample of a line, or one that says why it cannot be read: one bad line of millions ends nothing."""
     try:
         sample = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
     except (ValueError, RecursionError) as error:
@@ -196,7 +196,7 @@ def right_answer(sample: Mapping[str, Any]) -> str:
 
 
 def _choices(sample: Mapping[str, Any]) -> dict[str, str]:
-    """The options of multiple choice by letter; none if there are no options, or one line without letters that is asked as it stands."""
+    """Return the options of multiple choice by letter; none if there are no options, or one line without letters that is asked as it stands."""
     options = sample.get("options")
     if _problem_type(sample) != "multiple choice" or not _options(sample):
         return {}
@@ -206,7 +206,7 @@ def _choices(sample: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _options(sample: Mapping[str, Any]) -> list[Any]:
-    """The options as lines, without the empty ones of a table."""
+    """Return the options as lines, without the empty ones of a table."""
     options = sample.get("options")
     if options is None:
         return []

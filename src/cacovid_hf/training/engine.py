@@ -93,7 +93,7 @@ class SampleEngine(CheckpointHooks, Trainer):
     # ---------------------------------------------------------------- for the trainer to fill in
 
     def sum_rewards(self, batch: dict[str, Any]) -> list[float]:
-        """Sums of the rewards of a batch of evaluation samples, one per entry of `eval_ratios`."""
+        """Return sums of the rewards of a batch of evaluation samples, one per entry of `eval_ratios`."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------- a run
@@ -123,7 +123,7 @@ class SampleEngine(CheckpointHooks, Trainer):
         return result
 
     def _position(self) -> dict[str, Any]:
-        """What the place in the data, and so the meaning of a number of steps, and what is drawn there depend on."""
+        """Return what the place in the data, and so the meaning of a number of steps, and what is drawn there depend on."""
         position: dict[str, Any] = {"num_iterations": self.args.num_iterations, "seed": self.args.seed}
         position |= {"data_seed": self._data_seed}
         position |= {name: getattr(self.args, name) for name in SAMPLING_SETTINGS}
@@ -291,7 +291,7 @@ class SampleEngine(CheckpointHooks, Trainer):
     # ---------------------------------------------------------------- checkpoints
 
     def write_checkpoint(self, folder: str | None, state_dict: dict[str, Tensor] | None) -> None:
-        """A checkpoint of the model's own kind: the policy under `policy.`, with its config and processor; none of weights that are not finite."""
+        """Write a checkpoint of the model's own kind: the policy under `policy.`, with its config and processor; none of weights that are not finite."""
         if not self.args.should_save:
             return
         check_finite(self.full_model.policy, str(self.args.output_dir))
@@ -375,7 +375,7 @@ class SampleEngine(CheckpointHooks, Trainer):
 
     @torch.no_grad()
     def _evaluate_batches(self, loader: DataLoader) -> tuple[list[float], float, float]:
-        """Sums of this process's rewards, one per ratio, how many samples they are of, and how many could not be read."""
+        """Return sums of this process's rewards, one per ratio, how many samples they are of, and how many could not be read."""
         sums, count, skipped = [0.0] * len(self.args.eval_ratios), 0, 0
         for given in loader:
             skipped += len(_warn_of_skipped([given]))

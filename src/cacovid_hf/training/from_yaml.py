@@ -432,7 +432,7 @@ def _function(name: str, place: str) -> Any:
 
 
 def _section(kind: Any, content: Any, place: str) -> Any:
-    """A dataclass from a mapping, section by section."""
+    """Return a dataclass from a mapping, section by section."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{place} is {content!r}: give names and values ({', '.join(_names(kind))}).")
     _check_names(content, _names(kind), place)

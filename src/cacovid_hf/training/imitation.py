@@ -28,7 +28,7 @@ class Imitation(Learner):
         return losses
 
     def _attention(self, prompt: Prompt) -> list[Tensor]:
-        """What the tokens of each video receive, `(T, P)` each: the mean over the teacher's layers."""
+        """Return what the tokens of each video receive, `(T, P)` each: the mean over the teacher's layers."""
         config = self.model.backbone.get_decoder().config
         layers = attending_layers(config) if self.args.teacher_layer is None else [self.args.teacher_layer]
         read = video_attention(self.model, prompt, layers, self.args.teacher_query)

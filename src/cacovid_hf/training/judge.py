@@ -123,7 +123,7 @@ class Examiner:
 
 
 def _checked(judged: Any, count: int, kind: str) -> Tensor:
-    """A reward function's answer, float32 `(count,)`; a single NaN would make every weight of the policy one."""
+    """Return a reward function's answer, float32 `(count,)`; a single NaN would make every weight of the policy one."""
     try:
         rewards = torch.tensor(judged, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):

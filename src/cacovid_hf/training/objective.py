@@ -219,7 +219,7 @@ def next_ratio(
     floor: float = 0.01,
     ceiling: float = 0.12,
 ) -> float:
-    """Sampling ratio of the next iteration: half of it where the task has become easy, double where it is too hard.
+    """Return the sampling ratio of the next iteration: half of it where the task has become easy, double where it is too hard.
 
     Args:
         ratio: of this iteration, in (0, 1].

@@ -241,7 +241,7 @@ def data_digest(dataset: Any) -> str:
 
 
 def _words(value: Any, name: str = "") -> Any:
-    """What of a value of a sample is words and numbers."""
+    """Return what of a value of a sample is words and numbers."""
     if isinstance(value, os.PathLike) or (isinstance(value, str) and name in ("path", "video", "image")):
         return Path(os.fspath(value)).name
     if isinstance(value, Mapping):

@@ -30,7 +30,7 @@ class Completion(str):
     probability: float | None
 
     def __new__(cls, text: str, probability: float | None = None):
-        """A text with a probability."""
+        """Return a text with a probability."""
         completion = super().__new__(cls, text)
         completion.probability = probability
         return completion
@@ -46,7 +46,7 @@ class Solution(str):
     options: Mapping[str, str]
 
     def __new__(cls, text: str, options: Mapping[str, str] = MappingProxyType({})):
-        """A text with options."""
+        """Return a text with options."""
         solution = super().__new__(cls, text)
         solution.options = dict(options)
         return solution
@@ -236,7 +236,7 @@ def _sentence(text: str) -> str:
 
 
 def _number(text: str) -> float | None:
-    """The finite number that `text` is, or None. Commas may part thousands."""
+    """Return the finite number that `text` is, or None. Commas may part thousands."""
     text = _THOUSANDS.sub("", _sentence(text))
     if not _NUMBER.fullmatch(text):
         return None

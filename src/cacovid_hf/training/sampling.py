@@ -309,7 +309,7 @@ def sample_frames(
 
 
 def _rows(token_scores: Tensor, ratio: float, num_rollouts: int, scope: str) -> tuple[Tensor, int]:
-    """The rows of tokens `(rows, n)` that are drawn from on their own, and how many of each."""
+    """Return the rows of tokens `(rows, n)` that are drawn from on their own, and how many of each."""
     _check_scope(scope)
     scores = _checked(token_scores, num_rollouts)
     rows = scores.reshape(1, -1) if scope == "video" else scores.reshape(-1, scores.shape[-1])

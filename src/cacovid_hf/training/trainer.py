@@ -113,14 +113,14 @@ class ContributionTrainer(SampleEngine):
         return (loss, outputs) if return_outputs else loss
 
     def _learner(self, header: BatchHeader) -> Learner:
-        """What a sample is learnt from, in all its iterations: by the step that it came in with."""
+        """Return what a sample is learnt from, in all its iterations: by the step that it came in with."""
         first, taught = self.state.global_step - header.iteration, self.args.teacher_steps
         return self.imitation if self.args.teacher and (taught is None or first < taught) else self.learner
 
     # ---------------------------------------------------------------- the samples, embedded once
 
     def _begin(self, batch: dict[str, Any]) -> BatchMemory:
-        """The memory of a new batch of samples."""
+        """Return the memory of a new batch of samples."""
         header, questions = batch["header"], batch.get("questions", [])
         if not questions:
             return BatchMemory(empty_prompt(self.full_model.policy.config.hidden_size, self.args.device), [])
@@ -145,7 +145,7 @@ class ContributionTrainer(SampleEngine):
     # ---------------------------------------------------------------- evaluation
 
     def sum_rewards(self, batch: dict[str, Any]) -> list[float]:
-        """Sums of the rewards of a batch of evaluation samples, one per entry of `eval_ratios`."""
+        """Return sums of the rewards of a batch of evaluation samples, one per entry of `eval_ratios`."""
         prompt = self._embed(batch["inputs"])
         sums = []
         for ratio in self.args.eval_ratios:

@@ -44,7 +44,7 @@ def draw_lines(axes: Any, lines: Mapping[str, Sequence[tuple[float, float, float
 
 
 def set_ratio_axis(axes: Any, ratios: Iterable[float], all_tokens: float | None) -> None:
-    """A logarithmic axis of retention ratios in percent, with the accuracy of all tokens as a dashed line if it is known."""
+    """Draw a logarithmic axis of retention ratios in percent, with the accuracy of all tokens as a dashed line if it is known."""
     ratios = sorted(set(ratios))
     axes.set_xscale("log")
     axes.set_xticks([100 * ratio for ratio in ratios], [f"{100 * ratio:g}" for ratio in ratios])

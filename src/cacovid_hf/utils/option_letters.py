@@ -73,7 +73,7 @@ _REJECTED = re.compile(r"[)\]}*\"'`]*\s+(?:(?:is|was)\s+(?:not|wrong|incorrect|f
 
 
 def extract_choice(response: str, options: Sequence[str] | Mapping[str, str]) -> str:
-    """The letter of the option that a response names, or `""` if it names none.
+    """Return the letter of the option that a response names, or `""` if it names none.
 
     Thinking is left out. Then the last `<answer>` tag, and in it the last `\\boxed{}`, say where the answer stands. Full-width characters count as the
     ordinary ones, and invisible ones do not count. These forms are tried in order, and the first that finds a valid letter wins:
@@ -116,7 +116,7 @@ def extract_choice(response: str, options: Sequence[str] | Mapping[str, str]) ->
 
 
 def right_letter(answer: Any, options: Mapping[str, str], prefer: str | None = None) -> str:
-    """The letter of the option that a data set calls right.
+    """Return the letter of the option that a data set calls right.
 
     The answer is read as a response is (`extract_choice`), in its forms 1 to 4 alone. What those say is certain: the weaker ones would turn an
     answer with a typing error into another option. A letter beside a text must be that text's. Of options with equal texts the first one counts.
@@ -166,7 +166,7 @@ def right_letter(answer: Any, options: Mapping[str, str], prefer: str | None = N
 
 
 def named_letter(text: str) -> str:
-    """The letter that a text chooses, as `extract_choice` finds it, where the options are not known."""
+    """Return the letter that a text chooses, as `extract_choice` finds it, where the options are not known."""
     text = plain_characters(final_answer(text)).strip()
     for part in filter(None, (boxed(text), _conclusion(text, 3))):
         letter = (
@@ -182,14 +182,14 @@ def named_letter(text: str) -> str:
 
 
 def labelled_letter(text: str) -> str:
-    """The letter that a text begins with as a label, states or has in brackets; `""` if its letters may be words of it, as in "vitamin C"."""
+    """Return the letter that a text begins with as a label, states or has in brackets; `""` if its letters may be words of it, as in "vitamin C"."""
     text = plain_characters(final_answer(text)).strip()
     part = boxed(text) or _conclusion(text, 3)
     return _stated_letter(part, ascii_uppercase) or _last(_BRACKETED.finditer(part), ascii_uppercase)
 
 
 def stated_text(text: str) -> str:
-    """What a sentence states, as `comparable` texts are: "a dog" of "The answer is a dog."; a text without such a beginning as it is."""
+    """Return what a sentence states, as `comparable` texts are: "a dog" of "The answer is a dog."; a text without such a beginning as it is."""
     text, place = plain_characters(text), 0
     while (match := _STATEMENT.match(text, place)) and match.end() < len(text):
         place = match.end()
@@ -197,7 +197,7 @@ def stated_text(text: str) -> str:
 
 
 def _conclusion(text: str, least: int) -> str:
-    """What a response says behind a list of at least `least` options with which it begins; a response without one as it is."""
+    """Return what a response says behind a list of at least `least` options with which it begins; a response without one as it is."""
     end = end_of_list(text, least)
     if not end:
         return text
@@ -208,14 +208,14 @@ def _conclusion(text: str, least: int) -> str:
 
 
 def _stated(text: str, options: Mapping[str, str]) -> str:
-    """The letter of the option that a text states, by its letter or its text."""
+    """Return the letter of the option that a text states, by its letter or its text."""
     return (
         _whole_text(text, options) or _stated_letter(text, "".join(options)) or _whole_text(stated_text(text), options)
     )
 
 
 def _stated_letter(text: str, valid: str) -> str:
-    """The letter of a label at the beginning or of a statement."""
+    """Return the letter of a label at the beginning or of a statement."""
     if (
         (match := _ALONE.fullmatch(text) or _LABEL.match(text))
         and match[1].upper() in valid
@@ -232,7 +232,7 @@ def _stated_letter(text: str, valid: str) -> str:
 
 
 def _last(found: Iterable[re.Match[str]], valid: str) -> str:
-    """The last valid letter that is no word, is not said to be wrong and is not one of several."""
+    """Return the last valid letter that is no word, is not said to be wrong and is not one of several."""
     return next(
         (
             match[1].upper()
@@ -245,19 +245,19 @@ def _last(found: Iterable[re.Match[str]], valid: str) -> str:
 
 
 def _with_text(text: str, options: Mapping[str, str]) -> list[str]:
-    """The letters of the options whose text this is, as texts are compared."""
+    """Return the letters of the options whose text this is, as texts are compared."""
     whole = comparable(text)
     return [letter for letter, option in options.items() if whole and comparable(option) == whole]
 
 
 def _whole_text(text: str, options: Mapping[str, str]) -> str:
-    """The letter of the only option whose text this is; a letter alone is a letter, whatever the texts are."""
+    """Return the letter of the only option whose text this is; a letter alone is a letter, whatever the texts are."""
     found = _with_text(text, options) if len(comparable(text)) > 1 else []
     return found[0] if len({options[letter] for letter in found}) == 1 else ""
 
 
 def _letter_beside_text(text: str, options: Mapping[str, str]) -> str:
-    """The letter of the option whose letter and text this is, in either order and whatever stands between: "B (a dog)", "a dog, B"."""
+    """Return the letter of the option whose letter and text this is, in either order and whatever stands between: "B (a dog)", "a dog, B"."""
     whole = _words(text)
     by_form = {_words(f"{option} {letter}"): letter for letter, option in options.items()}
     by_form |= {_words(f"{letter} {option}"): letter for letter, option in options.items()}
@@ -269,7 +269,7 @@ def _words(text: str) -> str:
 
 
 def _named_by_text(text: str, options: Mapping[str, str]) -> str:
-    """The letter of the only option whose text occurs; a text inside another option's text that occurs too does not count."""
+    """Return the letter of the only option whose text occurs; a text inside another option's text that occurs too does not count."""
     lowered = text.casefold()
     texts = {letter: option.strip().rstrip(".").casefold() for letter, option in options.items()}
     present = {letter: option for letter, option in texts.items() if option and _occurs(option, lowered)}

@@ -41,7 +41,7 @@ _LABEL_NAMES = ("label", "letter", "key", "id", "index")
 
 
 def letters(count: int) -> str:
-    """The labels of `count` options: `"ABCD"` for 4.
+    """Return the labels of `count` options: `"ABCD"` for 4.
 
     Raises:
         ValueError: fewer than 2 options or more than 26.
@@ -52,7 +52,7 @@ def letters(count: int) -> str:
 
 
 def read_options(options: Any) -> dict[str, str]:
-    """The texts of options by their letters, in order.
+    """Return the texts of options by their letters, in order.
 
     Args:
         options: texts, with or without letters (`"A. red"`); texts by letter or by number; dicts of a label and a text; lists of both
@@ -92,7 +92,7 @@ def have_letters(options: Any) -> bool:
 
 
 def index_letter(index: Any, options: Mapping[str, str], first: int = 0) -> str:
-    """The letter of the option at a place, which a data set counts from `first`.
+    """Return the letter of the option at a place, which a data set counts from `first`.
 
     Raises:
         ValueError: not a whole number, or past the options.
@@ -109,7 +109,7 @@ def index_letter(index: Any, options: Mapping[str, str], first: int = 0) -> str:
 
 
 def split_label(text: str) -> tuple[str, str]:
-    """The letter that a text begins with as a label, and what follows it: `B. a dog` -> `("B", "a dog")`; without one, `""` and the text."""
+    """Return the letter that a text begins with as a label, and what follows it: `B. a dog` -> `("B", "a dog")`; without one, `""` and the text."""
     label = _LABEL.match(text)
     return (_letter_of(label), text[label.end() :].strip()) if label else ("", text)
 
@@ -132,12 +132,12 @@ def end_of_list(text: str, least: int) -> int:
 
 
 def first_alike(letter: str, options: Mapping[str, str]) -> str:
-    """The first letter whose text is that of `letter`: who chooses one of two equal texts has chosen both."""
+    """Return the first letter whose text is that of `letter`: who chooses one of two equal texts has chosen both."""
     return next(other for other, text in options.items() if text == options[letter])
 
 
 def comparable(text: str) -> str:
-    """A text as it is compared: without capitals, runs of white space, the width of characters, quotes around it and full stops at its end."""
+    """Return a text as it is compared: without capitals, runs of white space, the width of characters, quotes around it and full stops at its end."""
     text = " ".join(plain_characters(text).casefold().split())
     while text and (stripped := text.strip(" \"'`\u2018\u2019\u201c\u201d").rstrip(".")) != text:
         text = stripped
@@ -155,7 +155,7 @@ def unpacked(options: Any) -> Any:
 
 
 def options_in(text: str) -> Any:
-    """The options in a string: JSON, what Python prints of a list or an array of texts, one per line, or behind their letters on one line.
+    """Return the options in a string: JSON, what Python prints of a list or an array of texts, one per line, or behind their letters on one line.
 
     One option is returned for a line without letters.
 
@@ -174,7 +174,7 @@ def options_in(text: str) -> Any:
 
 
 def _literal(text: str) -> list | dict | None:
-    """What JSON or Python reads as a list or dict; numpy leaves the commas out."""
+    """Return what JSON or Python reads as a list or dict; numpy leaves the commas out."""
     if printed := _PRINTED_ARRAY.fullmatch(text):
         text = printed[1]
     if not text.startswith(("[", "{", "(")) or len(text) > _LONGEST_LITERAL:
@@ -212,7 +212,7 @@ def _split_at_labels(text: str, lines: Sequence[str]) -> list[str]:
 
 
 def _trimmed(text: str) -> str:
-    """A text without white space and invisible characters around it."""
+    """Return a text without white space and invisible characters around it."""
     return text.strip(f"{INVISIBLE}{whitespace}\u3000\xa0")
 
 

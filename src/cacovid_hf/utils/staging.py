@@ -35,7 +35,7 @@ def staging_folder(config: Mapping[str, Any]) -> str | None:
 
 @contextmanager
 def replaced_together(folder: Path) -> Iterator[Path]:
-    """A new folder, whose files and folders take the places of those in `folder` together when the block ends well.
+    """Return a new folder, whose files and folders take the places of those in `folder` together when the block ends well.
 
     One of them must be `config.json`, a JSON object. What else lies in `folder` stays. A save that was killed before is finished or removed.
 

@@ -110,7 +110,7 @@ def current_rules() -> AddressRules:
 
 
 def _allowed_path(address: str, folders: tuple[str, ...] | None) -> str:
-    """The path of an address, if it lies below one of the folders; whether there is such a file is not told otherwise."""
+    """Return the path of an address, if it lies below one of the folders; whether there is such a file is not told otherwise."""
     if folders is None:
         return local_path(address)
     try:
@@ -160,7 +160,7 @@ def shown(address: str) -> str:
 
 
 def _readings_of_file_address(rest: str) -> list[str]:
-    """What may be meant behind `file:`, the standard's reading first: quoted characters, then the path as it is."""
+    """Return what may be meant behind `file:`, the standard's reading first: quoted characters, then the path as it is."""
     if rest.startswith("//"):
         rest = rest[2:]
         rest = _THIS_MACHINE.sub("", rest)
@@ -172,7 +172,7 @@ def _readings_of_file_address(rest: str) -> list[str]:
 
 
 def _data_content(address: str, max_bytes: int) -> bytes:
-    """What a `data:` address holds."""
+    """Return what a `data:` address holds."""
     try:
         header = _DATA_HEADER.match(address)
         if header is None:
@@ -190,7 +190,7 @@ def _data_content(address: str, max_bytes: int) -> bytes:
 
 
 def _base64_content(text: str, start: int) -> bytes:
-    """What stands in base64 from a place of a text on: a part at a time, so that other threads get their turns."""
+    """Return what stands in base64 from a place of a text on: a part at a time, so that other threads get their turns."""
     content = bytearray()
     quoted = left = ""
     has_ended = False

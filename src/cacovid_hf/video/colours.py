@@ -29,7 +29,7 @@ class RGBConverter:
         self.is_turn_known = False
 
     def __call__(self, frame, width: int, height: int) -> np.ndarray:
-        """A frame as `(H, W, 3)` uint8, scaled to a stored size, then turned as its display matrix says (by the nearest right angle)."""
+        """Return a frame as `(H, W, 3)` uint8, scaled to a stored size, then turned as its display matrix says (by the nearest right angle)."""
         image = self._scaled(frame, width, height)
         matrix = self._matrix(frame)
         if matrix is None:
@@ -41,7 +41,7 @@ class RGBConverter:
         return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
     def _matrix(self, frame) -> tuple[int, ...] | None:
-        """The display matrix of a clip, read from the first frame, as FFmpeg does.
+        """Return the display matrix of a clip, read from the first frame, as FFmpeg does.
 
         A frame that is asked for its side data stays in memory until Python looks for cycles, so that one is asked.
         """

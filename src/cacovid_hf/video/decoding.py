@@ -135,7 +135,7 @@ class _Groups:
         self.can_seek = timeline.has_one_clock and is_unique and not is_stateful
 
     def of(self, index: int) -> int:
-        """The group that holds a frame."""
+        """Return the group that holds a frame."""
         group = int(np.searchsorted(self.first_frames, index, side="right")) - 1
         while group > 0 and self.keys[group] > self.order[index]:
             group -= 1
@@ -175,7 +175,7 @@ class _Groups:
             raise Unexpected(f"a packet does not decode ({error.strerror})") from error
 
     def _packets_from(self, key: int) -> Iterator[tuple[int, Any]]:
-        """The packets from number `key` on: by seeking if the container has one clock, or else by reading up to there."""
+        """Return the packets from number `key` on: by seeking if the container has one clock, or else by reading up to there."""
         source = self.source
         if self.can_seek:
             yield from self._sought(key)

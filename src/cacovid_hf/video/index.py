@@ -47,7 +47,7 @@ def index_packets(source: Source) -> Packets:
 
 
 def _syntax(codec) -> Callable[[memoryview], bool]:
-    """A cheap test of whether a packet's first bytes are none of its codec, so that it will not decode. A wrong guess costs time alone."""
+    """Return a cheap test of whether a packet's first bytes are none of its codec, so that it will not decode. A wrong guess costs time alone."""
     name, extra = codec.name, codec.extradata or b""
     starts_by_code = lambda data: not bytes(data[:8]).lstrip(b"\0").startswith(b"\1") or data[0] != 0  # noqa: E731
     if name in ("h264", "hevc"):

@@ -33,20 +33,20 @@ class ReadingGuard(Protocol):
     """Who watches what is read, and ends it by an exception."""
 
     def going_on(self) -> None:
-        """Called between packets of a video, and between parts of a download."""
+        """Look whether to go on, between packets of a video, and between parts of a download."""
 
     def holding(self, pixels: int) -> None:
-        """Called before so many pixels are decoded to be held."""
+        """Look whether to go on, before so many pixels are decoded to be held."""
 
 
 class _NoGuard:
     """Lets everything go on."""
 
     def going_on(self) -> None:
-        """Always."""
+        """Let it go on."""
 
     def holding(self, pixels: int) -> None:
-        """Any number."""
+        """Let any number be held."""
 
 
 _limits: ContextVar[ReadingLimits] = ContextVar("reading_limits", default=ReadingLimits())  # noqa: B039

@@ -300,7 +300,7 @@ def _suffix(address: str) -> str:
 
 
 def _kind_of(named: Any, given: Mapping[str, Any]) -> str:
-    """What a part is: by its type, or where it has none by the only content in it."""
+    """Return what a part is: by its type, or where it has none by the only content in it."""
     if named is None:
         kinds = [kind for kind, key in (("text", "text"), ("video", "video"), ("image", "image")) if key in given]
         if len(kinds) != 1:
@@ -318,7 +318,7 @@ def _kind_of(named: Any, given: Mapping[str, Any]) -> str:
 
 
 def _content_of(kind: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What a part shows, and the keys beside it; contents may be nested once, as in `{"video_url": {"url": ...}}`."""
+    """Return what a part shows, and the keys beside it; contents may be nested once, as in `{"video_url": {"url": ...}}`."""
     found = [name for name in _KEYS[kind] if name in given]
     if len(found) > 1:
         raise ValueError(f"A part of type {kind} holds {' and '.join(found)}: give one of them.")
@@ -342,7 +342,7 @@ def _content_of(kind: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _settings_of(beside: dict[str, Any], bounds_refused: str | None) -> ClipSettings:
-    """The settings beside a video.
+    """Return the settings beside a video.
 
     Raises:
         ValueError: unknown, refused, or out of range.
@@ -397,7 +397,7 @@ def _checked(name: str, setting: str, value: Any) -> Any:
 
 
 def _way_round(name: str, bounds_refused: str | None) -> str:
-    """What to do instead of a setting that is refused."""
+    """Return what to do instead of a setting that is refused."""
     if bounds_refused is None or name not in (*_OF_SIZE, *PIXEL_BOUNDS):
         return _REFUSED[name]
     return f"give {_INSTEAD.get(bounds_refused, _SIZE)}"

@@ -36,7 +36,7 @@ class Playing:
         self._stopped = threading.Event()
 
     def __iter__(self) -> Iterator[Timed]:
-        """The frames that are taken; an error of the reader is raised here. Closing the iterator ends the thread with its next frame."""
+        """Return the frames that are taken; an error of the reader is raised here. Closing the iterator ends the thread with its next frame."""
         thread = threading.Thread(target=self._read, name="playing", daemon=True)
         thread.start()
         try:

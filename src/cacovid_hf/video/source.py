@@ -210,7 +210,7 @@ def opened(file: str | os.PathLike | BinaryIO) -> Iterator[Source]:
 
 
 def _refusal_of_picture(name: str, file: BinaryIO) -> str:
-    """What to say of a file that is a picture, which is not decoded; `""` if it is not one."""
+    """Return what to say of a file that is a picture, which is not decoded; `""` if it is not one."""
     file.seek(0)
     try:
         with warnings.catch_warnings():

@@ -42,7 +42,7 @@ def split_tiles(tiles: Mapping[str, Tensor], counts: Sequence[int]) -> list[Tile
 
 
 def in_one_list(prompts: list[list[Tiles]]) -> Tiles:
-    """The tiles of the images and videos of several prompts, one after the other; at least one."""
+    """Return the tiles of the images and videos of several prompts, one after the other; at least one."""
     media = [one for prompt in prompts for one in prompt]
     return {name: torch.cat([one[name] for one in media]) for name in media[0]}
 

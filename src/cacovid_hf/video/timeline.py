@@ -201,7 +201,7 @@ def _usual_step(packets: Packets, rate: Fraction | float | None) -> float:
 
 
 def _between_known(ticks: np.ndarray, is_known: np.ndarray, step: float) -> np.ndarray:
-    """Times in the order of display: evenly between those that are known, and by `step` in front of the first and behind the last."""
+    """Return times in the order of display: evenly between those that are known, and by `step` in front of the first and behind the last."""
     known = np.flatnonzero(is_known)
     if len(known) in (0, len(ticks)):
         return ticks
@@ -270,7 +270,7 @@ def _parts_of_presentation(
 
 
 def _wrap_in(jump: int, second: float, tolerance: float) -> int:
-    """The power of two (with its sign) that a clock jumped by, to within `tolerance` seconds; 0 if it is none."""
+    """Return the power of two (with its sign) that a clock jumped by, to within `tolerance` seconds; 0 if it is none."""
     size = abs(jump)
     if size < _SHORTEST_WRAP * second:
         return 0

@@ -66,15 +66,15 @@ class ServedModel:
         self.text_embedding = (self.get_language_model().model.embed_tokens,)  # type: ignore[attr-defined]
 
     def split(self, given: dict[str, Any]) -> list[dict[str, Any]]:
-        """The arguments of several videos, one by one."""
+        """Return the arguments of several videos, one by one."""
         raise NotImplementedError
 
     def encode(self, given: dict[str, Any]) -> Sequence[Tensor]:
-        """What the stock model makes of videos: `(N + trailing, D)` each."""
+        """Return what the stock model makes of videos: `(N + trailing, D)` each."""
         raise NotImplementedError
 
     def item(self, given: dict[str, Any]) -> MediaItem:
-        """The layout of one video."""
+        """Return the layout of one video."""
         raise NotImplementedError
 
     def embed_multimodal(self, **kwargs: Any) -> tuple[Tensor, ...]:

@@ -75,7 +75,7 @@ class ServedProcessor:
         self._pixels: ByteBounded[BatchFeature] = ByteBounded(int(settings.pixel_cache_gb * 2**30), total_bytes)
 
     def items(self, modality: str, processed: Mapping[str, Any]) -> list[MediaItem]:
-        """The images or videos in what the stock processor returned."""
+        """Return the images or videos in what the stock processor returned."""
         raise NotImplementedError
 
     def full_length(self, item: Any) -> int:
@@ -164,7 +164,7 @@ class ServedProcessor:
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[Any]:
-        """A video's placeholders are as many as its budget."""
+        """Give each video as many placeholders as its budget."""
         stock = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
 
         def replacement(number: int) -> list[int]:

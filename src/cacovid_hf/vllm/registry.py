@@ -86,7 +86,7 @@ class ServedModelConfig(VerifyAndUpdateConfig):
 
 
 def _ratios_of_server(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The server's settings as those of a request with one video; a list says nothing of how many a request will have."""
+    """Return the server's settings as those of a request with one video; a list says nothing of how many a request will have."""
     ratio = kwargs.get("retention_ratio")
     if isinstance(ratio, (list, tuple)):
         raise ValueError(

@@ -72,7 +72,7 @@ def best_of(score: Tensor, counts: Tensor, *classes: Tensor) -> Tensor:
 def _scored_blocks(
     features: Tensor, valid: Tensor, num_neighbours: Tensor | int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some rows at a time: which, their squared distances `(R, M, M)` over `D`, and their scores."""
+    """Return some rows at a time: which, their squared distances `(R, M, M)` over `D`, and their scores."""
     rows, size = valid.shape
     neighbours = torch.as_tensor(num_neighbours, device=features.device).expand(rows)
     most = min(num_neighbours, size) if isinstance(num_neighbours, int) else size

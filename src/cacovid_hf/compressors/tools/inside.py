@@ -336,7 +336,7 @@ def check_cuttable(method: str, family: Family, config: Any) -> None:
 
 
 def plain_ratios(method: str, retention_ratios: Sequence[float | AutoBudget]) -> tuple[float, ...]:
-    """The ratios of a call as numbers; a `ValueError` if scores are to decide one, which is settled before the language model."""
+    """Return the ratios of a call as numbers; a `ValueError` if scores are to decide one, which is settled before the language model."""
     refusal = f"retention_ratio='auto' does not work with compressor {method!r}, which drops tokens inside the language model: give a number."
     return numbers(retention_ratios, refusal)
 

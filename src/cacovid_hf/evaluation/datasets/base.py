@@ -94,11 +94,11 @@ class Benchmark(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
-        """A sample; always the same for the same index."""
+        """Return a sample; always the same for the same index."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class FileBenchmark(Benchmark):
 
     @abstractmethod
     def sample(self, row: Row) -> Sample | None:
-        """The sample of a row, without its answer; None: it is not of this set.
+        """Return the sample of a row, without its answer; None: it is not of this set.
 
         Raises:
             ValueError: the row is damaged.
@@ -252,7 +252,7 @@ class FileBenchmark(Benchmark):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`."""
+        """Return the sample at `index`."""
         return self.samples[index]
 
     @property

@@ -206,13 +206,13 @@ def _fits(file: Path, pattern: str) -> bool:
 
 
 def _of_one_folder(files: list[Path]) -> list[Path]:
-    """The files in the folder that is least deep: another one holds another copy."""
+    """Return the files in the folder that is least deep: another one holds another copy."""
     folder = min((file.parent for file in files), key=lambda folder: (len(folder.parts), folder))
     return sorted(file for file in files if file.parent == folder)
 
 
 def _complete(files: list[Path]) -> list[Path]:
-    """The files, of which tables in parts (`test-00000-of-00002`) have all their parts.
+    """Return the files, of which tables in parts (`test-00000-of-00002`) have all their parts.
 
     Raises:
         ValueError: a part is missing.

@@ -98,7 +98,7 @@ class LongVideoBenchTest(LongVideoBench):
 
 
 def _options(row: Row) -> Any:
-    """The options; the places behind the last one of a table are empty or `N/A`."""
+    """Return the options; the places behind the last one of a table are empty or `N/A`."""
     options = row.field("candidates") if "candidates" in row.values else [row.get(f"option{i}") for i in range(5)]
     if not isinstance(options, list):
         return options

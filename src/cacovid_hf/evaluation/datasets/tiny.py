@@ -30,7 +30,7 @@ class Tiny(Benchmark):
         return self.num_questions
 
     def __getitem__(self, index: int) -> Sample:
-        """Renders the clip."""
+        """Render the clip."""
         if not 0 <= index < self.num_questions:
             raise IndexError(index)
         clip, question = sample_question(index, self.seed)

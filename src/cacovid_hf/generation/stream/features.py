@@ -147,12 +147,12 @@ class FeatureMemory:
         return self._most_worthy(_rows(one, left.nonzero()[:, 0]), later)
 
     def _dropped(self, one: FeatureGroup, two: FeatureGroup) -> float:
-        """The worth that does not stay."""
+        """Return the worth that does not stay."""
         worth = torch.cat([one.worth, two.worth]).float()
         return float(worth.sort(descending=True).values[self.per_group :].clamp(min=-1e4).sum()) if len(worth) else 0.0
 
     def _best(self, one: FeatureGroup, two: FeatureGroup) -> FeatureGroup:
-        """The most worthy tokens of both, as they are."""
+        """Return the most worthy tokens of both, as they are."""
         return self._most_worthy(one, two)
 
     def _most_worthy(self, one: FeatureGroup, two: FeatureGroup) -> FeatureGroup:
@@ -256,14 +256,14 @@ class FeatureMemory:
     def _keep_at_once(
         self, method: Compressor, words: Words, groups: Sequence[FeatureGroup], ratio: float
     ) -> tuple[Tensor, Tensor]:
-        """The mask of a method that compares tokens with one another, and the features, merged if it merges."""
+        """Return the mask of a method that compares tokens with one another, and the features, merged if it merges."""
         found = method.compress(self._embedded(words, groups), self.model, (ratio,))
         (video,) = found.videos
         return video.keep.cpu(), found.prompt.video_features(video.span)[video.keep]
 
 
 def _rows(group: FeatureGroup, rows: Tensor) -> FeatureGroup:
-    """Some tokens of a group."""
+    """Return some tokens of a group."""
     here = rows.to(group.worth.device)
     return FeatureGroup(
         group.tokens[here], group.frames[rows.cpu()], group.places[rows.cpu()], group.worth[here], group.seconds

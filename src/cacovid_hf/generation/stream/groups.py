@@ -72,7 +72,7 @@ class Groups(Generic[GroupT]):
         self.items, self.losses = items, losses
 
     def _merge(self, rule: Rule[GroupT], items: list[GroupT], losses: list[float]) -> None:
-        """The two neighbours with the smallest loss become one; of equal losses the older ones."""
+        """Join the two neighbours with the smallest loss; of equal losses the older ones."""
         place = min(range(len(losses)), key=losses.__getitem__)
         items[place : place + 2] = [rule.merged(items[place], items[place + 1])]
         del losses[place]
@@ -101,15 +101,15 @@ class Memory(Protocol):
         ...
 
     def stored(self, step: Any, groups: Sequence[Any]) -> Any:
-        """A step as a group behind those of a snapshot; nothing is changed."""
+        """Return a step as a group behind those of a snapshot, without changing anything."""
         ...
 
     def group_of(self, parts: dict[str, Tensor], device: torch.device | str) -> Any:
-        """A group of its tensors by name, on a device."""
+        """Return a group of its tensors by name, on a device."""
         ...
 
     def answer(
         self, words: Any, groups: Sequence[Any], num_tokens: int, compressor: Any, arguments: dict[str, Any]
     ) -> Tensor:
-        """The new tokens `(sequences, n)` of a question about a snapshot."""
+        """Return the new tokens `(sequences, n)` of a question about a snapshot."""
         ...

@@ -130,7 +130,7 @@ class Intake:
     def _chosen(
         self, before: Before, features: Tensor, attention: "ReducedAttention | None", frame: Frame, count: int
     ) -> tuple[Any, Tensor]:
-        """A mask `(P,)` or `Merged` of one frame (None: all stays), and the worth `(P,)` of its tokens."""
+        """Return a mask `(P,)` or `Merged` of one frame (None: all stays), and the worth `(P,)` of its tokens."""
         size, method = len(features), self.method
         if isinstance(method, CaCoVid):
             worth = self._contribution(features, frame)
@@ -168,7 +168,7 @@ class Intake:
         return torch.stack([found.token[0] for found in scores if found is not None]).amax(0)
 
     def _question(self, words: Words, features: Tensor, frame: Frame) -> Prompt:
-        """A standing question about one frame."""
+        """Return a standing question about one frame."""
         model: Any = self.model
         size = len(features)
         prompt = asked(model, words, frame, self.settings.fps, torch.zeros(size).long(), torch.arange(size))
@@ -176,7 +176,7 @@ class Intake:
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture `(h, w, 3)` brought to another height and width, smoothed where it shrinks."""
+    """Return a picture `(h, w, 3)` brought to another height and width, smoothed where it shrinks."""
     pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
     found = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
     return found[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()

@@ -109,7 +109,7 @@ class KeyValueMemory:
         return self.first.nbytes + sum(group.num_bytes for group in self.groups.items)
 
     def group_of(self, parts: dict[str, Tensor], device: torch.device | str) -> KeyValueGroup:
-        """A group of its `parts`, states and keys on a device."""
+        """Return a group of its `parts`, states and keys on a device."""
         parts = {name: value if name in _ON_CPU else value.to(device) for name, value in parts.items()}
         states = Packed.of(parts, self.per_group, self.settings.bits or 4)
         return KeyValueGroup(states, **{name: parts[name] for name in ("keys", *_ON_CPU)})
@@ -141,7 +141,7 @@ class KeyValueMemory:
 
     @torch.no_grad()
     def stored(self, step: Step, groups: Sequence[KeyValueGroup]) -> KeyValueGroup:
-        """A step as a group, read behind the last ones of those that are held."""
+        """Return a step as a group, read behind the last ones of those that are held."""
         within = max(1, self.settings.window // self.per_group)
         window = groups[-within:]
         count = len(window) + 1
@@ -184,7 +184,7 @@ class KeyValueMemory:
         return 1 - float(cosine_similarity(one.keys.float(), two.keys.float(), dim=-1).mean())
 
     def _later(self, one: KeyValueGroup, two: KeyValueGroup) -> KeyValueGroup:
-        """The later one, which stands for both."""
+        """Return the later one, which stands for both."""
         return replace(two, seconds=torch.stack([one.seconds[0], two.seconds[1]]))
 
     # ---------------------------------------------------------------- asking
@@ -198,7 +198,7 @@ class KeyValueMemory:
         compressor: Any,
         arguments: dict[str, Any],
     ) -> Tensor:
-        """The new tokens of `generate` behind the groups that a question retrieves, `(sequences, n)`.
+        """Return the new tokens of `generate` behind the groups that a question retrieves, `(sequences, n)`.
 
         Args:
             words: of the question.
@@ -225,7 +225,7 @@ class KeyValueMemory:
         means = torch.stack([group.keys for group in groups], dim=1)
 
         def fetch(layer: int, query: Tensor) -> tuple[Tensor, Tensor]:
-            """Turned keys and values `(1, H, m, d)` of what this layer retrieves for a query `(H * d,)`."""
+            """Return turned keys and values `(1, H, m, d)` of what this layer retrieves for a query `(H * d,)`."""
             like = cosine_similarity(means[layer].float(), query.float().to(means.device)[None], dim=-1)
             chosen = like.sort(descending=True, stable=True).indices[:count].sort().values.tolist()
             states = self._states([groups[i] for i in chosen], layer)

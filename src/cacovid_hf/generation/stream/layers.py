@@ -114,7 +114,7 @@ class _Retrieved(DynamicLayer):
 
 @contextmanager
 def retrieving(layers: Layers, length: int, fetch: Fetch) -> Iterator[DynamicCache]:
-    """A cache for one prompt, whose layers begin with what `fetch` gives for the mean query of the words that enter first.
+    """Return a cache for one prompt, whose layers begin with what `fetch` gives for the mean query of the words that enter first.
 
     Args:
         layers: of the language model.

@@ -27,7 +27,7 @@ class Words:
 
 
 def words_of(model: WrappedModel, processor: Any, question: str) -> Words:
-    """A question about the stream as the chat template puts it.
+    """Return a question about the stream as the chat template puts it.
 
     Raises:
         ValueError: an empty question, or a template that does not show the video once.

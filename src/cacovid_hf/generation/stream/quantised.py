@@ -120,6 +120,6 @@ def _joined(codes: Tensor, bits: int) -> Tensor:
 
 
 def _split(joined: Tensor, bits: int, size: int) -> Tensor:
-    """The first `size` codes of every row again."""
+    """Return the first `size` codes of every row again."""
     parts = [(joined >> (bits * place)) & (2**bits - 1) for place in range(8 // bits)]
     return torch.stack(parts, dim=-1).flatten(-2)[..., :size]

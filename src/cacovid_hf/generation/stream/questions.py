@@ -40,7 +40,7 @@ def checked_arguments(model: WrappedModel, memory: str, arguments: dict[str, Any
 
 
 def _check_cache(settings: Any) -> None:
-    """A question fills its cache with what each layer retrieves, by all of its words."""
+    """Fill a question's cache with what each layer retrieves, by all of its words."""
     asked = {
         "cache_implementation": settings.cache_implementation,
         "use_cache": False if settings.use_cache is False else None,

@@ -169,7 +169,7 @@ class VideoStream:
         return memory.answer(words, groups, budget, method, arguments)
 
     def _snapshot(self) -> tuple[Memory, list[Any]]:
-        """The memory and its groups as they are now; frames of a step that is not complete come last, for this question alone."""
+        """Return the memory and its groups as they are now; frames of a step that is not complete come last, for this question alone."""
         with self._changing:
             before, frame, memory = self._before, self._frame, self._memory
             groups = [] if memory is None else memory.groups.items
