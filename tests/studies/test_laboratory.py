@@ -1,5 +1,7 @@
 """The laboratory, with a small untrained language model in the place of SmolLM2."""
 
+import json
+
 import pytest
 import torch
 from helpers.laboratory import write_language_model
@@ -7,6 +9,7 @@ from helpers.laboratory import write_language_model
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.attention import video_attention
 from cacovid_hf.tiny.synthetic import dense_frames, make_clip
+from studies.laboratory import table
 from studies.laboratory.__main__ import RECIPES, RIVALS, Laboratory, jobs, waits_for
 from studies.laboratory.contributions import DRAWS, SIZE, measure
 from studies.laboratory.headroom import headroom
@@ -18,6 +21,7 @@ from studies.laboratory.questions import KINDS, NUM_TOKENS, READING, REPORTED, V
 from studies.laboratory.reading import Reader
 from studies.laboratory.scores import Attended, attended, fillers, highest, right_from
 from studies.laboratory.sizes import MOST, by_size, right_of_sets, within
+from studies.laboratory.table import BEST, answers, difference, mean_and_error
 from studies.laboratory.video_model import VIDEO_TOKEN, ProjectorTraining, build, pixels, video_tokens
 from studies.laboratory.words import Vocabulary
 from studies.questions import answered_right as right_by_method
@@ -334,3 +338,27 @@ def test_tokens_are_told_apart_by_what_they_are_to_a_question(laboratory):
     assert (near[about_digits].sum(1) == 3).all()  # four scenes, a digit each
     assert (near & asked.digits[:, None])[~about_digits].sum() == 0
     assert (group == GROUPS.index("sink")).any(2).sum(1).min() >= 1
+
+
+def test_the_table_pools_seeds_and_pairs_by_clip(tmp_path, capsys):
+    def cell(name, choice, **right):
+        (tmp_path / f"policy__{name}.json").write_text(json.dumps({"results": [{"choice": choice}], "right": right}))
+
+    cell("0__80__best", BEST, **{"5": ["11", "10"], "14": ["11", "11"]})
+    cell("1__80__best", BEST, **{"5": ["11", "11"], "14": ["11", "11"]})
+    cell("0__80__other", "other", **{"5": ["10", "10"], "14": ["00", "00"]})
+    cell("0__90__other", "other", **{"5": ["11", "11"], "14": ["11", "11"]})
+    found = answers(tmp_path, 80)
+    assert mean_and_error([*found[BEST]["5"].values()]) == pytest.approx((87.5, 12.5))
+    assert difference(found[BEST]["5"], found["other"]["5"]) == pytest.approx((25.0, 25.0))
+    table.main(["--folder", str(tmp_path)])
+    first, second = capsys.readouterr().out.splitlines()[2:]
+    assert first.startswith(f"| {BEST} | 0, 1 |  | 87.5 ± 12.5 | 100.0 ± 0.0 |")
+    assert second.endswith("| +25.0 ± 25.0 | +100.0 ± 0.0 |")
+
+
+def test_the_committed_cells_make_the_table():
+    found = answers(table.FOLDER, 80)
+    assert {(seed, clip) for seed in (0, 1, 2) for clip in range(48)} == set(found[BEST]["5"])
+    gain, error = difference(found[BEST]["5"], found["imitation of the last token"]["5"])
+    assert gain > 2 * error > 0

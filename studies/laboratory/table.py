@@ -1,0 +1,90 @@
+"""The laboratory's tables out of its cells: python -m studies.laboratory.table [--strength 80] [--prefix hard-]
+
+A row is one choice, pooled over the seeds of the reader that have it. Errors are over clips; differences are paired by clip.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from studies.cells import RESULTS
+
+FOLDER = RESULTS / "laboratory"
+SIZES = ("1", "5", "14", "28", "best", "auto", "above_zero")
+BEST = "imitation, then contributions"
+Clips = dict[tuple[int, int], float]  # share of right answers, by seed and clip
+
+
+def answers(folder: Path, strength: int, prefix: str = "") -> dict[str, dict[str, Clips]]:
+    """Return how each choice answered at each size: attention, its best layer, and every policy.
+
+    Args:
+        folder: of the cells.
+        strength: of the reader.
+        prefix: of the cells' names.
+    """
+    found: dict[str, dict[str, Clips]] = {}
+    for path in sorted(folder.glob(f"{prefix}*__*__{strength}__*.json")):
+        kind, seed = path.stem.split("__")[:2]
+        for name, right in _choices(kind.removeprefix(prefix), json.loads(path.read_text())):
+            for size, clips in right.items():
+                shares = {(int(seed), number): _share(clip) for number, clip in enumerate(clips)}
+                found.setdefault(name, {}).setdefault(size, {}).update(shares)
+    return found
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error, in percent."""
+    mean = sum(values) / len(values)
+    spread = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
+    return 100 * mean, 100 * (spread / len(values)) ** 0.5
+
+
+def difference(one: Clips, other: Clips) -> tuple[float, float]:
+    """How much better one choice is than another on the clips that both answered, in points."""
+    return mean_and_error([one[clip] - other[clip] for clip in one.keys() & other.keys()])
+
+
+def lines(found: dict[str, dict[str, Clips]]) -> Iterator[str]:
+    """The table as Markdown, the best choice first."""
+    yield "| choice | seeds | " + " | ".join(SIZES) + " | ahead with 5 | with 14 |"
+    yield "|---" * (len(SIZES) + 4) + "|"
+    for name, right in sorted(found.items(), key=lambda item: -mean_and_error([*item[1]["5"].values()])[0]):
+        cells = [_told(mean_and_error([*right[size].values()])) if size in right else "" for size in SIZES]
+        is_behind = BEST in found and name != BEST
+        cells += [_told(difference(found[BEST][size], right[size]), "+") if is_behind else "" for size in ("5", "14")]
+        seeds = ", ".join(map(str, sorted({seed for seed, _ in right["5"]})))
+        yield f"| {name} | {seeds} | " + " | ".join(cells) + " |"
+
+
+def _choices(kind: str, cell: dict[str, Any]) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    if kind == "policy":
+        yield cell["results"][0]["choice"], cell["right"]
+    elif kind == "attention":
+        query = cell["mean of layers"]["results"][0]["choice"].split(",")[0]
+        for part in ("mean of layers", "best layer"):
+            yield f"attention, {query}, {part}", cell[part]["right"]
+
+
+def _share(digits: str) -> float:
+    return digits.count("1") / len(digits)
+
+
+def _told(value: tuple[float, float], sign: str = "") -> str:
+    return f"{value[0]:{sign}.1f} ± {value[1]:.1f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strength", type=int, default=80)
+    parser.add_argument("--prefix", default="", help="hard- for the hard clips")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    options = parser.parse_args(arguments)
+    print("\n".join(lines(answers(options.folder, options.strength, options.prefix))))
+
+
+if __name__ == "__main__":
+    main()
