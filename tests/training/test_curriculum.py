@@ -61,6 +61,13 @@ def test_pictures_from_everywhere(tmp_path):
         assert np.array_equal(picture_of(sample, tmp_path), PICTURE)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_pictures_of_other_modes_are_their_colours(mode):
+    """As `datasets` decodes files of grey, with a palette or with transparency."""
+    picture = Image.fromarray(PICTURE).convert(mode)
+    assert np.array_equal(picture_of({"image": picture}), np.asarray(picture.convert("RGB")))
+
+
 @pytest.mark.parametrize(
     ("sample", "message"),
     [

@@ -61,6 +61,8 @@ def picture_of(
                 picture = opened.convert("RGB")
         except Image.DecompressionBombError as error:
             raise ValueError(f"the image is too large ({error})") from error
+    if isinstance(picture, Image.Image):
+        picture = picture.convert("RGB")
     pixels = np.asarray(picture)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
         raise ValueError(
