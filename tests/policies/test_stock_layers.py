@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from accelerate import disk_offload
 from helpers.text_models import SIZES, TEXT_MODELS, text_model
 from transformers import AutoConfig
 
@@ -137,6 +138,18 @@ def test_a_layer_with_inputs_of_its_own_needs_its_language_model():
     model = text_model("gemma4_text with per-layer inputs")
     with pytest.raises(ValueError, match=r"its language model makes. Call init_from_layer\(layer, language_model\)"):
         ContributionPolicy(model.config).init_from_layer(model.layers[0])
+
+
+def test_inputs_of_its_own_are_read_off_an_offloaded_language_model(tmp_path):
+    model = text_model("gemma4_text with per-layer inputs")
+    policies = [ContributionPolicy(model.config), ContributionPolicy(model.config)]
+    policies[0].init_from_layer(model.layers[0], model)
+    disk_offload(model, tmp_path, execution_device="cpu")
+    assert model.embed_tokens_per_layer.weight.is_meta
+    policies[1].init_from_layer(model.layers[0], model)
+    expected, found = (policy.layer.own_input.state_dict() for policy in policies)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-5)
 
 
 REFUSED = {
