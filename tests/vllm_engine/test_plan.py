@@ -22,7 +22,7 @@ from cacovid_hf.vllm.memory import ByteBounded, total_bytes
 from cacovid_hf.vllm.methods import SERVED, check_served
 from cacovid_hf.vllm.orders import VideoOrder, key_of, orders_of
 from cacovid_hf.vllm.positions import flat_item, grid_item
-from cacovid_hf.vllm.requests import Asked, asked_of, check_kwargs, check_prompt
+from cacovid_hf.vllm.requests import Asked, asked_of, check_kwargs, check_ours_alone, check_prompt
 
 PLACEHOLDERS = {110: "image", 111: "video"}
 POLICY = PolicySettings()
@@ -224,6 +224,15 @@ def test_settings_of_processors_are_let_through():
     check_kwargs({"videos_kwargs": None})
 
 
+@pytest.mark.parametrize("other", [{"size": {"height": 42}}, {"do_resize": False}, {"videos_kwargs": {}}, {"": 1}])
+def test_settings_of_processors_are_none_of_a_requests(other):
+    """A size that the vision tower does not take would end the engine, for everybody."""
+    check_ours_alone({"retention_ratio": 0.1, "compressor": "uniform"})
+    name = repr(next(iter(other)))
+    with pytest.raises(ValueError, match=f"mm_processor_kwargs has {name}, and a request may give retention_ratio and"):
+        check_ours_alone({"retention_ratio": 0.1, **other})
+
+
 TWO_VIDEOS = {
     "video_embeds": torch.zeros(10, 8),
     "video_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 6]]),
@@ -340,7 +349,14 @@ def test_checkpoints_that_are_not_served(change, said):
 
 
 @pytest.mark.parametrize(
-    "change", [{"positions": "theirs"}, {"tower_cache_gb": -1}, {"tower_cache_gb": True}, {"pixel_cache_gb": "2"}]
+    "change",
+    [
+        {"positions": "theirs"},
+        {"request_sizes": 1},
+        {"tower_cache_gb": -1},
+        {"tower_cache_gb": True},
+        {"pixel_cache_gb": "2"},
+    ],
 )
 def test_settings_of_a_server_that_make_no_sense(change):
     with pytest.raises(ValueError, match=f"cacovid_{next(iter(change))}"):

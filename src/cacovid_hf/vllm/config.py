@@ -71,6 +71,8 @@ class ServerSettings:
         positions: where text goes on behind a video of Qwen2.5-VL, see `positions.text_advance`.
         tower_cache_gb: host memory, in GiB per worker, for what the vision tower made of recent videos; 0 turns it off.
         pixel_cache_gb: host memory, in GiB per front end, for recent videos as the processor made them.
+        request_sizes: whether a request's `mm_processor_kwargs` may have settings of the processor beside ours. Sizes that the model does not take end
+            vLLM's engine, for everybody.
 
     Raises:
         ValueError: a setting out of range.
@@ -79,12 +81,15 @@ class ServerSettings:
     positions: str = "transformers"
     tower_cache_gb: float = 2.0
     pixel_cache_gb: float = 1.0
+    request_sizes: bool = False
 
     def __post_init__(self):
         if self.positions not in RULES:
             raise ValueError(
                 f"cacovid_positions={self.positions!r} is unknown: choose one of {', '.join(map(repr, RULES))}."
             )
+        if not isinstance(self.request_sizes, bool):
+            raise ValueError(f"cacovid_request_sizes={self.request_sizes!r} is not true or false: give one of them.")
         for name in ("tower_cache_gb", "pixel_cache_gb"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 << 20:

@@ -16,7 +16,7 @@ from .config import ATTRIBUTE, SERVER, ServerSettings, policy_settings
 from .memory import ByteBounded, total_bytes
 from .orders import VideoOrder, orders_of
 from .positions import MediaItem
-from .requests import NAMES, OURS, RATIO, SCOPE, Asked, asked_of, check_kwargs, check_prompt
+from .requests import NAMES, OURS, RATIO, SCOPE, Asked, asked_of, check_kwargs, check_ours_alone, check_prompt
 
 ORDERS, TEXT_IDS, TEXT_POSITIONS = "cacovid_orders", "cacovid_text_ids", "cacovid_text_positions"
 """Fields of a video that the worker gets: see `VideoOrder`, and `(n,)` ids and positions of the prompt's text."""
@@ -72,6 +72,7 @@ class ServedProcessor:
         self.video_id: int = getattr(config, self.video_token)
         settings = ServerSettings.of(config)
         self.rule = settings.positions
+        self._takes_sizes = settings.request_sizes
         self._pixels: ByteBounded[BatchFeature] = ByteBounded(int(settings.pixel_cache_gb * 2**30), total_bytes)
 
     def items(self, modality: str, processed: Mapping[str, Any]) -> list[MediaItem]:
@@ -94,6 +95,8 @@ class ServedProcessor:
         """
         kwargs = dict(inputs.hf_processor_mm_kwargs)
         check_kwargs(kwargs)
+        if not self._takes_sizes:
+            check_ours_alone(kwargs)
         request = {name: kwargs.pop(name) for name in NAMES if kwargs.get(name) is not None}
         config = self.info.get_hf_config()
         server, settings = vars(config)[SERVER], policy_settings(config)

@@ -76,6 +76,19 @@ def check_kwargs(given: Mapping[str, Any]) -> None:
                 raise ValueError(f"{place} has {shown(name)}, which is the plugin's own: leave it out.")
 
 
+def check_ours_alone(given: Mapping[str, Any]) -> None:
+    """Refuse settings of the stock processor in a request: vLLM looks at none of them, and its engine ends where the model does not fit.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    if others := [name for name in given if name not in NAMES]:
+        raise ValueError(
+            f"mm_processor_kwargs has {shown(others[0])}, and a request may give {' and '.join(NAMES)} alone: leave it out, "
+            "or start the server with --hf-overrides '{\"cacovid_request_sizes\": true}'."
+        )
+
+
 def asked_of(
     request: Mapping[str, Any], server: Mapping[str, Any], settings: PolicySettings | None, num_videos: int
 ) -> Asked | None:

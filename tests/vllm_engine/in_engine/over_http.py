@@ -28,6 +28,9 @@ BAD_SETTINGS: tuple[Any, ...] = (
     {"videos_kwargs": {"cacovid": "x"}, "retention_ratio": 1.0},
     {"videos_kwargs": "x"},
     {"cacovid_orders": 1},
+    {"retention_ratio": 0.25, "size": {"height": 42, "width": 42}},
+    {"do_resize": False},
+    {"videos_kwargs": {"num_frames": 2}},
     "x",
 )
 TOOL = {
