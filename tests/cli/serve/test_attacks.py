@@ -369,6 +369,29 @@ def png_bomb(side=13_000):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def test_limits_are_answered_and_one_more_is_not(elsewhere, outside):
+    """Bytes of a body and of a download, messages, parts, videos, new tokens: each exactly as many as allowed, and one more."""
+    clip = f"{outside}/clip"
+    video = {"type": "video_url", "video_url": {"url": clip}}
+    text = {"type": "text", "text": "what"}
+    body = json.dumps(asking(clip, max_tokens=3)).encode()
+    limits = dict(body=2000, messages=3, videos=2, new_tokens=3, download=2 * CLIP.path.stat().st_size)
+    with running(private_addresses=True, **limits) as address:
+        for within, beyond, status in (
+            (body.ljust(2000), body.ljust(2001), 413),
+            (asking(clip), {**asking(clip), "max_tokens": 4}, 400),
+            ({"messages": [{"role": "user", "content": "what"}] * 3}, {"messages": [{"role": "user", "content": "what"}] * 4}, 400),
+            ({"messages": [{"role": "user", "content": [text] * 3}]}, {"messages": [{"role": "user", "content": [text] * 4}]}, 400),
+            ({"messages": [{"role": "user", "content": [video] * 2}]}, {"messages": [{"role": "user", "content": [video] * 3}]}, 400),
+        ):  # fmt: skip
+            assert post(address, within)[0] == 200, within
+            found, said = post(address, beyond)
+            assert found == status, beyond
+            refusal(said)
+    with running(private_addresses=True, download=CLIP.path.stat().st_size - 1) as address:
+        assert "bytes, the limit" in refusal(post(address, asking(clip))[1])["message"]
+
+
 def nested_text(count):
     return json.dumps({"messages": [{"role": "user", "content": "x"}], "metadata": {"a": [[]] * count}}).encode()
 
