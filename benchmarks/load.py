@@ -72,6 +72,12 @@ def run_clients(
 ) -> tuple[list[Answered], float]:
     """Ask everything with so many clients.
 
+    Args:
+        port: of the server, on this machine.
+        bodies: requests.
+        clients: at the same time.
+        timeout: seconds for all together; what is not answered then has failed.
+
     Returns:
         The answers in the order of `bodies`, and the seconds from the first request to the last answer.
     """
@@ -79,6 +85,7 @@ def run_clients(
     waiting = iter(enumerate(bodies))
     lock = threading.Lock()
     found: dict[int, Answered] = {}
+    ends = time.perf_counter() + timeout
 
     def client() -> None:
         ready.wait()
@@ -87,12 +94,12 @@ def run_clients(
                 number, body = next(waiting, (-1, {}))
             if number < 0:
                 return
-            found[number] = ask(port, body, timeout)
+            found[number] = ask(port, body, max(1e-3, ends - time.perf_counter()))
 
     with ThreadPoolExecutor(ready.parties - 1) as pool:
         running = [pool.submit(client) for _ in range(ready.parties - 1)]
-        ready.wait()
         started = time.perf_counter()
+        ready.wait()
         for one in running:
             one.result()
         seconds = time.perf_counter() - started

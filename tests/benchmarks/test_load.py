@@ -73,6 +73,14 @@ def test_what_clients_measure(port):
     assert found["prompt_tokens"] == [40]
 
 
+def test_the_time_of_clients_is_that_of_all_requests(port):
+    """A piece comes after 0.1 s each: in 0.25 s one client has one answer, and perhaps a second one, and what it asks then has no time."""
+    from load import run_clients
+
+    answers, _ = run_clients(port, [{}] * 20, 1, 0.25)
+    assert all(answer.status == 0 for answer in answers[3:])
+
+
 def test_a_server_that_is_not_there():
     from load import ask
 
