@@ -7,11 +7,12 @@ import argparse
 import inspect
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from cacovid_hf._compat import CACHE_NAMES
 from cacovid_hf.backbones.layer_kinds import keeps_states
 from cacovid_hf.backbones.seam import CARRIED, WITHOUT_EFFECT
+from cacovid_hf.policies.full import ContributionPolicy
 
 # Arguments of a language model that a prompt given as embeddings does not need.
 USUAL = {*CARRIED, *WITHOUT_EFFECT, *CACHE_NAMES, "input_ids", "cache_position", "kwargs", "output_attentions"}
@@ -42,6 +43,11 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
             "masking is not dropping: attends = False in the tests",
         ),
         (
+            "the full policy imitates a layer of the language model",
+            not (refusal := refusal_of_policy(text)),
+            f'{refusal} See "Add a kind of language model"',
+        ),
+        (
             "no layer has a window",
             not windows,
             f"windows of {getattr(text, 'sliding_window', None)} positions count the uncompressed prompt, and flash attention is refused for longer ones",
@@ -57,6 +63,16 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
             "the prefill makes logits of every position",
         ),
     ]
+
+
+def refusal_of_policy(text: PretrainedConfig) -> str:
+    """Return why the full policy, which is the default, cannot start from this language model; empty if it can."""
+    try:
+        with torch.device("meta"):
+            ContributionPolicy(text)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def has_own_placeholder(model: PreTrainedModel) -> bool:

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import torch
 from helpers.models import stock_model
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from scripts.backbone_premises import premises
 
@@ -28,6 +30,16 @@ def test_what_fails():
         assert [premise for premise, holds, _ in found if not holds] == expected, family
         if family == "qwen3_vl":
             assert "it takes deepstack_visual_embeds, visual_pos_masks too" in found[1][2]
+
+
+def test_a_language_model_that_the_policy_does_not_imitate():
+    text = {"model_type": "granite", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    with torch.device("meta"):
+        model = LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(text_config=text))
+    (failed,) = [(premise, remedy) for premise, holds, remedy in premises(model) if not holds]
+    assert failed[0] == "the full policy imitates a layer of the language model"
+    assert "'granite' language model is not known" in failed[1]
+    assert failed[1].endswith('See "Add a kind of language model"')
 
 
 def test_contributing_has_every_premise():
