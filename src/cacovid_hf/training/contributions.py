@@ -1,13 +1,10 @@
 """Learning what single tokens contribute, from a few rollouts a sample that every iteration on it uses again (ours)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..policies.base import PolicyOutput
 from .batches import BatchHeader, sample_generator
-from .judge import Examiner
 from .learner import Learner
 from .replay import BatchMemory
 from .rollouts import select_subsets
@@ -15,16 +12,7 @@ from .token_values import draw_among_likely, ranking_loss, token_values
 
 
 class ContributionRanking(Learner):
-    """Measures the tokens that the policy finds likely at a sample's first iteration, and learns their order in all iterations.
-
-    Args:
-        *of_all: as for every learner.
-        examiner: has subsets of a video answered, and judges the answers.
-    """
-
-    def __init__(self, *of_all: Any, examiner: Examiner):
-        super().__init__(*of_all)
-        self.examiner = examiner
+    """Measures the tokens that the policy finds likely at a sample's first iteration, and learns their order in all iterations."""
 
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return how far the scores are from the measured order, one loss per video."""

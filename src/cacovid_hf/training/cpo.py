@@ -6,15 +6,12 @@ Shapes in comments: `B` prompts of one video each, `T` frames of `P` tokens, `N 
 iteration, `R` rollouts of the batch.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..policies.base import PolicyOutput
 from .batches import BatchHeader
 from .draws import draw_subsets, following_ratio
-from .judge import Examiner
 from .learner import Learner
 from .objective import advantages, cpo_loss, priced, summed_advantages
 from .replay import BatchMemory, Rollouts, Subsets
@@ -23,16 +20,7 @@ from .rollouts import select_subsets
 
 
 class PolicyOptimisation(Learner):
-    """Choices that did better than others of the same sample become likelier (arXiv 2602.01649, section on training).
-
-    Args:
-        *of_all: as for every learner.
-        examiner: has subsets of a video answered, and judges the answers.
-    """
-
-    def __init__(self, *of_all: Any, examiner: Examiner):
-        super().__init__(*of_all)
-        self.examiner = examiner
+    """Choices that did better than others of the same sample become likelier (arXiv 2602.01649, section on training)."""
 
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return the clipped losses over the replay memory, one per video."""

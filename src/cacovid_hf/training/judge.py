@@ -118,7 +118,7 @@ class Examiner:
         return judge(completions, questions, self.rewards, self.scored_reward)
 
     def accuracy(self, completions: Sequence[Completion], questions: Sequence[Question]) -> Tensor:
-        """Likewise in evaluation, where a scored answer counts 1 or 0, whatever it earns in training."""
+        """Return what they earn in evaluation, likewise: a scored answer counts 1 or 0 there, whatever it earns in training."""
         return judge(completions, questions, self.rewards)
 
 

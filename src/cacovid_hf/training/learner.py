@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ..policies.base import PolicyOutput
 from .arguments import ContributionTrainingArguments
 from .batches import BatchHeader
+from .judge import Examiner
 from .replay import BatchMemory
 
 
@@ -19,11 +20,18 @@ class Learner:
         model: the wrapped model.
         args: the settings.
         note: takes figures of a sample for the log, by name.
+        examiner: has subsets of a video answered, and judges the answers.
     """
 
-    def __init__(self, model: PreTrainedModel, args: ContributionTrainingArguments, note: Callable[..., None]):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: ContributionTrainingArguments,
+        note: Callable[..., None],
+        examiner: Examiner,
+    ):
         self.model: Any = model
-        self.args, self.note = args, note
+        self.args, self.note, self.examiner = args, note, examiner
 
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return the losses of one iteration, one per video, each 0-dimensional with a graph to the policy.

@@ -7,7 +7,7 @@ What the policy learns from is a `Learner`, and a setting says which:
     "cpo"          `PolicyOptimisation`: rewards of random subsets (arXiv 2602.01649, section on training)
     "contributions"  `ContributionRanking`: values of single tokens, measured with few subsets (ours)
 
-What has to do with transformers' `Trainer` is in `engine`.
+Answers and rewards are in `judge`. What has to do with transformers' `Trainer`, checkpoints among it, is in `engine`.
 
 Departures from the published code that no setting undoes:
 1. All subsets of all samples of a batch are answered as one batch, not one after the other.
@@ -81,9 +81,8 @@ class ContributionTrainer(SampleEngine):
         model.policy.float()
         super().__init__(model, args, processor, train_dataset, eval_dataset, eval_collator, **kwargs)
         self.examiner = Examiner(self.backbone, processor, args)
-        means = (model, args, self.note)
-        self.imitation: Learner = Imitation(*means)
-        self.learner: Learner = LEARNERS[args.objective](*means, examiner=self.examiner)
+        self.imitation: Learner = Imitation(model, args, self.note, self.examiner)
+        self.learner: Learner = LEARNERS[args.objective](model, args, self.note, self.examiner)
         self._memories: dict[int, BatchMemory] = {}  # one per batch of a step
 
     # ---------------------------------------------------------------- one iteration
@@ -91,11 +90,11 @@ class ContributionTrainer(SampleEngine):
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """One iteration on one batch of samples: their part of the mean over all samples of the step."""
+        """Return the loss of one iteration on one batch of samples: their part of the mean over all samples of the step."""
         header: BatchHeader = inputs["header"]
         if header.iteration == 0:
             self._memories.pop(header.slot, None)  # freed before the next ones are embedded
-            self._memories[header.slot] = self._begin(inputs)
+            self._memories[header.slot] = self._new_memory(inputs)
         memory = self._memories[header.slot]
         prompt = memory.prompt
         outputs = model(prompt.inputs_embeds, prompt.position_ids, prompt.layout)  # B times (T, P, 2) and (T, 2)
@@ -106,20 +105,20 @@ class ContributionTrainer(SampleEngine):
         if not outputs:
             # Nothing to learn from here, but the other processes wait for this one's gradients.
             return sum(weight.sum() * 0 for weight in model.parameters())
-        losses = self._learner(header).losses(memory, header, outputs)
+        losses = self._learner_of(header).losses(memory, header, outputs)
         # Gradients are averaged over batches and processes, some of which may have fewer samples: the mean is over samples.
         share = self.args.gradient_accumulation_steps * self.args.world_size / self.samples_of_step
         loss = torch.stack(losses).sum() * share
         return (loss, outputs) if return_outputs else loss
 
-    def _learner(self, header: BatchHeader) -> Learner:
+    def _learner_of(self, header: BatchHeader) -> Learner:
         """Return what a sample is learnt from, in all its iterations: by the step that it came in with."""
         first, taught = self.state.global_step - header.iteration, self.args.teacher_steps
         return self.imitation if self.args.teacher and (taught is None or first < taught) else self.learner
 
     # ---------------------------------------------------------------- the samples, embedded once
 
-    def _begin(self, batch: dict[str, Any]) -> BatchMemory:
+    def _new_memory(self, batch: dict[str, Any]) -> BatchMemory:
         """Return the memory of a new batch of samples."""
         header, questions = batch["header"], batch.get("questions", [])
         if not questions:
