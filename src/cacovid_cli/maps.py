@@ -92,7 +92,7 @@ def draw_map(
     has_heat, has_levels = panels[0].heat is not None, panels[0].level is not None
     frame_height, frame_width = panels[0].frames[0].shape[:2]
 
-    # A row of columns, one a step: label, frames, heat map, bar.
+    # A row of columns, one per step: label, frames, heat map, bar.
     num_rows = math.ceil(num_steps / _COLUMNS)
     per_row = math.ceil(num_steps / num_rows)
     width = min(_LARGEST_TILE, (_WIDTH - 2 * _MARGIN + _GAP) // per_row - _GAP)

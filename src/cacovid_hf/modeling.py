@@ -345,7 +345,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
             keep_selection: choose the video tokens for the first question alone and reuse the language model's cache for the others, or
                 (False) choose anew for each question.
             conversation: whether later questions of `ask` see the earlier ones and their answers.
-            retention_ratio: as in `generate`, for every question that does not say otherwise; of a list, one a video, for every question the same.
+            retention_ratio: as in `generate`, for every question that does not say otherwise; of a list, one per video, for every question the same.
             compressor: as in `generate`, for every question that does not say otherwise.
             num_frames: at most so many frames of a file; None is the processor's setting.
             frames_per_chunk: see `encode_videos`; of a file, the next chunk is decoded while this one is encoded.

@@ -64,7 +64,7 @@ class EncodedVideos:
         features: of every video `(T * P + trailing, D + E)`, its tokens in raster order and what the family puts behind them. Behind the `D`
             numbers of its embedding stand the `E` that the language model receives beside it (see `Prompt.extra`).
         inputs: what else the model must know of the videos, one row a video (Qwen2.5-VL: `video_grid_thw`, `second_per_grid_ts`).
-        tower: what the vision tower attended to, one a video; None unless it was asked for.
+        tower: what the vision tower attended to, one per video; None unless it was asked for.
         metadata: the `VideoMetadata` of each, which a processor writes the words around its frames by; None: not known.
     """
 
@@ -137,7 +137,7 @@ class Prompt:
         input_ids: `(B, L)`.
         inputs_embeds: `(B, L, D)`, text and vision embedded.
         position_ids: `(B, L)`, or `(R, B, L)` for a rotary embedding with several rows (M-RoPE: text, time, height, width).
-        tower: what the vision tower attended to, one a video; None unless it was asked for.
+        tower: what the vision tower attended to, one per video; None unless it was asked for.
         extra: `(B, L, E)`, what the language model receives of each token beside its embedding, zeros of words; None: nothing.
         is_plain: whether embeddings, mask and positions are all that stock code needs of what is left of it.
     """

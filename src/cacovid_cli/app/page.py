@@ -175,6 +175,8 @@ def launch(page: gr.Blocks, host: str, port: int | None, *, open_browser: bool, 
         allowed_paths=[str(clips()[0].path.parent)],
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=_CSS,
+        # Without gradio's try whether localhost answers, through the proxy and in three seconds, which asks for a public link if not.
+        _frontend=False,
     )
     return local
 

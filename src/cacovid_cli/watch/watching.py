@@ -193,7 +193,7 @@ def watch(
         speed: of a file, 1 is its own; None: as fast as the model goes, and then no frame is dropped.
         until: end after so many seconds.
         silence: a live address ends after so many seconds without a frame.
-        typed: where further questions come from, one a line.
+        typed: where further questions come from, one per line.
         **generate: for `ask`.
 
     Raises:

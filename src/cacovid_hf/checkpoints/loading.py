@@ -202,7 +202,7 @@ def _check_generation(values: dict[str, Any], file: str) -> None:
 
 
 def least_parameters(config: Any) -> int:
-    """Return a lower bound of a backbone's parameters, from its config alone: embeddings and MLPs of the language model (of experts, one a layer)."""
+    """Return a lower bound of a backbone's parameters, from its config alone: embeddings and MLPs of the language model (of experts, one per layer)."""
     text = config.get_text_config()
     widths = [text.to_dict().get(name) for name in ("intermediate_size", "moe_intermediate_size")]
     width = min(value for value in widths if value)

@@ -163,7 +163,7 @@ class Compressor(ABC):
         Args:
             model: the wrapped model.
             prompt: what enters its language model.
-            retention_ratios: one a video, in (0, 1].
+            retention_ratios: one per video, in (0, 1].
 
         Returns:
             A context, entered around the backbone's `generate` or `forward` in the calling thread; it gives a record, or None where all layers see the
@@ -179,7 +179,7 @@ class Compressor(ABC):
         Args:
             prompt: the embedded prompts.
             model: the wrapped model, for the methods that use its policy or its backbone.
-            retention_ratios: one a video: in (0, 1], or a budget that its scores decide.
+            retention_ratios: one per video: in (0, 1], or a budget that its scores decide.
         """
         selections: list[VideoSelection] = []
         expected: list[int | None] = []

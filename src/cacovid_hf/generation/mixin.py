@@ -58,7 +58,7 @@ class CompressedGenerationMixin:
         Args:
             input_ids: `(B, L)`, with the video placeholders of the processor.
             attention_mask: `(B, L)`, 0 at padding on either side; None as in stock generation: padding ids are padding.
-            retention_ratio: fraction of each video's tokens kept, one number or one a video (in prompt order, row by row); `"auto"` keeps
+            retention_ratio: fraction of each video's tokens kept, one number or one per video (in prompt order, row by row); `"auto"` keeps
                 those that score above the config's `auto_threshold`, within its bounds, an `AutoBudget` within its own; None takes the
                 config's, which may be None too: keep all.
             compressor: a method's name or an instance with its settings; None is the policy with the config's settings.

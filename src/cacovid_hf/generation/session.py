@@ -169,7 +169,7 @@ class VideoSession:
         return [*earlier, {"role": "user", "content": content}]
 
     def _with_placeholders(self, row: list[int], video: int) -> list[int]:
-        """Ids with one placeholder a video to ids with one a token, as the processor makes them."""
+        """Ids with one placeholder a video to ids with one per token, as the processor makes them."""
         self._check_count(row.count(video))
         trailing = self.model.family.trailing_tokens
         counts = iter([t * h * w + trailing for t, h, w in self.encoded.grids])

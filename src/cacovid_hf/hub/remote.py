@@ -60,7 +60,7 @@ def generate(
 
     Args:
         model: LLaVA-OneVision or Qwen2.5-VL, of the size that the policy was made for.
-        retention_ratio: fraction of each video's tokens kept, in (0, 1]: one number, or one a video; None is the checkpoint's default.
+        retention_ratio: fraction of each video's tokens kept, in (0, 1]: one number, or one per video; None is the checkpoint's default.
         compressor: a method's name; None is the policy.
         policy: folder or Hub id of the checkpoint that holds the policy; None is the one that this code came with.
         policy_revision: its branch, tag or commit.

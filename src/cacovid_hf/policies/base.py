@@ -46,7 +46,7 @@ class PolicyOutput:
 
 
 def logits(head: nn.Sequential, states: Tensor) -> Tensor:
-    """Return what a head says of `(..., S)` states, float32: its last layer is computed so, lest scores tie in half precision."""
+    """Return what a head says of `(..., S)` states, float32: its last layer is computed so, because scores would tie in half precision."""
     last: Any = head[-1]
     hidden = head[:-1](states).float()
     with full_precision(states.device):

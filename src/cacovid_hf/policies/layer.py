@@ -120,7 +120,7 @@ class Attention(Heads):
             self.gate_proj = nn.Linear(shape.hidden_size, width, bias="q_proj" in shape.biases)
 
     def read(self, states: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """`(m, D)` normed states to keys and values `(H, m, head_dim)`, one a query head."""
+        """`(m, D)` normed states to keys and values `(H, m, head_dim)`, one per query head."""
         key, value = self.keys(states, rope), self.values(states)
         return key.repeat_interleave(self.groups, dim=0), value.repeat_interleave(self.groups, dim=0)
 

@@ -1,6 +1,6 @@
 """Synthetic streams: minutes of scenes, in which every shape and every digit is shown once, for a moment; the laboratory of streams.
 
-The frames are like those of `synthetic.make_clip`, at one a second. A scene lasts for seconds, and its background and distractors stand still. Eight shapes in
+The frames are like those of `synthetic.make_clip`, at one per second. A scene lasts for seconds, and its background and distractors stand still. Eight shapes in
 eight colors and ten white digits are visible for one or two frames each, at any time of the stream. All questions are asked at its end.
 """
 
@@ -45,7 +45,7 @@ class StreamQuestion:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Frames uint8 `(T, H, W, 3)`, one a second, and all questions about them, 34."""
+    """Frames uint8 `(T, H, W, 3)`, one per second, and all questions about them, 34."""
 
     frames: np.ndarray
     questions: tuple[StreamQuestion, ...]

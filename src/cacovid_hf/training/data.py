@@ -257,7 +257,7 @@ class AnswerCollator:
         """Prompts of the samples that can be read.
 
         Returns:
-            `inputs`: the processor's, a list with one entry for all prompts whose videos have one shape; `questions`: one a prompt, in that
+            `inputs`: the processor's, a list with one entry for all prompts whose videos have one shape; `questions`: one per prompt, in that
             order; `places`: of the prompts among the samples; `skipped`: why each of the other samples is left out.
         """
         groups: dict[tuple[int, ...], list[tuple[int, Any, VideoMetadata | None, str, Question]]] = {}

@@ -110,7 +110,7 @@ def cpo_loss(
     A subset's loss is the mean of `-min(ratio * A, clip(ratio) * A)` over its choices, and the loss of a head the mean over its subsets. Tokens
     are balanced: those kept weigh `1 - mean(mask)`, those dropped `mean(mask)`, which is half a mean over each of the two. Frames are
     not. Departures from the published code: no frame rollouts (or no token rollouts), and subsets of everything or nothing, give finite losses; a ratio beyond
-    `exp(20)` or under `exp(-20)` counts as that, without a gradient, lest one choice make all weights NaN.
+    `exp(20)` or under `exp(-20)` counts as that, without a gradient, so that no choice makes all weights NaN.
 
     Args:
         output: of the policy in training, `T` frames of `P` tokens.

@@ -186,7 +186,7 @@ def check_finite(policy: nn.Module, output_dir: str | os.PathLike) -> None:
     Raises:
         ValueError: a weight is NaN or infinite; names the last complete checkpoint in the training's folder.
     """
-    # One answer is read from the device, not one a weight.
+    # One answer is read from the device, not one per weight.
     if bool(torch.stack([torch.isfinite(weight).all() for weight in policy.parameters()]).all()):
         return
     last = last_complete_checkpoint(output_dir)

@@ -11,7 +11,7 @@ from .colours import RGBConverter
 from .limits import current_limits
 from .source import check_frame_pixels
 
-# What FFmpeg may open for an address of each scheme; nothing else, lest a playlist reach for files.
+# What FFmpeg may open for an address of each scheme; nothing else, so that no playlist reaches for files.
 PROTOCOLS = {
     "rtsp": "rtsp,rtsps,rtp,udp,tcp,tls",
     "rtsps": "rtsp,rtsps,rtp,udp,tcp,tls",

@@ -63,6 +63,22 @@ def address(line):
     page.close()
 
 
+def test_a_busy_machine_is_not_asked_for_a_public_link(monkeypatch):
+    """Gradio takes an address for unreachable whose first answer takes more than three seconds."""
+    gradio = pytest.importorskip("gradio")
+    from cacovid_cli.app.page import launch
+
+    monkeypatch.setattr(gradio.networking, "url_ok", lambda url: False)
+    with gradio.Blocks() as page:
+        gradio.Markdown("Here.")
+    try:
+        address = launch(page, "127.0.0.1", None, open_browser=False, max_upload_mb=1)
+        assert address.startswith("http://127.0.0.1:")
+        assert not page.share
+    finally:
+        page.close()
+
+
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:

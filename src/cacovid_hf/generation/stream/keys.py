@@ -58,7 +58,7 @@ class KeyValueGroup:
 
 
 class KeyValueMemory:
-    """Groups of keys and values, one a frame, and the words in front of the video in full precision.
+    """Groups of keys and values, one per frame, and the words in front of the video in full precision.
 
     A frame attends to the words in front of it and to the last `window` tokens as they were stored. In each layer, a question attends to the words and to the groups
     whose mean key is most like its mean query, in the order of time.
@@ -174,7 +174,7 @@ class KeyValueMemory:
         if not groups:
             return first
         parts = {name: torch.stack([g.states.parts[name][of] for g in groups], -2) for name in groups[0].states.parts}
-        if "low" in parts:  # one a row, without numbers
+        if "low" in parts:  # one per row, without numbers
             parts |= {name: torch.stack([g.states.parts[name][of] for g in groups], -1) for name in ("low", "step")}
         numbers = unpack(Packed.of(parts, self.per_group, self.settings.bits or 4), self.dtype)
         return torch.cat([first, numbers.flatten(-2).to(first.device)], dim=-1)

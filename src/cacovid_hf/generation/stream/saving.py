@@ -137,7 +137,7 @@ def groups_of(parts: dict[str, Tensor], like: dict[str, Tensor], num_steps: int,
     _check(count > 0 and int(frames.min()) >= 0 and int(frames.max()) < num_steps, "numbers of frames")
     _check(int(places.min()) >= 0 and int(places.max()) < size, "places")
     _check(bool(((frames * size + places).flatten().diff() > 0).all()), "order of tokens")
-    # Clones, lest a group that stays hold them all. The numbers are those of this model, whose type may be another.
+    # Clones, so that a group that stays does not hold them all. The numbers are those of this model, whose type may be another.
     return [{name: parts[name][i].clone().to(one.dtype) for name, one in like.items()} for i in range(count)]
 
 
