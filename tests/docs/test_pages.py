@@ -1,11 +1,13 @@
 """Pages that are done as they are written: every block in order, and what they print is what stands below."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from cacovid_cli.main import main
+from cacovid_hf.tiny import clips
 
 SHARE = re.compile(r"(\d+\.\d)%")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -47,7 +49,7 @@ def test_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before, after = [text for kind, text in blocks("tutorials/train_on_your_videos.md") if kind == "python"]
     (config,) = [text for kind, text in blocks("tutorials/train_on_your_videos.md") if kind == "yaml"]
-    (command,) = [text for kind, text in blocks("tutorials/train_on_your_videos.md") if kind == "bash"]
+    command, ask = [text for kind, text in blocks("tutorials/train_on_your_videos.md") if kind == "bash"]
     names: dict = {}
     exec(before, names)
     Path("config.yaml").write_text(config, encoding="utf-8")
@@ -57,3 +59,7 @@ def test_training(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     exec(after, names)
     assert capsys.readouterr().out.split()
+    with pytest.raises(SystemExit) as exit:
+        main([str(clips()[0].path) if word == "film.mp4" else word for word in shlex.split(ask)[1:]])
+    assert not exit.value.code
+    assert "72 of 288 kept" in capsys.readouterr().out
