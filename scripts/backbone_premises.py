@@ -53,6 +53,11 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
             f"windows of {getattr(text, 'sliding_window', None)} positions count the uncompressed prompt, and flash attention is refused for longer ones",
         ),
         (
+            "generate keeps the positions that it is given",
+            keeps_positions(model),
+            "prepare_inputs_for_generation drops them, and kept tokens would move together: the family is not admitted yet",
+        ),
+        (
             "generate takes inputs_embeds",
             "inputs_embeds" in generation,
             "nothing, if prepare_inputs_for_generation passes on what it does not name",
@@ -73,6 +78,16 @@ def refusal_of_policy(text: PretrainedConfig) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def keeps_positions(model: PreTrainedModel) -> bool:
+    """Return whether stock generation hands explicit positions on (EXAONE 4.5's counts them anew)."""
+    places = torch.tensor([[3, 5]])
+    made = model.prepare_inputs_for_generation(
+        torch.tensor([[5, 6]]), position_ids=places, attention_mask=torch.ones_like(places)
+    )
+    found = made.get("position_ids")
+    return found is not None and found[..., 0].unique().tolist() == [3]
 
 
 def has_own_placeholder(model: PreTrainedModel) -> bool:

@@ -6,7 +6,7 @@ import torch
 from helpers.models import stock_model
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from scripts.backbone_premises import premises
+from scripts.backbone_premises import keeps_positions, premises
 
 FAILS = {
     "qwen2_vl": [],
@@ -40,6 +40,18 @@ def test_a_language_model_that_the_policy_does_not_imitate():
     assert failed[0] == "the full policy imitates a layer of the language model"
     assert "'granite' language model is not known" in failed[1]
     assert failed[1].endswith('See "Add a kind of language model"')
+
+
+def test_generation_that_counts_positions_anew(monkeypatch):
+    model = stock_model("llava_onevision")
+    prepare = type(model).prepare_inputs_for_generation
+
+    def without_positions(self, input_ids, **kwargs):
+        return {**prepare(self, input_ids, **kwargs), "position_ids": None}
+
+    assert keeps_positions(model)
+    monkeypatch.setattr(type(model), "prepare_inputs_for_generation", without_positions)
+    assert not keeps_positions(model)
 
 
 def test_contributing_has_every_premise():
