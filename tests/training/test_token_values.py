@@ -191,8 +191,7 @@ def test_settings_without_effect_are_refused(tmp_path, settings, message):
         ContributionTrainingArguments(str(tmp_path), **(SETTINGS | settings))
 
 
-def test_the_preset_needs_the_steps_of_its_teacher(tmp_path):
-    with pytest.raises(ValueError, match="Give teacher_steps"):
-        ContributionTrainingArguments(str(tmp_path), **CONTRIBUTIONS)
-    args = ContributionTrainingArguments(str(tmp_path), **CONTRIBUTIONS, teacher_steps=80)
-    assert args.objective == "contributions"
+def test_the_preset_goes_on_from_a_policy_or_begins_with_a_teacher(tmp_path):
+    alone = ContributionTrainingArguments(str(tmp_path), **CONTRIBUTIONS)
+    taught = ContributionTrainingArguments(str(tmp_path), **CONTRIBUTIONS, teacher="attention", teacher_steps=80)
+    assert alone.objective == taught.objective == "contributions"

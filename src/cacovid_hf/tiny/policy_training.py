@@ -24,8 +24,8 @@ _SMALL: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "ours": OURS | _SMALL,
-    # Teacher steps are for a run of 200.
-    "contributions": CONTRIBUTIONS | _SMALL | {"teacher_steps": 80},
+    # 10 batches of questions that imitate, for 8 steps each.
+    "contributions": CONTRIBUTIONS | _SMALL | {"teacher": "attention", "teacher_query": "last", "teacher_steps": 80},
     # One token a frame, the least that a budget by frames can have, to four.
     "published": PUBLISHED | {"sampling_ratio": 1 / 36, "ratio_ceiling": 4 / 36, "learning_rate": 1.5e-3},
 }

@@ -67,8 +67,6 @@ CONTRIBUTIONS: dict[str, Any] = OURS | {
     "num_token_rollouts": 24,
     "num_iterations": 8,
     "token_price": 15.0,
-    "teacher": "attention",
-    "teacher_query": "last",
 }
 
 
