@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from ..policies.base import PolicyOutput
 from .arguments import ContributionTrainingArguments
 from .batches import BatchHeader
-from .judge import Examiner
 from .replay import BatchMemory
 
 
@@ -20,7 +19,7 @@ class Learner:
         model: the wrapped model.
         args: the settings.
         note: takes figures of a sample for the log, by name.
-        examiner: has subsets of a video answered, and judges the answers.
+        examiner: a `judge.Examiner`, which has subsets of a video answered and judges the answers.
     """
 
     def __init__(
@@ -28,7 +27,7 @@ class Learner:
         model: PreTrainedModel,
         args: ContributionTrainingArguments,
         note: Callable[..., None],
-        examiner: Examiner,
+        examiner: Any,
     ):
         self.model: Any = model
         self.args, self.note, self.examiner = args, note, examiner
