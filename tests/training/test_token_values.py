@@ -125,8 +125,38 @@ def test_every_objective_has_a_learner():
     assert tuple(LEARNERS) == OBJECTIVES
 
 
-def test_a_sample_is_answered_once_and_learnt_in_every_iteration(tmp_path):
-    _, _, engine = trainer(tmp_path, **SETTINGS, num_iterations=4, steps=8, samples=4)
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_a_sample_is_answered_once_and_learnt_in_every_pass(tmp_path, num_iterations):
+    _, _, engine = trainer(tmp_path, **SETTINGS, num_iterations=num_iterations, steps=12, samples=4)
+    asked, measured, answer, losses_of = [], [], engine.examiner.answer, engine.learner.losses
+
+    def counted(prompts, questions):
+        asked.append(len(questions))
+        return answer(prompts, questions)
+
+    def spy(memory, header, outputs):
+        losses = losses_of(memory, header, outputs)
+        measured.append({video.index: video.measured for video in memory.videos})
+        return losses
+
+    engine.examiner.answer, engine.learner.losses = counted, spy
+    before = engine.backbone.state_dict()["lm_head.weight"].clone()
+    engine.train()
+    # Two batches of two samples, six subsets each.
+    assert asked == [12, 12]
+    assert len(measured) == 12
+    first = measured[0] | measured[num_iterations]
+    assert set(first) == {0, 1, 2, 3}
+    assert all(values is first[index] for batch in measured for index, values in batch.items())
+    assert torch.equal(engine.backbone.state_dict()["lm_head.weight"], before)
+
+
+def test_samples_of_a_stream_are_answered_in_every_pass(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(2))
+
+    _, _, engine = trainer(tmp_path, **SETTINGS, num_iterations=1, steps=3, samples=Stream())
     asked, answer = [], engine.examiner.answer
 
     def counted(prompts, questions):
@@ -134,25 +164,23 @@ def test_a_sample_is_answered_once_and_learnt_in_every_iteration(tmp_path):
         return answer(prompts, questions)
 
     engine.examiner.answer = counted
-    before = engine.backbone.state_dict()["lm_head.weight"].clone()
     engine.train()
-    assert asked == [12, 12]  # two batches of two samples, six subsets each
-    losses = [entry["ranking_loss"] for entry in engine.state.log_history if "ranking_loss" in entry]
-    assert len(losses) == 8
-    assert torch.equal(engine.backbone.state_dict()["lm_head.weight"], before)
+    assert asked == [12, 12, 12]
 
 
 def test_the_policy_learns_which_token_the_answer_hangs_on(tmp_path):
-    """Answers that are likely exactly if one token was kept put that token first, however the policy began."""
+    """Answers that are likely exactly if a token was kept put that token first, though the policy began with three others before it."""
     model, _, engine = trainer(
-        tmp_path, **SETTINGS, num_iterations=4, steps=48, samples=1, learning_rate=1e-2, num_token_rollouts=24
+        tmp_path, **SETTINGS, num_iterations=1, steps=48, samples=1, learning_rate=1e-2, num_token_rollouts=24
     )
-    needed, measure = 6, engine.learner.measure
+    needed, measure = [], engine.learner.measure
 
     def spy(memory, header):
-        start = memory.prompt.layout.videos[0].positions[needed]
+        (video,) = memory.videos
+        needed.append(int(video.old.token_scores.flatten().argsort(descending=True)[3]))
+        place = memory.prompt.layout.videos[0].positions[needed[0]]
         engine.examiner.answer = lambda prompts, questions: [
-            Completion("", 0.9 if start in kept else 0.1) for kept in prompts.kept_indices
+            Completion("", 0.9 if place in kept else 0.1) for kept in prompts.kept_indices
         ]
         measure(memory, header)
 
@@ -160,11 +188,10 @@ def test_the_policy_learns_which_token_the_answer_hangs_on(tmp_path):
     engine.train()
     (memory,) = engine._memories.values()
     with torch.no_grad():
-        found = model.policy(memory.prompt.inputs_embeds, memory.prompt.position_ids, memory.prompt.layout)
-    for one in found:
-        assert one.token_scores.flatten().argmax() == needed
+        (found,) = model.policy(memory.prompt.inputs_embeds, memory.prompt.position_ids, memory.prompt.layout)
+    assert needed == [found.token_scores.flatten().argmax()]
     measured = memory.videos[0].measured
-    assert measured.tokens[measured.values.argmax()] == needed
+    assert measured.tokens[measured.values.argmax()] == needed[0]
 
 
 def test_contributions_follow_a_teacher(tmp_path):

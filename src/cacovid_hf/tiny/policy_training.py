@@ -24,11 +24,11 @@ _SMALL: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "ours": OURS | _SMALL,
-    # 10 batches of questions that imitate, for 8 steps each.
     "contributions": CONTRIBUTIONS | _SMALL | {"teacher": "attention", "teacher_query": "last", "teacher_steps": 80},
     # One token a frame, the least that a budget by frames can have, to four.
     "published": PUBLISHED | {"sampling_ratio": 1 / 36, "ratio_ceiling": 4 / 36, "learning_rate": 1.5e-3},
 }
+PASSES = {"contributions": 8}  # over the questions; else each is new
 SELECTION: dict[str, dict[str, Any]] = {
     "ours": {"policy_attention": "question", **asdict(Selection())},
     "contributions": {"policy_attention": "question", **asdict(Selection())},
@@ -91,7 +91,7 @@ def train_policy(
     model = CaCoVidForConditionalGeneration.from_backbone(
         backbone, base_model_name_or_path=None, **(SELECTION[preset] | (selection or {}))
     )
-    samples = -(-steps // args.num_iterations) * batch_size
+    samples = -(-steps // (args.num_iterations * PASSES.get(preset, 1))) * batch_size
     callbacks = [] if watch is None else [_Watch(model, watch, watch_every)]
     if dataset is None:
         dataset = QuestionDataset(samples, seed=seed)

@@ -65,7 +65,8 @@ OURS: dict[str, Any] = {
 CONTRIBUTIONS: dict[str, Any] = OURS | {
     "objective": "contributions",
     "num_token_rollouts": 24,
-    "num_iterations": 8,
+    "num_iterations": 1,
+    "num_train_epochs": 8.0,
     "token_price": 15.0,
 }
 
@@ -100,7 +101,7 @@ class ContributionTrainingArguments(TrainingArguments):
 
     Args:
         objective: what the policy learns from, behind the steps of a teacher. `"cpo"` (paper): rewards of random subsets. `"contributions"` (ours):
-            values of single tokens, measured at a sample's first iteration (see `token_values`). Its subsets are drawn in a way of their own, over the
+            values of single tokens, measured when a sample is first met and learnt in every pass (see `contributions`). Its subsets are drawn in a way of their own, over the
             whole video, so `sampler`, the settings of the loss and the moving ratio are without effect.
         num_iterations: optimiser steps on each batch of samples.
         num_token_rollouts: subsets a sample and iteration that the token scores choose, the greedy one included.

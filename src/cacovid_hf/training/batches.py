@@ -23,12 +23,14 @@ class BatchHeader:
         slot: which of the batches of one optimiser step in this process.
         epoch: pass over the data.
         numbers: of the samples, their places in the pass; empty where there are none left for this process.
+        indices: of the samples in the dataset, the same in every pass; empty for a stream.
     """
 
     iteration: int
     slot: int
     epoch: int
     numbers: tuple[int, ...]
+    indices: tuple[int, ...] = ()
 
 
 def is_stream(dataset: Any) -> bool:
@@ -134,14 +136,15 @@ class SampleBatches(Sampler):
         return torch.randperm(size, generator=_generator(seed)).tolist()
 
     def _one_pass(self, epoch: int, samples: Iterator[Any]) -> Iterator[list[Any]]:
-        first = 0
+        first, is_known = 0, not is_stream(self.dataset)
         while group := list(islice(samples, self.samples_per_step)):
             for iteration in range(self.repeats):
                 for slot in range(self.batches_per_step):
                     start = (slot * self.num_processes + self.process_index) * self.batch_size
                     part = group[start : start + self.batch_size]
                     numbers = tuple(range(first + start, first + start + len(part)))
-                    yield [BatchHeader(iteration, slot, epoch, numbers), *(part if iteration == 0 else ())]
+                    header = BatchHeader(iteration, slot, epoch, numbers, tuple(part) if is_known else ())
+                    yield [header, *(part if iteration == 0 else ())]
             first += len(group)
 
 

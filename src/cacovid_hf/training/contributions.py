@@ -1,4 +1,6 @@
-"""Learning what single tokens contribute, from a few rollouts a sample that every iteration on it uses again (ours)."""
+"""Learning what single tokens contribute, from a few rollouts a sample that every later pass over the data uses again (ours)."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,16 +10,29 @@ from .batches import BatchHeader, sample_generator
 from .learner import Learner
 from .replay import BatchMemory
 from .rollouts import select_subsets
-from .token_values import draw_among_likely, ranking_loss, token_values
+from .token_values import TokenValues, draw_among_likely, ranking_loss, token_values
 
 
 class ContributionRanking(Learner):
-    """Measures the tokens that the policy finds likely at a sample's first iteration, and learns their order in all iterations."""
+    """Measures the tokens that the policy finds likely when it first meets a sample, and learns their order then and in all later passes.
+
+    What was measured is kept by the sample's place in the dataset, in each process by itself and not in checkpoints. So a sample that comes to another
+    process, or back after a resumption, is measured again. Samples of a stream have no place, and are measured in every pass.
+    """
+
+    def __init__(self, *of_all: Any):
+        super().__init__(*of_all)
+        self._known: dict[int, TokenValues] = {}
 
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return how far the scores are from the measured order, one loss per video."""
         if header.iteration == 0:
-            self.measure(memory, header)
+            known = [self._known.get(-1 if video.index is None else video.index) for video in memory.videos]
+            if all(known):
+                for video, measured in zip(memory.videos, known, strict=True):
+                    video.measured = measured
+            else:
+                self.measure(memory, header)
         losses = []
         for video, output in zip(memory.videos, outputs, strict=True):
             generator = sample_generator(self.args.seed, header, video.number, "ranking")
@@ -41,5 +56,7 @@ class ContributionRanking(Learner):
         groups = rewards.split([*map(len, keeps)])
         for video, keep, (_, likely), group in zip(memory.videos, keeps, drawn, groups, strict=True):
             video.measured = token_values(keep, group, likely)
+            if video.index is not None:
+                self._known[video.index] = video.measured
             self.note(reward=group.mean(), greedy_reward=group[0], sampling_ratio=video.ratio)
             self.note(misleading=(video.measured.values < -self.args.token_price / keep.shape[1]).float().mean())

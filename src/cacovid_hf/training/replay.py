@@ -59,6 +59,7 @@ class VideoMemory:
         question: what the answers are judged by.
         number: the sample's place in the pass.
         ratio: the current sampling ratio.
+        index: the sample's place in the dataset; None in a stream.
         old: the policy's output at the first iteration.
         tokens: the replay memory of the token rollouts, those of earlier iterations first.
         frames: likewise of the frame rollouts; None without them.
@@ -70,6 +71,7 @@ class VideoMemory:
     question: Question
     number: int
     ratio: float
+    index: int | None = None
     old: PolicyOutput = field(init=False, repr=False)
     tokens: Rollouts = field(init=False, repr=False)
     frames: Rollouts | None = field(init=False, repr=False)

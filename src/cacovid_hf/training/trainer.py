@@ -123,11 +123,10 @@ class ContributionTrainer(SampleEngine):
         header, questions = batch["header"], batch.get("questions", [])
         if not questions:
             return BatchMemory(empty_prompt(self.full_model.policy.config.hidden_size, self.args.device), [])
-        numbers = [header.numbers[place] for place in batch.get("places", range(len(questions)))]
-        videos = [
-            VideoMemory(question, number, first_ratio(self.args, header, number))
-            for question, number in zip(questions, numbers, strict=True)
-        ]
+        videos = []
+        for question, place in zip(questions, batch.get("places", range(len(questions))), strict=True):
+            number, index = header.numbers[place], header.indices[place] if header.indices else None
+            videos.append(VideoMemory(question, number, first_ratio(self.args, header, number), index))
         return BatchMemory(self._embed(batch["inputs"]), videos)
 
     @torch.no_grad()
