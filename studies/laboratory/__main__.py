@@ -30,7 +30,7 @@ from studies.laboratory.headroom import by_kind, headroom, seen, share
 from studies.laboratory.mechanism import exchanged, groups
 from studies.laboratory.packing import answered_right as right_of
 from studies.laboratory.packing import everything
-from studies.laboratory.policies import RECIPES, policy_scores, train
+from studies.laboratory.policies import CONTRIBUTION_QUESTIONS, RECIPES, policy_scores, train
 from studies.laboratory.prompts import Prompts
 from studies.laboratory.questions import (
     ALL_KINDS,
@@ -52,7 +52,7 @@ from studies.questions import answered_right
 
 SEEDS, STRENGTHS = (0, 1, 2), (80, 90, 97)  # of the reader; percent with all tokens, named before anything was measured
 READING_CLIPS, TRAINING_CLIPS, VALIDATION_CLIPS, REPORTED_CLIPS = 400, 220, 24, 48
-CONTRIBUTION_QUESTIONS, _AT_ONCE = 1600, 100
+_AT_ONCE = 100  # questions, between two saves
 PER_KIND = {TRAINING: 4, VALIDATION: 2, REPORTED: 2}
 METHODS = ("uniform", "random", "divprune", "vidcom2", "evs", "vcast", "simplecluster", "gleanvid", "infomerge", "marc")
 METHOD_BUDGETS = (3, 5, 14, 28, 72)  # 1 to 25 %
@@ -228,7 +228,7 @@ class Laboratory:
         model = self.wrapped(seed, strength, settings.policy_type, seed)
         training = self.asked(seed, TRAINING, TRAINING_CLIPS)
         attention = self.attention(seed, strength, TRAINING, TRAINING_CLIPS)
-        once = settings.contribution_steps and not settings.in_a_row
+        once = settings.contribution_steps and not (settings.in_a_row or settings.by_policy)
         measured = self.contributions(seed, strength)[0] if once else None
         logs = train(model, training, attention, settings, seed, measured)
         _save(self.policy_path(seed, strength, recipe), model.policy.state_dict())

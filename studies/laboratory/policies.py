@@ -19,6 +19,7 @@ from studies.laboratory.questions import NUM_TOKENS, Asked
 from studies.laboratory.scores import Attended
 from studies.miniature import ITERATIONS, learn, token_scores
 
+CONTRIBUTION_QUESTIONS = 1600
 IMITATION_RATE, IMITATION_BATCH = 1.5e-3, 32
 ROLLOUT_RATE, ROLLOUT_BATCH, ROLLOUTS = 3e-4, 32, 12
 
@@ -31,8 +32,9 @@ class Recipe:
         teacher: `"question"` or `"last"` (attention, mean over the layers), or `"evidence"` (labels, which no method has); None: none.
         steps: optimiser steps that imitate.
         contribution_steps: optimiser steps that learn the order of measured contributions, after them.
-        in_a_row: 0: contributions of the tokens that attention finds likely, measured once, each question in many steps. More: as the library's
-            trainer has it, of the tokens that the policy finds likely, each question in so many steps and never again.
+        by_policy: contributions of the tokens that the policy finds likely, as the library's trainer has it; else that attention finds likely.
+        in_a_row: 0: each question that is measured comes back in passes over all. More: it is in so many steps and never again, which was the
+            trainer's first form.
         rollout_questions: questions that rollouts follow on.
         tokens: in a rollout, one of them a question in turn.
         policy_type: see `CaCoVidConfig`.
@@ -42,6 +44,7 @@ class Recipe:
     teacher: str | None = None
     steps: int = 0
     contribution_steps: int = 0
+    by_policy: bool = False
     in_a_row: int = 0
     rollout_questions: int = 0
     tokens: tuple[int, ...] = (5,)
@@ -59,6 +62,9 @@ RECIPES = {
     "imitation, then rollouts of 1 to 14": Recipe("last", steps=250, rollout_questions=2000, tokens=(1, 2, 5, 14)),
     "imitation, then contributions": Recipe("last", steps=250, contribution_steps=400),
     "imitation, then contributions, as the trainer": Recipe("last", steps=250, contribution_steps=400, in_a_row=8),
+    "imitation, then contributions by its own choice": Recipe(
+        "last", steps=250, contribution_steps=400, by_policy=True
+    ),
     "contributions": Recipe(contribution_steps=400),
     "full, imitation, then contributions": Recipe("last", steps=250, contribution_steps=400, policy_type="full"),
     "residual, imitation, then contributions": Recipe(
@@ -108,6 +114,8 @@ def train(
     if recipe.in_a_row:
         logs["contributions"] = _measure_and_rank(model, asked, recipe, generator)
     elif recipe.contribution_steps:
+        if recipe.by_policy:
+            contributions = _measured_by_policy(model, asked, generator)
         assert contributions is not None
         logs["contributions"] = _rank(model, asked, contributions, recipe.contribution_steps, generator)
     if recipe.rollout_questions:
@@ -155,9 +163,19 @@ def _rank(model: Any, asked: Asked, measured: Contributions, steps: int, generat
     return _descend(model, asked, order, loss)
 
 
+@torch.no_grad()
+def _measured_by_policy(model: Any, asked: Asked, generator: torch.Generator) -> Contributions:
+    """Contributions of some questions' tokens that the policy finds likely."""
+    order = _order(asked, CONTRIBUTION_QUESTIONS, generator)
+    parts = []
+    for numbers, batch in zip(order.split(IMITATION_BATCH), Prompts(model, asked, IMITATION_BATCH, order), strict=True):
+        scores = torch.stack([score.flatten() for score in token_scores(model, batch)])
+        parts.append(vars(measure(model.backbone, asked, scores, numbers, generator)))
+    return Contributions(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
 def _measure_and_rank(model: Any, asked: Asked, recipe: Recipe, generator: torch.Generator) -> list[float]:
-    """Learn as `ContributionTrainer` does: the policy says which tokens are likely, and each batch is trained on at once, for several steps."""
-    reader = model.backbone
+    """The policy says which tokens are likely, and each batch is trained on at once, for several steps."""
     order = _order(asked, recipe.contribution_steps // recipe.in_a_row * IMITATION_BATCH, generator)
     batches = order.split(IMITATION_BATCH)
     found: dict[int, TokenValues] = {}
@@ -165,7 +183,7 @@ def _measure_and_rank(model: Any, asked: Asked, recipe: Recipe, generator: torch
     def measured(numbers: list[int], outputs: list[PolicyOutput]) -> None:
         scores = torch.stack([output.token_scores.detach().flatten() for output in outputs])
         with torch.no_grad():
-            values = measure(reader, asked, scores, torch.tensor(numbers), generator).measured()
+            values = measure(model.backbone, asked, scores, torch.tensor(numbers), generator).measured()
         found.clear()
         found.update(zip(numbers, values, strict=True))
 

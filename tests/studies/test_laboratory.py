@@ -9,7 +9,7 @@ from helpers.laboratory import write_language_model
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.attention import video_attention
 from cacovid_hf.tiny.synthetic import dense_frames, make_clip
-from studies.laboratory import table
+from studies.laboratory import policies, table
 from studies.laboratory.__main__ import RECIPES, RIVALS, Laboratory, jobs, waits_for
 from studies.laboratory.contributions import DRAWS, SIZE, measure
 from studies.laboratory.headroom import headroom
@@ -263,7 +263,22 @@ def test_a_policy_learns_measured_contributions(laboratory):
     assert "imitation" not in logs
 
 
-def test_as_the_trainer_each_batch_is_measured_once_and_learnt_in_a_row(laboratory):
+def test_what_a_policy_finds_likely_is_measured_and_learnt_in_passes(laboratory, monkeypatch):
+    model, _, asked = laboratory
+    monkeypatch.setattr(policies, "CONTRIBUTION_QUESTIONS", 40)
+    torch.manual_seed(0)
+    wrapped = CaCoVidForConditionalGeneration.from_backbone(
+        model, policy_type="light", contribution_share=1.0, scope="tokens"
+    )
+    likely = policy_scores(wrapped, asked).flatten(0, 1)
+    found = policies._measured_by_policy(wrapped, asked, torch.Generator().manual_seed(0))
+    assert len(found.questions) == 40
+    assert torch.equal(found.likely, likely[found.questions].topk(2 * SIZE, dim=1).indices)
+    logs = train(wrapped, asked, attended(model, asked), Recipe(contribution_steps=6, by_policy=True), seed=0)
+    assert len(logs["contributions"]) == 6
+
+
+def test_each_batch_is_measured_once_and_learnt_in_a_row(laboratory):
     model, _, asked = laboratory
     torch.manual_seed(0)
     wrapped = CaCoVidForConditionalGeneration.from_backbone(

@@ -452,12 +452,12 @@ def test_batches_repeat_step_by_step():
     batches = SampleBatches(list(range(5)), batch_size=1, batches_per_step=2, repeats=3)
     seen = list(batches)
     assert seen[:4] == [
-        [BatchHeader(0, 0, 0, (0,)), 0],
-        [BatchHeader(0, 1, 0, (1,)), 1],
-        [BatchHeader(1, 0, 0, (0,))],
-        [BatchHeader(1, 1, 0, (1,))],
+        [BatchHeader(0, 0, 0, (0,), (0,)), 0],
+        [BatchHeader(0, 1, 0, (1,), (1,)), 1],
+        [BatchHeader(1, 0, 0, (0,), (0,))],
+        [BatchHeader(1, 1, 0, (1,), (1,))],
     ]
-    assert seen[-2:] == [[BatchHeader(2, 0, 0, (4,))], [BatchHeader(2, 1, 0, ())]]
+    assert seen[-2:] == [[BatchHeader(2, 0, 0, (4,), (4,))], [BatchHeader(2, 1, 0, (), ())]]
     assert len(seen) == len(batches) == 3 * 2 * 3
 
 
@@ -481,6 +481,7 @@ def test_each_pass_has_its_own_order():
     for epoch in (0, 1, 0):
         batches.set_epoch(epoch)
         orders.append(next(iter(batches))[1:])
+        assert orders[-1] == list(next(iter(batches))[0].indices)
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[1]) == list(range(20))
 
