@@ -22,13 +22,13 @@ class ContributionRanking(Learner):
 
     def __init__(self, *of_all: Any):
         super().__init__(*of_all)
-        self._known: dict[int, TokenValues] = {}
+        self._known: dict[int | None, TokenValues] = {}
 
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return how far the scores are from the measured order, one loss per video."""
         if header.iteration == 0:
-            known = [self._known.get(-1 if video.index is None else video.index) for video in memory.videos]
-            if all(known):
+            known = [self._known[video.index] for video in memory.videos if video.index in self._known]
+            if len(known) == len(memory.videos):
                 for video, measured in zip(memory.videos, known, strict=True):
                     video.measured = measured
             else:
