@@ -1,5 +1,6 @@
 """What the README shows is what happens: its snippet prints what stands below it; and the links of all pages lead somewhere."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from helpers.small_training import trainer
 from cacovid_hf import CaCoVidForConditionalGeneration, __version__
 from cacovid_hf.backbones import BACKBONES
 from cacovid_hf.compressors import COMPRESSORS
+from studies.laboratory.table import BEST, FOLDER, answers, mean_and_error
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -93,9 +95,19 @@ def test_accuracies_are_those_of_the_evidence():
         assert row.replace("**", "") in tables, row
     by_method = {row.split(" | ")[0].strip("| *"): row.strip("|").split(" | ") for row in rows}
     results = README.split("## Results")[1].split("\n## ")[0]
-    ours, full = re.findall(r"answers? (\d+\.\d ± \d\.\d) %", results)
+    ours, full, *_ = re.findall(r"answers? (\d+\.\d ± \d\.\d) %", results)
     assert ours == by_method["ours"][4].strip()  # at 10 %
     assert full == by_method["all tokens"][4].strip()
+
+
+def test_accuracies_of_the_laboratory_are_those_of_its_cells():
+    results = README.split("## Results")[1].split("SmolLM2-135M")[1]
+    found = answers(FOLDER, 80)
+    shown = [mean_and_error([*found[name]["5"].values()]) for name in (BEST, "imitation of the last token")]
+    whole = [json.loads((FOLDER / f"headroom__{seed}__80.json").read_text())["all"] for seed in (0, 1, 2)]
+    error = sum(one["standard_error"] ** 2 for one in whole) ** 0.5 / 3
+    shown.append((100 * sum(one["mean"] for one in whole) / 3, 100 * error))
+    assert re.findall(r"(\d+\.\d ± \d\.\d) %", results) == [f"{mean:.1f} ± {error:.1f}" for mean, error in shown]
 
 
 def test_the_program_for_a_real_model_runs(tmp_path):
