@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,21 @@ def quiet_libraries(bars: bool, warnings: bool = False) -> Iterator[None]:
         hub_logging.set_verbosity(hub_verbosity)
         if had_bars:
             logging.enable_progress_bar()
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened at, before a model is loaded for it.
+
+    Raises:
+        ValueError: another program listens there, or this machine has no such address.
+    """
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{host}:{port} cannot be listened at ({(error.strerror or str(error)).partition(' (while')[0]}): choose another --port or --host."
+        ) from None
 
 
 def is_loopback(host: str) -> bool:

@@ -12,7 +12,7 @@ from .backbones import backbone_family
 from .checkpoints.loading import check_backbone, load_stock_model
 from .checkpoints.stock_processor import load_stock_processor
 from .configuration import CaCoVidConfig
-from .hub.source import PROCESSOR_FILES, Source
+from .hub.source import PROCESSOR_FILES, Source, is_absent_folder
 from .modeling import CaCoVidForConditionalGeneration
 from .processing import with_video_reader
 from .utils.blame import one_line
@@ -31,6 +31,10 @@ def load_config(name: str | os.PathLike, revision: str | None = None) -> PreTrai
     if revision is not None and os.path.isdir(name):
         raise ValueError(f"revision={revision!r} is for a Hub id, and {os.fspath(name)} is a folder: leave it out.")
     shown = os.fspath(name) or "''"
+    if is_absent_folder(shown):
+        raise _not_loaded(shown, "there is no such folder here")
+    if os.path.isfile(name):
+        raise _not_loaded(shown, "it is a file")
     try:
         if os.path.isdir(name):
             Source(os.fspath(name), {}).config()  # its sizes

@@ -294,8 +294,8 @@ BROKEN = {
     ),
     "missing backbone": (
         lambda p: edit_config(p, base_model_name_or_path="/nowhere/at/all"),
-        (OSError, ValueError),
-        "/nowhere/at/all",
+        OSError,
+        r"/nowhere/at/all .* \(there is no such folder here\): go to where it is, or give backbone=",
     ),
     "unknown attention": (
         lambda p: edit_config(p, policy_attention="all"),

@@ -154,7 +154,14 @@ BAD_INPUT = {
     "map below a file": ((*ASK, "--save-map", "text.mp4/map.png"), "No map can be written to text.mp4/map.png"),
     "map on a folder": ((*ASK, "--save-map", "."), "give a name that ends in .png"),
     "map of another type": ((*ASK, "--save-map", "map.jpg"), "give a name that ends in .png"),
-    "missing model": (("ask", "clip.mp4", QUESTION, "--model", "./gone"), "./gone cannot be loaded"),
+    "missing model": (
+        ("ask", "clip.mp4", QUESTION, "--model", "./gone"),
+        "./gone cannot be loaded (there is no such folder here)",
+    ),
+    "video for a model": (
+        ("ask", "clip.mp4", QUESTION, "--model", "clip.mp4"),
+        "clip.mp4 cannot be loaded (it is a file)",
+    ),
     "no model in it": (("ask", "clip.mp4", QUESTION, "--model", "no model"), "no model cannot be loaded"),
     "unreachable id": (("ask", "clip.mp4", QUESTION, "--model", "nobody/nothing"), "nobody/nothing cannot be loaded"),
     "revision of a folder": ((*ASK, "--revision", "v2"), "revision='v2' is for a Hub id, and llava_onevision is a"),

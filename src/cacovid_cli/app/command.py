@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..terminal import Revision, is_loopback, progress, quiet_libraries
+from ..terminal import Revision, check_address, is_loopback, progress, quiet_libraries
 
 _EMBEDDED = (
     "The embedded tiny model knows its own synthetic clips only. Start the page with --model for videos of your own."
@@ -44,6 +44,7 @@ def app(
     name = tiny.model_path() if model is None else model
     with quiet_libraries(bars=model is not None):
         config = auto.load_config(name, revision)
+        check_address(host, port)
         processor = auto.load_processor(name, config, revision)
         studio = Studio(auto.load_model(name, config, revision), processor)
         with progress("Warming up"):

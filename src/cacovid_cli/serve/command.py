@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..terminal import Method, Revision, is_loopback, progress, quiet_libraries
+from ..terminal import Method, Revision, check_address, is_loopback, progress, quiet_libraries
 from .limits import Limits
 
 _MIB = 1 << 20
@@ -114,7 +114,7 @@ def serve(
     ratio = None if retention_ratio is None else parse_ratio(retention_ratio, "--retention-ratio")
     if compressor is not None:
         check_method(compressor)
-    server.check_address(host, port)
+    check_address(host, port)
     limits = Limits(
         api_keys=tuple(api_key or ()),
         hosts=_hosts(host, allowed_hosts),

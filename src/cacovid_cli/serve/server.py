@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import socket
 
 import uvicorn
 from transformers import PreTrainedModel, ProcessorMixin
@@ -42,21 +41,6 @@ def uvicorn_config(
         h11_max_incomplete_event_size=_MOST_HEADERS,
         timeout_graceful_shutdown=max(1, round(limits.shutdown_seconds)),
     )
-
-
-def check_address(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened at, before a model is loaded for it.
-
-    Raises:
-        ValueError: another program listens there, or this machine has no such address.
-    """
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"{host}:{port} cannot be listened at ({(error.strerror or str(error)).partition(' (while')[0]}): choose another --port or --host."
-        ) from None
 
 
 def serve(

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from .._compat import PRIVATE_LOADING_ARGUMENTS, attention_implementation
 from ..backbones import backbone_family
 from ..configuration import CaCoVidConfig
-from ..hub.source import BACKBONE_FOLDER, HUB_ARGUMENTS, Source, load_weights
+from ..hub.source import BACKBONE_FOLDER, HUB_ARGUMENTS, Source, is_absent_folder, load_weights
 from ..policies.base import Policy
 from ..policies.factory import check_policy_size, make_policy
 from ..policies.settings import PolicySettings
@@ -128,9 +128,11 @@ def load_backbone(
     except OSError as error:
         if backbone is not None or config.includes_backbone:
             raise
+        gone = is_absent_folder(place.name)
+        reason = "there is no such folder here" if gone else " ".join(str(error).split())
         raise OSError(
-            f"The backbone {place.name} that {source.name} was made for cannot be loaded ({' '.join(str(error).split())}): give backbone= (an id, a "
-            "folder or a model)."
+            f"The backbone {place.name} that {source.name} was made for cannot be loaded ({reason}): "
+            f"{'go to where it is, or ' if gone else ''}give backbone= (an id, a folder or a model)."
         ) from error
 
 

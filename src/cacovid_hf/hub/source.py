@@ -229,6 +229,11 @@ class Source:
         return tensors
 
 
+def is_absent_folder(name: str) -> bool:
+    """Whether a name can only be a folder's, and there is none: the Hub's reason would be about its ids."""
+    return name.startswith((".", "~", os.sep)) and not os.path.isdir(name)
+
+
 def cached_commit(name: str | None) -> str | None:
     """Return the commit of a repository whose files were loaded from the Hub's cache; None if that holds several, or none."""
     if not name or os.path.isdir(name):

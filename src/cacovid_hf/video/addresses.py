@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, BinaryIO, cast
 from urllib import request
+from urllib.error import URLError
 from urllib.parse import unquote
 
 from .limits import current_guard
@@ -244,7 +245,8 @@ def _download(address: str, file: BinaryIO, rules: AddressRules) -> None:
                 raise OSError(f"it ends after {size} of {announced} bytes")
     except (OSError, HTTPException, ValueError) as error:
         late = time.monotonic() > ends
-        reason = f"it takes longer than {rules.max_seconds:g} s, the limit" if late else error
+        inner = error.reason if type(error) is URLError else error  # which prints as "<urlopen error ...>"
+        reason = f"it takes longer than {rules.max_seconds:g} s, the limit" if late else inner
         raise ValueError(
             f"{shown(address)} cannot be fetched ({reason}): check the address, or download it and give its path."
         ) from error

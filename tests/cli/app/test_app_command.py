@@ -25,3 +25,13 @@ def test_a_model_that_is_not_there(capsys):
         main(["app", "--model", "/nowhere"])
     assert ended.value.code == 2
     assert "/nowhere" in capsys.readouterr().err
+
+
+def test_a_host_that_is_none(capsys):
+    pytest.importorskip("gradio")
+    with pytest.raises(SystemExit) as ended:
+        main(["app", "--host", "a.invalid"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cacovid: error: a.invalid:7860 cannot be listened at (")
+    assert error.count("\n") == 1
