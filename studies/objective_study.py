@@ -92,8 +92,7 @@ def main() -> None:
         "command": command(),
         **environment(),
         "notes": NOTES,
-        "questions": options.questions,
-        "question_seed": REPORTED_SEED,
+        "config": {"questions": options.questions, "seeds": options.seeds, "question_seed": REPORTED_SEED},
         "rows": {},
     }
     result = GrowingResult(options.output, "objective_study", record)

@@ -100,12 +100,14 @@ def main() -> None:
         "command": command(),
         **environment(),
         "notes": NOTES,
-        "steps": options.steps,
-        "batch_size": options.batch,
-        "iterations": 2,
-        "seed": options.seed,
-        "questions": options.questions,
-        "question_seed": REPORTED_SEED,
+        "config": {
+            "steps": options.steps,
+            "batch_size": options.batch,
+            "iterations": 2,
+            "seed": options.seed,
+            "questions": options.questions,
+            "question_seed": REPORTED_SEED,
+        },
         "rows": {},
     }
     result = GrowingResult(options.output, "residual_study", record)

@@ -74,9 +74,23 @@ def before_after_table(record: dict[str, Any]) -> list[str]:
     return [f"{commits}, {record['config']['rounds']} rounds.", "", *lines]
 
 
+def accuracy_table(record: dict[str, Any]) -> list[str]:
+    """Rows: trainings; columns: accuracy by ratio, in percent with standard errors."""
+    rows = record["rows"]
+    ratios = next(iter(rows.values()))["ratios"]
+    heads = [ratio if ratio == "auto" else f"{100 * float(ratio):.2g} %" for ratio in ratios]
+    lines = [f"| trained | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name, row in rows.items():
+        cells = (f"{100 * one['accuracy']:.1f} ± {100 * one['standard_error']:.1f}" for one in row["ratios"].values())
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [f"{record['config']['questions']} fresh questions, accuracy in %.", "", *lines]
+
+
 TABLES = {
     "before_after": before_after_table,
     "budget_study": budget_table,
+    "objective_study": accuracy_table,
+    "residual_study": accuracy_table,
     "rollouts": rollouts_table,
     "search_study": search_table,
 }

@@ -133,7 +133,7 @@ def test_a_killed_save_loads_by_every_way(processes, older, versions, tmp_path):
     for bad in ("../elsewhere", ".saving-", 3):
         config = json.loads((tmp_path / "copy" / "config.json").read_text())
         (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, KEY: bad}))
-        with pytest.raises(ValueError, match="no folder of ours"):
+        with pytest.raises(ValueError, match="which is not a folder that this package writes"):
             CaCoVidForConditionalGeneration.from_pretrained(tmp_path / "copy")
 
 

@@ -30,9 +30,14 @@ def test_rows_are_those_of_the_stock_kernel(name):
     def leave(module, args, kwargs, output):
         weights.append(output[1][0, :, queries].mean(dim=0))
 
+    embeds = torch.randn(1, LENGTH, SIZES["hidden_size"])
+    if getattr(
+        model.config, "hidden_size_per_layer_input", 0
+    ):  # looked up by ids, which the stock model finds by their embeddings
+        embeds = model.get_input_embeddings()(torch.randint(3, 30, (1, LENGTH))).detach()
     with torch.no_grad(), attached(*(Hook(attention, pre=enter, post=leave) for attention in attending)):
         model(
-            inputs_embeds=torch.randn(1, LENGTH, SIZES["hidden_size"]),
+            inputs_embeds=embeds,
             position_ids=positions,
             attention_mask=torch.ones(1, LENGTH, dtype=torch.long),
         )

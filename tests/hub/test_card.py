@@ -122,8 +122,8 @@ def test_a_card_of_somebody_else_is_kept(model, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no evaluation that a card can quote"),
-        ('{"benchmark": "prefill"}', "no evaluation that a card can quote"),
+        ("{", "is not an evaluation that a card can quote"),
+        ('{"benchmark": "prefill"}', "is not an evaluation that a card can quote"),
         (
             '{"benchmark": "evaluation", "cells": [{"score": {"value": 0.5}, "model": {"policy_trained": false}}]}',
             "untrained policy",
