@@ -101,7 +101,7 @@ GEMMA4 = {
 
 
 @pytest.mark.skipif(
-    older_transformers(BACKBONES["gemma4"].since), reason=f"needs transformers {BACKBONES['gemma4'].since}"
+    bool(older_transformers(BACKBONES["gemma4"].since)), reason=f"needs transformers {BACKBONES['gemma4'].since}"
 )
 @pytest.mark.parametrize("prompt", ["ragged batch", "image beside video"])
 @pytest.mark.parametrize("kind", GEMMA4)
