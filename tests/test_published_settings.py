@@ -8,6 +8,7 @@ from helpers.media import write_video
 from helpers.models import FAMILIES
 from helpers.published import PUBLISHED, published_model, published_processor
 from transformers import Gemma4ImageProcessor
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -22,6 +23,12 @@ def clip(tmp_path_factory):
     """Two seconds of four pictures of 320 x 180 each."""
     pictures = np.random.default_rng(0).integers(0, 255, (8, 180, 320, 3), dtype=np.uint8)
     return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", list(pictures), fps=4)
+
+
+@pytest.fixture(autouse=True)
+def own_default_size(monkeypatch):
+    """Stock writes `max_pixels` of one video processor into its class, where those of later tests would find it."""
+    monkeypatch.setattr(Qwen2VLVideoProcessor, "size", {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768})
 
 
 def test_every_family_has_its_facts():
