@@ -151,6 +151,29 @@ def test_a_sample_is_answered_once_and_learnt_in_every_pass(tmp_path, num_iterat
     assert torch.equal(engine.backbone.state_dict()["lm_head.weight"], before)
 
 
+def test_a_sample_is_answered_once_where_the_teacher_ends_within_a_pass(tmp_path):
+    """Batches then mix samples that are known with such as are not."""
+    _, _, engine = trainer(
+        tmp_path, **SETTINGS, num_iterations=1, samples=8, steps=16, teacher="attention", teacher_steps=2
+    )
+    asked, answer = [], engine.examiner.answer
+
+    def counted(prompts, questions):
+        asked.append(len(questions))
+        return answer(prompts, questions)
+
+    engine.examiner.answer = counted
+    engine.train()
+    assert sum(asked) == 8 * 6
+    engine.train()
+    assert sum(asked) == 2 * 8 * 6, "another run begins from nothing"
+
+
+def test_what_is_kept_of_a_sample_is_small(tmp_path):
+    _, likely = draw_among_likely(torch.randn(8, 36, generator=seeded()), 5 / 288, 24, generator=seeded())
+    assert likely.untyped_storage().nbytes() == 10 * 8
+
+
 def test_samples_of_a_stream_are_answered_in_every_pass(tmp_path):
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -177,7 +200,8 @@ def test_the_policy_learns_which_token_the_answer_hangs_on(tmp_path):
 
     def spy(memory, header):
         (video,) = memory.videos
-        needed.append(int(video.old.token_scores.flatten().argsort(descending=True)[3]))
+        if not needed:
+            needed.append(int(video.old.token_scores.flatten().argsort(descending=True)[3]))
         place = memory.prompt.layout.videos[0].positions[needed[0]]
         engine.examiner.answer = lambda prompts, questions: [
             Completion("", 0.9 if place in kept else 0.1) for kept in prompts.kept_indices
@@ -211,6 +235,10 @@ def test_contributions_follow_a_teacher(tmp_path):
         ({"num_frame_rollouts": 8}, "num_frame_rollouts=8 has no effect with objective='contributions'"),
         ({"retention_weight": 0.5}, "retention_weight=0.5 has no effect with objective='contributions'"),
         ({"teacher": "attention"}, "objective='contributions' is never reached"),
+        ({"teacher": "attention", "teacher_steps": 40, "max_steps": 40}, "objective='contributions' is never reached"),
+        ({"token_price": 1.0}, "token_price=1.0 has no effect"),
+        ({"sampling_ratio": 0.5}, "sampling_ratio=0.5 leaves no unlikely tokens"),
+        ({"num_token_rollouts": 2}, "num_token_rollouts=2 tells nothing"),
     ],
 )
 def test_settings_without_effect_are_refused(tmp_path, settings, message):

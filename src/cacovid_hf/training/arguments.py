@@ -15,6 +15,7 @@ from .rewards import REWARDS, SCORED_REWARDS, Reward, resolve_reward
 from .sampling import SAMPLERS, SAMPLING_SCOPES
 
 TEACHERS = ("attention",)
+_LEAST_SUBSETS = 6  # of a sample, for values of its tokens
 OBJECTIVES = ("cpo", "contributions")
 ADVANTAGES = ("joint", "by_token", "by_reward")
 CURRICULA = ("images",)
@@ -32,6 +33,7 @@ _UNSERVED = {
 # What numbers may be: bounds, and whether the lower one is among them.
 _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "token_price": (0.0, math.inf, True),
+    "least_value": (0.0, math.inf, True),
     "retention_weight": (0.0, math.inf, True),
     "retention_floor": (0.0, 1.0, True),
     "kl_weight": (0.0, math.inf, True),
@@ -67,7 +69,6 @@ CONTRIBUTIONS: dict[str, Any] = OURS | {
     "num_token_rollouts": 24,
     "num_iterations": 1,
     "num_train_epochs": 8.0,
-    "token_price": 15.0,
 }
 
 
@@ -109,8 +110,9 @@ class ContributionTrainingArguments(TrainingArguments):
         sampler: how token subsets are drawn: `"ocss"` (paper), `"multinomial"` (Gumbel top-k) or `"random"`, all of a given size; or
             `"bernoulli"` (ours), every token by its own keep probability, for a policy that also decides how many (tokens are then not balanced in
             the loss, see `cpo_loss`).
-        token_price: reward that keeping all tokens of a video would cost, with `"bernoulli"` or `"contributions"` (ours, for `retention_ratio="auto"`): a token costs
+        token_price: reward that keeping all tokens of a video would cost, with `"bernoulli"` (ours, for `retention_ratio="auto"`): a token costs
             `token_price / N`, and pays if it makes the answer more likely by more than that.
+        least_value: with `"contributions"`, what a token must add to the reward to score above zero (ours, for `retention_ratio="auto"`).
         retention_weight: of the retention reward (after MARC; 0: off): right answers earn up to `retention_weight * (1 - retention_floor)` more, the more the
             better the rollouts of an iteration answer relative to the uncompressed model, see `rewards.retention_reward`. One more answer a sample.
         retention_floor: share of the uncompressed model's accuracy that is left, from which on it pays (published: 0.6).
@@ -162,6 +164,7 @@ class ContributionTrainingArguments(TrainingArguments):
     num_frame_rollouts: int = 8
     sampler: str = "ocss"
     token_price: float = 0.0
+    least_value: float = 0.05
     retention_weight: float = 0.0
     retention_floor: float = 0.6
     sampling_scope: str = "frame"
@@ -248,19 +251,8 @@ class ContributionTrainingArguments(TrainingArguments):
         if self.ratio_floor > self.ratio_ceiling:
             raise ValueError(f"ratio_floor={self.ratio_floor} is above ratio_ceiling={self.ratio_ceiling}.")
         if self.objective == "contributions":
-            if self.num_frame_rollouts:
-                raise ValueError(
-                    f"num_frame_rollouts={self.num_frame_rollouts} has no effect with objective='contributions', which scores tokens alone. Set 0."
-                )
-            if self.retention_weight:
-                raise ValueError(
-                    f"retention_weight={self.retention_weight} has no effect with objective='contributions'. Leave it out, or use 'cpo'."
-                )
-            if self.teacher is not None and self.teacher_steps is None:
-                raise ValueError(
-                    "objective='contributions' is never reached, since the teacher is followed to the end. Give teacher_steps, 4 of 10 steps, say."
-                )
-        elif self.token_price and self.sampler != "bernoulli":
+            self._check_contributions()
+        if self.token_price and (self.sampler != "bernoulli" or self.objective == "contributions"):
             raise ValueError(
                 f"token_price={self.token_price} has no effect with sampler={self.sampler!r}, whose rollouts are all of one size. Use 'bernoulli'."
             )
@@ -322,6 +314,27 @@ class ContributionTrainingArguments(TrainingArguments):
         for name, reason in _UNSERVED.items():
             if getattr(self, name, False):
                 raise ValueError(f"{name}={getattr(self, name)} is not supported here ({reason}). Leave it out.")
+
+    def _check_contributions(self) -> None:
+        """Make sure that subsets leave most tokens out, and that the settings mean something there."""
+        for name in ("num_frame_rollouts", "retention_weight"):
+            if value := getattr(self, name):
+                raise ValueError(f"{name}={value} has no effect with objective='contributions'. Set 0.")
+        if self.num_token_rollouts < _LEAST_SUBSETS:
+            raise ValueError(
+                f"num_token_rollouts={self.num_token_rollouts} tells nothing of single tokens. Give at least {_LEAST_SUBSETS}, such as 24."
+            )
+        for ratio in (self.sampling_ratio, *(self.target_ratios or ())):
+            if ratio > 1 / 3:
+                raise ValueError(
+                    f"sampling_ratio={ratio} leaves no unlikely tokens to compare with, for objective='contributions'. Give at most a third."
+                )
+        if self.teacher is not None:
+            last = self.max_steps if self.max_steps > 0 else math.inf
+            if self.teacher_steps is None or self.teacher_steps >= last:
+                raise ValueError(
+                    "objective='contributions' is never reached, since the teacher is followed to the end. Give fewer teacher_steps, 4 of 10, say."
+                )
 
     def resolved_rewards(self) -> dict[str, Reward]:
         """Return the reward of generated answers, by problem type."""

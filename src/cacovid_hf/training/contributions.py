@@ -24,39 +24,52 @@ class ContributionRanking(Learner):
         super().__init__(*of_all)
         self._known: dict[int | None, TokenValues] = {}
 
+    def begin(self) -> None:
+        """Forget what was measured on other samples."""
+        self._known.clear()
+
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return how far the scores are from the measured order, one loss per video."""
         if header.iteration == 0:
-            known = [self._known[video.index] for video in memory.videos if video.index in self._known]
-            if len(known) == len(memory.videos):
-                for video, measured in zip(memory.videos, known, strict=True):
-                    video.measured = measured
-            else:
-                self.measure(memory, header)
+            self.measure(memory, header)
         losses = []
         for video, output in zip(memory.videos, outputs, strict=True):
             generator = sample_generator(self.args.seed, header, video.number, "ranking")
-            price = self.args.token_price / output.token_scores.numel()
-            losses.append(ranking_loss(output, video.measured, price, generator=generator))
+            losses.append(ranking_loss(output, video.measured, self.args.least_value, generator=generator))
             self.note(ranking_loss=losses[-1], score_spread=output.token_scores.std(correction=0))
         return losses
 
     @torch.no_grad()
     def measure(self, memory: BatchMemory, header: BatchHeader) -> None:
-        """Let the backbone answer from subsets of every video, and remember what each likely token is worth."""
-        drawn = []
+        """Give every video the values of its likely tokens: those that are known, or else what the backbone answers from subsets."""
+        keeps: list[Tensor] = []
+        likely: list[Tensor | None] = []
         for video in memory.videos:
+            scores = video.old.token_scores
+            if video.index in self._known:
+                keeps.append(torch.zeros(0, scores.numel(), dtype=torch.bool, device=scores.device))
+                likely.append(None)
+                continue
             generator = sample_generator(self.args.seed, header, video.number, "rollouts")
-            count = self.args.num_token_rollouts
-            drawn.append(draw_among_likely(video.old.token_scores, video.ratio, count, generator=generator))
-        keeps = [masks.flatten(1) for masks, _ in drawn]  # B times (G, N)
-        prompts, rows = select_subsets(memory.prompt, keeps)
-        questions = [memory.videos[row].question for row in rows.tolist()]
-        rewards = self.examiner.reward(self.examiner.answer(prompts, questions), questions)  # (B * G,)
-        groups = rewards.split([*map(len, keeps)])
-        for video, keep, (_, likely), group in zip(memory.videos, keeps, drawn, groups, strict=True):
-            video.measured = token_values(keep, group, likely)
+            masks, found = draw_among_likely(scores, video.ratio, self.args.num_token_rollouts, generator=generator)
+            keeps.append(masks.flatten(1))  # (G, N)
+            likely.append(found)
+        groups = self._rewards(memory, keeps).split([*map(len, keeps)])
+        for video, keep, tokens, group in zip(memory.videos, keeps, likely, groups, strict=True):
+            if tokens is None:
+                video.measured = self._known[video.index]
+                continue
+            video.measured = token_values(keep, group, tokens).to("cpu")
             if video.index is not None:
                 self._known[video.index] = video.measured
+            values = video.measured.values
             self.note(reward=group.mean(), greedy_reward=group[0], sampling_ratio=video.ratio)
-            self.note(misleading=(video.measured.values < -self.args.token_price / keep.shape[1]).float().mean())
+            self.note(misleading=(values < -self.args.least_value).float().mean(), zero_variance=not group.var().item())
+
+    def _rewards(self, memory: BatchMemory, keeps: list[Tensor]) -> Tensor:
+        """Return what the answers from all subsets of all videos earn, `(R,)`."""
+        if not any(map(len, keeps)):
+            return torch.zeros(0)
+        prompts, rows = select_subsets(memory.prompt, keeps)
+        questions = [memory.videos[row].question for row in rows.tolist()]
+        return self.examiner.reward(self.examiner.answer(prompts, questions), questions)

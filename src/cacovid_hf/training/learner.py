@@ -32,6 +32,9 @@ class Learner:
         self.model: Any = model
         self.args, self.note, self.examiner = args, note, examiner
 
+    def begin(self) -> None:
+        """Start a run: nothing of another one is remembered."""
+
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return the losses of one iteration, one per video, each 0-dimensional with a graph to the policy.
 

@@ -2,6 +2,7 @@
 
 The rollouts of a sample depend on those before it, and are not saved; so checkpoints are taken, models tested and training ended between
 samples only. What is drawn depends on the seed and the sample's place in the data alone, so the number of steps is all there is to restore.
+The exception is the objective "contributions", which measures again after a resumption.
 On one CPU process with the same number of threads the weights are then the same bit for bit; another number adds up in another order.
 """
 

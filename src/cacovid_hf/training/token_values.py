@@ -1,7 +1,7 @@
 """What single tokens contribute to the right answer: subsets of likely tokens in, a value for each out, and a loss that learns their order.
 
 Pure functions of tensors (ours). The language model answers from small subsets of likely tokens, mixed with tokens that are not likely. A linear
-model of what the subsets earn says what each likely token adds, near its Banzhaf value. A token that misleads has a value below zero. No ranking by
+model of what the subsets earn says what each likely token adds, near its Banzhaf value, and shrunk a little by the ridge. A token that misleads has a value below zero. No ranking by
 relevance can tell that: attention finds what resembles the question, not what harms the answer.
 """
 
@@ -34,6 +34,10 @@ class TokenValues:
     tokens: Tensor
     values: Tensor
 
+    def to(self, device: torch.device | str) -> "TokenValues":
+        """Return the same on a device."""
+        return TokenValues(self.tokens.to(device), self.values.to(device))
+
 
 def draw_among_likely(
     token_scores: Tensor, ratio: float, num_rollouts: int, *, generator: torch.Generator
@@ -63,7 +67,7 @@ def draw_among_likely(
     noise[:1] = -torch.arange(len(mixed), device=noise.device, dtype=noise.dtype)
     masks = torch.zeros(num_rollouts, size, dtype=torch.bool, device=scores.device)
     masks[:, mixed] = top_tokens(noise, count)
-    return masks.view(num_rollouts, *token_scores.shape), likely
+    return masks.view(num_rollouts, *token_scores.shape), likely.clone()  # no view of all N
 
 
 def token_values(masks: Tensor, rewards: Tensor, tokens: Tensor) -> TokenValues:
@@ -97,6 +101,7 @@ def ranking_loss(output: PolicyOutput, measured: TokenValues, price: float, *, g
         The loss, 0-dimensional with a graph to the token head; near 0: the order is learnt.
     """
     scores = output.token_scores.float().flatten()
+    measured = measured.to(scores.device)
     tokens, values = measured.tokens, measured.values
     noise = torch.rand(len(scores), generator=generator).to(scores.device).scatter(0, tokens, -1.0)
     others = noise.topk(min(len(tokens), len(scores) - len(tokens))).indices

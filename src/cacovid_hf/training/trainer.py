@@ -14,10 +14,11 @@ Departures from the published code that no setting undoes:
 2. One prefill scores answers of which one is right, such as an option's letter (`rollouts.score_answers`). Only open answers are generated.
 3. The rollout by "content", whose reward enters no loss, is left out.
 4. Draws are functions of the seed and the sample's place in the data. So they do not depend on the number of processes, or on a resumption.
+   Values of "contributions" do, because each process remembers its own.
 5. Several samples share a step. Each weighs the same, also where some could not be read.
 
 Those of a single function stand in its docstring. All others are settings, see `arguments`: `PUBLISHED` is the paper's recipe, `OURS` what
-won on the tiny model, `CONTRIBUTIONS` what won on a language model of 30 layers.
+won on the tiny model, `CONTRIBUTIONS` is near what won on a language model of 30 layers.
 """
 
 from typing import Any
@@ -84,6 +85,11 @@ class ContributionTrainer(SampleEngine):
         self.imitation: Learner = Imitation(model, args, self.note, self.examiner)
         self.learner: Learner = LEARNERS[args.objective](model, args, self.note, self.examiner)
         self._memories: dict[int, BatchMemory] = {}  # one per batch of a step
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, see `Trainer.train`."""
+        self.learner.begin()
+        return super().train(*args, **kwargs)
 
     # ---------------------------------------------------------------- one iteration
 
