@@ -77,11 +77,18 @@ def test_the_page_and_the_readme_name_every_family():
 
 def test_the_readmes_table_is_that_of_the_page_with_like_families_in_one_row():
     """Families of one row of the first table, which have a name for users, and columns as in the second table."""
-    titles = {re.findall(r"`(\w+)`", row[0])[0]: re.split(r", wh|, with ", row[1])[0] for row in rows_of("# Backbones")}
+    titles = {}
+    for names, title, *_ in rows_of("# Backbones"):
+        titles |= dict.fromkeys(re.findall(r"`(\w+)`", names), re.split(r", wh|, with ", title)[0])
     alike = {}
     for family, reference, inside, *_, kept, words, frames, _, stream, vllm in rows_of("## What each family has"):
-        if (title := titles.get(family.strip("`"))) is not None:
-            alike.setdefault((reference, inside, kept, words, frames, stream, vllm), []).append(title)
+        shown = alike.setdefault((reference, inside, kept, words, frames, stream, vllm), [])
+        if (title := titles[family.strip("`")]) not in shown:
+            shown.append(title)
+    assert sum(map(len, alike.values())) == len(set(titles.values())), "models of one title have the same"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^\| (.*) \|$", readme.split("## Families")[1].split("\n## ")[0], re.M)[1:]
+    head, *shown = re.findall(r"^\| (.*) \|$", readme.split("## Families")[1].split("\n## ")[0], re.M)
+    page = re.search(r"^\| `model_type` \| (reference .*) \|$", PAGE, re.M)[1].split(" | ")
+    columns = [page[place].replace("`VideoStream`", "streams") for place in (1, 4, 5, 6, 8, 9)]
+    assert head.split(" | ")[2:] == columns
     assert shown == [" | ".join([", ".join(titles), *cells]) for cells, titles in alike.items()]

@@ -1,5 +1,6 @@
 """Pages that are done as they are written: every block in order, and what they print is what stands below."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -63,3 +64,15 @@ def test_training(tmp_path, monkeypatch, capsys):
         main([str(clips()[0].path) if word == "film.mp4" else word for word in shlex.split(ask)[1:]])
     assert not exit.value.code
     assert "72 of 288 kept" in capsys.readouterr().out
+
+
+def test_a_table_ends_with_a_blank_line():
+    """Else what follows it, a heading say, is a row of it on the site."""
+    pages = [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+    ends = {
+        f"{page.name}: {after}"
+        for page in pages
+        for row, after in itertools.pairwise(page.read_text(encoding="utf-8").splitlines())
+        if row.startswith("|") and after.strip() and not after.startswith("|")
+    }
+    assert not ends

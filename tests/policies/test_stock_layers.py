@@ -282,6 +282,13 @@ class Opaque(torch.nn.Linear):
     """A linear layer of which only the output may be believed, as of a quantised one."""
 
 
+class Doubled(torch.nn.Linear):
+    """A linear layer with an adapter that doubles it, and with dropout in training."""
+
+    def forward(self, given):
+        return 2 * torch.nn.functional.dropout(super().forward(given), 0.5, self.training)
+
+
 @pytest.mark.parametrize("name", ["llama with biases", "qwen3_5_text", "glm4v_text"])
 def test_parts_of_fused_projections_are_read_off_their_output(name):
     model = text_model(name)
@@ -295,6 +302,28 @@ def test_parts_of_fused_projections_are_read_off_their_output(name):
     plain, read = (policy.layer.state_dict() for policy in policies)
     for key, weight in plain.items():
         torch.testing.assert_close(read[key], weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT_MODELS if "gemma4" in name])
+def test_gemmas_further_linears_are_read_off_their_output(name):
+    """The router, and what makes and takes a layer's own input: an adapter there counts, and its dropout does not."""
+    model = text_model(name)
+    policies = [ContributionPolicy(model.config), ContributionPolicy(model.config)]
+    layer = model.layers[policies[0].shape.layer]
+    linears = [part for part in layer.modules() if type(part) is torch.nn.Linear]
+    projection = getattr(model, "per_layer_model_projection", None)
+    for part in [*linears, *([] if projection is None else [projection])]:
+        part.__class__ = Doubled
+    policies[0].init_from_layer(layer, model)
+    model.train()
+    policies[1].init_from_layer(layer, model)
+    assert all(part.training for part in model.modules())
+    for key, weight in policies[0].layer.state_dict().items():
+        torch.testing.assert_close(policies[1].layer.state_dict()[key], weight, atol=1e-6, rtol=1e-5)
+    if getattr(layer, "router", None) is not None:
+        factors = layer.router.scale * layer.router.scalar_root_size
+        (read,) = (one for key, one in policies[0].layer.state_dict().items() if key.endswith("router.weight"))
+        torch.testing.assert_close(read, 2 * layer.router.proj.weight * factors, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ import typer
 from ..terminal import Method, Revision, check_address, is_loopback, progress, quiet_libraries
 from .limits import Limits
 
+KEY_VARIABLE = "CACOVID_API_KEY"
 _MIB = 1 << 20
 _DEFAULT = Limits()
 _MEDIA = {"video": "videos", "image": "images"}
@@ -37,7 +40,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="KEY",
-            envvar="CACOVID_API_KEY",
+            envvar=KEY_VARIABLE,
             help="Asked for at /v1/, as Authorization: Bearer KEY. Repeat for more.",
         ),
     ] = None,
@@ -116,7 +119,7 @@ def serve(
         check_method(compressor)
     check_address(host, port)
     limits = Limits(
-        api_keys=tuple(api_key or ()),
+        api_keys=_keys(api_key or ()),
         hosts=_hosts(host, allowed_hosts),
         media_hosts=None if allowed_media_domains is None else tuple(one.lower() for one in allowed_media_domains),
         media_folders=_folders(allowed_local_media_path or []),
@@ -146,6 +149,12 @@ def serve(
         typer.echo(f"note    {asking.UNTRAINED}")
     called = served_model_name or ("tiny" if model is None else Path(name).name if Path(name).is_dir() else name)
     server.serve(called, loaded, processor, limits, host, port, method)
+
+
+def _keys(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys; those of the environment as they stand there, since typer drops an empty one and splits at spaces."""
+    alone = os.environ.get(KEY_VARIABLE)
+    return (alone,) if alone is not None and list(given) == alone.split() else tuple(given)
 
 
 def _hosts(host: str, allowed: list[str] | None) -> tuple[str, ...] | None:

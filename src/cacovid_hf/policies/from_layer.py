@@ -116,7 +116,8 @@ def copy_layer(ours: DecoderLayer, layer: Any, language_model: Any = None) -> No
         _copy_queries(ours.self_attn, attention)
         copy_linear(ours.self_attn.o_proj, attention.o_proj)
         if isinstance(ours.mlp, Experts):
-            _copy_experts(ours.mlp, layer.mlp.gate.weight, layer.mlp.experts)
+            _copy_experts(ours.mlp, layer.mlp.experts, layer.mlp.gate.weight)
+            ours.mlp.router.weight.copy_(layer.mlp.gate.weight)
             if ours.mlp.shape.shared_width is not None:
                 _copy_mlp(ours.mlp.shared_expert, layer.mlp.shared_expert)
                 copy_linear(ours.mlp.shared_expert_gate, layer.mlp.shared_expert_gate)
@@ -196,13 +197,13 @@ def _copy_mlp(ours: Any, mlp: Any) -> None:
         copy_linear(ours.get_submodule(name), parts[name])
 
 
-def _copy_experts(ours: Experts, router: Tensor, experts: Any) -> None:
-    stored = [router, experts.gate_up_proj, experts.down_proj]
+def _copy_experts(ours: Experts, experts: Any, *beside: Tensor) -> None:
+    """Copy the experts' weights, after a look whether these and those `beside` them can be read."""
+    stored = [*beside, experts.gate_up_proj, experts.down_proj]
     if any(weight.is_meta or not weight.is_floating_point() for weight in stored):
         raise ValueError(
             "The experts of the language model are offloaded or quantised, and cannot be read. Use policy_type='light', or load them as they are."
         )
-    ours.router.weight.copy_(router)
     gate, up = experts.gate_up_proj.chunk(2, dim=1)
     ours.experts.gate_proj.copy_(gate)
     ours.experts.up_proj.copy_(up)
@@ -212,9 +213,10 @@ def _copy_experts(ours: Experts, router: Tensor, experts: Any) -> None:
 def _copy_experts_beside(ours: ExpertsBeside, layer: Any) -> None:
     """Move the router's factors into its weight, and that of each expert into what it gives."""
     router = layer.router
-    _copy_experts(ours, router.proj.weight, layer.experts)
-    ours.router.weight.mul_(router.scale * router.scalar_root_size)
-    ours.experts.down_proj.mul_(router.per_expert_scale[:, None, None])
+    _copy_experts(ours, layer.experts)
+    copy_linear(ours.router, router.proj)  # what it computes, adapters included
+    ours.router.weight.mul_((router.scale * router.scalar_root_size).to(ours.router.weight.device))
+    ours.experts.down_proj.mul_(router.per_expert_scale.to(ours.experts.down_proj.device)[:, None, None])
     copy_norm(ours.mlp_norm, layer.post_feedforward_layernorm_1)
     copy_norm(ours.input_norm, layer.pre_feedforward_layernorm_2)
     copy_norm(ours.output_norm, layer.post_feedforward_layernorm_2)
@@ -231,8 +233,9 @@ def _copy_own_input(ours: OwnInput, layer: Any, language_model: Any) -> None:
     padding = torch.full((1, 1), language_model.config.pad_token_id, device="cpu" if device.type == "meta" else device)
     half = language_model.per_layer_input_scale
     ours.token.copy_(language_model.get_per_layer_inputs(padding, None)[0, 0, number] * half)
-    rows = torch.arange(number * width, (number + 1) * width)
-    copy_linear(ours.proj, language_model.per_layer_model_projection, rows)
+    rows, projection = torch.arange(number * width, (number + 1) * width), language_model.per_layer_model_projection
+    with evaluating(projection):  # which is the language model's, not the layer's
+        copy_linear(ours.proj, projection, rows)
     ours.proj.weight.mul_(language_model.per_layer_model_projection_scale)
     copy_norm(ours.norm, language_model.per_layer_projection_norm)
     ours.norm.weight.mul_(half)

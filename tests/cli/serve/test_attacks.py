@@ -27,6 +27,7 @@ from helpers.serving import (
     asking,
     content,
     fetched,
+    free_port,
     metric,
     post,
     refusal,
@@ -108,6 +109,18 @@ def test_keys_that_protect_nothing(key):
 
     with pytest.raises(ValueError, match="An API key is empty, or has spaces or characters other than visible ASCII"):
         Limits(api_keys=("right", key))
+
+
+@pytest.mark.parametrize("key", ["", " ", "two words"])
+def test_a_key_of_the_environment_that_protects_nothing(key, monkeypatch, capsys):
+    """Which typer drops, or takes for two."""
+    from cacovid_cli.main import main
+
+    monkeypatch.setenv("CACOVID_API_KEY", key)
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "--port", str(free_port())])
+    assert stopped.value.code == 2
+    assert "An API key is empty, or has spaces" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def checked_arguments(model: WrappedModel, memory: str, arguments: dict[str, Any
 
 
 def _check_cache(settings: Any) -> None:
-    """Fill a question's cache with what each layer retrieves, by all of its words."""
+    """Refuse settings of the cache by which a question would not read what it retrieves."""
     asked = {
         "cache_implementation": settings.cache_implementation,
         "use_cache": False if settings.use_cache is False else None,
