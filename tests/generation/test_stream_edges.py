@@ -284,3 +284,14 @@ def test_a_step_and_what_is_known_of_it_change_at_once(case, memory, tmp_path, m
         described, tensors = saving.read(path)
         numbers = tensors["groups.frames"][:, 0].tolist()
         assert numbers == list(range(described["before"]["num_steps"]))
+
+
+def test_values_that_another_dtype_cannot_hold_are_not_loaded():
+    """Of a stream in bfloat16, say, in a model whose memory is float16."""
+    parts = {"frames": torch.zeros(1, 1, dtype=torch.int32), "places": torch.zeros(1, 1, dtype=torch.int32)}
+    parts["features"] = torch.full((1, 1, 4), 7e4, dtype=torch.bfloat16)
+    like = {name: part[0] for name, part in parts.items()} | {"features": torch.zeros(1, 4, dtype=torch.float16)}
+    with pytest.raises(ValueError, match="values that this model's memory cannot hold"):
+        saving.groups_of(parts, like, num_steps=1, size=1)
+    sound = parts | {"features": parts["features"] / 2}
+    assert saving.groups_of(sound, like, num_steps=1, size=1)[0]["features"].dtype == torch.float16

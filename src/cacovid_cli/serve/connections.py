@@ -22,7 +22,7 @@ class Connections:
     def __init__(self, limits: Limits):
         self.limits = limits
         self.waiting: dict[Any, tuple[asyncio.Transport, asyncio.TimerHandle]] = {}  # the longest first
-        self.busy: dict[Any, asyncio.Transport] = {}
+        self.busy: dict[Any, tuple[asyncio.Transport, object]] = {}  # and which of its requests is answered
 
     def opened(self, transport: asyncio.Transport) -> None:
         """Note a new connection; if there are too many, close the one that has waited longest without a request."""
@@ -37,21 +37,24 @@ class Connections:
     def lost(self, transport: asyncio.Transport) -> None:
         """Forget a connection."""
         client = _client(transport)
-        for known in (self.waiting.get(client, (None,))[0], self.busy.get(client)):
-            if known is transport:
+        for known in (self.waiting.get(client), self.busy.get(client)):
+            if known is not None and known[0] is transport:
                 self._forget(client)
 
     @contextlib.contextmanager
     def answering(self, client: Any) -> Iterator[None]:
-        """Within the block, a request of the connection is answered, and it may take its time."""
-        client = tuple(client or ())
+        """Within the block, a request of the connection is answered, and it may take its time.
+
+        The next request of a connection may enter its own block before this one is left. Then this one's end changes nothing.
+        """
+        client, request = tuple(client or ()), object()
         transport = self._forget(client)
         if transport is not None:
-            self.busy[client] = transport
+            self.busy[client] = transport, request
         try:
             yield
         finally:
-            if transport is not None and self.busy.get(client) is transport:
+            if transport is not None and self.busy.get(client, (None, None))[1] is request:
                 del self.busy[client]
                 if not transport.is_closing():
                     self._wait(client, transport)
@@ -74,7 +77,7 @@ class Connections:
         transport, timer = self.waiting.pop(client, (None, None))
         if timer is not None:
             timer.cancel()
-        return transport or self.busy.pop(client, None)
+        return transport or self.busy.pop(client, (None, None))[0]
 
 
 def _client(transport: asyncio.Transport) -> Any:

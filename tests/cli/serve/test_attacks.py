@@ -1,5 +1,6 @@
 """Requests that mean harm: each is refused, and the server answers others all the while."""
 
+import asyncio
 import base64
 import concurrent.futures
 import contextlib
@@ -533,3 +534,37 @@ def test_full():
             assert refusal(text)["type"] == "overloaded_error"
             assert [one.result()[0] for one in waiting] == [200, 200]
         assert post(address, {**long, "max_tokens": 1, "min_tokens": 0})[0] == 200
+
+
+def test_the_next_request_of_a_connection_may_begin_before_the_last_one_ends():
+    """Else the end of the first starts the timer of waiting connections while the second is answered."""
+    from cacovid_cli.serve.connections import Connections
+    from cacovid_cli.serve.limits import Limits
+
+    class Transport:
+        aborted = False
+
+        def get_extra_info(self, name):
+            return ("127.0.0.1", 5000)
+
+        def is_closing(self):
+            return False
+
+        def abort(self):
+            self.aborted = True
+
+    async def ask():
+        transport, connections = Transport(), Connections(Limits(header_seconds=0.05))
+        connections.opened(transport)
+        first, second = (connections.answering(("127.0.0.1", 5000)) for _ in range(2))
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        await asyncio.sleep(0.2)
+        during = transport.aborted
+        second.__exit__(None, None, None)
+        await asyncio.sleep(0.2)
+        connections.lost(transport)
+        return during, transport.aborted, connections.waiting, connections.busy
+
+    assert asyncio.run(ask()) == (False, True, {}, {})

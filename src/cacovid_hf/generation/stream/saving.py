@@ -109,7 +109,7 @@ def state_of(
     _check(frame is None or features is None or features.shape == (frame.size, width), "frame before")
     _check(all(picture.shape == (*(before.size or ()), 3) for picture in waiting), "frames that wait")
     _check(all(picture.dtype == np.uint8 for picture in waiting), "frames that wait")
-    _check(not any(bool(part.isnan().any()) for part in tensors.values()), "numbers")
+    _check(all(bool(part.isfinite().all()) for part in tensors.values()), "numbers")
     _check((before.last is None) == (before.num_frames == 0) and np.isfinite(before.last or 0.0), "times")
     parts = {name.removeprefix("groups."): value for name, value in tensors.items() if name.startswith("groups.")}
     return before, frame, parts
@@ -138,7 +138,12 @@ def groups_of(parts: dict[str, Tensor], like: dict[str, Tensor], num_steps: int,
     _check(int(places.min()) >= 0 and int(places.max()) < size, "places")
     _check(bool(((frames * size + places).flatten().diff() > 0).all()), "order of tokens")
     # Clones, so that a group that stays does not hold them all. The numbers are those of this model, whose type may be another.
-    return [{name: parts[name][i].clone().to(one.dtype) for name, one in like.items()} for i in range(count)]
+    groups = [{name: parts[name][i].clone().to(one.dtype) for name, one in like.items()} for i in range(count)]
+    if not all(bool(part.isfinite().all()) for group in groups for part in group.values()):
+        raise ValueError(
+            "The saved stream has values that this model's memory cannot hold. Load it in the dtype that it was saved in."
+        )
+    return groups
 
 
 @contextmanager
