@@ -89,7 +89,6 @@ def accuracy_table(record: dict[str, Any]) -> list[str]:
 TABLES = {
     "before_after": before_after_table,
     "budget_study": budget_table,
-    "objective_study": accuracy_table,
     "residual_study": accuracy_table,
     "rollouts": rollouts_table,
     "search_study": search_table,

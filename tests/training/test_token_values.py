@@ -22,6 +22,18 @@ def output(scores):
     return PolicyOutput(logits, torch.zeros(3, 2))
 
 
+def counted(engine):
+    """How many rollouts each call of a trainer's examiner answers, from now on."""
+    asked, answer = [], engine.examiner.answer
+
+    def noting(prompts, questions):
+        asked.append(len(questions))
+        return answer(prompts, questions)
+
+    engine.examiner.answer = noting
+    return asked
+
+
 # ---------------------------------------------------------------- draws
 
 
@@ -128,18 +140,14 @@ def test_every_objective_has_a_learner():
 @pytest.mark.parametrize("num_iterations", [1, 2])
 def test_a_sample_is_answered_once_and_learnt_in_every_pass(tmp_path, num_iterations):
     _, _, engine = trainer(tmp_path, **SETTINGS, num_iterations=num_iterations, steps=12, samples=4)
-    asked, measured, answer, losses_of = [], [], engine.examiner.answer, engine.learner.losses
-
-    def counted(prompts, questions):
-        asked.append(len(questions))
-        return answer(prompts, questions)
+    asked, measured, losses_of = counted(engine), [], engine.learner.losses
 
     def spy(memory, header, outputs):
         losses = losses_of(memory, header, outputs)
         measured.append({video.index: video.measured for video in memory.videos})
         return losses
 
-    engine.examiner.answer, engine.learner.losses = counted, spy
+    engine.learner.losses = spy
     before = engine.backbone.state_dict()["lm_head.weight"].clone()
     engine.train()
     # Two batches of two samples, six subsets each.
@@ -156,13 +164,7 @@ def test_a_sample_is_answered_once_where_the_teacher_ends_within_a_pass(tmp_path
     _, _, engine = trainer(
         tmp_path, **SETTINGS, num_iterations=1, samples=8, steps=16, teacher="attention", teacher_steps=2
     )
-    asked, answer = [], engine.examiner.answer
-
-    def counted(prompts, questions):
-        asked.append(len(questions))
-        return answer(prompts, questions)
-
-    engine.examiner.answer = counted
+    asked = counted(engine)
     engine.train()
     assert sum(asked) == 8 * 6
     engine.train()
@@ -180,13 +182,7 @@ def test_samples_of_a_stream_are_answered_in_every_pass(tmp_path):
             return iter(range(2))
 
     _, _, engine = trainer(tmp_path, **SETTINGS, num_iterations=1, steps=3, samples=Stream())
-    asked, answer = [], engine.examiner.answer
-
-    def counted(prompts, questions):
-        asked.append(len(questions))
-        return answer(prompts, questions)
-
-    engine.examiner.answer = counted
+    asked = counted(engine)
     engine.train()
     assert asked == [12, 12, 12]
 
@@ -236,7 +232,7 @@ def test_contributions_follow_a_teacher(tmp_path):
         ({"retention_weight": 0.5}, "retention_weight=0.5 has no effect with objective='contributions'"),
         ({"teacher": "attention"}, "objective='contributions' is never reached"),
         ({"teacher": "attention", "teacher_steps": 40, "max_steps": 40}, "objective='contributions' is never reached"),
-        ({"token_price": 1.0}, "token_price=1.0 has no effect"),
+        ({"token_price": 1.0, "sampler": "bernoulli"}, "token_price=1.0 has no effect with objective='contributions'"),
         ({"sampling_ratio": 0.5}, "sampling_ratio=0.5 leaves no unlikely tokens"),
         ({"num_token_rollouts": 2}, "num_token_rollouts=2 tells nothing"),
     ],

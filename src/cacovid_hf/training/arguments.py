@@ -51,7 +51,8 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "max_grad_norm": (0.0, math.inf, True),
 }
 
-# The recipe of the paper, and ours: what won in miniature (docs/background/evidence.md), and what won in the laboratory (docs/background/ablations.md).
+# The recipe of the paper, and ours: what won in miniature (docs/background/evidence.md), and what is near what
+# won in the laboratory (docs/background/ablations.md).
 PUBLISHED: dict[str, Any] = {}
 OURS: dict[str, Any] = {
     "sampler": "multinomial",
@@ -102,8 +103,8 @@ class ContributionTrainingArguments(TrainingArguments):
 
     Args:
         objective: what the policy learns from, behind the steps of a teacher. `"cpo"` (paper): rewards of random subsets. `"contributions"` (ours):
-            values of single tokens, measured when a sample is first met and learnt in every pass (see `contributions`). Its subsets are drawn in a way of their own, over the
-            whole video, so `sampler`, the settings of the loss and the moving ratio are without effect.
+            values of single tokens, measured when a sample is first met and learnt in every pass (see `contributions`). Its subsets are drawn in a
+            way of their own. So `sampler`, the settings of the loss and the moving ratio are without effect.
         num_iterations: optimiser steps on each batch of samples.
         num_token_rollouts: subsets a sample and iteration that the token scores choose, the greedy one included.
         num_frame_rollouts: subsets that the frame scores choose, the greedy one included; 0 freezes the frame head and leaves it out of the loss.
@@ -252,7 +253,7 @@ class ContributionTrainingArguments(TrainingArguments):
             raise ValueError(f"ratio_floor={self.ratio_floor} is above ratio_ceiling={self.ratio_ceiling}.")
         if self.objective == "contributions":
             self._check_contributions()
-        if self.token_price and (self.sampler != "bernoulli" or self.objective == "contributions"):
+        if self.token_price and self.sampler != "bernoulli":
             raise ValueError(
                 f"token_price={self.token_price} has no effect with sampler={self.sampler!r}, whose rollouts are all of one size. Use 'bernoulli'."
             )
@@ -317,7 +318,7 @@ class ContributionTrainingArguments(TrainingArguments):
 
     def _check_contributions(self) -> None:
         """Make sure that subsets leave most tokens out, and that the settings mean something there."""
-        for name in ("num_frame_rollouts", "retention_weight"):
+        for name in ("num_frame_rollouts", "retention_weight", "token_price"):
             if value := getattr(self, name):
                 raise ValueError(f"{name}={value} has no effect with objective='contributions'. Set 0.")
         if self.num_token_rollouts < _LEAST_SUBSETS:
