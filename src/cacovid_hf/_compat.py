@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import cached_file
 
 try:
@@ -218,6 +220,9 @@ class CheckpointHooks:
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            if self.args.should_save:  # type: ignore[attr-defined]
+                step = self.state.global_step  # type: ignore[attr-defined]
+                self.complete_checkpoint(Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}"))  # type: ignore[attr-defined]
         except RuntimeError as error:
             if "inline_container" not in str(error):
                 raise
@@ -237,6 +242,9 @@ class CheckpointHooks:
     def write_checkpoint(self, folder: str | None, state_dict: dict[str, Tensor] | None) -> None:
         """Write the model to a folder; None: the output folder. `state_dict` is the engine's, if it gathered one."""
         super()._save(folder, state_dict)  # type: ignore[misc]
+
+    def complete_checkpoint(self, folder: Path) -> None:
+        """Write what else belongs to a checkpoint of a run, behind the model and the engine's own files."""
 
     def read_checkpoint(self, folder: str, model: nn.Module | None) -> None:
         """Load the model's weights from a checkpoint to resume from."""

@@ -3,6 +3,7 @@
 import argparse
 
 import torch
+from accelerate.utils import gather_object
 from helpers.models import Video, prompt_inputs, stock_model
 from transformers import TrainerCallback
 
@@ -57,7 +58,8 @@ class Gradients(TrainerCallback):
         self.seen = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.seen.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+        gradients = {n: weight.grad.clone() for n, weight in model.named_parameters() if weight.requires_grad}
+        self.seen.append(gradients)
 
 
 def trainer(tmp_path, family="llava_onevision", steps=8, samples=16, broken=(), kind=ContributionTrainer, **settings):
@@ -86,6 +88,18 @@ def trainer(tmp_path, family="llava_onevision", steps=8, samples=16, broken=(), 
     return model, collator, kind(model, args, Processor(), samples, data_collator=collator, **given)
 
 
+def counted(engine):
+    """How many rollouts each call of a trainer's examiner answers, from now on."""
+    asked, answer = [], engine.examiner.answer
+
+    def noting(prompts, questions):
+        asked.append(len(questions))
+        return answer(prompts, questions)
+
+    engine.examiner.answer = noting
+    return asked
+
+
 class Failing(Gradients):
     """Raises an error in one process."""
 
@@ -106,9 +120,11 @@ def main():
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--broken", type=int, nargs="*", default=())
     parser.add_argument("--failing-process", type=int)
+    parser.add_argument("--objective", default="cpo")
     options = parser.parse_args()
     torch.set_num_threads(1)
     watch = Gradients() if options.failing_process is None else Failing(options.failing_process, 2)
+    contributions = {"objective": "contributions", "num_frame_rollouts": 0, "num_iterations": 1}
     _, _, engine = trainer(
         options.out,
         steps=options.steps,
@@ -119,13 +135,15 @@ def main():
         callbacks=[watch],
         eval_dataset=list(range(100, 105)),
         eval_ratios=[0.5],
+        **(contributions if options.objective == "contributions" else {}),
     )
+    asked = counted(engine)
     engine.train()
+    rollouts = sum(gather_object([sum(asked)]))
     accuracy = engine.evaluate()
     if engine.args.process_index == 0:
-        torch.save(
-            {"gradients": watch.seen, "log": engine.state.log_history, "eval": accuracy}, f"{options.out}/result.pt"
-        )
+        result = {"gradients": watch.seen, "log": engine.state.log_history, "eval": accuracy, "rollouts": rollouts}
+        torch.save(result, f"{options.out}/result.pt")
 
 
 if __name__ == "__main__":

@@ -506,6 +506,12 @@ def test_a_dead_run_is_told(logs, words):
     assert words in concern
 
 
+def test_a_remedy_is_one_that_the_objective_has():
+    grown = {"score_spread": 50.0}
+    assert "kl_weight" in concerns(grown)[0]
+    assert concerns(grown | {"ranking_loss": 0.1}) == ["the scores grow large: lower the learning rate"]
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_display(terminal):
     console = Console(record=True, force_terminal=terminal, width=100, file=io.StringIO())

@@ -1,11 +1,17 @@
 """Values of single tokens: the draws, the regression, the loss, and the learner of the trainer."""
 
+import json
+
 import pytest
 import torch
-from helpers.small_training import trainer
+from helpers import small_training
+from helpers.launching import launch
+from helpers.models import Video, prompt_inputs
+from helpers.small_training import Collator, Gradients, counted, trainer
 
 from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.training.arguments import CONTRIBUTIONS, OBJECTIVES, ContributionTrainingArguments
+from cacovid_hf.training.resuming import TOKEN_VALUES
 from cacovid_hf.training.rewards import Completion
 from cacovid_hf.training.token_values import TokenValues, draw_among_likely, ranking_loss, token_values
 from cacovid_hf.training.trainer import LEARNERS
@@ -20,18 +26,6 @@ def seeded(seed=0):
 def output(scores):
     logits = torch.stack([torch.zeros(len(scores)), scores], dim=-1).view(3, -1, 2)
     return PolicyOutput(logits, torch.zeros(3, 2))
-
-
-def counted(engine):
-    """How many rollouts each call of a trainer's examiner answers, from now on."""
-    asked, answer = [], engine.examiner.answer
-
-    def noting(prompts, questions):
-        asked.append(len(questions))
-        return answer(prompts, questions)
-
-    engine.examiner.answer = noting
-    return asked
 
 
 # ---------------------------------------------------------------- draws
@@ -214,6 +208,132 @@ def test_the_policy_learns_which_token_the_answer_hangs_on(tmp_path):
     assert measured.tokens[measured.values.argmax()] == needed[0]
 
 
+class TwoSizes(Collator):
+    """Videos of 4 and of 6 frames, in prompts that do not depend on what else is in a batch."""
+
+    def __call__(self, samples):
+        batch = super().__call__(samples)
+        good = [samples[place] for place in batch["places"]]
+        rows = {n: [[3, Video(4 + 2 * (n % 2)), 4 + n % 3]] for n in good}
+        return {**batch, "inputs": [prompt_inputs(self.model, row, seed=n) for n, row in rows.items()]}
+
+
+def test_batches_of_two_sizes_of_video_are_learnt_from_as_one_by_one(tmp_path):
+    """Two passes; one sample cannot be read."""
+    runs = []
+    for size, accumulation in ((4, 1), (1, 4)):
+        watch = Gradients()
+        _, collator, engine = trainer(
+            tmp_path,
+            **SETTINGS,
+            num_iterations=1,
+            samples=7,
+            broken=[5],
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_grad_norm=0.0,
+            steps=4,
+            callbacks=[watch],
+        )
+        collator.__class__ = TwoSizes
+        asked = counted(engine)
+        engine.train()
+        assert sum(asked) == 6 * 6
+        runs.append(watch.seen)
+    for ours, theirs in zip(*runs, strict=True):
+        largest = max(float(gradient.abs().max()) for gradient in ours.values())
+        assert largest > 0
+        for name, gradient in ours.items():
+            torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=3e-4 * largest)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+SAVED = SETTINGS | dict(num_iterations=1, steps=8, samples=4, save_strategy="steps", save_steps=3)
+
+
+def test_a_resumed_run_measures_nothing_again_and_ends_alike(tmp_path):
+    """Step 3 is within the second pass."""
+    whole, _, engine = trainer(tmp_path, **SAVED)
+    engine.train()
+    checkpoint = tmp_path / "checkpoint-3"
+    assert TOKEN_VALUES in json.loads((checkpoint / "checksums.json").read_text())
+    resumed, _, engine = trainer(tmp_path, **SAVED)
+    asked = counted(engine)
+    engine.train(resume_from_checkpoint=str(checkpoint))
+    assert asked == []
+    assert engine.state.global_step == 8
+    for name, tensor in whole.policy.state_dict().items():
+        assert torch.equal(tensor, resumed.policy.state_dict()[name]), name
+    engine.save_model(str(tmp_path / "end"))
+    assert not (tmp_path / "end" / TOKEN_VALUES).exists()
+
+
+def test_a_checkpoint_without_values_is_resumed_and_measured_again(tmp_path, caplog):
+    _, _, engine = trainer(tmp_path, **SAVED)
+    engine.train()
+    checkpoint = tmp_path / "checkpoint-3"
+    (checkpoint / TOKEN_VALUES).unlink()
+    (checkpoint / "checksums.json").unlink()
+    _, _, engine = trainer(tmp_path, **SAVED)
+    asked = counted(engine)
+    with caplog.at_level("WARNING"):
+        engine.train(resume_from_checkpoint=str(checkpoint))
+    assert sum(asked) == 4 * 6
+    assert f"{checkpoint} has no {TOKEN_VALUES}. Its samples are measured again." in caplog.text
+
+
+def test_damaged_values_are_not_resumed_from(tmp_path):
+    _, _, engine = trainer(tmp_path, **SAVED)
+    engine.train()
+    checkpoint = tmp_path / "checkpoint-3"
+    content = (checkpoint / TOKEN_VALUES).read_bytes()
+    (checkpoint / TOKEN_VALUES).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=f"{TOKEN_VALUES} is damaged"):
+        trainer(tmp_path, **SAVED)[2].train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_values_before_the_first_sample_and_of_streams_are_none(tmp_path):
+    _, _, engine = trainer(tmp_path, **SETTINGS)
+    engine.learner._known[None] = TokenValues(torch.arange(2), torch.zeros(2))
+    engine.learner.save(tmp_path)
+    engine.learner.begin(str(tmp_path))
+    assert engine.learner._known == {}
+
+
+@pytest.mark.slow
+def test_two_processes_share_what_they_measured(tmp_path):
+    """As one process that accumulates twice as long, over two passes in which samples change processes; one sample cannot be read."""
+    done = launch(
+        small_training.__file__, "--out", tmp_path, "--samples", 7, "--broken", 5, "--objective", "contributions"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = torch.load(tmp_path / "result.pt", weights_only=False)
+    watch = Gradients()
+    _, _, one = trainer(
+        tmp_path / "one",
+        **SETTINGS,
+        num_iterations=1,
+        samples=7,
+        broken=[5],
+        gradient_accumulation_steps=2,
+        max_grad_norm=0.0,
+        callbacks=[watch],
+    )
+    asked = counted(one)
+    one.train()
+    assert sum(asked) == 6 * 6
+    assert two["rollouts"] == 6 * 6
+    assert len(two["gradients"]) == len(watch.seen) == 8
+    for theirs, ours in zip(two["gradients"], watch.seen, strict=True):
+        for name, gradient in ours.items():
+            scale = gradient.abs().max()
+            torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=float(1e-4 * scale + 1e-9))
+
+
+# ---------------------------------------------------------------- settings
+
+
 def test_contributions_follow_a_teacher(tmp_path):
     _, _, engine = trainer(
         tmp_path, **SETTINGS, teacher="attention", teacher_steps=4, num_iterations=2, steps=8, samples=2
@@ -235,6 +355,9 @@ def test_contributions_follow_a_teacher(tmp_path):
         ({"token_price": 1.0, "sampler": "bernoulli"}, "token_price=1.0 has no effect with objective='contributions'"),
         ({"sampling_ratio": 0.5}, "sampling_ratio=0.5 leaves no unlikely tokens"),
         ({"num_token_rollouts": 2}, "num_token_rollouts=2 tells nothing"),
+        ({"kl_weight": 0.05}, "kl_weight=0.05 has no effect with objective='contributions'. Leave it out, or take"),
+        ({"sampler": "random", "replay": False}, "sampler='random', replay=False has no effect"),
+        ({"dynamic_ratio": False}, "dynamic_ratio=False has no effect"),
     ],
 )
 def test_settings_without_effect_are_refused(tmp_path, settings, message):

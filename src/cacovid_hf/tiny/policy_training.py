@@ -13,17 +13,15 @@ from ..training.arguments import CONTRIBUTIONS, OURS, PUBLISHED, ContributionTra
 from ..training.trainer import ContributionTrainer
 from .dataset import QuestionDataset
 
-# Budgets of 2 to 32 of the 288 tokens, 5 at first; the small layer and the heads learn fast.
+# Budgets of 5 of the 288 tokens at first; the small layer and the heads learn fast.
 _SMALL: dict[str, Any] = {
     "sampling_ratio": 5 / 288,
-    "ratio_floor": 2 / 288,
-    "ratio_ceiling": 32 / 288,
     "learning_rate": 1.5e-3,
     "max_grad_norm": 0.1,
     "adam_beta2": 0.99,
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "ours": OURS | _SMALL,
+    "ours": OURS | _SMALL | {"ratio_floor": 2 / 288, "ratio_ceiling": 32 / 288},
     "contributions": CONTRIBUTIONS | _SMALL | {"teacher": "attention", "teacher_query": "last", "teacher_steps": 80},
     # One token a frame, the least that a budget by frames can have, to four.
     "published": PUBLISHED | {"sampling_ratio": 1 / 36, "ratio_ceiling": 4 / 36, "learning_rate": 1.5e-3},

@@ -1,7 +1,7 @@
 """Settings of the policy's training, and the two recipes: the published one and ours."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -65,12 +65,33 @@ OURS: dict[str, Any] = {
     "num_iterations": 2,
     "layer_learning_rate_factor": 1.0,
 }
-CONTRIBUTIONS: dict[str, Any] = OURS | {
+CONTRIBUTIONS: dict[str, Any] = {
     "objective": "contributions",
+    "reward": "probability",
     "num_token_rollouts": 24,
+    "num_frame_rollouts": 0,
     "num_iterations": 1,
     "num_train_epochs": 8.0,
+    "layer_learning_rate_factor": 1.0,
 }
+# Of "cpo" alone: how its subsets are drawn, how large they are after the first, and what its loss is made of.
+_OF_CPO = (
+    "sampler",
+    "sampling_scope",
+    "group_spread",
+    "group_cap",
+    "dynamic_ratio",
+    "ratio_low",
+    "ratio_high",
+    "ratio_floor",
+    "ratio_ceiling",
+    "replay",
+    "advantage",
+    "clip_low",
+    "clip_high",
+    "dual_clip",
+    "kl_weight",
+)
 
 
 # What subsets are drawn depends on these: a run that goes on with others is another run.
@@ -104,7 +125,7 @@ class ContributionTrainingArguments(TrainingArguments):
     Args:
         objective: what the policy learns from, behind the steps of a teacher. `"cpo"` (paper): rewards of random subsets. `"contributions"` (ours):
             values of single tokens, measured when a sample is first met and learnt in every pass (see `contributions`). Its subsets are drawn in a
-            way of their own. So `sampler`, the settings of the loss and the moving ratio are without effect.
+            way of their own and are of one size. So settings of the sampler, of the loss and of the moving ratio are refused.
         num_iterations: optimiser steps on each batch of samples.
         num_token_rollouts: subsets a sample and iteration that the token scores choose, the greedy one included.
         num_frame_rollouts: subsets that the frame scores choose, the greedy one included; 0 freezes the frame head and leaves it out of the loss.
@@ -324,6 +345,11 @@ class ContributionTrainingArguments(TrainingArguments):
         if self.num_token_rollouts < _LEAST_SUBSETS:
             raise ValueError(
                 f"num_token_rollouts={self.num_token_rollouts} tells nothing of single tokens. Give at least {_LEAST_SUBSETS}, such as 24."
+            )
+        defaults = {one.name: one.default for one in fields(ContributionTrainingArguments)}
+        if idle := [f"{name}={value!r}" for name in _OF_CPO if (value := getattr(self, name)) != defaults[name]]:
+            raise ValueError(
+                f"{', '.join(idle)} has no effect with objective='contributions'. Leave it out, or take the preset of that name."
             )
         for ratio in (self.sampling_ratio, *(self.target_ratios or ())):
             if ratio > 1 / 3:

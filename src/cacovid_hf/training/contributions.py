@@ -1,32 +1,68 @@
 """Learning what single tokens contribute, from a few rollouts a sample that every later pass over the data uses again (ours)."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.utils import logging
 
 from ..policies.base import PolicyOutput
+from ..utils.files import replaced
 from .batches import BatchHeader, sample_generator
 from .learner import Learner
 from .replay import BatchMemory
+from .resuming import TOKEN_VALUES
 from .rollouts import select_subsets
 from .token_values import TokenValues, draw_among_likely, ranking_loss, token_values
+
+logger = logging.get_logger(__name__)
 
 
 class ContributionRanking(Learner):
     """Measures the tokens that the policy finds likely when it first meets a sample, and learns their order then and in all later passes.
 
-    What was measured is kept by the sample's place in the dataset, in each process by itself and not in checkpoints. So a sample that comes to another
-    process, or back after a resumption, is measured again. Samples of a stream have no place, and are measured in every pass.
+    What was measured is kept by the sample's place in the dataset, in all processes and in checkpoints. Samples of a stream have no place, and are
+    measured in every pass.
     """
 
     def __init__(self, *of_all: Any):
         super().__init__(*of_all)
         self._known: dict[int | None, TokenValues] = {}
+        self._unshared: dict[int | None, TokenValues] = {}  # of these, what other processes have not been told
 
-    def begin(self) -> None:
-        """Forget what was measured on other samples."""
-        self._known.clear()
+    def begin(self, checkpoint: str | None) -> None:
+        """Forget what was measured on other samples, or go on with what a checkpoint knows."""
+        self._known, self._unshared = {}, {}
+        if checkpoint is None:
+            return
+        file = Path(checkpoint, TOKEN_VALUES)
+        if file.is_file():
+            self._known |= _read(file)
+        else:
+            logger.warning(f"{checkpoint} has no {TOKEN_VALUES}. Its samples are measured again.")
+
+    def share(self) -> None:
+        """Tell the other processes what was measured."""
+        if self.args.world_size > 1:
+            for measured in gather_object([self._unshared]):
+                self._known |= measured
+        self._unshared = {}
+
+    def save(self, checkpoint: Path) -> None:
+        """Write what is known, one row of `samples` and `counts` for each sample, the tokens and values of all behind each other."""
+        known = {index: values for index, values in self._known.items() if index is not None}
+        none = TokenValues(torch.zeros(0, dtype=torch.long), torch.zeros(0))
+        tensors = {
+            "samples": torch.tensor([*known], dtype=torch.long),
+            "counts": torch.tensor([len(one.tokens) for one in known.values()], dtype=torch.long),
+            "tokens": torch.cat([one.tokens for one in (none, *known.values())]),
+            "values": torch.cat([one.values for one in (none, *known.values())]),
+        }
+        with replaced(checkpoint / TOKEN_VALUES) as temporary:
+            save_file(tensors, temporary)
 
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return how far the scores are from the measured order, one loss per video."""
@@ -61,7 +97,7 @@ class ContributionRanking(Learner):
                 continue
             video.measured = token_values(keep, group, tokens).to("cpu")
             if video.index is not None:
-                self._known[video.index] = video.measured
+                self._known[video.index] = self._unshared[video.index] = video.measured
             values = video.measured.values
             self.note(reward=group.mean(), greedy_reward=group[0], sampling_ratio=video.ratio)
             self.note(misleading=(values < -self.args.least_value).float().mean(), zero_variance=not group.var().item())
@@ -73,3 +109,10 @@ class ContributionRanking(Learner):
         prompts, rows = select_subsets(memory.prompt, keeps)
         questions = [memory.videos[row].question for row in rows.tolist()]
         return self.examiner.reward(self.examiner.answer(prompts, questions), questions)
+
+
+def _read(file: Path) -> dict[int | None, TokenValues]:
+    tensors = load_file(file)
+    counts = tensors["counts"].tolist()
+    parts = zip(tensors["tokens"].split(counts), tensors["values"].split(counts), strict=True)
+    return {index: TokenValues(*part) for index, part in zip(tensors["samples"].tolist(), parts, strict=True)}

@@ -18,6 +18,7 @@ _CURVES = {
     "greedy_reward": "greedy reward",
     "sampling_ratio": "sampling ratio",
     "kept_ratio": "tokens kept",
+    "misleading": "likely tokens that mislead",
 }
 _VITAL_SIGNS = ("loss", "zero_variance", "clip_fraction", "score_spread", "entropy", "skipped_samples")
 _ACCURACY = "eval_accuracy_at_"
@@ -38,6 +39,7 @@ def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
 def concerns(logs: dict[str, float]) -> list[str]:
     """Return what in the figures of a log says that the policy learns nothing, or will soon fall apart."""
     found = []
+    holds = "" if "ranking_loss" in logs else "raise kl_weight or "  # which contributions do not have
     if logs.get("zero_variance", 0.0) > 0.9:
         found.append(
             "over 90 % of the samples give equal rewards in all rollouts, so that nothing is learnt from them: take harder or easier questions "
@@ -50,7 +52,7 @@ def concerns(logs: dict[str, float]) -> list[str]:
             "most choices are stopped by the clip: lower the learning rate, or take fewer iterations on a sample"
         )
     if logs.get("score_spread", 0.0) > 20.0:
-        found.append("the scores grow large: raise kl_weight or lower the learning rate")
+        found.append(f"the scores grow large: {holds}lower the learning rate")
     return found
 
 

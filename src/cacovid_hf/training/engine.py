@@ -96,6 +96,9 @@ class SampleEngine(CheckpointHooks, Trainer):
         """Return sums of the rewards of a batch of evaluation samples, one per entry of `eval_ratios`."""
         raise NotImplementedError
 
+    def begin_run(self, checkpoint: str | None) -> None:
+        """Forget other runs, or go on with what the checkpoint to resume from remembers."""
+
     # ---------------------------------------------------------------- a run
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -110,6 +113,7 @@ class SampleEngine(CheckpointHooks, Trainer):
                 raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from. Start anew.")
         if resume_from_checkpoint:
             check_position(resume_from_checkpoint, self._position())
+        self.begin_run(resume_from_checkpoint or None)
         self._metrics.clear()
         self._skipped = 0
         self._tried = 0

@@ -14,7 +14,7 @@ from .replay import BatchMemory
 
 
 class Imitation(Learner):
-    """Scores learn to be the attention that a video's tokens receive; it is read once a sample."""
+    """Scores learn to be the attention that a video's tokens receive; it is read when a sample comes in, once a pass."""
 
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return the divergences from the teacher, one per video."""

@@ -1,6 +1,7 @@
 """What a policy learns from: the interface of imitation, of rollouts and of contributions."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -32,8 +33,14 @@ class Learner:
         self.model: Any = model
         self.args, self.note, self.examiner = args, note, examiner
 
-    def begin(self) -> None:
-        """Start a run: nothing of another one is remembered."""
+    def begin(self, checkpoint: str | None) -> None:
+        """Start a run with nothing of another one, or go on with what a checkpoint's folder remembers."""
+
+    def share(self) -> None:
+        """Tell the other processes what was found out. All call it behind the first iteration on a batch, also on an empty one."""
+
+    def save(self, checkpoint: Path) -> None:
+        """Write into a checkpoint's folder what a resumed run needs. The first process alone calls it."""
 
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return the losses of one iteration, one per video, each 0-dimensional with a graph to the policy.

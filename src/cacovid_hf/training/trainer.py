@@ -14,13 +14,13 @@ Departures from the published code that no setting undoes:
 2. One prefill scores answers of which one is right, such as an option's letter (`rollouts.score_answers`). Only open answers are generated.
 3. The rollout by "content", whose reward enters no loss, is left out.
 4. Draws are functions of the seed and the sample's place in the data. So they do not depend on the number of processes, or on a resumption.
-   Values of "contributions" do, because each process remembers its own.
 5. Several samples share a step. Each weighs the same, also where some could not be read.
 
 Those of a single function stand in its docstring. All others are settings, see `arguments`: `PUBLISHED` is the paper's recipe, `OURS` what
 won on the tiny model, `CONTRIBUTIONS` is near what won on a language model of 30 layers.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,10 +86,13 @@ class ContributionTrainer(SampleEngine):
         self.learner: Learner = LEARNERS[args.objective](model, args, self.note, self.examiner)
         self._memories: dict[int, BatchMemory] = {}  # one per batch of a step
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, see `Trainer.train`."""
-        self.learner.begin()
-        return super().train(*args, **kwargs)
+    def begin_run(self, checkpoint: str | None) -> None:
+        """See `SampleEngine`."""
+        self.learner.begin(checkpoint)
+
+    def complete_checkpoint(self, folder: Path) -> None:
+        """Write what the learner remembers into a checkpoint."""
+        self.learner.save(folder)
 
     # ---------------------------------------------------------------- one iteration
 
@@ -108,10 +111,13 @@ class ContributionTrainer(SampleEngine):
             # The old policy: it draws the subsets of all iterations, and ratios are relative to it.
             for video, output in zip(memory.videos, outputs, strict=True):
                 video.old = PolicyOutput(output.token_logits.detach(), output.frame_logits.detach())
-        if not outputs:
+        learner = self._learner_of(header)
+        losses = learner.losses(memory, header, outputs) if outputs else []
+        if header.iteration == 0:
+            learner.share()
+        if not losses:
             # Nothing to learn from here, but the other processes wait for this one's gradients.
             return sum(weight.sum() * 0 for weight in model.parameters())
-        losses = self._learner_of(header).losses(memory, header, outputs)
         # Gradients are averaged over batches and processes, some of which may have fewer samples: the mean is over samples.
         share = self.args.gradient_accumulation_steps * self.args.world_size / self.samples_of_step
         loss = torch.stack(losses).sum() * share
