@@ -46,7 +46,14 @@ REPORTED_SEED, VALIDATION_SEED = 1001, 2002
 # Four times as many, others again, for what a table of 1,000 cannot tell apart: ours and the best row of attention.
 CLOSE_SEED, CLOSE_RATIOS, CLOSE_TIMES = 3003, (0.05, 0.02), 4
 CURVE_RATIOS = (0.1, 0.02)
-STEPS, BATCH = {"ours": 500, "light": 300, "published": 300, "taught first": 200, "imitation": 200}, 32
+STEPS, BATCH = {
+    "ours": 500,
+    "light": 300,
+    "published": 300,
+    "taught first": 200,
+    "imitation": 200,
+    "contributions": 400,
+}, 32
 ABLATION_STEPS, ABLATION_BATCH, POOL = 150, 16, 1600
 CURVE_EVERY, VALIDATION_QUESTIONS = 25, 300
 POLICY_SEEDS, ABLATION_SEEDS = (0, 1, 2), (0, 1)
@@ -336,7 +343,7 @@ def jobs_of(lab: Laboratory) -> dict[str, Job]:
     def accuracy(name: str, model: Callable[[], Any], method: Callable[[EmbeddedQuestions], Any]) -> None:
         for kind, through_mp4 in (("table", False), ("mp4", True)):
             table[f"{kind}/{name}"] = lambda mp4=through_mp4: accuracy_cell(lab, model(), method, mp4)
-        if name.startswith(("ours/", "taught first/")) or name == "attention, layer 2, last":
+        if name.startswith(("ours/", "taught first/", "contributions/")) or name == "attention, layer 2, last":
             table[f"close/{name}"] = lambda: accuracy_cell(lab, model(), method, close=True)
 
     def train(folder: str, preset: str, steps: int, seed: int, settings: dict, selection: dict) -> None:
@@ -349,11 +356,13 @@ def jobs_of(lab: Laboratory) -> dict[str, Job]:
         teacher = {"teacher": "attention"}
         train("taught first", "ours", STEPS["taught first"], seed, teacher | {"teacher_steps": 50}, {})
         train("imitation", "ours", STEPS["imitation"], seed, teacher, {})
+        taught = {"teacher_steps": 160}  # 4 of 10 steps, and a light policy: the recipe of the laboratory of 30 layers
+        train("contributions", "contributions", STEPS["contributions"], seed, taught, {"policy_type": "light"})
     for seed in POLICY_SEEDS:
         untrained = functools.partial(lab.untrained, seed)
         accuracy(f"random/{seed}", untrained, lambda batch, seed=seed: Random(seed=seed))
         accuracy(f"untrained policy/{seed}", untrained, lambda batch: None)
-        for folder in ("published", "ours", "light", "taught first", "imitation"):
+        for folder in STEPS:
             accuracy(f"{folder}/{seed}", functools.partial(lab.policy, folder, seed), lambda batch: None)
         accuracy(
             f"published, our selection/{seed}",
