@@ -46,14 +46,15 @@ REPORTED_SEED, VALIDATION_SEED = 1001, 2002
 # Four times as many, others again, for what a table of 1,000 cannot tell apart: ours and the best row of attention.
 CLOSE_SEED, CLOSE_RATIOS, CLOSE_TIMES = 3003, (0.05, 0.02), 4
 CURVE_RATIOS = (0.1, 0.02)
-STEPS, BATCH = {
+STEPS = {
     "ours": 500,
     "light": 300,
     "published": 300,
     "taught first": 200,
     "imitation": 200,
     "contributions": 400,
-}, 32
+}
+BATCH = 32
 ABLATION_STEPS, ABLATION_BATCH, POOL = 150, 16, 1600
 CURVE_EVERY, VALIDATION_QUESTIONS = 25, 300
 POLICY_SEEDS, ABLATION_SEEDS = (0, 1, 2), (0, 1)
