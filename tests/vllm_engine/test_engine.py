@@ -98,6 +98,7 @@ def test_servers_that_do_not_start(run, tmp_path):
         "list": "give one number there, and a list in requests",
         "mistyped": "did you mean retention_ratio?",
         "method": "does not show more to a plugin",
+        "frames": "num_frames=-1 for videos: give an integer of at least 1",
         "own pruning": "--video-pruning-rate is vLLM's own pruning",
         "rule": "cacovid_positions='theirs' is unknown",
         "pipeline": "use --tensor-parallel-size",
@@ -127,6 +128,11 @@ def test_the_embedded_model_over_http(run):
     assert all(len(said) < 300 for _, said in found["bad"]), found["bad"]
     assert "give the fraction of video tokens to keep" in found["bad"][0][1]
     assert "counts tokens before it sees the video" in found["bad"][3][1]
+    assert {status for status, _ in found["reading"]["bad"]} == {400}, found["reading"]
+    assert all("for videos: give" in said and len(said) < 300 for _, said in found["reading"]["bad"])
+    assert [status for status, _ in found["reading"]["fewer"]] == [200, 200], found["reading"]
+    # Of 8 frames at one a second, both leave 4.
+    assert len({answer[1] for _, answer in found["reading"]["fewer"]}) == 1
     assert found["tools"]["got"] == found["tools"]["expected"]
     assert [status for status, _ in found["methods"]] == [200, 200]
     assert found["two_videos"][0] == found["text"][0] == 200

@@ -7,6 +7,7 @@ from typing import Any
 from vllm import ModelRegistry
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+from vllm.multimodal.media.connector import MODALITY_IO_MAP  # there is no public way to bound what a request asks
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 from vllm.transformers_utils.config import _CONFIG_REGISTRY  # there is no public way to give a model type a config
 
@@ -16,9 +17,9 @@ from ..processing import with_video_reader
 from ..utils.values import one_line
 from .config import ARCHITECTURES, ATTRIBUTE, SERVER, ServedConfig, ServerSettings, give_rows, policy_settings
 from .cpu_runner import notice_pruning_on_cpus
+from .frame_limits import LOADER, limits_of_server
 from .requests import NAMES, asked_of, check_kwargs
-from .video_loader import NAME as LOADER
-from .video_loader import PackageVideoLoader
+from .video_loader import PACKAGE, BoundedVideoIO, PackageVideoLoader
 
 logger = init_logger(__name__)
 
@@ -34,7 +35,8 @@ def register_all() -> None:
             ModelRegistry.register_model(name, f"{__package__}.{family}:{name}")
         MODELS_CONFIG_MAP[name] = ServedModelConfig
     _CONFIG_REGISTRY[ServedConfig.model_type] = ServedConfig
-    VIDEO_LOADER_REGISTRY.register(LOADER)(PackageVideoLoader)
+    VIDEO_LOADER_REGISTRY.register(PACKAGE)(PackageVideoLoader)
+    MODALITY_IO_MAP["video"] = BoundedVideoIO
     notice_pruning_on_cpus()
 
 
@@ -125,18 +127,23 @@ def _complete_files(model_config: Any) -> None:
 
 
 def _complete_reading(model_config: Any) -> None:
-    """Read video files as this package does, unless the server's settings name another loader."""
+    """Read video files as this package does, unless the server's settings name another loader.
+
+    Raises:
+        ValueError: a limit of the server that makes no sense.
+    """
     media = model_config.multimodal_config
     given = media.media_io_kwargs.get("video", {})
-    if "video_backend" in given:
+    if given.get(LOADER, PACKAGE) != PACKAGE:
         return
+    limits_of_server(given)
     ours = vars(model_config.hf_config).get(ATTRIBUTE) or {}
     name, revision = model_config.model, model_config.revision
     if "processor" in ours:
         name, revision = ours["processor"], ours["processor_revision"]
     reader = with_video_reader(load_stock_processor(_source(name, revision))).video_processor
     limit = {} if math.isinf(reader.max_fps) else {"fps": reader.max_fps}
-    defaults = {"video_backend": LOADER, "num_frames": reader.num_frames, **limit}
+    defaults = {LOADER: PACKAGE, "num_frames": reader.num_frames, **limit}
     media.media_io_kwargs = {**media.media_io_kwargs, "video": {**defaults, **given}}
 
 

@@ -33,6 +33,16 @@ BAD_SETTINGS: tuple[Any, ...] = (
     {"videos_kwargs": {"num_frames": 2}},
     "x",
 )
+BAD_READING: tuple[Any, ...] = (
+    {"num_frames": 33},
+    {"num_frames": -1},
+    {"num_frames": 10**400},
+    {"num_frames": "8"},
+    {"fps": 10**400},
+    {"fps": 2},
+    {"fps": float("nan")},
+    {"num_frames": 1, "video_backend": "opencv"},
+)
 TOOL = {
     "name": "scene",
     "description": "Which scene is shown",
@@ -186,6 +196,12 @@ def main() -> dict[str, Any]:
         bad += [
             ask(address, about(first, first.questions[0].text), mm_processor_kwargs=given) for given in BAD_SETTINGS
         ]
+        reading = {
+            name: [
+                ask(address, about(first, first.questions[0].text), media_io_kwargs={"video": given}) for given in asked
+            ]
+            for name, asked in (("bad", BAD_READING), ("fewer", ({"num_frames": 4}, {"num_frames": 32, "fps": 0.5})))
+        }
         tools = with_tools(address, model, processor)
         methods = [
             ask(address, about(first, first.questions[0].text), mm_processor_kwargs={"compressor": method})
@@ -219,6 +235,7 @@ def main() -> dict[str, Any]:
         "lengths_as_transformers": same,
         "seconds": round(seconds, 1),
         "bad": bad,
+        "reading": reading,
         "tools": tools,
         "methods": methods,
         "two_videos": two,

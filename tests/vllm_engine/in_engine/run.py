@@ -287,6 +287,7 @@ def refused_starts(family: str, folder: Path) -> dict[str, Any]:
         "list": said(mm_processor_kwargs={"retention_ratio": [0.25]}),
         "mistyped": said(mm_processor_kwargs={"retention_rato": 0.25}),
         "method": said(mm_processor_kwargs={"compressor": "fastv"}),
+        "frames": said(media_io_kwargs={"video": {"num_frames": -1}}),
         "own pruning": said(video_pruning_rate=0.5),
         "rule": said(hf_overrides={"cacovid_positions": "theirs"}),
         "pipeline": said(pipeline_parallel_size=2),
