@@ -4,9 +4,10 @@ import contextlib
 import http.client
 import json
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,36 +35,64 @@ class Answered:
     text: str
 
 
+@contextlib.contextmanager
+def shut_after(connection: socket.socket, seconds: float) -> Iterator[None]:
+    """Shut a connection down when its time is over, whoever is reading from it."""
+
+    def shut() -> None:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    watch = threading.Timer(seconds, shut)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
 def ask(port: int, body: dict[str, Any], timeout: float) -> Answered:
-    """Send one chat request to this machine, and read its stream."""
+    """Send one chat request to this machine, and read its stream.
+
+    Args:
+        port: of the server.
+        body: of the request.
+        timeout: seconds until the end of the answer; what is not whole then has failed.
+    """
     started = time.perf_counter()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     first: float | None = None
     pieces: list[str] = []
     usage = {"completion_tokens": 0, "prompt_tokens": 0}
     try:
-        whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        connection.request(
-            "POST", "/v1/chat/completions", json.dumps(whole).encode(), {"Content-Type": "application/json"}
-        )
-        response = connection.getresponse()
-        if response.status != 200:
-            text = response.read(1000).decode(errors="replace")
-            return Answered(response.status, None, time.perf_counter() - started, 0, 0, text)
-        for line in response:
-            if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
-                continue
-            event = json.loads(line[6:])
-            usage = event.get("usage") or usage
-            for choice in event.get("choices", ()):
-                if piece := choice.get("delta", {}).get("content"):
-                    first = time.perf_counter() - started if first is None else first
-                    pieces.append(piece)
-    except (OSError, http.client.HTTPException) as error:
+        connection.connect()
+        left = max(0.0, timeout - (time.perf_counter() - started))
+        with shut_after(connection.sock, left):
+            whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
+            connection.request(
+                "POST", "/v1/chat/completions", json.dumps(whole).encode(), {"Content-Type": "application/json"}
+            )
+            response = connection.getresponse()
+            if response.status != 200:
+                text = response.read(1000).decode(errors="replace")
+                return Answered(response.status, None, time.perf_counter() - started, 0, 0, text)
+            for line in response:
+                if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+                    continue
+                event = json.loads(line[6:])
+                usage = event.get("usage") or usage
+                for choice in event.get("choices", ()):
+                    if piece := choice.get("delta", {}).get("content"):
+                        first = time.perf_counter() - started if first is None else first
+                        pieces.append(piece)
+    except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
         return Answered(0, first, time.perf_counter() - started, 0, 0, f"{type(error).__name__}: {error}")
     finally:
         connection.close()
     seconds = time.perf_counter() - started
+    if seconds >= timeout:  # shut down in the middle, which may look like an end
+        return Answered(0, first, seconds, 0, 0, f"TimeoutError: no whole answer in {timeout:.1f} s")
     return Answered(200, first, seconds, usage["completion_tokens"], usage["prompt_tokens"], "".join(pieces))
 
 

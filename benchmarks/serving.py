@@ -41,6 +41,11 @@ NOTES = [
     "Every group of questions has a video of its own. With several questions per video, the later ones may find it in a cache.",
 ]
 
+STOP_SECONDS = 15
+"""That a server is given to end by itself. They are of the time of the whole command."""
+LEAST_SECONDS = 10
+"""With less, nothing more is begun."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -74,6 +79,7 @@ def serving(
     positions: int,
     frames: int,
     random_weights: bool,
+    seconds: float,
 ) -> Iterator[tuple[int, int, float]]:
     """Start a server in a session of its own, and stop it in the end; its port, its session's id and the seconds that it took to start.
 
@@ -85,6 +91,11 @@ def serving(
         positions: of a prompt and its answer.
         frames: of a video, at most.
         random_weights: whether vLLM makes the weights.
+        seconds: to start in.
+
+    Raises:
+        TimeoutError: it is not up in time.
+        RuntimeError: it ended.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -123,13 +134,13 @@ def serving(
             start_new_session=True,
         )
     try:
-        wait_until_up(port, process, log, options.start_seconds)
+        wait_until_up(port, process, log, seconds)
         yield port, process.pid, time.monotonic() - started
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -139,15 +150,18 @@ def wait_until_up(port: int, process: subprocess.Popen[bytes], log: Path, second
     """Return when the server answers `/health`.
 
     Raises:
-        RuntimeError: it ended, or is not up in time.
+        TimeoutError: it is not up in time.
+        RuntimeError: it ended.
     """
     end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
+    while process.poll() is None:
+        if (left := end - time.monotonic()) <= 0:
+            raise TimeoutError(f"The server is not up after {seconds:.0f} s: {log.read_text()[-2000:]}")
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=min(2, left))
             return
-        time.sleep(0.2)
-    raise RuntimeError(f"The server is not up (status {process.poll()}): {log.read_text()[-2000:]}")
+        time.sleep(min(0.2, left))
+    raise RuntimeError(f"The server ended with status {process.poll()}: {log.read_text()[-2000:]}")
 
 
 def bodies_of(server: Server, videos: list[Path], questions: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -246,11 +260,10 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
     record |= {"notes": NOTES, "starts": {}, "cells": [], "not_measured": cells}
     name = "_".join(label(arch, options) for arch in options.arch)
     result = GrowingResult(options.output, f"serving_{name}_{options.dtype}_{options.device}", record)
+    ends = began + options.budget_seconds - STOP_SECONDS
     for arch in options.arch:
         with tempfile.TemporaryDirectory() as work:
-            measure(
-                arch, options, Path(work), result, lambda: options.budget_seconds - (time.monotonic() - began), report
-            )
+            measure(arch, options, Path(work), result, lambda: ends - time.monotonic(), report)
     record["seconds"] = round(time.monotonic() - began, 1)
     path = result.save()
     report(f"not measured: {', '.join(map(str, record['not_measured'])) or 'nothing'}")
@@ -273,30 +286,40 @@ def measure(
         options: of the command.
         media: an empty folder, which servers may read.
         result: each cell is written as soon as it is measured, and is then no longer named as not measured.
-        left: seconds until the command has to end.
+        left: seconds until the last server has to be told to end. Nothing is waited for any longer.
         report: takes a line for each cell.
     """
     record, servers, frames = result.record, servers_of(options), frames_of(arch, options)
     positions = options.max_model_len or tokens_of(arch, frames) + 512
     has_weights = arch == EMBEDDED
+    if left() < LEAST_SECONDS:
+        return
     folder = checkpoint(arch, options, media / "checkpoint", not has_weights and "serve" in options.servers)
     per_server = sum(requests // questions for requests in options.requests for questions in options.questions)
     for kind in dict.fromkeys(server.kind for server in servers):
         of_kind = [server for server in servers if server.kind == kind]
-        if left() < 30:
+        if left() < LEAST_SECONDS:
             return
-        with serving(kind, folder, media, options, positions, frames, not has_weights) as (port, session, took):
+        with contextlib.ExitStack() as running:
+            seconds = min(options.start_seconds, left())
+            server_of_kind = serving(kind, folder, media, options, positions, frames, not has_weights, seconds)
+            try:
+                port, session, took = running.enter_context(server_of_kind)
+            except TimeoutError:
+                if left() > 0:  # it had all the time that a start may take
+                    raise
+                return
             record["starts"][f"{arch}, {kind}"] = round(took, 1)
             for number, server in enumerate(of_kind):
                 # Of each server's own, so that what another ratio left in a cache is of other videos.
                 own = write_videos(media / f"{kind}{number}", servers.index(server), per_server + 1, frames)
-                if left() < 10:
+                if left() < LEAST_SECONDS:
                     return
                 run_clients(port, bodies_of(server, own[:1], 1, options), 1, left())
                 unseen = iter(own[1:])
                 for clients, requests in zip(options.clients, options.requests, strict=True):
                     for questions in options.questions:
-                        if left() < 10:
+                        if left() < LEAST_SECONDS:
                             return
                         group = [next(unseen) for _ in range(requests // questions)]
                         bodies = bodies_of(server, group, questions, options)

@@ -1,6 +1,8 @@
 """The clients of the benchmark of servers: what they measure of a server whose times and counts are known."""
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +24,15 @@ class Slow(BaseHTTPRequestHandler):
             self.send_response(400)
             self.end_headers()
             self.wfile.write(b'{"error": "bad"}')
+            return
+        if drop := body.get("endless"):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(drop.encode())
+                    self.wfile.flush()
+                    time.sleep(0.05)
             return
         self.send_response(200)
         self.end_headers()
@@ -79,6 +90,55 @@ def test_the_time_of_clients_is_that_of_all_requests(port):
 
     answers, _ = run_clients(port, [{}] * 20, 1, 0.25)
     assert all(answer.status == 0 for answer in answers[3:])
+
+
+@pytest.mark.parametrize("drop", ["x", "data: {}\n", "\n"])
+def test_an_answer_without_an_end_is_left_in_time(port, drop):
+    """Every read brings something, in the middle of a line and at its end."""
+    from load import ask
+
+    found = ask(port, {"endless": drop}, 0.5)
+    assert (found.status, found.tokens) == (0, 0)
+    assert 0.5 <= found.seconds < 5
+    assert found.text.startswith("TimeoutError")
+
+
+def test_a_server_that_does_not_come_up_takes_no_more_than_what_is_left(tmp_path, monkeypatch):
+    """It neither answers nor ends when it is told to."""
+    import serving
+
+    stubborn = tmp_path / "stubborn"
+    stubborn.write_text("#!/bin/sh\ntrap '' TERM\nwhile true; do sleep 0.1; done\n")
+    stubborn.chmod(0o755)
+    monkeypatch.setattr(serving.sys, "executable", str(stubborn))
+    monkeypatch.setattr(serving, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(serving, "LEAST_SECONDS", 0.1)
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(serving.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    began = time.monotonic()
+    path = serving.main(
+        ["--servers", "serve", "--requests", "8", "--budget-seconds", "2", "--output", str(tmp_path)],
+        lambda line: None,
+    )
+    assert time.monotonic() - began < 20
+    assert started[-1].args[0] == str(stubborn)
+    assert started[-1].returncode == -signal.SIGKILL
+    record = json.loads(path.read_text())
+    assert (record["cells"], len(record["not_measured"])) == ([], 12)
+    # A server that had all the time that a start may take is an error.
+    with pytest.raises(TimeoutError, match="not up after 0 s"):
+        serving.main(["--servers", "serve", "--start-seconds", "0.3", "--output", str(tmp_path)], lambda line: None)
+
+
+def test_a_server_that_ends_at_once_is_an_error(tmp_path):
+    from serving import wait_until_up
+
+    log = tmp_path / "log"
+    log.write_text("no such checkpoint")
+    process = subprocess.Popen(["false"])
+    with pytest.raises(RuntimeError, match="ended with status 1: no such checkpoint"):
+        wait_until_up(1, process, log, 60)
 
 
 def test_a_server_that_is_not_there():
