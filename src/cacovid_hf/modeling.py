@@ -408,9 +408,15 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         check_names(settings, [field.name for field in fields(StreamSettings)], "a setting of a stream")
         return VideoStream(self, with_video_reader(processor), StreamSettings(**settings))
 
-    def load_stream(self, path: "str | os.PathLike", processor: Any) -> VideoStream:
-        """Load what `VideoStream.save` wrote, to be fed and asked as if it had never been put away; errors as of `VideoStream.load`."""
-        return VideoStream.load(path, self, with_video_reader(processor))
+    def load_stream(self, path: "str | os.PathLike", processor: Any, device: Any = None) -> VideoStream:
+        """Load what `VideoStream.save` wrote, to be fed and asked as if it had never been put away; errors as of `VideoStream.load`.
+
+        Args:
+            path: of the file.
+            processor: of the model.
+            device: where the memory lies from now on, such as `"cpu"`; None: as it was saved.
+        """
+        return VideoStream.load(path, self, with_video_reader(processor), device)
 
     # ---------------------------------------------------------------- training
 

@@ -12,11 +12,12 @@ from ...compressors.attention import Attention
 from ...compressors.base import Compressor, Scores
 from ...compressors.cacovid import CaCoVid
 from ...compressors.registry import resolve_compressor
+from ...compressors.tools.selection import NOT_FINITE
 from ...prompt import VideoSpan
 from ..wrapped import AnsweringModel
 from .groups import Groups, Rule
 from .prompts import Asked, Frame, Words, asked
-from .quantised import Packed, pack, packed_bytes, unpack
+from .quantised import LARGEST, Packed, pack, packed_bytes, unpack
 from .questions import check_choice
 from .settings import StreamSettings
 from .steps import Step
@@ -34,7 +35,7 @@ class FeatureGroup:
         tokens: their embeddings, `(n, ceil(D / BLOCK))` rows of channels.
         frames: int32 `(n,)`, the number of every token's frame, ascending.
         places: int16 `(n,)`, its place there, ascending within a frame.
-        worth: float16 `(n,)`, larger = rather kept.
+        worth: float16 `(n,)`, larger = rather kept; within `LARGEST`.
         seconds: float64 `(2,)`, when the first frame that it held was shown, and the last.
     """
 
@@ -112,7 +113,7 @@ class FeatureMemory:
             tokens=self._packed(features),
             frames=torch.full((len(features),), step.number, dtype=torch.int32),
             places=step.places.to(torch.int16),
-            worth=step.worth.to(where, torch.float16),
+            worth=step.worth.clamp(-LARGEST, LARGEST).to(where, torch.float16),
             seconds=torch.tensor([step.seconds, step.seconds], dtype=torch.float64),
         )
 
@@ -246,7 +247,7 @@ class FeatureMemory:
             found += [scores for scores in method.score(prompt, self.model) if scores is not None]
         scores = Scores(torch.cat([s.token for s in found]), torch.cat([s.frame for s in found]))
         if not bool(torch.isfinite(scores.token).all()):
-            raise ValueError("The scores hold NaN or infinite values: check the policy's weights and the dtype.")
+            raise ValueError(NOT_FINITE)
         span = VideoSpan(0, (len(groups), 1, self.per_group), torch.arange(scores.token.numel()))
         assert prompt is not None
         keep = method.select_at(prompt, span, scores, ratio, num_tokens)

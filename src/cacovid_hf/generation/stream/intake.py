@@ -15,6 +15,7 @@ from ...compressors.base import Merged
 from ...compressors.cacovid import CaCoVid
 from ...compressors.registry import resolve_compressor
 from ...compressors.streamingtom import StreamingTom, reduce_frames
+from ...compressors.tools.selection import NOT_FINITE
 from ...compressors.tools.tokens import highest_tokens
 from ...prompt import Prompt, PromptLayout, ReducedAttention, VideoSpan, stack_prompts
 from ...utils.tensors import full_precision
@@ -92,16 +93,31 @@ class Intake:
         after = replace(before, num_steps=before.num_steps + 1, features=features, waiting=())
         return after, step, frame
 
-    def _encoded(self, pictures: np.ndarray, frame: Frame | None) -> tuple[Tensor, "ReducedAttention | None", Frame]:
-        """`(P, D)` of a step, and what the tower attended to, if the reducer reads that."""
-        family, backbone = self.model.family, self.model.backbone
+    def frame_of(self, size: tuple[int, int]) -> Frame:
+        """Return what steps of pictures of this height and width have in common, with zeros in `trailing`."""
+        grid, pixels = self._processed(np.zeros((self.per_step, *size, 3), np.uint8))
+        like = self.model.backbone.get_input_embeddings().weight
+        trailing = like.new_zeros(self.model.family.trailing_tokens, like.shape[1])
+        return Frame(grid[1], grid[2], self._without_pixels(pixels), trailing)
+
+    def _processed(self, pictures: np.ndarray) -> tuple[tuple[int, int, int], dict[str, Tensor]]:
+        """Return the grid of a step, and what the processor makes of it."""
         count = len(pictures)
         metadata = VideoMetadata(total_num_frames=count, fps=self.settings.fps, frames_indices=list(range(count)))
         pixels = dict(
             self.reader(videos=[pictures], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
         )
         pixels.pop("video_metadata", None)
-        (grid,) = family.video_grids(backbone.config, pixels)
+        (grid,) = self.model.family.video_grids(self.model.backbone.config, pixels)
+        return grid, pixels
+
+    def _without_pixels(self, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in pixels.items() if name not in self.model.family.video_inputs}
+
+    def _encoded(self, pictures: np.ndarray, frame: Frame | None) -> tuple[Tensor, "ReducedAttention | None", Frame]:
+        """`(P, D)` of a step, and what the tower attended to, if the reducer reads that."""
+        family, backbone = self.model.family, self.model.backbone
+        grid, pixels = self._processed(pictures)
         size, attention = grid[1] * grid[2], None
         floats = {n: v.to(backbone.dtype) if n in family.video_inputs else v for n, v in pixels.items()}
         if self.method.reads_tower:
@@ -109,9 +125,8 @@ class Intake:
         else:
             found = family.encode_frames(backbone, floats, size)
         if frame is None:
-            rest = {name: value for name, value in pixels.items() if name not in family.video_inputs}
             # A copy: a part of a tensor would hold all of it.
-            frame = Frame(grid[1], grid[2], rest, found[size:].clone())
+            frame = Frame(grid[1], grid[2], self._without_pixels(pixels), found[size:].clone())
         return found[:size].clone(), attention, frame
 
     def _reduced(self, before: Before, features: Tensor, attention: "ReducedAttention | None", frame: Frame) -> Step:
@@ -158,14 +173,20 @@ class Intake:
 
     def _contribution(self, features: Tensor, frame: Frame) -> Tensor:
         """`(P,)`, the largest score of every token over the standing questions."""
-        if self._asked is None or self._asked[0] is not frame:
-            self._asked = frame, stack_prompts([self._question(words, features, frame) for words in self.standing])
-        prompt = self._asked[1]
+        # Read once: a question may come from another thread, after a reset about frames of another size.
+        known = self._asked
+        if known is None or known[0] is not frame:
+            known = frame, stack_prompts([self._question(words, features, frame) for words in self.standing])
+            self._asked = known
+        prompt = known[1]
         embeds = prompt.inputs_embeds.clone()
         for span in prompt.layout.videos:
             embeds[span.row, span.positions.to(embeds.device)] = features.to(embeds)
         scores = self.method.score(replace(prompt, inputs_embeds=embeds), self.model)
-        return torch.stack([found.token[0] for found in scores if found is not None]).amax(0)
+        worth = torch.stack([found.token[0] for found in scores if found is not None]).amax(0)
+        if not bool(worth.isfinite().all()):
+            raise ValueError(NOT_FINITE)
+        return worth
 
     def _question(self, words: Words, features: Tensor, frame: Frame) -> Prompt:
         """Return a standing question about one frame."""

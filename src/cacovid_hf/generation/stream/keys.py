@@ -20,7 +20,7 @@ from ..wrapped import AnsweringModel
 from .groups import Groups, Rule
 from .layers import Layers, retrieving
 from .prompts import Frame, Words, dense_positions, positions_of
-from .quantised import Packed, pack, packed_bytes, unpack
+from .quantised import LARGEST, Packed, pack, packed_bytes, unpack
 from .settings import StreamSettings
 from .steps import Step
 
@@ -33,7 +33,7 @@ class KeyValueGroup:
 
     Attributes:
         states: `(layers, 2, H, d, n)`, keys before the rotary embedding, and values; a row is a channel of a head over the group's tokens.
-        keys: float16 `(layers, H * d)`, the mean of the keys over the tokens.
+        keys: float16 `(layers, H * d)`, the mean of the keys over the tokens; of keys that float16 cannot hold a multiple, whose cosines are the same.
         frames: int32 `(n,)`, the number of the frame.
         places: int16 `(n,)`, ascending.
         seconds: float64 `(2,)`, when the first frame that it stands for was shown, and the last.
@@ -161,7 +161,7 @@ class KeyValueMemory:
         device = self.settings.device or embeds.device
         return KeyValueGroup(
             states=pack(states.to(device), self.settings.bits or 4),
-            keys=states[:, 0].float().mean(-1).flatten(1).to(device, torch.float16),
+            keys=_mean_keys(states[:, 0]).to(device),
             frames=torch.full((self.per_group,), step.number, dtype=torch.int32),
             places=step.places.to(torch.int16),
             seconds=torch.tensor([step.seconds, step.seconds], dtype=torch.float64),
@@ -262,3 +262,9 @@ class KeyValueMemory:
                 arguments | {CACHE: cache},
             )
         return sequences[:, len(ids) :]
+
+
+def _mean_keys(keys: Tensor) -> Tensor:
+    """Float16 `(layers, H * d)` of `(layers, H, d, n)`; each layer is made smaller as a whole where float16 would be infinite."""
+    wide = keys.float().flatten(1, 2)
+    return (wide / (wide.abs().amax((1, 2), keepdim=True) / LARGEST).clamp(min=1)).mean(-1).half()

@@ -70,10 +70,13 @@ def pack(numbers: Tensor, bits: int) -> Packed:
     """
     size = numbers.shape[-1]
     in_half = bits < 16 or (bits == 16 and numbers.dtype == torch.float32)
-    if not bool(numbers.abs().amax() <= (LARGEST if in_half else torch.finfo(numbers.dtype).max)):
+    most = numbers.abs().amax()
+    if not bool(most.isfinite()):
         raise ValueError(
-            f"A stream cannot store NaN or infinite numbers, nor numbers over {LARGEST} in {bits} bits: load the model in bfloat16 or float32, or use bits=32."
+            "A stream cannot store NaN or infinite numbers: load the model in bfloat16 or float32, or check its weights."
         )
+    if in_half and bool(most > LARGEST):
+        raise ValueError(f"A stream cannot store numbers over {LARGEST} in {bits} bits: use bits=32.")
     if bits >= 16:
         is_wide = bits == 16 and numbers.dtype == torch.float32
         return Packed(numbers.half() if is_wide else numbers.clone(), None, None, size, bits)

@@ -1,8 +1,10 @@
 """A stream in one file of safetensors, to go on with later."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from .prompts import Frame
 from .steps import Before
 
 FORMAT = "cacovid stream 1"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Of a picture: a damaged size must not fill the memory.
+_MOST_PIXELS = 2**27
 
 
 def write(path: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -73,7 +78,11 @@ def described_state(before: Before, frame: Frame | None, made_room: int) -> dict
 
 
 def state_of(
-    described: dict[str, Any], tensors: dict[str, Tensor], per_step: int, width: int, like: Tensor
+    described: dict[str, Any],
+    tensors: dict[str, Tensor],
+    per_step: int,
+    frame_of: Callable[[tuple[int, int]], Frame],
+    like: Tensor,
 ) -> tuple[Before, Frame | None, dict[str, Tensor]]:
     """Return what `described_state` and `tensors_of` say, and the parts of all groups.
 
@@ -81,38 +90,63 @@ def state_of(
         described: as read.
         tensors: likewise.
         per_step: frames of a temporal step.
-        width: `D`.
+        frame_of: from the height and width of pictures to what their steps have in common, with any numbers in `trailing`.
         like: any tensor of the model's dtype, where it is.
 
     Raises:
-        ValueError, KeyError, TypeError: they say what no stream says.
+        ValueError, KeyError, TypeError, AttributeError, IndexError: they say what no stream says; `whole` makes one error of them.
     """
-    numbers = dict(described["before"])
-    numbers["size"] = None if numbers["size"] is None else tuple(numbers["size"])
-    counts = (numbers["num_frames"], numbers["num_steps"], numbers["resized"], *(numbers["size"] or ()))
-    _check(all(type(count) is int and count >= 0 for count in (*counts, described["made_room"])), "numbers")
+    for name, part in tensors.items():
+        _check(part.dtype not in _FLOATS or bool(part.isfinite().all()), f"values in {name}")
     waiting: list[np.ndarray] = []
     while f"waiting.{len(waiting)}" in tensors:
         waiting.append(tensors[f"waiting.{len(waiting)}"].numpy())
     features = tensors.get("before")
-    before = Before(**numbers, features=None if features is None else features.to(like), waiting=tuple(waiting))
+    _check_numbers(described["before"], described["made_room"], len(waiting), per_step)
+    numbers = dict(described["before"])
+    size = numbers["size"] = None if numbers["size"] is None else tuple(numbers["size"])
+    is_begun = numbers["num_steps"] > 0
+    _check(is_begun == (features is not None) == (described["frame"] is not None), "frame before")
+    _check(all(one.shape == (*(size or ()), 3) and one.dtype == np.uint8 for one in waiting), "frames that wait")
     frame = None
-    if described["frame"] is not None:
-        prefix = "frame.pixels."
-        pixels = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        height, width_of_frame = described["frame"]
-        frame = Frame(height, width_of_frame, pixels, tensors["frame.trailing"].to(like))
-    _check(
-        before.num_frames == before.num_steps * per_step + len(waiting) and before.num_steps >= 0, "number of frames"
-    )
-    _check((before.num_steps > 0) == (features is not None) == (frame is not None), "frame before")
-    _check(frame is None or features is None or features.shape == (frame.size, width), "frame before")
-    _check(all(picture.shape == (*(before.size or ()), 3) for picture in waiting), "frames that wait")
-    _check(all(picture.dtype == np.uint8 for picture in waiting), "frames that wait")
-    _check(all(bool(part.isfinite().all()) for part in tensors.values()), "numbers")
-    _check((before.last is None) == (before.num_frames == 0) and np.isfinite(before.last or 0.0), "times")
+    if features is not None and size is not None:
+        frame = _frame(described["frame"], tensors, frame_of(size), like)
+        width = frame.trailing.shape[1]
+        _check(features.dtype in _FLOATS and features.shape == (frame.size, width), "features of the frame before")
+        features = features.to(like)
+    before = Before(**numbers, features=features, waiting=tuple(waiting))
     parts = {name.removeprefix("groups."): value for name, value in tensors.items() if name.startswith("groups.")}
+    if "seconds" in parts and before.last is not None:
+        times = [*parts["seconds"].flatten().tolist(), before.last]
+        _check(times == sorted(times), "times of groups")
     return before, frame, parts
+
+
+def _check_numbers(numbers: dict[str, Any], made_room: Any, num_waiting: int, per_step: int) -> None:
+    """Check what `described_state` wrote of `Before`."""
+    size, last, seconds = numbers["size"], numbers["last"], numbers["seconds"]
+    counts = (numbers["num_frames"], numbers["num_steps"], numbers["resized"], made_room)
+    _check(all(map(_is_count, counts)), "counts")
+    num_frames, num_steps, resized, _ = counts
+    _check(num_frames == num_steps * per_step + num_waiting and resized <= num_frames, "number of frames")
+    _check((num_frames == 0) == (last is None) == (size is None), "last frame")
+    is_size = isinstance(size, list) and len(size) == 2 and all(_is_count(side) and side > 0 for side in size)
+    _check(size is None or (is_size and size[0] * size[1] <= _MOST_PIXELS), "size of frames")
+    _check(_is_time(seconds) and (last is None or (_is_time(last) and seconds <= last)), "times")
+
+
+def _frame(grid: Any, tensors: dict[str, Tensor], expected: Frame, like: Tensor) -> Frame:
+    """Return what steps have in common, as it was saved; it must be what this processor makes of such pictures."""
+    prefix = "frame.pixels."
+    pixels = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    same = grid == [expected.height, expected.width] and pixels.keys() == expected.pixels.keys()
+    if not same or not all(torch.equal(pixels[name], one) for name, one in expected.pixels.items()):
+        raise ValueError(
+            "Its frames do not have the grid that this processor gives them: load it with the processor that made it, or save it again."
+        )
+    trailing = tensors["frame.trailing"]
+    _check(trailing.dtype in _FLOATS and trailing.shape == expected.trailing.shape, "end of a video")
+    return replace(expected, trailing=trailing.to(like))
 
 
 def groups_of(parts: dict[str, Tensor], like: dict[str, Tensor], num_steps: int, size: int) -> list[dict[str, Tensor]]:
@@ -131,7 +165,7 @@ def groups_of(parts: dict[str, Tensor], like: dict[str, Tensor], num_steps: int,
     count = len(parts["frames"])
     for name, one in like.items():
         part = parts[name]
-        same = part.dtype == one.dtype or (part.is_floating_point() and one.is_floating_point())
+        same = part.dtype == one.dtype or (part.dtype in _FLOATS and one.dtype in _FLOATS)
         _check(same and part.shape == (count, *one.shape), f"groups' {name}")
     frames, places = parts["frames"].long(), parts["places"].long()
     _check(count > 0 and int(frames.min()) >= 0 and int(frames.max()) < num_steps, "numbers of frames")
@@ -141,20 +175,35 @@ def groups_of(parts: dict[str, Tensor], like: dict[str, Tensor], num_steps: int,
     groups = [{name: parts[name][i].clone().to(one.dtype) for name, one in like.items()} for i in range(count)]
     if not all(bool(part.isfinite().all()) for group in groups for part in group.values()):
         raise ValueError(
-            "The saved stream has values that this model's memory cannot hold. Load it in the dtype that it was saved in."
+            "It has values that this model's memory cannot hold. Load it in the dtype that it was saved in."
         )
     return groups
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[None]:
-    """Say of what is missing or of another type in a file, which no stream wrote so, that the file is damaged."""
+    """Name the file in every error about what it holds; what no stream wrote so is damage."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): save the stream again.") from error
+    except (_DamagedError, KeyError, TypeError, AttributeError, IndexError) as error:
+        what = str(error) if isinstance(error, _DamagedError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is damaged ({what}): save the stream again.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be loaded. {error}") from error
+
+
+class _DamagedError(ValueError):
+    """Says which part of a file no stream wrote so."""
 
 
 def _check(is_sound: Any, what: str) -> None:
     if not is_sound:
-        raise ValueError(f"A saved stream is damaged, whose {what} no stream has: save it again.")
+        raise _DamagedError(f"no stream has such {what}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

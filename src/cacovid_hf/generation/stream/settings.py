@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
+import torch
+
 from ...compressors.base import Compressor
 from ...compressors.cacovid import CaCoVid
 from ...compressors.registry import resolve_compressor
@@ -82,6 +84,7 @@ class StreamSettings:
             raise ValueError(f"bits={self.bits!r}: choose one of {', '.join(map(str, BITS))}.")
         if isinstance(self.fps, bool) or not isinstance(self.fps, Real) or not 0 < self.fps < float("inf"):
             raise ValueError(f"fps={self.fps!r}: give frames per second, a number over 0.")
+        _check_device(self.device)
         self._check_methods()
 
     def _check_methods(self) -> None:
@@ -116,6 +119,19 @@ class StreamSettings:
             if isinstance(values[name], Compressor):
                 raise ValueError(f"{name} is an instance, whose settings a saved stream cannot hold: give its name.")
         return values | {"device": None if self.device is None else str(self.device), "standing": list(self.standing)}
+
+
+def _check_device(device: Any) -> None:
+    """Refuse one that cannot hold a memory."""
+    if device is None:
+        return
+    try:
+        is_there = torch.empty(0, device=device).device.type != "meta"
+    # A number beyond the last GPU, a name that is none, PyTorch built without CUDA.
+    except (RuntimeError, AssertionError, TypeError):
+        is_there = False
+    if not is_there:
+        raise ValueError(f"device={device!r} cannot hold a stream's memory here: choose another, such as device='cpu'.")
 
 
 def _texts(words: "str | Sequence[str]") -> tuple[str, ...]:

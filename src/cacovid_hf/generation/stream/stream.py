@@ -18,7 +18,7 @@ from .files import frames_of_file, pictures_of, timed
 from .groups import Memory
 from .intake import Intake
 from .keys import KeyValueMemory
-from .prompts import Frame, dense_positions, words_of
+from .prompts import Frame, words_of
 from .questions import checked_arguments
 from .settings import FAMILIES, StreamSettings
 from .steps import Before, Step
@@ -200,24 +200,26 @@ class VideoStream:
         saving.write(Path(path), described, saving.tensors_of(before, frame, groups))
 
     @classmethod
-    def load(cls, path: str | os.PathLike, model: AnsweringModel, processor: Any) -> "VideoStream":
+    def load(cls, path: str | os.PathLike, model: AnsweringModel, processor: Any, device: Any = None) -> "VideoStream":
         """Load a saved stream, to be fed and asked as if it had never been put away.
 
         Args:
             path: of the file.
             model: a wrapped model, the one that the stream was made with.
             processor: of the model, reading files.
+            device: where the memory lies from now on, such as `"cpu"`; None: as it was saved.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a saved stream, a damaged one, or one of a model of another family or size.
+            ValueError: not a saved stream, a damaged one, one of a model of another family or size, or a device that is not there.
         """
         described, tensors = saving.read(Path(path))
         with saving.whole(Path(path)):
-            stream = cls(model, processor, StreamSettings(**described["settings"]))
+            settings = dict(described["settings"]) | ({} if device is None else {"device": device})
+            stream = cls(model, processor, StreamSettings(**settings))
             if described["model"] != stream._model_size():
                 raise ValueError(
-                    f"{path} was made with a model of {described['model']}, and this one is of {stream._model_size()}: load it with the same model."
+                    f"It was made with a model of {described['model']}, and this one is of {stream._model_size()}: load it with the same model."
                 )
             stream._restore(described, tensors)
         return stream
@@ -225,15 +227,12 @@ class VideoStream:
     def _restore(self, described: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Take on what was saved."""
         like = self.model.backbone.get_input_embeddings().weight
-        width = self.model.backbone.config.get_text_config().hidden_size
-        before, frame, parts = saving.state_of(described, tensors, self._intake.per_step, width, like)
+        before, frame, parts = saving.state_of(described, tensors, self._intake.per_step, self._intake.frame_of, like)
         memory = None
         if frame is not None:
-            # What is missing in the frame is told now, and not by the first question.
-            dense_positions(self.model, self._words, frame, self.settings.fps, 1)
             memory = self._new_memory(frame)
             count = self.settings.tokens_of(frame.size)
-            nothing = Step(0, 0.0, like.new_zeros(count, width), torch.arange(count), torch.zeros(count))
+            nothing = Step(0, 0.0, like.new_zeros(count, like.shape[1]), torch.arange(count), torch.zeros(count))
             groups = saving.groups_of(parts, memory.stored(nothing, []).parts, before.num_steps, frame.size)
             where = self.settings.device or like.device
             memory.groups.restore([memory.group_of(part, where) for part in groups], described["made_room"])

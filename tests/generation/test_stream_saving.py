@@ -1,0 +1,192 @@
+"""Saved streams: files that are damaged, a model of another dtype, another device, another processor."""
+
+import re
+
+import pytest
+import torch
+from helpers.models import FIRST, stock_model
+from helpers.processors import tiny_processor
+from helpers.streams import QUESTION, STEP, held, pictures, same
+
+from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
+from cacovid_hf.generation.stream import saving
+
+MEMORIES = pytest.mark.parametrize("memory", ["features", "kv"])
+
+
+@pytest.fixture(params=FIRST)
+def case(request):
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model(request.param))
+    return model, with_video_reader(tiny_processor(request.param))
+
+
+@MEMORIES
+def test_a_damaged_file_is_one_error(case, memory, tmp_path):
+    model, processor = case
+    stream = model.stream(processor, memory=memory, tokens_per_frame=3, bits=4)
+    stream.feed(pictures(7))
+    path = tmp_path / "stream"
+    stream.save(path)
+    described, tensors = saving.read(path)
+
+    def refused(described, tensors):
+        saving.write(path, described, tensors)
+        with pytest.raises(
+            ValueError, match=f"{re.escape(str(path))} is damaged|{re.escape(str(path))} cannot be loaded"
+        ):
+            model.load_stream(path, processor)
+
+    for name in described:
+        refused({key: value for key, value in described.items() if key != name}, tensors)
+    for where, change in (
+        ("settings", dict(colour=1)),
+        ("settings", dict(tokens_per_frame=2)),
+        ("settings", dict(bits=8)),
+        ("settings", dict(bits=16)),
+        ("settings", dict(max_memory=10)),
+        ("settings", dict(memory="kv" if memory == "features" else "features", when_full=None)),
+        ("before", dict(num_steps=0)),
+        ("before", dict(num_frames="seven")),
+        ("before", dict(last=None)),
+        ("before", dict(last=float("nan"))),
+        ("before", dict(size="ab")),
+        ("before", dict(size=None)),
+        ("before", dict(size=[48])),
+        ("before", dict(size=[48, 64, 3])),
+        ("before", dict(size=[0, 64])),
+        ("before", dict(size=[48, -64])),
+        ("before", dict(size=[48.0, 64.0])),
+        ("before", dict(size=[2**31 - 1, 2**31 - 1])),
+        ("before", dict(seconds="now")),
+        ("before", dict(seconds=None)),
+        ("before", dict(seconds=float("inf"))),
+        ("before", dict(seconds=99.0)),
+        ("before", dict(resized=8)),
+        ("before", dict(resized=-1)),
+        ("before", dict(resized=True)),
+        ("before", dict(colour=1)),
+        ("settings", dict(device="abacus")),
+        ("settings", dict(fps="often")),
+    ):
+        refused({**described, where: {**described[where], **change}}, tensors)
+    for where, value in (
+        ("settings", []),
+        ("before", []),
+        ("frame", None),
+        ("frame", [99, 99]),
+        ("frame", [1]),
+        ("frame", [1, 1, 1]),
+        ("frame", "ab"),
+        ("frame", [0, 0]),
+        ("frame", {"height": 1}),
+        ("made_room", -1),
+        ("made_room", "often"),
+    ):
+        refused({**described, where: value}, tensors)
+    for name, tensor in tensors.items():
+        if name != "waiting.0":
+            refused(described, {key: value for key, value in tensors.items() if key != name})
+        if name.startswith("groups."):
+            refused(described, {**tensors, name: tensor[:-1]})
+            refused(described, {**tensors, name: tensor.flatten()})
+        if name in ("before", "frame.trailing"):
+            for other in (tensor[..., :-1], tensor[None], torch.cat([tensor, torch.ones(1, tensor.shape[1])])):
+                refused(described, {**tensors, name: other})
+            refused(described, {**tensors, name: tensor.int()})
+        if name.startswith("frame.pixels."):
+            refused(described, {**tensors, name: tensor + 1})
+            refused(described, {**tensors, name: tensor[..., :-1]})
+        if name == "groups.seconds":
+            refused(described, {**tensors, name: tensor.flip(0)})
+            refused(described, {**tensors, name: tensor + 100})
+        if tensor.is_floating_point() and tensor.numel():
+            refused(described, {**tensors, name: tensor * float("nan")})
+    refused(described, {**tensors, "frame.pixels.more": torch.ones(1)})
+    if "waiting.0" in tensors:
+        refused(described, {**tensors, "waiting.0": tensors["waiting.0"][:-1]})
+        refused(described, {**tensors, "waiting.0": tensors["waiting.0"].float()})
+    for name in ("places", "frames"):
+        for moved in (tensors[f"groups.{name}"] + 1000, tensors[f"groups.{name}"] - 1000):
+            refused(described, {**tensors, f"groups.{name}": moved})
+        refused(described, {**tensors, f"groups.{name}": tensors[f"groups.{name}"].flip(0, 1)})
+    saving.write(path, described, tensors)
+    whole = path.read_bytes()
+    for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="not a saved stream"):
+            model.load_stream(path, processor)
+    saving.write(path, described, tensors)
+    assert model.load_stream(path, processor).ask(QUESTION, **STEP) == stream.ask(QUESTION, **STEP)
+
+
+@MEMORIES
+@pytest.mark.parametrize("bits", [4, 16, 32])
+def test_a_saved_stream_stays_within_the_bound_of_another_dtype(memory, bits, tmp_path):
+    """Wider numbers mean fewer groups, and room is made by the rule."""
+    family = FIRST[0]
+    processor = with_video_reader(tiny_processor(family))
+    narrow = CaCoVidForConditionalGeneration.from_backbone(stock_model(family).bfloat16())
+    wide = CaCoVidForConditionalGeneration.from_backbone(stock_model(family))
+    for first, second in ((narrow, wide), (wide, narrow)):
+        probe = first.stream(processor, memory=memory, tokens_per_frame=3, bits=bits)
+        probe.feed(pictures(6))
+        bound = probe.memory_bytes()
+        stream = first.stream(processor, memory=memory, tokens_per_frame=3, bits=bits, max_memory=bound)
+        stream.feed(pictures(6))
+        assert stream.num_groups == 6
+        stream.save(tmp_path / "stream")
+        again = second.load_stream(tmp_path / "stream", processor)
+        for picture in pictures(5, seed=1):
+            assert again.memory_bytes() <= bound
+            again.feed(picture)
+        assert again.memory_bytes() <= bound
+        assert isinstance(again.ask(QUESTION, **STEP), str)
+
+
+def test_values_that_another_dtype_cannot_hold_are_not_loaded():
+    """Of a stream in bfloat16, say, in a model whose memory is float16."""
+    parts = {"frames": torch.zeros(1, 1, dtype=torch.int32), "places": torch.zeros(1, 1, dtype=torch.int32)}
+    parts["features"] = torch.full((1, 1, 4), 7e4, dtype=torch.bfloat16)
+    like = {name: part[0] for name, part in parts.items()} | {"features": torch.zeros(1, 4, dtype=torch.float16)}
+    with pytest.raises(ValueError, match="values that this model's memory cannot hold"):
+        saving.groups_of(parts, like, num_steps=1, size=1)
+    sound = parts | {"features": parts["features"] / 2}
+    assert saving.groups_of(sound, like, num_steps=1, size=1)[0]["features"].dtype == torch.float16
+
+
+@MEMORIES
+def test_a_saved_stream_goes_on_elsewhere(case, memory, tmp_path):
+    """Saved where there was a GPU, it is loaded where there is none."""
+    model, processor = case
+    stream = model.stream(processor, memory=memory, tokens_per_frame=3)
+    stream.feed(pictures(4))
+    stream.save(tmp_path / "stream")
+    described, tensors = saving.read(tmp_path / "stream")
+    described["settings"]["device"] = "cuda:99"
+    saving.write(tmp_path / "stream", described, tensors)
+    with pytest.raises(ValueError, match=r"device='cuda:99' cannot hold a stream's memory here.*device='cpu'"):
+        model.load_stream(tmp_path / "stream", processor)
+    again = model.load_stream(tmp_path / "stream", processor, device="cpu")
+    assert again.settings.device == "cpu"
+    assert again.ask(QUESTION, **STEP) == stream.ask(QUESTION, **STEP)
+    for one in (stream, again):
+        one.feed(pictures(4, seed=1))
+    assert same(held(stream), held(again))
+    for device in ("abacus", "meta", 99, "cuda:99", object()):
+        with pytest.raises(ValueError, match="cannot hold a stream's memory here"):
+            model.load_stream(tmp_path / "stream", processor, device=device)
+        with pytest.raises(ValueError, match="cannot hold a stream's memory here"):
+            model.stream(processor, device=device)
+
+
+def test_another_processor_is_told(tmp_path):
+    """One that lays frames out otherwise would give the next frame another grid than the memory has."""
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model("qwen2_5_vl"))
+    processor = with_video_reader(tiny_processor("qwen2_5_vl"))
+    stream = model.stream(processor, tokens_per_frame=3)
+    stream.feed(pictures(2))
+    stream.save(tmp_path / "stream")
+    other = with_video_reader(tiny_processor("qwen2_5_vl"))
+    other.video_processor.size = {"shortest_edge": 4 * 3136, "longest_edge": 4 * 112896}
+    with pytest.raises(ValueError, match=r"stream cannot be loaded\. Its frames do not have the grid"):
+        model.load_stream(tmp_path / "stream", other)
