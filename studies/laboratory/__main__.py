@@ -30,6 +30,7 @@ from studies.laboratory.headroom import by_kind, headroom, seen, share
 from studies.laboratory.mechanism import exchanged, groups
 from studies.laboratory.packing import answered_right as right_of
 from studies.laboratory.packing import everything
+from studies.laboratory.picture import example
 from studies.laboratory.policies import CONTRIBUTION_QUESTIONS, RECIPES, policy_scores, train
 from studies.laboratory.prompts import Prompts
 from studies.laboratory.questions import (
@@ -259,6 +260,20 @@ class Laboratory:
             for one, other in ((rival, recipe), (recipe, rival))
         }
 
+    def picture(self, seed: int, strength: int) -> dict[str, Any]:
+        """One question and what is kept for it, for `picture.draw`."""
+        asked = self.asked(seed, REPORTED, self.reported_clips)
+        attention = self.attention(seed, strength, REPORTED, self.reported_clips).last.float().mean(2)
+        model = self.wrapped(seed, strength, RECIPES[BEST_RECIPE].policy_type, seed)
+        model.policy.load_state_dict(torch.load(self.policy_path(seed, strength, BEST_RECIPE)))
+        ours, group = policy_scores(model, asked), groups(asked, attention)
+        shown = example(self.reader(seed, strength), asked, attention, ours, group, 5)
+        tokenizer = self.video_model(seed)[1].tokenizer
+        for choice, name in zip(shown["choices"], ("attention", BEST_RECIPE), strict=True):
+            choice |= {"name": name, "word": tokenizer.decode([choice["said"]]).strip()}
+        words = {"text": tokenizer.decode(shown["question"]), "word": tokenizer.decode([shown["answer"]]).strip()}
+        return shown | words | {"stream": REPORTED, "seed": seed}
+
     def wrapped(self, seed: int, strength: int, policy_type: str, policy_seed: int) -> Any:
         """A reader with a new policy, its layer from layer 0; selection by token scores alone."""
         torch.manual_seed(policy_seed)
@@ -343,7 +358,12 @@ def jobs(laboratory: Laboratory) -> dict[str, Job]:
         for seed in SEEDS
         for strength in STRENGTHS
     }
-    return _jobs(laboratory) | before | _jobs(hard)
+    pictures = {
+        f"picture/{seed}/{strength}": functools.partial(laboratory.picture, seed, strength)
+        for seed in SEEDS
+        for strength in STRENGTHS
+    }
+    return _jobs(laboratory) | pictures | before | _jobs(hard)
 
 
 def _jobs(laboratory: Laboratory) -> dict[str, Job]:
@@ -373,8 +393,8 @@ def waits_for(name: str) -> str | None:
         if kind in ("hard-reader", "hard-untrained"):
             return f"reader/{seed}/{strength}"
         return HardLaboratory.prefix + str(waits_for(name.removeprefix(HardLaboratory.prefix)))
-    if kind == "mechanism":
-        return f"policy/{seed}/{strength}/{BEST_RECIPE if rest[0] == 'attention' else rest[0]}"
+    if kind in ("mechanism", "picture"):
+        return f"policy/{seed}/{strength}/{BEST_RECIPE if rest in ([], ['attention']) else rest[0]}"
     if kind != "reader":
         return f"reader/{seed}/{strength}"
     before = [one for one in STRENGTHS if one < int(strength)]

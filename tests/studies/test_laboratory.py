@@ -1,10 +1,13 @@
 """The laboratory, with a small untrained language model in the place of SmolLM2."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from helpers.laboratory import write_language_model
+from PIL import Image
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.attention import video_attention
@@ -15,6 +18,7 @@ from studies.laboratory.contributions import DRAWS, SIZE, measure
 from studies.laboratory.headroom import headroom
 from studies.laboratory.mechanism import GROUPS, exchanged, groups
 from studies.laboratory.packing import BEGIN, QUESTION, answer_logits, answered_right, everything
+from studies.laboratory.picture import draw, example
 from studies.laboratory.policies import Recipe, policy_scores, train
 from studies.laboratory.prompts import Prompts
 from studies.laboratory.questions import KINDS, NUM_TOKENS, READING, REPORTED, VALIDATION, ask, balanced
@@ -225,12 +229,13 @@ def test_headroom_is_zero_where_nothing_harms(laboratory):
 
 def test_cells_wait_for_their_reader(tmp_path):
     names = list(jobs(Laboratory(tmp_path)))
-    assert len(names) == 9 * (2 * (8 + len(RECIPES)) + 1)
+    assert len(names) == 9 * (2 * (8 + len(RECIPES)) + 2)
     assert waits_for("reader/0/80") is None
     assert waits_for("reader/1/97") == "reader/1/90"
     assert all(waits_for(name) in names for name in names if waits_for(name))
     assert waits_for("hard-reader/1/90") == "reader/1/90"
     assert waits_for("hard-headroom/1/90") == "hard-reader/1/90"
+    assert waits_for("picture/0/80") == "policy/0/80/imitation, then contributions"
     assert waits_for(f"mechanism/0/80/{RIVALS[1]}") == f"policy/0/80/{RIVALS[1]}"
 
 
@@ -241,11 +246,11 @@ def test_measured_subsets_are_answered_and_hold_what_they_say(laboratory):
     assert (found.masks.sum(2) == SIZE).all()
     assert torch.equal(found.likely, scores.topk(2 * SIZE, dim=1).indices)
     kept = found.masks.nonzero()[:, 2].view(2, DRAWS, SIZE)
-    for draw in (0, DRAWS - 1):
+    for one in (0, DRAWS - 1):
         alone = asked.alone(questions)
-        logits = answer_logits(model, alone, torch.arange(2), kept[:, draw])[:, 0]
+        logits = answer_logits(model, alone, torch.arange(2), kept[:, one])[:, 0]
         expected = logits.softmax(-1).gather(1, alone.answers)[:, 0]
-        torch.testing.assert_close(found.probability[:, draw], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.probability[:, one], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_policy_learns_measured_contributions(laboratory):
@@ -377,3 +382,44 @@ def test_the_committed_cells_make_the_table():
     assert {(seed, clip) for seed in (0, 1, 2) for clip in range(48)} == set(found[BEST]["5"])
     gain, error = difference(found[BEST]["5"], found["imitation of the last token"]["5"])
     assert gain > 2 * error > 0
+
+
+# ---------------------------------------------------------------- a picture
+
+
+def test_the_example_is_one_that_ours_alone_answers_and_its_tokens_are_taken_away_one_by_one(laboratory):
+    model, _, asked = laboratory
+    rival, ours = (torch.rand(asked.evidence.shape, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    kept = highest(ours, 5)
+    said = [
+        answer_logits(model, asked.alone(number), torch.tensor([0]), kept.flatten(0, 1)[number])[0, 0].argmax()
+        for number in torch.arange(asked.answers.numel()).split(1)
+    ]
+    asked = dataclasses.replace(asked, answers=torch.stack(said).view_as(asked.answers))  # ours is always right
+    shown = example(model, asked, rival, ours, groups(asked, rival), 5)
+    theirs, mine = shown["choices"]
+    assert mine["said"] == shown["answer"] == asked.answers[shown["clip"], shown["place"]]
+    assert theirs["said"] != shown["answer"]
+    tokens = [one["token"] for one in mine["tokens"]]
+    assert tokens == kept[shown["clip"], shown["place"]].tolist()
+    number = torch.tensor([shown["clip"] * asked.answers.shape[1] + shown["place"]])
+    for one in mine["tokens"]:
+        fewer = torch.tensor([[[token for token in tokens if token != one["token"]]]])
+        without = right_from(model, asked.alone(number), fewer)[1].item()
+        assert one["taken_away"] == pytest.approx(without - mine["probability"], abs=2e-4)
+        assert one["is"] in GROUPS
+
+
+def test_a_choice_is_drawn_over_its_clip(tmp_path):
+    shown = {"text": "What color is the circle?", "answer": 7, "word": "red", "choices": []}
+    for name, said, place in (("attention", 3, 40), ("ours", 7, 287)):
+        tokens = [{"token": place, "is": "evidence", "taken_away": -0.5}, {"token": 3, "is": "sink", "taken_away": 0}]
+        shown["choices"].append({"name": name, "said": said, "word": "blue", "probability": 0.4, "tokens": tokens})
+    frames = make_clip(0).frames
+    draw(shown, frames, tmp_path / "one.png")
+    (shown["choices"][1]["tokens"][0]) |= {"token": 100}
+    draw(shown, frames, tmp_path / "other.png")
+    one, other = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "other"))
+    assert one.shape[1] > 1000
+    assert (one[: one.shape[0] // 2] == other[: one.shape[0] // 2]).all()  # the rival's row
+    assert (one != other).any()
