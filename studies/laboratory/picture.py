@@ -35,7 +35,7 @@ _FADED = 0.75  # of dropped tokens, towards white
 
 @torch.no_grad()
 def example(model: Any, asked: Asked, rival: Tensor, ours: Tensor, group: Tensor, count: int) -> dict[str, Any]:
-    """The middle one of the questions that are answered wrongly from a rival's tokens and rightly from ours, by the gain in probability.
+    """One question that is answered wrongly from a rival's tokens and rightly from ours, though both keep its evidence: the middle one by the gain in probability.
 
     Args:
         model: the video model.
@@ -51,7 +51,8 @@ def example(model: Any, asked: Asked, rival: Tensor, ours: Tensor, group: Tensor
     """
     kept = [highest(scores, count) for scores in (rival, ours)]
     (wrong, low), (right, high) = (right_from(model, asked, some) for some in kept)
-    won = (~wrong & right).flatten().nonzero()[:, 0]
+    both_see = torch.stack([asked.evidence.gather(2, some).any(2) for some in kept]).all(0)
+    won = (~wrong & right & both_see).flatten().nonzero()[:, 0]
     number = won[(high - low).flatten()[won].argsort()[len(won) // 2]]
     clip, place = divmod(int(number), asked.answers.shape[1])
     alone, what = asked.alone(number[None]), group[clip, place]
@@ -90,8 +91,9 @@ def draw(shown: dict[str, Any], frames: np.ndarray, out: Path) -> None:
     from matplotlib.patches import Patch, Rectangle
 
     side = frames.shape[1] / GRID
-    figure, axes = pyplot.subplots(2, NUM_FRAMES, figsize=(14, 5.2), layout="constrained")
-    for row, choice in zip(axes, shown["choices"], strict=True):
+    figure = pyplot.figure(figsize=(14, 5.2), layout="constrained")
+    for part, choice in zip(figure.subfigures(2), shown["choices"], strict=True):
+        row = part.subplots(1, NUM_FRAMES)
         kept = np.zeros(NUM_TOKENS, dtype=bool)
         kept[[one["token"] for one in choice["tokens"]]] = True
         cells = kept.reshape(NUM_FRAMES, GRID, GRID).repeat(int(side), axis=1).repeat(int(side), axis=2)
@@ -105,19 +107,16 @@ def draw(shown: dict[str, Any], frames: np.ndarray, out: Path) -> None:
             y, x = (part * side for part in divmod(cell, GRID))
             color = _COLORS[one["is"]]
             row[frame].add_patch(Rectangle((x - 0.5, y - 0.5), side, side, fill=False, color=color, linewidth=2.5))
-            below = y + side * 1.1 if y < side * (GRID - 1) else y - side * 0.1
-            text = f"{100 * one['taken_away']:+.0f}"
-            vertical = "top" if below > y else "bottom"
-            row[frame].text(x + side / 2, below, text, ha="center", va=vertical, fontsize=10, in_layout=False)
+            points = round(100 * one["taken_away"])
+            if points:
+                row[frame].text(x + side * 1.2, y + side / 2, f"{points:+d}", va="center", fontsize=11, in_layout=False)
         mark = "right" if choice["said"] == shown["answer"] else "wrong"
         title = f'{choice["name"]}: "{choice["word"]}" ({mark}). Probability of the right answer {100 * choice["probability"]:.0f} %'
-        row[0].set_title(title, loc="left", fontsize=12)
+        part.suptitle(title, x=0.01, ha="left", fontsize=12)
     found = {one["is"] for choice in shown["choices"] for one in choice["tokens"]}
     handles = [Patch(fill=False, edgecolor=color, linewidth=2.5, label=name) for name, color in _COLORS.items()]
     figure.legend(handles=[one for one in handles if one.get_label() in found], loc="outside lower center", ncols=5)
-    figure.suptitle(
-        f"{shown['text']} Number: points of that probability that the answer gains when the token is taken away"
-    )
+    figure.suptitle(f"{shown['text']} A number: points of that probability that are won when the token is taken away")
     figure.savefig(out, dpi=90)
     pyplot.close(figure)
 

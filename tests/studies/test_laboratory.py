@@ -390,6 +390,7 @@ def test_the_committed_cells_make_the_table():
 def test_the_example_is_one_that_ours_alone_answers_and_its_tokens_are_taken_away_one_by_one(laboratory):
     model, _, asked = laboratory
     rival, ours = (torch.rand(asked.evidence.shape, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    rival, ours = rival + asked.evidence, ours + asked.evidence
     kept = highest(ours, 5)
     said = [
         answer_logits(model, asked.alone(number), torch.tensor([0]), kept.flatten(0, 1)[number])[0, 0].argmax()
