@@ -109,7 +109,10 @@ def draw(shown: dict[str, Any], frames: np.ndarray, out: Path) -> None:
             row[frame].add_patch(Rectangle((x - 0.5, y - 0.5), side, side, fill=False, color=color, linewidth=2.5))
             points = round(100 * one["taken_away"])
             if points:
-                row[frame].text(x + side * 1.2, y + side / 2, f"{points:+d}", va="center", fontsize=11, in_layout=False)
+                left = x > side * GRID / 2
+                beside = (x - side * 0.2, "right") if left else (x + side * 1.2, "left")
+                place = {"x": beside[0], "ha": beside[1], "y": y + side / 2, "va": "center"}
+                row[frame].text(s=f"{points:+d}", fontsize=11, in_layout=False, **place)
         mark = "right" if choice["said"] == shown["answer"] else "wrong"
         title = f'{choice["name"]}: "{choice["word"]}" ({mark}). Probability of the right answer {100 * choice["probability"]:.0f} %'
         part.suptitle(title, x=0.01, ha="left", fontsize=12)
