@@ -486,8 +486,8 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         prompt, check = self._compress(call)
         labels = kept_labels(labels, prompt.kept_indices)
         with (
-            method.inside(self, prompt, call.ratios) as layers,
             given.family.handed_over(self.backbone, prompt.kept_indices, prompt.extra),
+            method.inside(self, prompt, call.ratios) as layers,
         ):
             outputs = self.backbone(
                 inputs_embeds=prompt.inputs_embeds,

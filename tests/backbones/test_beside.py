@@ -8,7 +8,7 @@ from helpers.cut_oracle import CutPrompts
 from helpers.models import IMAGE_AND_VIDEO, PROMPTS, RAGGED, prompt_inputs, wrapped
 from helpers.reaching import reaching_language_model
 
-from cacovid_hf.compressors import Merged
+from cacovid_hf.compressors import FastV, FrameFusion, Merged
 from cacovid_hf.compressors.base import Compressor
 from cacovid_hf.training.rollouts import generate_answers, score_answers, select_subsets
 
@@ -63,6 +63,36 @@ def test_layers_receive_what_belongs_to_the_kept_tokens(rows):
     model.generate(**inputs, retention_ratio=0.25, num_beams=3, **GREEDY)
     assert torch.equal(received.layers(0), expected[:, :, :-1])
     assert torch.equal(received.layers(1), expected[:, :, -1:].repeat_interleave(3, dim=1))
+
+
+class Added:
+    """What stands before each layer of a prefill and did not come out of the layer before it; attached before a call, so that its hooks see no cut."""
+
+    def __init__(self, stock):
+        self.left, self.added = [], []
+        layers = stock.get_decoder().layers
+        for layer, following in zip(layers, [*layers[1:], stock.get_decoder().norm], strict=True):
+            layer.register_forward_hook(lambda module, args, output: self.left.append(output))
+            following.register_forward_pre_hook(lambda module, args: self.added.append(args[0] - self.left[-1]))
+
+
+@pytest.mark.parametrize("method", [FastV(layer=1, ratio_of="kept"), FrameFusion(0.99)], ids=lambda method: method.name)
+@pytest.mark.parametrize("rows", [RAGGED, IMAGE_AND_VIDEO], ids=["ragged", "image beside"])
+def test_cutting_between_layers_drops_them_with_their_tokens(rows, method):
+    """Both cut once, behind the attention of layer 0: behind each layer, every token that it saw gets its own, and words get nothing."""
+    stock, model = wrapped(FAMILY)
+    inputs = prompt_inputs(stock, rows)
+    with torch.no_grad():
+        whole = stock_layers(stock, inputs)
+    entered = model.compress(**inputs, retention_ratio=0.4, compressor=method).kept_indices
+    found = Added(stock)
+    left = model(**inputs, retention_ratio=0.4, compressor=method).kept_indices
+    assert left.shape[1] < entered.shape[1]
+    for layer, places in enumerate((entered, left)):
+        expected = whole[layer, torch.arange(len(places))[:, None], places.clamp(min=0)] * (places >= 0)[..., None]
+        assert expected.abs().max() > 1
+        torch.testing.assert_close(found.added[layer], expected, atol=1e-4, rtol=1e-4)
+    assert found.added[2].abs().max() == 0
 
 
 def test_afterwards_the_stock_model_is_itself():

@@ -29,6 +29,8 @@ class Reference:
         self.suppressed = model.generation_config.suppress_tokens
         valid = prompt.layout.valid[row]
         self.embeds = prompt.inputs_embeds[row : row + 1, valid]
+        extra = None if prompt.extra is None else prompt.extra[row : row + 1, valid]
+        self.behind = model.family.behind_layers(model.backbone.config, extra)
         self.positions = prompt.position_ids[..., row : row + 1, valid]
         if self.positions.ndim == 3:
             self.positions = self.positions[1:]
@@ -80,6 +82,8 @@ class Reference:
                     method.step(self, states[0], alive, video, weights)
             added = layer.mlp(layer.post_attention_layernorm(states))
             states = states + parts.get("post_mlp_layernorm", torch.nn.Identity())(added)
+            if index < len(self.behind):
+                states[:, : self.length] += self.behind[index]
         self.alive = alive
         return self.head(self.decoder.norm(states))[0, -1]
 
@@ -129,7 +133,7 @@ class MergedByHand:
             places, _ = reference.videos[video]
             left = [p for p in places.tolist() if alive[p]]
             row = weights[0, :, reference.length - 1].mean(dim=0)
-            count = max(1, round(len(left) * (1 - self.needed(state["removed"]))))
+            count = max(1, round(round(len(left) * (1 - self.needed(state["removed"])), 9)))
             for place in sorted(left, key=lambda p: (-row[p].item(), p))[count:]:
                 alive[place] = False
             state["phase"], state["pruned"] = "done", True
@@ -341,6 +345,7 @@ def test_attention_equals_the_eager_map(family, prompt, padding_side):
             attention_mask=embeds.layout.valid.long(),
             position_ids=embeds.position_ids,
             output_attentions=True,
+            **({} if embeds.extra is None else model.family.extra_arguments(stock.config, embeds.extra)),
         ).attentions
     for number, span in enumerate(embeds.layout.videos):
         valid = embeds.layout.valid[span.row].nonzero()[:, 0]

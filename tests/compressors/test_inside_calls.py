@@ -180,6 +180,20 @@ def test_what_enters_the_language_model():
         assert set(places.tolist()) <= {-1, *merged.kept_indices[row].tolist()}
 
 
+@pytest.mark.parametrize("method", BOTH)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_nothing_goes_the_hooks_change_nothing(family, method):
+    """The call of ratio 1.0 is the stock one; here its prompt goes through the hooks."""
+    stock, model = wrapped(family)
+    prompt = model.compress(**prompt_inputs(stock, PROMPTS["ragged batch"]), retention_ratio=1.0)
+    inputs = {name: getattr(prompt, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
+    with torch.no_grad(), model.family.handed_over(stock, prompt.kept_indices, prompt.extra):
+        expected = stock(**inputs).logits
+        with BOTH[method].inside(model, prompt, [1.0] * len(prompt.videos)) as record:
+            assert torch.equal(stock(**inputs).logits, expected)
+    assert len(record.layer_tokens) == LAYERS
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_ratio_a_video(family):
     stock, model = wrapped(family)

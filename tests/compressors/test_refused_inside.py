@@ -1,22 +1,30 @@
 """Methods that drop tokens between layers refuse the language models whose layers they cannot serve, before any heavy work."""
 
 import pytest
-from helpers.models import PROMPTS, prompt_inputs, tower, wrapped
+from helpers.models import PROMPTS, prompt_inputs, stock_model, tower
 
+from cacovid_hf import CaCoVidForConditionalGeneration
+
+FULL = dict(layer_types=["full_attention"] * 3)
 REASONS = {
-    "qwen3_vl": r"that of qwen3_vl adds features of every token behind its first layers \(DeepStack\)",
-    "qwen3_5": r"that of qwen3_5 keeps states of linear attention",
+    "qwen3_5": ({}, "keeps states of linear attention"),
+    "gemma4": ({}, "has layers of sliding attention"),
+    "gemma4, frames that see each other": (FULL, "receives more of a token than its embedding"),
+    "gemma4, per-layer inputs": (
+        dict(hidden_size_per_layer_input=8, use_bidirectional_attention=None, **FULL),
+        "receives more of a token than its embedding",
+    ),
 }
 
 
-@pytest.mark.parametrize("method", ["fastv", "framefusion"])
-def test_the_language_model_is_named(method):
-    for family, reason in REASONS.items():
-        stock, model = wrapped(family)
-        inputs = prompt_inputs(stock, PROMPTS["one video"])
-        tower(stock).register_forward_pre_hook(lambda *args: pytest.fail("the vision tower ran"))
+@pytest.mark.parametrize("refused", REASONS)
+def test_the_language_model_is_named(refused):
+    family, (settings, reason) = refused.partition(",")[0], REASONS[refused]
+    stock = stock_model(family, **settings)
+    model, inputs = CaCoVidForConditionalGeneration.from_backbone(stock), prompt_inputs(stock, PROMPTS["one video"])
+    tower(stock).register_forward_pre_hook(lambda *args: pytest.fail("the vision tower ran"))
+    for method in ("fastv", "framefusion"):
+        expected = f"Compressor '{method}' drops tokens inside the language model, and that of {family} {reason}"
         for call in (model.generate, model.compress, model):
-            with pytest.raises(
-                ValueError, match=f"Compressor '{method}' drops tokens inside the language model, and {reason}"
-            ):
+            with pytest.raises(ValueError, match=expected):
                 call(**inputs, retention_ratio=0.5, compressor=method)

@@ -181,6 +181,10 @@ class Family(ABC):
         """Return the language model's arguments for the `(R, n, E)` of one forward: `extra` the other way round."""
         return {}
 
+    def behind_layers(self, config, extra: Tensor | None) -> tuple[Tensor, ...]:
+        """Return what stock code adds to the states behind its first layers, `(B, K, D)` for each, of the `extra` `(B, K, E)` of a prompt."""
+        return ()
+
     def stock_arguments(self, model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
         """Return what the stock forward needs beside the embeddings of these ids `(R, n)`, because it looks it up by id."""
         return {}

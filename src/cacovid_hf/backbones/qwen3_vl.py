@@ -37,11 +37,14 @@ class Qwen3VLBackbone(PackedPatchesBackbone):
 
     def extra_arguments(self, config, extra: Tensor) -> dict[str, Any]:
         """Every column is named; words have zeros added."""
-        layers = extra.unflatten(-1, (-1, config.get_text_config().hidden_size)).unbind(2)
         return {
             "visual_pos_masks": torch.ones(extra.shape[:2], dtype=torch.bool, device=extra.device),
-            "deepstack_visual_embeds": [layer.flatten(0, 1) for layer in layers],
+            "deepstack_visual_embeds": [layer.flatten(0, 1) for layer in self.behind_layers(config, extra)],
         }
+
+    def behind_layers(self, config, extra: Tensor | None) -> tuple[Tensor, ...]:
+        """Split the vectors of a token by layer."""
+        return () if extra is None else extra.unflatten(-1, (-1, config.get_text_config().hidden_size)).unbind(2)
 
 
 class Qwen3VLMoeBackbone(Qwen3VLBackbone):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -81,13 +80,12 @@ class FastV(Compressor):
         self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> AbstractContextManager[LayerRecord]:
         """Return the cut before layer `layer`."""
-        decoder: Any = model.backbone.get_decoder()
-        num_layers = len(decoder.layers)
+        num_layers = len(model.backbone.get_decoder().layers)
         budgets = [
             token_budget(video.span.num_tokens, self.kept_ratio(ratio, num_layers))
             for video, ratio in zip(prompt.videos, plain_ratios(self.name, retention_ratios), strict=True)
         ]
-        return cut_inside(decoder, prompt, _BeforeLayer(self.layer, budgets))
+        return cut_inside(model, prompt, _BeforeLayer(self.layer, budgets))
 
 
 class _BeforeLayer(CutRule):

@@ -47,7 +47,8 @@ class FrameFusion(Compressor):
     Source: FrameFusion (ICCV 2025, arXiv 2501.01986), published constants as defaults; the retention ratio is its `cost`, the **mean over the layers** of
     the fraction of the tokens that a layer's attention sees. Departures: each video is a problem of its own (published: one video, one row); the
     budget counts the language model's own layers (published: always 28); where alike tokens alone can no longer meet the mean, the most alike are merged
-    at once, below the threshold if need be (published: an error some layers later); ties to the lower index.
+    at once, below the threshold if need be (published: an error some layers later); ties to the lower index; a merged token has the DeepStack features
+    of its own place (ours).
 
     Args:
         similarity: cosine from which a token is merged (published: 0.6).
@@ -100,12 +101,12 @@ class FrameFusion(Compressor):
         self, model: CompressibleModel, prompt: CompressedPrompt, retention_ratios: Sequence[float | AutoBudget]
     ) -> AbstractContextManager[LayerRecord]:
         """Return the steps behind the attention of each layer."""
-        decoder: Any = model.backbone.get_decoder()
+        num_layers = len(model.backbone.get_decoder().layers)
         progress = [
-            _Progress(self, video, ratio, len(decoder.layers))
+            _Progress(self, video, ratio, num_layers)
             for video, ratio in zip(prompt.videos, plain_ratios(self.name, retention_ratios), strict=True)
         ]
-        return cut_inside(decoder, prompt, _BeforeMlp(progress))
+        return cut_inside(model, prompt, _BeforeMlp(progress))
 
     def merge_step(self, similarity: Tensor, removed: list[float], retention_ratio: float, num_layers: int) -> Merge:
         """Which of a video's `n` tokens to merge now.
@@ -223,7 +224,7 @@ class _Progress:
             if attention is None:
                 raise RuntimeError("The last token's attention was not recorded in this layer.")
             most = fraction_to_remove(self.removed, self.ratio, self.num_layers)
-            count = max(1, round(size * (1 - most)))
+            count = max(1, round(round(size * (1 - most), 9)))  # halves by their own value, not by rounding errors
             self.finished = "all"
             return Cut(top_tokens(attention, count), count)
         similarity = chain_similarity(states, tokens, self.tokens_per_frame)

@@ -323,8 +323,8 @@ class CompressedGenerationMixin:
         if cache is not None:
             CacheRecord.mark_unknown(cache)
         with (
-            method.inside(self, prompt, ratios),
             given.family.handed_over(self.backbone, prompt.kept_indices, prompt.extra),
+            method.inside(self, prompt, ratios),
         ):
             outputs = generate_compressed(
                 self.backbone,

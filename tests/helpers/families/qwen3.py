@@ -43,7 +43,6 @@ class Qwen3VL(Qwen2VL):
         "mrope_interleaved": True,
     }
     text: ClassVar[dict[str, Any]] = dict(head_dim=16)
-    cuts_inside = False
 
     def config(self, text):
         return super().config({**self.text, **text})
@@ -132,6 +131,7 @@ class Qwen35(Qwen3VL):
         linear_num_value_heads=4,
     )
     attends = False
+    cuts_inside = False
     cuts_cache = False
 
     def config(self, text):

@@ -1,8 +1,9 @@
 """Dropping video tokens between the layers of a stock language model: hooks for one call, shared by the methods that work there.
 
 A cut narrows the hidden states for good: the layers behind it compute, and cache, the tokens that are left, at their original positions.
-Layers before it keep all, so that the cache's first layer has the length that stock generation counts by. The hooks act in
-the calling thread and on the call's own cache alone, and are gone when the call returns or raises.
+Layers before it keep all, so that the cache's first layer has the length that stock generation counts by. What stock code adds behind its first layers
+(DeepStack) is withheld from it and added here, of the tokens that are left. The hooks act in the calling thread and on the call's own cache alone, and are
+gone when the call returns or raises.
 """
 
 from abc import ABC, abstractmethod
@@ -110,8 +111,11 @@ def attention_rows(attention: Any, states: Tensor, cos: Tensor, sin: Tensor, que
 class _Cutter:
     """The hooks of one call and what they know."""
 
-    def __init__(self, decoder: Any, prompt: CompressedPrompt, rule: CutRule):
-        self.decoder, self.rule = decoder, rule
+    def __init__(self, model: Any, prompt: CompressedPrompt, rule: CutRule):
+        self.decoder: Any = model.backbone.get_decoder()
+        self.rule, self.withheld = rule, model.family.extra_names
+        # (B, K, D) for each of the first layers.
+        self.added = model.family.behind_layers(model.backbone.config, prompt.extra)
         self.rows = [video.row for video in prompt.videos]
         self.prompt_places = prompt.kept_indices
         self.record = LayerRecord([], prompt.kept_indices)
@@ -133,7 +137,9 @@ class _Cutter:
 
     def hooks(self) -> list[Hook]:
         layers = self.decoder.layers
-        hooks = []
+        hooks = [Hook(self.decoder, pre=self.enter_decoder)]
+        for index, (layer, added) in enumerate(zip(layers, self.added, strict=False)):
+            hooks.append(Hook(layer, post=partial(self.leave_layer, index, added)))
         for index, layer in enumerate(layers):
             hooks.append(Hook(layer, pre=partial(self.enter_layer, index)))
             hooks.append(Hook(layer.self_attn, pre=partial(self.enter_attention, index)))
@@ -143,6 +149,24 @@ class _Cutter:
                 hooks.append(Hook(first, pre=partial(self.enter_mlp_norm, index)))
                 hooks.append(Hook(last, post=partial(self.leave_mlp, index)))
         return hooks
+
+    def enter_decoder(
+        self, module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        """Withhold from the prefill, which is the first forward, what was handed over to it and stock code would add at columns that are gone by then."""
+        if self.seen:
+            return None
+        return args, {name: value for name, value in kwargs.items() if name not in self.withheld}
+
+    def leave_layer(
+        self, index: int, added: Tensor, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        """Add what belongs to the tokens that this layer saw."""
+        if not (self.ours and self.prefilling):
+            return None
+        columns = self.seen[index].to(added.device)
+        of_tokens = _gather(added, columns).masked_fill((columns < 0)[..., None], 0).to(output)
+        return output + of_tokens.repeat_interleave(len(output) // len(of_tokens), dim=0)
 
     def enter_layer(
         self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
@@ -284,11 +308,11 @@ class _Cutter:
 
 
 @contextmanager
-def cut_inside(decoder: Any, prompt: CompressedPrompt, rule: CutRule) -> Iterator[LayerRecord]:
-    """Let `rule` cut the videos of `prompt` while `decoder` runs, in this thread and until the context is left.
+def cut_inside(model: Any, prompt: CompressedPrompt, rule: CutRule) -> Iterator[LayerRecord]:
+    """Let `rule` cut the videos of `prompt` while the language model runs, in this thread and until the context is left.
 
     Args:
-        decoder: the stock language model with its `layers`.
+        model: the wrapped one, a `CompressibleModel`.
         prompt: what enters it; rows may be repeated next to each other (beams), and share their cuts.
         rule: of this call.
 
@@ -299,13 +323,14 @@ def cut_inside(decoder: Any, prompt: CompressedPrompt, rule: CutRule) -> Iterato
         ValueError: a language model with sliding attention, whose windows would count dropped tokens or not; one with layers of linear
             attention, or of an unknown kind.
     """
+    decoder: Any = model.backbone.get_decoder()
     if "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ()):
         raise ValueError(
             "The language model has layers of sliding attention, where dropping tokens between layers has not been tried: use a compressor that "
             "drops them before the language model."
         )
     check_readable(decoder.config, range(len(decoder.layers)))
-    cutter = _Cutter(decoder, prompt, rule)
+    cutter = _Cutter(model, prompt, rule)
     with attached(*cutter.hooks()):
         yield cutter.record
 
@@ -319,14 +344,14 @@ def check_cuttable(method: str, family: Family, config: Any) -> None:
         config: of the backbone.
 
     Raises:
-        ValueError: features that stock code adds behind a layer for every token, or layers that keep one state of all tokens.
+        ValueError: layers that keep one state of all tokens or have windows, or that receive more of a token than what is added behind them.
     """
     if keeps_states(config):
         reason = "keeps states of linear attention"
     elif has_windows(config):
         reason = "has layers of sliding attention"
-    elif family.extra_width(config):
-        reason = "adds features of every token behind its first layers (DeepStack)"
+    elif family.looked_up or (family.extra_width(config) and type(family).behind_layers is Family.behind_layers):
+        reason = "receives more of a token than its embedding"
     else:
         return
     raise ValueError(
