@@ -39,7 +39,7 @@ from .generation.inputs import check_windows, forward_arguments, take_embedding_
 from .generation.long_video import encode_file
 from .generation.mixin import CompressedGenerationMixin
 from .generation.output import with_places
-from .generation.refused import check_forward, check_gaps, check_session, without_prompt
+from .generation.refused import check_forward, check_gaps, check_hidden, check_session, without_prompt
 from .generation.session import VideoSession
 from .generation.stream.settings import StreamSettings
 from .generation.stream.stream import VideoStream
@@ -533,6 +533,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         step, record = text_step(cache, input_ids, attention_mask, inputs.get("position_ids"))
         check_windows(config, record.num_places)
         check_gaps(config, step["attention_mask"])
+        check_hidden(config, record.places[:, : -input_ids.shape[1]] >= 0, step["attention_mask"])
         CacheRecord.mark_unknown(cache)
         with self.family.handed_over(self.backbone, record.places, None):
             outputs = self.backbone(**step, labels=labels, **kwargs)

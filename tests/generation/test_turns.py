@@ -173,6 +173,37 @@ def test_padding_between_steps_of_a_loop_is_refused_where_a_state_would_read_it(
     torch.testing.assert_close(ended.logits[1, -1], whole.logits[1, -1])
 
 
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5", "qwen3_5_moe"])
+def test_a_mask_that_hides_cached_tokens_is_refused_where_a_state_has_read_them(family):
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, [[3, Video(), 6], [2, Video(), 2]])
+    first = model.generate(**inputs, retention_ratio=0.25, **STEP)
+    later = more(inputs, first.sequences.clone(), rows=2)
+    hiding = {**later, "attention_mask": later["attention_mask"].clone()}
+    hiding["attention_mask"][0, :2] = 0
+    cache = copy.deepcopy(first.past_key_values)
+    new, mask = later["input_ids"][:, -4:], hiding["attention_mask"]
+    calls = (
+        lambda: model.generate(**hiding, retention_ratio=0.25, past_key_values=first.past_key_values, **STEP).logits[0],
+        lambda: model(input_ids=new, attention_mask=mask, past_key_values=cache).logits[:, -1],
+    )
+    if BY_NAME[family].attends:
+        seen = model.generate(**later, retention_ratio=0.25, past_key_values=copy.deepcopy(cache), **STEP).logits[0]
+        with torch.no_grad():
+            hidden = [call() for call in calls]
+        torch.testing.assert_close(hidden[0], hidden[1], atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(hidden[0][0], seen[0], atol=1e-2)
+        torch.testing.assert_close(hidden[0][1], seen[1], atol=1e-4, rtol=1e-4)
+        return
+    for call in calls:
+        with torch.no_grad(), pytest.raises(ValueError, match="attention_mask hides cached tokens of row 0"):
+            call()
+    # The padding of a shorter row is none.
+    assert int(later["attention_mask"][1, 0]) == 0
+    model.generate(**later, retention_ratio=0.25, past_key_values=first.past_key_values, **STEP)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("cache", ["static", "empty dynamic", "chunks"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -241,10 +272,10 @@ def first_turn(request):
     return stock, model, inputs, model.generate(**inputs, retention_ratio=0.25, **STEP)
 
 
-def more(inputs, sequences, tokens=(50, 60, 70)):
-    turn = {"input_ids": torch.tensor([list(tokens)]), "attention_mask": torch.ones(1, len(tokens)).long()}
+def more(inputs, sequences, tokens=(50, 60, 70), rows=1):
+    turn = {"input_ids": torch.tensor([list(tokens)] * rows), "attention_mask": torch.ones(rows, len(tokens)).long()}
     if "mm_token_type_ids" in inputs:
-        turn["mm_token_type_ids"] = torch.zeros(1, len(tokens)).long()
+        turn["mm_token_type_ids"] = torch.zeros(rows, len(tokens)).long()
     return {**inputs, **joined(inputs, sequences, turn)}
 
 

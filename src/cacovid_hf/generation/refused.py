@@ -169,6 +169,28 @@ def check_gaps(config: Any, attention_mask: Tensor) -> None:
         )
 
 
+def check_hidden(config: Any, cached: Tensor, attention_mask: Tensor) -> None:
+    """Refuse a mask that hides cached tokens from later ones where layers keep one state of all tokens before, which has read them.
+
+    Args:
+        config: of the backbone.
+        cached: bool `(B, C)`, the tokens of the cache.
+        attention_mask: `(B, C + n)`, of what is cached and what is new, 0 at what is hidden.
+
+    Raises:
+        ValueError: a row that hides one.
+    """
+    if not keeps_states(config):
+        return
+    goes_on = attention_mask.flip(1).cummax(1).values.flip(1).bool()
+    hidden = cached & goes_on[:, : cached.shape[1]] & ~attention_mask[:, : cached.shape[1]].bool()
+    if bool((rows := hidden.any(dim=1)).any()):
+        raise ValueError(
+            f"attention_mask hides cached tokens of row {int(rows.nonzero()[0])}, which the states of {config.model_type}'s linear attention have read. "
+            "Give the mask of the turns before, or start without a cache."
+        )
+
+
 def _check_cache(settings: GenerationConfig, cache: Any, config: Any) -> None:
     if cache is None:
         return

@@ -14,7 +14,7 @@ from ..prompt import CompressedPrompt
 from .cache_record import CacheRecord, record_of
 from .call import PromptInputs
 from .inputs import cached_length
-from .refused import check_gaps
+from .refused import check_gaps, check_hidden
 
 _REMEDY = "give as input_ids the whole conversation, which begins with what the earlier turn returned, or start without a cache"
 
@@ -34,7 +34,7 @@ def compress_turn(model: Any, cache: Any, given: PromptInputs, **how: Any) -> Co
         `(B, C + K)`; the embeddings of the `C` cached positions, and what stands beside them, are zero.
 
     Raises:
-        ValueError: the cache is not that of the conversation, or rows have padding between turns that a state would read.
+        ValueError: the cache is not that of the conversation, or rows have padding between turns that a state would read, or hide what it has read.
     """
     family, config = given.family, model.backbone.config
     input_ids, attention_mask, inputs = given.input_ids, given.attention_mask, dict(given.others)
@@ -53,6 +53,8 @@ def compress_turn(model: Any, cache: Any, given: PromptInputs, **how: Any) -> Co
 
     attends = torch.cat([mask.to(new.attention_mask), new.attention_mask], dim=1)
     check_gaps(config, attends)
+    if CacheRecord.has_record(cache):  # of a stock turn it is not known what was padding
+        check_hidden(config, record.places >= 0, attends)
     places = torch.where(new.kept_indices >= 0, new.kept_indices + start, -1)
     positions = record.positions.expand(*new.position_ids.shape[:-1], -1)
     positions = torch.cat([positions, new.position_ids], dim=-1)
