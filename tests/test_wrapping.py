@@ -346,6 +346,30 @@ def test_adapters_of_peft(family, training):
     )
 
 
+@pytest.mark.parametrize("around", ["one parameter", "experts and router"])
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen3_5_moe"])
+@pytest.mark.spread(1)
+def test_adapters_on_the_parameters_of_experts(family, around):
+    """The policy starts from what the layer computes with, and the layer is left as it was."""
+    peft = pytest.importorskip("peft")
+    targets = ["mlp.experts.down_proj"]
+    if around != "one parameter":
+        targets += ["mlp.experts.gate_up_proj", "mlp.gate.weight"]
+    plain = CaCoVidForConditionalGeneration.from_backbone(stock_model(family)).policy.layer
+    settings = peft.LoraConfig(target_parameters=targets, target_modules=[], init_lora_weights=False, r=2)
+    adapted = peft.get_peft_model(stock_model(family), settings)
+    before = state_of(adapted.get_base_model())
+    ours = CaCoVidForConditionalGeneration.from_backbone(adapted).policy.layer
+    assert_same(state_of(adapted.get_base_model()), before)
+    merged = CaCoVidForConditionalGeneration.from_backbone(adapted.merge_and_unload()).policy.layer
+    changed = {"mlp.experts.down_proj"}
+    if around != "one parameter":
+        changed |= {"mlp.experts.gate_proj", "mlp.experts.up_proj", "mlp.router.weight"}
+    for name, weight in ours.named_parameters():
+        torch.testing.assert_close(weight, merged.get_parameter(name), atol=1e-5, rtol=0)
+        assert torch.equal(weight, plain.get_parameter(name)) != (name in changed), name
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_reach_the_adapters_and_nothing_else(family):
     adapted = with_lora(stock_model(family)).train()

@@ -1,13 +1,14 @@
 """Read weights off a decoder layer of any kind: quantised, sharded, offloaded or with adapters."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..backbones.layer_kinds import GEMMA_NORMS, GLM_NORMS
+from ..utils.hooks import Hook, attached
 from .layer import DecoderLayer, Experts, ExpertsBeside, Heads, OwnInput, Reading
 
 
@@ -74,6 +75,34 @@ def copy_linear(target: Any, source: Any, rows: Tensor | None = None) -> None:
         target.bias.copy_(chosen(bias) if bias is not None else torch.zeros_like(target.bias))
 
 
+class _Read(Exception):
+    """The parameters of a module have been read."""
+
+
+def computed_with(module: Any, *names: str) -> list[Tensor]:
+    """Return parameters of a module as it computes with them.
+
+    An adapter on a parameter itself (`target_parameters` of peft) wraps its module, and changes the parameter for the time of a call. So the module is
+    called, and stopped before it computes.
+    """
+    inner, found = module, []
+    while "base_layer" in dict(inner.named_children()):
+        inner = inner.base_layer
+
+    def read() -> list[Tensor]:
+        return [getattr(inner, name).detach() for name in names]
+
+    def note(*args: Any) -> None:
+        found.extend(read())
+        raise _Read
+
+    if inner is module:
+        return read()
+    with suppress(_Read), attached(Hook(inner, pre=note)):
+        module(torch.zeros(0))
+    return found
+
+
 def attention_of(layer: Any) -> Any:
     """Return the attention of a decoder layer.
 
@@ -116,8 +145,9 @@ def copy_layer(ours: DecoderLayer, layer: Any, language_model: Any = None) -> No
         _copy_queries(ours.self_attn, attention)
         copy_linear(ours.self_attn.o_proj, attention.o_proj)
         if isinstance(ours.mlp, Experts):
-            _copy_experts(ours.mlp, layer.mlp.experts, layer.mlp.gate.weight)
-            ours.mlp.router.weight.copy_(layer.mlp.gate.weight)
+            (router,) = computed_with(layer.mlp.gate, "weight")
+            _copy_experts(ours.mlp, layer.mlp.experts, router)
+            ours.mlp.router.weight.copy_(router)
             if ours.mlp.shape.shared_width is not None:
                 _copy_mlp(ours.mlp.shared_expert, layer.mlp.shared_expert)
                 copy_linear(ours.mlp.shared_expert_gate, layer.mlp.shared_expert_gate)
@@ -199,15 +229,15 @@ def _copy_mlp(ours: Any, mlp: Any) -> None:
 
 def _copy_experts(ours: Experts, experts: Any, *beside: Tensor) -> None:
     """Copy the experts' weights, after a look whether these and those `beside` them can be read."""
-    stored = [*beside, experts.gate_up_proj, experts.down_proj]
-    if any(weight.is_meta or not weight.is_floating_point() for weight in stored):
+    gate_up, down = computed_with(experts, "gate_up_proj", "down_proj")
+    if any(weight.is_meta or not weight.is_floating_point() for weight in (*beside, gate_up, down)):
         raise ValueError(
             "The experts of the language model are offloaded or quantised, and cannot be read. Use policy_type='light', or load them as they are."
         )
-    gate, up = experts.gate_up_proj.chunk(2, dim=1)
+    gate, up = gate_up.chunk(2, dim=1)
     ours.experts.gate_proj.copy_(gate)
     ours.experts.up_proj.copy_(up)
-    ours.experts.down_proj.copy_(experts.down_proj)
+    ours.experts.down_proj.copy_(down)
 
 
 def _copy_experts_beside(ours: ExpertsBeside, layer: Any) -> None:
