@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig, ProcessorMixin
 
 from ._compat import cached_file_or_none
 from .backbones import backbone_family
-from .checkpoints.loading import check_backbone, load_stock_model
+from .checkpoints.loading import backbone_not_loaded, check_backbone, load_stock_model
 from .checkpoints.stock_processor import load_stock_processor
 from .configuration import CaCoVidConfig
 from .hub.source import PROCESSOR_FILES, Source, is_absent_folder
@@ -68,6 +68,7 @@ def load_processor(
         revision: as for `load_config`; the backbone's own is the one that the checkpoint pins.
 
     Raises:
+        OSError: it has no processor, and its backbone is not where it says.
         ValueError: there is no such model, or neither it nor its backbone has a processor.
     """
     config = load_config(name, revision) if config is None else config
@@ -75,6 +76,8 @@ def load_processor(
     if isinstance(config, CaCoVidConfig) and config.base_model_name_or_path:
         sources.append((config.base_model_name_or_path, config.base_model_revision))
     for source, revision in sources:
+        if is_absent_folder(os.fspath(source)):
+            raise backbone_not_loaded(os.fspath(source), os.fspath(name), "")
         options = {"revision": revision} if revision and not os.path.isdir(source) else {}
         if any(cached_file_or_none(source, file, **options) for file in PROCESSOR_FILES):
             return with_video_reader(load_stock_processor(Source(os.fspath(source), options)))

@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaOnevisionForConditionalGeneration
 
+from cacovid_cli.main import main
 from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration, ContributionPolicy
+from cacovid_hf.tiny import clips
 
 OPTIONS = dict(
     policy_attention="bidirectional", contribution_share=0.7, frame_cap=2.0, scope="video", retention_ratio=0.5
@@ -295,7 +297,7 @@ BROKEN = {
     "missing backbone": (
         lambda p: edit_config(p, base_model_name_or_path="/nowhere/at/all"),
         OSError,
-        r"/nowhere/at/all .* \(there is no such folder here\): go to where it is, or give backbone=",
+        r"/nowhere/at/all .* \(there is no such folder here\): write its id or folder as base_model_name_or_path into config.json of .*, or in Python give backbone=",
     ),
     "unknown attention": (
         lambda p: edit_config(p, policy_attention="all"),
@@ -312,6 +314,17 @@ def test_broken_checkpoints(checkpoint, broken):
     damage(checkpoint)
     with pytest.raises(error, match=message):
         CaCoVidForConditionalGeneration.from_pretrained(checkpoint)
+
+
+def test_a_backbone_that_moved(checkpoint, capsys):
+    """From the command line the config is edited; the processor, looked for beside the backbone, says so too."""
+    edit_config(checkpoint, base_model_name_or_path="/nowhere/at/all")
+    with pytest.raises(SystemExit) as exit:
+        main(["ask", clips()[0].path, "What color is the cross?", "--model", str(checkpoint)])
+    assert exit.value.code == 2
+    assert (
+        f"write its id or folder as base_model_name_or_path into config.json of {checkpoint}" in capsys.readouterr().err
+    )
 
 
 def test_not_a_checkpoint(tmp_path):

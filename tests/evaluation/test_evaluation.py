@@ -842,11 +842,24 @@ def test_command(tmp_path, capsys):
             ]
         )
     out, err = capsys.readouterr()
-    assert (exit.value.code or 0, err) == (0, "")
+    assert not exit.value.code
+    assert err.splitlines()[:2] == ["Loading tiny ...", "tiny, batches of 2 cells: 6 to go ..."]
     assert "| uniform | before the LLM |" in out
+    assert "no plots" not in out
     files = {"run.json", "run.md", "run_accuracy_ratio.png", "run_accuracy_latency.png", "run"}
     assert {path.name for path in tmp_path.iterdir()} == files
     assert (tmp_path / "run.md").read_text() in out
+
+
+def test_without_matplotlib(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = ["--method", "uniform", "--ratio", "0.1", "--limit", "2", "--output"]
+    with pytest.raises(SystemExit) as exit:
+        main([*COMMAND[:1], *words, str(tmp_path / "run.json")])
+    assert not exit.value.code
+    out = capsys.readouterr().out
+    assert out.count("no plots were drawn, which need matplotlib: pip install") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "run.md", "run"}
 
 
 @pytest.mark.parametrize(

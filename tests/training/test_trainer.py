@@ -533,7 +533,10 @@ BAD = [
     (dict(eval_ratios=[0.0]), "eval_ratios"),
     (dict(eval_ratios=[]), "eval_ratios is empty"),
     (dict(num_token_rollouts=1), "num_token_rollouts=1 is too small"),
-    (dict(sampling_ratio=0.0), r"sampling_ratio=0\.0 is outside"),
+    (
+        dict(sampling_ratio=0.0),
+        r"sampling_ratio=0\.0 is outside \(0, 1\]. Give a number in there, such as the default 0\.02\.",
+    ),
     (dict(target_ratios=[]), "target_ratios is empty"),
     (dict(target_ratios=[0.1, 1.5]), r"target_ratios\[1\]=1\.5 is outside"),
     (dict(token_price=0.5), "token_price=0.5 has no effect with sampler='ocss'"),

@@ -119,21 +119,28 @@ def load_backbone(
         pinned = {"revision": config.base_model_revision}
         place = Source(name, {**shared, **(pinned if config.base_model_revision and not os.path.isdir(name) else {})})
     else:
-        raise ValueError(
-            f"{source.name} does not say which backbone it was made for: give backbone= (an id, a folder or a model)."
-        )
+        raise ValueError(f"{source.name} does not say which backbone it was made for: {backbone_remedy(source.name)}")
     try:
         check_backbone(place, config, settings)
         return load_stock_model(place.name, **place.hub, **settings)
     except OSError as error:
         if backbone is not None or config.includes_backbone:
             raise
-        gone = is_absent_folder(place.name)
-        reason = "there is no such folder here" if gone else " ".join(str(error).split())
-        raise OSError(
-            f"The backbone {place.name} that {source.name} was made for cannot be loaded ({reason}): "
-            f"{'go to where it is, or ' if gone else ''}give backbone= (an id, a folder or a model)."
-        ) from error
+        raise backbone_not_loaded(place.name, source.name, " ".join(str(error).split())) from error
+
+
+def backbone_not_loaded(backbone: str, checkpoint: str, reason: str) -> OSError:
+    """Return the error about a backbone that is not where a checkpoint says; `reason` may have a remedy of its own, which is left out."""
+    gone = is_absent_folder(backbone)
+    reason = "there is no such folder here" if gone else reason.split(": try again")[0].rstrip(".")
+    return OSError(
+        f"The backbone {backbone} that {checkpoint} was made for cannot be loaded ({reason}): {backbone_remedy(checkpoint)}"
+    )
+
+
+def backbone_remedy(checkpoint: str) -> str:
+    """Return what tells a checkpoint where its backbone is, on the command line and in Python."""
+    return f"write its id or folder as base_model_name_or_path into config.json of {checkpoint}, or in Python give backbone=."
 
 
 def check_backbone(place: Source, config: CaCoVidConfig | None, settings: dict[str, Any]) -> None:

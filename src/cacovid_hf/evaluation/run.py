@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..utils.extras import pip_install
 from ..utils.files import named_if_full
 from .report import find_table, markdown, read_cells
 from .sweep import Settings, evaluate
@@ -31,6 +32,8 @@ def run_evaluation(settings: Settings, output: Path) -> Iterator[str]:
         from .plots import save_plots
 
         written += save_plots(run["cells"], output.parent, output.stem)
+    else:
+        yield f"no plots were drawn, which need matplotlib: {pip_install('eval')}"
     yield "written: " + ", ".join(map(str, written))
 
 

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from .methods import describe, expand_methods, make_method, ratio_definition
 from .paper_figures import BEFORE_LLM
 from .peak_memory import PeakMemory
 from .processes import Processes
+from .progress import said, shown
 from .respond import Response, clock, prepare, respond, with_encoded_videos
 from .run_files import FORMAT, file_name, identity, only_writer, read_run, write_run
 
@@ -132,6 +132,7 @@ def evaluate(settings: Settings, output: Path) -> dict[str, Any] | None:
     with _writer(output, processes):
         for name in settings.models:
             torch.manual_seed(settings.seed)
+            said(f"Loading {name}", processes.rank)
             model, processor = _load(name, settings, processes)
             device = model.device
             weights = {"backbone": fingerprint(model.backbone), "policy": fingerprint(model.policy)}
@@ -258,7 +259,8 @@ def _measure(
     worker = _Worker(benchmark, model, processor, settings, processes.rank, answered)
     described = environment(device)
     described["clock"] = "CPU time of the process" if clock(device) is time.process_time else "wall"
-    for number, batch, missing in _progress(todo[processes.rank :: processes.world], benchmark, processes):
+    description = f"{benchmark.name}, batches of {len(todo[0][2])} cells" if todo else ""
+    for number, batch, missing in shown(todo[processes.rank :: processes.world], description, processes.rank):
         turn = number % len(missing)
         worker.run(batch, missing[turn:] + missing[:turn])
     processes.wait()
@@ -510,17 +512,3 @@ def fingerprint(module: nn.Module) -> str:
             chosen = flat[torch.linspace(0, flat.numel() - 1, min(1024, flat.numel())).long().to(flat.device)]
             digest.update(chosen.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _progress(todo: list[Any], benchmark: Benchmark, processes: Processes) -> Iterator[Any]:
-    """Return the items, with a bar on a terminal's stderr that shows this process's share."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if processes.rank or not todo or not (console.is_terminal and sys.stderr.isatty()):
-        yield from todo
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        yield from progress.track(todo, description=f"{benchmark.name}, batches of {len(todo[0][2])} cells")

@@ -267,11 +267,17 @@ class ContributionTrainingArguments(TrainingArguments):
                 continue
             if not (low <= value if closed else low < value) or not value <= high or value == math.inf:
                 interval = f"{'[' if closed else '('}{low:g}, {high:g}{')' if high == math.inf else ']'}"
-                raise ValueError(f"{name}={value} is outside {interval}.")
+                usual = next(one.default for one in fields(self) if one.name == name)
+                remedy = "or leave it out" if usual is None else f"such as the default {usual:g}"
+                raise ValueError(f"{name}={value} is outside {interval}. Give a number in there, {remedy}.")
         if not self.ratio_low < self.ratio_high:
-            raise ValueError(f"ratio_low={self.ratio_low} is not under ratio_high={self.ratio_high}.")
+            raise ValueError(
+                f"ratio_low={self.ratio_low} is not under ratio_high={self.ratio_high}. Give a smaller ratio_low, or a larger ratio_high."
+            )
         if self.ratio_floor > self.ratio_ceiling:
-            raise ValueError(f"ratio_floor={self.ratio_floor} is above ratio_ceiling={self.ratio_ceiling}.")
+            raise ValueError(
+                f"ratio_floor={self.ratio_floor} is above ratio_ceiling={self.ratio_ceiling}. Give a smaller ratio_floor, or a larger ratio_ceiling."
+            )
         if self.objective == "contributions":
             self._check_contributions()
         if self.token_price and self.sampler != "bernoulli":

@@ -287,7 +287,9 @@ class _PublicConnection(HTTPConnection):
         found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         numbers = list(dict.fromkeys(str(place[0]) for *_, place in found))
         if not all(map(is_public, numbers)):
-            raise OSError(f"{self.host} is not on the public internet, and this is not allowed here")
+            raise OSError(
+                f"{self.host} is not on the public internet: `cacovid serve --allow-private-addresses` asks it"
+            )
         failed = OSError(f"{self.host} has no address")
         for number in numbers:
             try:
@@ -335,7 +337,9 @@ class _Noted:
     def __call__(self, host: str, **settings: Any) -> HTTPConnection:
         made = self.kind(host, **settings)
         if self.hosts is not None and made.host.lower() not in self.hosts:
-            raise OSError(f"{shown(made.host)} is not one of the hosts that may be asked here")
+            raise OSError(
+                f"{shown(made.host)} is not an allowed host: `cacovid serve --allowed-media-domains` names them"
+            )
         self.connections.append(made)
         return made
 

@@ -294,7 +294,7 @@ def test_what_the_operator_allows(elsewhere, outside):
     with running(private_addresses=True, media_hosts=("films.example",)) as address:
         status, text = post(address, asking(f"{outside}/clip"))
         assert status == 400
-        assert "is not one of the hosts that may be asked here" in refusal(text)["message"]
+        assert "is not an allowed host" in refusal(text)["message"]
 
 
 def test_downloads_end(elsewhere, outside):
