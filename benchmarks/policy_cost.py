@@ -164,6 +164,28 @@ SHAPES = {
         60,
         ("sliding_attention", "full_attention"),
     ),
+    "gemma4-26b-a4b": Shape(
+        ("gemma4",),
+        KNOWN,
+        _sizes(
+            "gemma4_text",
+            2816,
+            2112,
+            16,
+            8,
+            head_dim=256,
+            global_head_dim=512,
+            num_global_key_value_heads=2,
+            attention_k_eq_v=True,
+            hidden_size_per_layer_input=0,
+            enable_moe_block=True,
+            num_experts=128,
+            top_k_experts=8,
+            moe_intermediate_size=704,
+        ),
+        30,
+        ("sliding_attention", "full_attention"),
+    ),
     "gemma4-small": Shape(
         ("gemma4",),
         DEFAULT,
@@ -181,7 +203,7 @@ def config_of(shape: Shape, tiny: bool) -> Any:
     if tiny:
         values |= {"hidden_size": 512, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
         values |= {name: 4 for name in ("num_experts", "n_routed_experts") if name in values}
-        values |= {"num_experts_per_tok": 2} if "num_experts_per_tok" in values else {}
+        values |= {name: 2 for name in ("num_experts_per_tok", "top_k_experts") if name in values}
     kinds = shape.measured_layers
     values |= (
         {"num_hidden_layers": kinds}

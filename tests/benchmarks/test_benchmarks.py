@@ -298,6 +298,7 @@ def test_policy_cost(tmp_path, threads):
         "qwen3-vl-30b-a3b",
         "glm-4.5v",
         "gemma4-small",
+        "gemma4-26b-a4b",
         "--grid",
         "2",
         "2",
@@ -309,7 +310,7 @@ def test_policy_cost(tmp_path, threads):
     record = json.loads(path.read_text())
     check_provenance(record)
     experts, gemma = record["shapes"]["qwen3-vl-30b-a3b"], record["shapes"]["gemma4-small"]
-    assert [shape["full_refused"] for shape in record["shapes"].values()] == [None] * 3
+    assert [shape["full_refused"] for shape in record["shapes"].values()] == [None] * 4
     assert experts["prompt_tokens"] == 16 + 8 + 32
     for times in (*experts["policies"].values(), *gemma["policies"].values()):
         whole, policy = experts["stock_prefill_ms"]["median"], times["policy_ms"]["median"]
@@ -321,7 +322,7 @@ def test_policy_cost(tmp_path, threads):
         assert set(times["ratios"]) == {"0.25", "0.1"}
     rows = policy_cost_table(record)
     assert not any("| refused |" in row for row in rows)
-    assert len(rows) == 2 + 2 + 6  # a sentence, a head, each shape with each kind
+    assert len(rows) == 2 + 2 + 8  # a sentence, a head, each shape with each kind
 
 
 def test_throughput(tmp_path, threads):
