@@ -320,7 +320,7 @@ def test_a_backbone_that_moved(checkpoint, capsys):
     """From the command line the config is edited; the processor, looked for beside the backbone, says so too."""
     edit_config(checkpoint, base_model_name_or_path="/nowhere/at/all")
     with pytest.raises(SystemExit) as exit:
-        main(["ask", clips()[0].path, "What color is the cross?", "--model", str(checkpoint)])
+        main(["ask", str(clips()[0].path), "What color is the cross?", "--model", str(checkpoint)])
     assert exit.value.code == 2
     assert (
         f"write its id or folder as base_model_name_or_path into config.json of {checkpoint}" in capsys.readouterr().err

@@ -260,9 +260,9 @@ def _measure(
     described = environment(device)
     described["clock"] = "CPU time of the process" if clock(device) is time.process_time else "wall"
     description = f"{benchmark.name}, batches of {len(todo[0][2])} cells" if todo else ""
-    for number, batch, missing in shown(todo[processes.rank :: processes.world], description, processes.rank):
+    for number, asked, missing in shown(todo[processes.rank :: processes.world], description, processes.rank):
         turn = number % len(missing)
-        worker.run(batch, missing[turn:] + missing[:turn])
+        worker.run(asked, missing[turn:] + missing[:turn])
     processes.wait()
     if processes.rank == 0 and cells:
         run |= described
