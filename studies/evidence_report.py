@@ -100,7 +100,15 @@ def shares(by_method: dict[str, dict[str, np.ndarray]]) -> list[str]:
             f"{100 * by_method[method][r].mean() / full[r].mean():.1f} % at {100 * float(r):g} %"
             for r in sorted(full, key=float, reverse=True)
         )
-        for method in (OURS, "light", "taught first", "imitation", "published", "published, our selection")
+        for method in (
+            OURS,
+            "contributions",
+            "light",
+            "taught first",
+            "imitation",
+            "published",
+            "published, our selection",
+        )
         if method in by_method
     ]
 
@@ -147,6 +155,7 @@ def plots(by_method: dict[str, dict[str, np.ndarray]], cells: dict[str, dict[str
     figure, axes = pyplot.subplots(figsize=(8, 5.2), constrained_layout=True)
     named = {
         "ours": ("C3", "o-"),
+        "contributions": ("C6", "*-"),
         "light": ("C1", "s-"),
         "taught first": ("C5", "p-"),
         "published": ("C0", "^-"),
@@ -182,7 +191,9 @@ def plots(by_method: dict[str, dict[str, np.ndarray]], cells: dict[str, dict[str
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
     for folder, color in zip(
-        ("ours", "light", "taught first", "imitation", "published"), ("C3", "C1", "C5", "C8", "C0"), strict=True
+        ("ours", "contributions", "light", "taught first", "imitation", "published"),
+        ("C3", "C6", "C1", "C5", "C8", "C0"),
+        strict=True,
     ):
         for name, cell in cells.items():
             if name.startswith(f"train/{folder}/"):
@@ -222,12 +233,12 @@ def main() -> None:
     for kind, title in (
         ("table", "Frames as rendered"),
         ("mp4", "Through H.264 and PyAV"),
-        ("close", "4,000 further questions, for the two that are close"),
+        ("close", "4,000 further questions, for those that are close"),
     ):
         if by_kind[kind]:
             parts += [f"### {title}", "", *table(by_kind[kind]), ""]
     if OURS in by_kind["close"]:
-        parts += ["### Ours against it on those, paired by question", "", *differences(by_kind["close"]), ""]
+        parts += ["### Ours against them on those, paired by question", "", *differences(by_kind["close"]), ""]
     if OURS in by_kind["table"]:
         parts += ["### Ours against each, paired by question", "", *differences(by_kind["table"]), ""]
         if "all tokens" in by_kind["table"]:

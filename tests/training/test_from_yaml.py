@@ -25,7 +25,7 @@ from transformers import TrainerControl, TrainerState
 
 from cacovid_cli.main import app, main
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.auto import load_processor
+from cacovid_hf.auto import load_model, load_processor
 from cacovid_hf.policies.settings import PolicySettings
 from cacovid_hf.tiny import clips, model_path
 from cacovid_hf.tiny.accuracy import answer_accuracy
@@ -149,6 +149,25 @@ def test_presets_are_under_what_is_written_out(tmp_path):
     file = write(tmp_path, training={"preset": "published", "num_iterations": 4})
     args = training_arguments(read_config(file, model_path()))
     assert (args.sampler, args.clip_high, args.learning_rate) == ("ocss", 0.28, 1e-6)
+
+
+def test_without_a_preset_a_light_policy_is_taught_and_learns_contributions(tmp_path):
+    stock = str(tmp_path / "stock")
+    load_model(model_path()).backbone.save_pretrained(stock)
+    load_processor(model_path()).save_pretrained(stock)
+    config = {"model": {"name": stock}, "data": {"train": TINY}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"training": {"output_dir": str(tmp_path / "run")}}))
+    trainer = make_trainer(read_config(tmp_path / "config.yaml"))
+    assert (trainer.args.objective, trainer.args.teacher_steps) == ("contributions", 0.4)
+    assert trainer.full_model.config.policy_type == "light"
+    file = write(tmp_path, model={"name": stock}, training={"preset": "published", "num_iterations": 4})
+    assert make_trainer(read_config(file)).full_model.config.policy_type == "full"
+
+
+def test_no_teacher_leaves_out_what_a_preset_says_of_it(tmp_path):
+    training = {"preset": "contributions", "num_token_rollouts": 8, "teacher": None, "policy_attention": None}
+    args = training_arguments(read_config(write(tmp_path, training=training), model_path()))
+    assert (args.objective, args.teacher, args.teacher_steps) == ("contributions", None, None)
 
 
 def test_numbers_are_numbers(tmp_path):

@@ -1,6 +1,7 @@
 """Values of single tokens: the draws, the regression, the loss, and the learner of the trainer."""
 
 import json
+from math import inf
 
 import pytest
 import torch
@@ -355,7 +356,7 @@ def test_contributions_follow_a_teacher(tmp_path):
         ({"token_price": 1.0, "sampler": "bernoulli"}, "token_price=1.0 has no effect with objective='contributions'"),
         ({"sampling_ratio": 0.5}, "sampling_ratio=0.5 leaves no unlikely tokens"),
         ({"num_token_rollouts": 2}, "num_token_rollouts=2 tells nothing"),
-        ({"kl_weight": 0.05}, "kl_weight=0.05 has no effect with objective='contributions'. Leave it out, or take"),
+        ({"kl_weight": 0.05}, "kl_weight=0.05 has no effect with objective='contributions'. Leave it out, or choose"),
         ({"sampler": "random", "replay": False}, "sampler='random', replay=False has no effect"),
         ({"dynamic_ratio": False}, "dynamic_ratio=False has no effect"),
     ],
@@ -366,6 +367,26 @@ def test_settings_without_effect_are_refused(tmp_path, settings, message):
 
 
 def test_the_preset_goes_on_from_a_policy_or_begins_with_a_teacher(tmp_path):
-    alone = ContributionTrainingArguments(str(tmp_path), **CONTRIBUTIONS)
-    taught = ContributionTrainingArguments(str(tmp_path), **CONTRIBUTIONS, teacher="attention", teacher_steps=80)
+    taught = ContributionTrainingArguments(str(tmp_path), **CONTRIBUTIONS)
+    untaught = {"teacher": None, "teacher_query": "question", "teacher_steps": None}
+    alone = ContributionTrainingArguments(str(tmp_path), **(CONTRIBUTIONS | untaught))
     assert alone.objective == taught.objective == "contributions"
+    assert (taught.taught_steps(400), alone.taught_steps(400)) == (160, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "iterations", "steps"), [(0.4, 1, 40), (0.4, 3, 39), (0.001, 1, 0), (1, 1, 1), (6, 3, 6), (None, 3, inf)]
+)
+def test_the_steps_of_a_teacher_are_a_number_or_a_share(tmp_path, given, iterations, steps):
+    args = ContributionTrainingArguments(
+        str(tmp_path), teacher="attention", teacher_steps=given, num_iterations=iterations
+    )
+    assert args.taught_steps(100) == steps
+
+
+def test_a_share_of_the_steps_follows_the_teacher(tmp_path):
+    settings = {"teacher": "attention", "teacher_steps": 0.5, "num_iterations": 1}
+    _, _, engine = trainer(tmp_path, **SETTINGS, **settings, steps=5, samples=2)
+    engine.train()
+    entries = [entry for entry in engine.state.log_history if "loss" in entry]
+    assert ["teacher_loss" in entry for entry in entries] == [True] * 2 + [False] * 3

@@ -22,14 +22,14 @@ _SMALL: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "ours": OURS | _SMALL | {"ratio_floor": 2 / 288, "ratio_ceiling": 32 / 288},
-    "contributions": CONTRIBUTIONS | _SMALL | {"teacher": "attention", "teacher_query": "last", "teacher_steps": 80},
+    "contributions": CONTRIBUTIONS | _SMALL,
     # One token a frame, the least that a budget by frames can have, to four.
     "published": PUBLISHED | {"sampling_ratio": 1 / 36, "ratio_ceiling": 4 / 36, "learning_rate": 1.5e-3},
 }
 PASSES = {"contributions": 8}  # over the questions; else each is new
 SELECTION: dict[str, dict[str, Any]] = {
     "ours": {"policy_attention": "question", **asdict(Selection())},
-    "contributions": {"policy_attention": "question", **asdict(Selection())},
+    "contributions": {"policy_type": "light", **asdict(Selection())},
     "published": {"policy_attention": "causal", **asdict(PUBLISHED_SELECTION)},
 }
 

@@ -51,8 +51,8 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "max_grad_norm": (0.0, math.inf, True),
 }
 
-# The recipe of the paper, and ours: what won in miniature (docs/background/evidence.md), and what is near what
-# won in the laboratory (docs/background/ablations.md).
+# The recipe of the paper, and ours: by rollouts, and by contributions, which won in both laboratories
+# (docs/background/evidence.md, docs/background/ablations.md).
 PUBLISHED: dict[str, Any] = {}
 OURS: dict[str, Any] = {
     "sampler": "multinomial",
@@ -73,6 +73,9 @@ CONTRIBUTIONS: dict[str, Any] = {
     "num_iterations": 1,
     "num_train_epochs": 8.0,
     "layer_learning_rate_factor": 1.0,
+    "teacher": "attention",
+    "teacher_query": "last",
+    "teacher_steps": 0.4,
 }
 # Of "cpo" alone: how its subsets are drawn, how large they are after the first, and what its loss is made of.
 _OF_CPO = (
@@ -163,7 +166,8 @@ class ContributionTrainingArguments(TrainingArguments):
             (`objective.distillation_loss`; ours, an ablation); None: by reinforcement learning.
         teacher_layer: whose attention, from 0; None: the mean over all layers that attend.
         teacher_query: what attends: the `"question"`, mean over its tokens, or the `"last"` token of the prompt.
-        teacher_steps: optimiser steps that follow the teacher, a multiple of `num_iterations`, before rollouts take over; None: all.
+        teacher_steps: optimiser steps that follow the teacher, a multiple of `num_iterations`, before rollouts take over; under 1: that share of all
+            steps, rounded down; None: all.
         clip_low: how far the ratio to the old policy may fall.
         clip_high: how far it may rise.
         dual_clip: bound of the loss of choices that did worse and have become likelier (ours; None: unbounded, as published).
@@ -208,7 +212,7 @@ class ContributionTrainingArguments(TrainingArguments):
     teacher: str | None = None
     teacher_layer: int | None = None
     teacher_query: str = "question"
-    teacher_steps: int | None = None
+    teacher_steps: float | None = None
     clip_low: float = 0.2
     clip_high: float = 0.28
     dual_clip: float | None = None
@@ -319,7 +323,11 @@ class ContributionTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"teacher_steps={self.teacher_steps} needs a teacher. Add teacher='attention', or leave it out."
                 )
-            if self.teacher_steps < 1 or self.teacher_steps % self.num_iterations:
+            if self.teacher_steps <= 0 or (self.teacher_steps > 1 and self.teacher_steps != int(self.teacher_steps)):
+                raise ValueError(
+                    f"teacher_steps={self.teacher_steps} is not a number of steps. Give a whole number, or the share of all steps as a number under 1."
+                )
+            if self.teacher_steps >= 1 and self.teacher_steps % self.num_iterations:
                 raise ValueError(
                     f"teacher_steps={self.teacher_steps} ends within the {self.num_iterations} iterations on a sample (num_iterations). Give a multiple."
                 )
@@ -355,7 +363,7 @@ class ContributionTrainingArguments(TrainingArguments):
         defaults = {one.name: one.default for one in fields(ContributionTrainingArguments)}
         if idle := [f"{name}={value!r}" for name in _OF_CPO if (value := getattr(self, name)) != defaults[name]]:
             raise ValueError(
-                f"{', '.join(idle)} has no effect with objective='contributions'. Leave it out, or take the preset of that name."
+                f"{', '.join(idle)} has no effect with objective='contributions'. Leave it out, or choose objective='cpo'."
             )
         for ratio in (self.sampling_ratio, *(self.target_ratios or ())):
             if ratio > 1 / 3:
@@ -366,7 +374,7 @@ class ContributionTrainingArguments(TrainingArguments):
             last = self.max_steps if self.max_steps > 0 else math.inf
             if self.teacher_steps is None or self.teacher_steps >= last:
                 raise ValueError(
-                    "objective='contributions' is never reached, since the teacher is followed to the end. Give fewer teacher_steps, 4 of 10, say."
+                    "objective='contributions' is never reached, since the teacher is followed to the end. Give fewer teacher_steps, such as 0.4."
                 )
 
     def resolved_rewards(self) -> dict[str, Reward]:
@@ -376,6 +384,16 @@ class ContributionTrainingArguments(TrainingArguments):
     def scored_reward(self) -> Reward:
         """Return the reward of scored answers in training."""
         return resolve_reward(self.reward, SCORED_REWARDS)
+
+    def taught_steps(self, max_steps: int) -> float:
+        """Return how many of a run's optimiser steps follow the teacher."""
+        if self.teacher is None:
+            return 0
+        if self.teacher_steps is None:
+            return math.inf
+        if self.teacher_steps >= 1:
+            return self.teacher_steps
+        return int(self.teacher_steps * max_steps) // self.num_iterations * self.num_iterations
 
     @property
     def still_frames(self) -> int | None:

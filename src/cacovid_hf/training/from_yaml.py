@@ -41,6 +41,9 @@ from .video_paths import video_path
 logger = logging.get_logger(__name__)
 
 PRESETS = {"published": PUBLISHED, "ours": OURS, "contributions": CONTRIBUTIONS}
+_DEFAULT_PRESET = "contributions"
+# Settings of a policy that is made new, where the config has none.
+_NEW_POLICY: dict[str, dict[str, Any]] = {"contributions": {"policy_type": "light"}}
 # Of a policy that is trained on, its own shape is kept; these say how it selects.
 _POLICY_SETTINGS = tuple(name for name in CONFIG_OVERRIDES if name != "policy_trained")
 
@@ -150,9 +153,12 @@ def training_arguments(config: TrainingConfig) -> ContributionTrainingArguments:
         ValueError: an unknown preset, a value out of range.
     """
     settings = dict(config.training)
-    preset = settings.pop("preset", "published")
+    preset = settings.pop("preset", _DEFAULT_PRESET)
     if preset not in PRESETS:
         raise ValueError(f"training.preset={preset!r} is unknown. Choose one of {', '.join(PRESETS)}.")
+    recipe = PRESETS[preset]
+    if settings.get("teacher", recipe.get("teacher")) is None:
+        recipe = {name: value for name, value in recipe.items() if not name.startswith("teacher")}
     hints = get_type_hints(ContributionTrainingArguments)
     for name, value in settings.items():
         if name.endswith("_strategy") and value is False:
@@ -164,7 +170,7 @@ def training_arguments(config: TrainingConfig) -> ContributionTrainingArguments:
     if config.data.eval is not None:
         defaults |= {"eval_strategy": settings.get("save_strategy", "steps")}
     try:
-        return ContributionTrainingArguments(**{**defaults, **PRESETS[preset], **settings})
+        return ContributionTrainingArguments(**{**defaults, **recipe, **settings})
     except TypeError as error:
         raise ValueError(f"training: {error}") from error
 
@@ -420,7 +426,8 @@ def _load(
         return load_model(name, described, **loading, **config.policy), processor
     backbone = load_stock_model(name, **loading)
     set_seed(args.seed)
-    return CaCoVidForConditionalGeneration.from_backbone(backbone, **config.policy), processor
+    new = _NEW_POLICY.get(config.training.get("preset", _DEFAULT_PRESET), {})
+    return CaCoVidForConditionalGeneration.from_backbone(backbone, **{**new, **config.policy}), processor
 
 
 def _function(name: str, place: str) -> Any:

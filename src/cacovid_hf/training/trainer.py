@@ -16,8 +16,8 @@ Departures from the published code that no setting undoes:
 4. Draws are functions of the seed and the sample's place in the data. So they do not depend on the number of processes, or on a resumption.
 5. Several samples share a step. Each weighs the same, also where some could not be read.
 
-Those of a single function stand in its docstring. All others are settings, see `arguments`: `PUBLISHED` is the paper's recipe, `OURS` what
-won on the tiny model, `CONTRIBUTIONS` is near what won on a language model of 30 layers.
+Those of a single function stand in its docstring. All others are settings, see `arguments`: `PUBLISHED` is the paper's recipe, `OURS` by
+rollouts, `CONTRIBUTIONS` what won on the tiny model and on a language model of 30 layers.
 """
 
 from pathlib import Path
@@ -125,8 +125,8 @@ class ContributionTrainer(SampleEngine):
 
     def _learner_of(self, header: BatchHeader) -> Learner:
         """Return what a sample is learnt from, in all its iterations: by the step that it came in with."""
-        first, taught = self.state.global_step - header.iteration, self.args.teacher_steps
-        return self.imitation if self.args.teacher and (taught is None or first < taught) else self.learner
+        first = self.state.global_step - header.iteration
+        return self.imitation if first < self.args.taught_steps(self.state.max_steps) else self.learner
 
     # ---------------------------------------------------------------- the samples, embedded once
 
