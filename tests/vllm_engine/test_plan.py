@@ -1,6 +1,7 @@
 """What the front end works out before any video is seen: positions, places, what a request asks for. No vLLM needed."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ from cacovid_hf.vllm.layout import plan_prompt
 from cacovid_hf.vllm.marks import COLUMNS, marked, write_positions
 from cacovid_hf.vllm.memory import ByteBounded, total_bytes
 from cacovid_hf.vllm.methods import SERVED, check_served
-from cacovid_hf.vllm.orders import VideoOrder, key_of, orders_of
-from cacovid_hf.vllm.positions import flat_item, grid_item
+from cacovid_hf.vllm.orders import VideoOrder, check_room, key_of, orders_of
+from cacovid_hf.vllm.positions import check_times, flat_item, grid_item
 from cacovid_hf.vllm.requests import Asked, asked_of, check_kwargs, check_ours_alone, check_prompt
 
 PLACEHOLDERS = {110: "image", 111: "video"}
@@ -41,6 +42,15 @@ def test_the_two_rules_of_positions_behind_a_video():
     assert (ours.advance, theirs.advance) == (3, 9)
     # A picture has no time, and the rules agree on it.
     assert {grid_item("image", (1, 2, 3), 2.0, 2.0, rule).advance for rule in ("transformers", "vllm")} == {3}
+
+
+def test_times_for_which_the_model_has_no_positions():
+    """A thousand positions, two a second: 500 s; four steps are three of their distances."""
+    grids = torch.tensor([[4, 8, 8], [1, 8, 8]])
+    check_times(grids, torch.tensor([166.0, 1e30]), 2.0, 1000)
+    for seconds in (167.0, 1e30, math.inf, math.nan):
+        with pytest.raises(ValueError, match="s by its times, and the model has positions for 500 s: give a shorter"):
+            check_times(grids, torch.tensor([seconds, 1.0]), 2.0, 1000)
 
 
 # Older versions take seconds as whole numbers; the extra `vllm` leaves them out.
@@ -138,6 +148,14 @@ def test_orders_of_a_prompt():
     assert plan.text_positions.tolist() == [0, 12, 18]
     with pytest.raises(ValueError, match="one placeholder per image and video"):
         orders_of(asked, PLACEHOLDERS, {**items, "image": []})
+
+
+def test_a_prompt_has_no_more_positions_than_the_model():
+    """The last video starts at 13 and takes 5, of which one token stays."""
+    orders = [VideoOrder(start, 0, 1, advance, 0, 1, 0.1, key_of("a")) for start, advance in ((0, 12), (13, 5))]
+    check_room(orders, 18)
+    with pytest.raises(ValueError, match="has 18 positions up to the end of its last video, and the model has 17"):
+        check_room(orders, 17)
 
 
 def test_the_oldest_use_is_forgotten_first():

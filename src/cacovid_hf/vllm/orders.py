@@ -107,3 +107,20 @@ def orders_of(
         for number, ratio, digest in zip(numbers, asked.ratios, digests, strict=True)
     ]
     return orders, plan
+
+
+def check_room(orders: Sequence[VideoOrder], positions: int) -> None:
+    """Refuse prompts that are longer than the positions of a model before compression: vLLM counts what stays, and its engine would end.
+
+    Args:
+        orders: of the videos of a prompt, in order, at least one.
+        positions: of the language model. vLLM makes four times as many, so that there is room for what follows.
+
+    Raises:
+        ValueError: the last video ends behind them.
+    """
+    end = orders[-1].start + orders[-1].advance
+    if end > positions:
+        raise ValueError(
+            f"Uncompressed, the prompt has {end} positions up to the end of its last video, and the model has {positions}: give fewer or shorter videos."
+        )

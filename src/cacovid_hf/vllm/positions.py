@@ -75,6 +75,26 @@ def grid_item(
     return MediaItem(modality, grid, torch.stack(axes).reshape(3, -1), advance)
 
 
+def check_times(grids: Tensor, seconds: Tensor, tokens_per_second: float, positions: int) -> None:
+    """Refuse videos that last longer than the positions of a model: vLLM would look for positions that it has not, and its engine would end.
+
+    Args:
+        grids: int64 `(n, 3)`, the temporal steps first.
+        seconds: `(n,)`, between two of them.
+        tokens_per_second: of the vision config.
+        positions: of the language model. vLLM makes four times as many, so that there is room for the prompt.
+
+    Raises:
+        ValueError: one of them does.
+    """
+    for last in ((grids[:, 0] - 1) * seconds.double()).tolist():
+        if not last * tokens_per_second <= positions:
+            raise ValueError(
+                f"A video lasts {last:.4g} s by its times, and the model has positions for {positions / tokens_per_second:.4g} s: "
+                "give a shorter one, or its true times."
+            )
+
+
 def flat_item(modality: str, grid: tuple[int, int, int], trailing: int = 0) -> MediaItem:
     """Return an item with 1-D positions, as three equal rows."""
     length = grid[0] * grid[1] * grid[2] + trailing

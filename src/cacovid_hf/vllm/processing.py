@@ -14,7 +14,7 @@ from vllm.multimodal.processing import PromptReplacement
 
 from .config import ATTRIBUTE, SERVER, ServerSettings, policy_settings
 from .memory import ByteBounded, total_bytes
-from .orders import VideoOrder, orders_of
+from .orders import VideoOrder, check_room, orders_of
 from .positions import MediaItem
 from .requests import NAMES, OURS, RATIO, SCOPE, Asked, asked_of, check_kwargs, check_ours_alone, check_prompt
 
@@ -150,6 +150,7 @@ class ServedProcessor:
     def _fields(self, processed: Mapping[str, Any], asked: Asked) -> dict[str, Tensor]:
         items = {modality: self.items(modality, processed) for modality in ("image", "video")}
         orders, plan = orders_of(asked, self.placeholders, items)
+        check_room(orders, self.info.get_hf_config().get_text_config().max_position_embeddings)
         read = len(plan.text_ids) if asked.reads_question else 0
         return {
             ORDERS: torch.stack([order.packed() for order in orders]),

@@ -19,7 +19,7 @@ from vllm.multimodal.parse import DictEmbeddingItems
 
 from .embeddings import GRIDS, SECONDS, VALUES, checked_embeddings
 from .model import ServedModel, position_delta
-from .positions import MediaItem, grid_item
+from .positions import MediaItem, check_times, grid_item
 from .processing import ServedInfo, ServedProcessor
 
 _GRIDS = {"image": "image_grid_thw", "video": GRIDS}
@@ -92,6 +92,16 @@ class Processor(ServedProcessor, Qwen2_5_VLMultiModalProcessor):
             frames = self.info.get_hf_config().vision_config.temporal_patch_size
             rates = [metadata.sampled_fps for metadata in hf_data["video_metadata"]]
             processed[SECONDS] = torch.tensor([frames / rate for rate in rates], dtype=torch.float32)
+        return processed
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
+        """As the stock one. The times of embeddings and of separate pictures are a client's own, and refused where the model has no positions for them."""
+        processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        if SECONDS in processed:
+            config = self.info.get_hf_config()
+            seconds = torch.as_tensor(processed[SECONDS], dtype=torch.float64)
+            positions = config.get_text_config().max_position_embeddings
+            check_times(processed[GRIDS], seconds, config.vision_config.tokens_per_second, positions)
         return processed
 
 

@@ -41,6 +41,14 @@ def cases_of(family: str) -> list[Case]:
     return VIDEOS if family == "qwen2_5_vl" else PICTURES
 
 
+def endless(reference: Reference) -> list[dict[str, Any]]:
+    """Requests at 25 % and at 1.0 whose embeddings come with times for which the model has no positions."""
+    requests = [as_embeddings(reference, case) for case in (VIDEOS[0], VIDEOS[2])]
+    for request in requests:
+        request["multi_modal_data"]["video"]["second_per_grid_ts"] = torch.tensor([1e9])
+    return requests
+
+
 def refused(family: str) -> dict[str, Any]:
     """A request whose embeddings cannot be served."""
     request = VIDEOS[0].request(family)

@@ -68,12 +68,18 @@ def parity(family: str, folder: Path) -> dict[str, Any]:
         "same": sum(map(equal, got, map(found.answer, given))),
         "refused": refusal(lambda: engines.answers(llm, [embeddings.refused(family)])),
     }
+    if family == "qwen2_5_vl":
+        endless = embeddings.endless(found)
+        result["endless"] = [refusal(lambda one=one: engines.answers(llm, [one])) for one in endless]
 
     fresh = [Case((Text(1, 20), Clip(20), Text(question, 9)), ratio) for question in (2, 3) for ratio in (0.25, 0.1)]
     wanted = references(folder, fresh)
     result["trailing_video"] = refusal(
         lambda: llm.generate({**fresh[0].request(family), "prompt": "what color <video>"}, use_tqdm=False)
     )
+    with patch.object(llm.model_config.hf_config.get_text_config(), "max_position_embeddings", 64):
+        unseen = Case((Text(1, 20), Clip(22), Text(2, 9)), 0.25)
+        result["too_long"] = refusal(lambda: engines.ask(llm, family, [unseen]))
     first, answers = tower_runs(llm, lambda: engines.ask(llm, family, fresh[:1]))
     later, others = tower_runs(llm, lambda: [engines.ask(llm, family, [case])[0] for case in fresh[1:]])
     result["tower"] = {"first": first, "later": later, "same": sum(map(equal, [*answers, *others], wanted))}
