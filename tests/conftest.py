@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections import Counter
+from collections import defaultdict
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -27,19 +27,20 @@ def seed():
 def pytest_collection_modifyitems(items):
     """Mark the cases of further families slow, except for those of a spread; tests marked gpu say why they cannot run where there is no device.
 
-    The quick run takes the first two families through every test. Of a test marked `spread(n)` it takes each further family through one case in
-    `n`, and each family through others. No other test takes a further family there.
+    The quick run takes the first two families through every test. Of the tests of a file marked `spread(n)` it takes each further family through one
+    case in `n`, at least one, and each family through others. No other test takes a further family there.
     """
-    counts: Counter[tuple[str, str]] = Counter()
+    cases: defaultdict[tuple[str, int, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
-        family = further_family(item)
-        if family is not None:
-            marker = item.get_closest_marker("spread")
-            case = (item.nodeid.partition("[")[0], family)
-            every = marker.args[0] if marker else 0
-            if not every or (counts[case] - FURTHER.index(family)) % every:
+        if (family := further_family(item)) is not None:
+            if marker := item.get_closest_marker("spread"):
+                cases[item.nodeid.partition("::")[0], marker.args[0], family].append(item)
+            else:
                 item.add_marker(pytest.mark.slow)
-            counts[case] += 1
+    for (_, every, family), its_items in cases.items():
+        for number, item in enumerate(its_items):
+            if (number - FURTHER.index(family)) % min(every, len(its_items)):
+                item.add_marker(pytest.mark.slow)
     for item in items:
         if reason := newer_transformers_wanted(item):
             item.add_marker(pytest.mark.skip(reason=reason))
