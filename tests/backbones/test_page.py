@@ -11,7 +11,7 @@ from cacovid_hf import with_video_reader
 from cacovid_hf.backbones import BACKBONES
 from cacovid_hf.video.messages import ONE_SIZE
 from cacovid_hf.video_processing import OwnSamplingMixin
-from cacovid_hf.vllm.config import ARCHITECTURES
+from cacovid_hf.vllm.config import ServedConfig
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "reference" / "backbones.md").read_text(encoding="utf-8")
@@ -60,7 +60,9 @@ def found(family):
         "the family's rule" if isinstance(reader, OwnSamplingMixin) else "at most 32",
         "one size" if reader.bounds_refused == ONE_SIZE else pixels,
         WORKS[works(lambda: model.stream(tiny_processor(family)))],
-        WORKS[family in ARCHITECTURES],
+        WORKS[
+            works(lambda: ServedConfig.from_dict(model.config.to_dict()))
+        ],  # what vLLM reads of a checkpoint, first of all
     ]
 
 

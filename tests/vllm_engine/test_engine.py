@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cacovid_hf.vllm.config import ARCHITECTURES
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = shutil.which("python3.11")
@@ -49,6 +51,18 @@ def run(python):
         return json.loads(done.stdout.splitlines()[-1])
 
     return scenario
+
+
+def test_what_is_registered(run):
+    """The models that the tables of families say yes of, each in the file of its family and a subclass of vLLM's own."""
+    found = run("registered")
+    stock = {
+        "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+        "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    }
+    assert stock.keys() == ARCHITECTURES.keys() == set(FAMILIES)
+    assert found["models"] == {ARCHITECTURES[family]: [family, "ServedModel", stock[family]] for family in FAMILIES}
+    assert found["config"] == "ServedConfig"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
