@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,8 +326,13 @@ def test_demo(run, tmp_path):
         assert row.endswith(f"{measured.accuracy:.1%} ± {measured.standard_error:.1%}")
     assert float(rows["1.00"].split()[-3].rstrip("%")) > 85
     assert (UNTRAINED in out) == (not model.config.policy_trained)
-    with Image.open(tmp_path / "map.png") as image:
+    # The picture of the pages is what the code draws today, but for how letters are smoothed.
+    documented = Path(__file__).resolve().parents[2] / "docs" / "images" / "map.png"
+    with Image.open(tmp_path / "map.png") as image, Image.open(documented) as shown:
         assert image.format == "PNG"
+        assert image.size == shown.size
+        drawn, expected = (np.asarray(one.convert("RGB"), dtype=int) for one in (image, shown))
+    assert (np.abs(drawn - expected).max(-1) > 24).mean() < 0.01
 
 
 class Terminal(io.StringIO):

@@ -173,12 +173,25 @@ def launch(page: gr.Blocks, host: str, port: int | None, *, open_browser: bool, 
         enable_monitoring=False,
         max_file_size=max_upload_mb << 20,
         allowed_paths=[str(clips()[0].path.parent)],
-        theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=_theme(),
         css=_CSS,
         # Without gradio's try whether localhost answers, through the proxy and in three seconds, which asks for a public link if not.
         _frontend=False,
     )
     return local
+
+
+def _theme() -> gr.themes.Base:
+    """Return gradio's Soft, with words and edges that stand out from what is behind them."""
+    soft = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return soft.set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        input_border_width="1px",
+        input_border_color="*neutral_300",
+        checkbox_border_width="1px",
+        checkbox_border_color="*neutral_500",
+    )
 
 
 def _form(

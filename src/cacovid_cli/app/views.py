@@ -1,5 +1,6 @@
 """What the page says, as HTML: pure functions of a report."""
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -9,6 +10,7 @@ from cacovid_hf.ratio import AutoBudget, Ratio
 from .report import Report
 from .studio import ALL_TOKENS, Answer
 
+_OPTION = re.compile(r"--[a-z-]+")
 STAGES = ("decode", "prepare", "vision", "policy", "prefill", "generation")
 _STAGE_WORDS = {
     "waiting": "waiting",
@@ -23,7 +25,9 @@ _STAGE_WORDS = {
 
 def heading(title: str, notice: str = "") -> str:
     """Return the name of the model, and a line beneath it."""
-    note = f'<p class="cv-note">{escape(notice)}</p>' if notice else ""
+    # The dashes of an option stay with its name.
+    words = _OPTION.sub(r"<code>\g<0></code>", escape(notice))
+    note = f'<p class="cv-note">{words}</p>' if notice else ""
     return f"<h1>Which video tokens contribute to the answer?</h1><p class='cv-hint'>Model: {escape(title)}</p>{note}"
 
 

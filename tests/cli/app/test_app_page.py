@@ -6,7 +6,6 @@ Needs the extra `test-demo` and a Chromium of the system; skipped without.
 import contextlib
 import functools
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,18 +15,18 @@ import urllib.request
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cacovid_cli.app.line import Interrupt, Line
 from cacovid_cli.app.studio import Studio
 from cacovid_hf import auto, tiny
+from scripts.app_screenshots import CHROMIUM, PHONE, VIEWS, choose, take
 
 pytest.importorskip("gradio", reason="the extra test-demo is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra test-demo is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 SECONDS = 60_000  # of any wait, in milliseconds
-PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -176,13 +175,6 @@ def test_everything_can_be_done_by_keyboard(visit):
     assert {"cv-method", "cv-other", "cv-ask", "cv-table", "cv-slider", "cv-auto"} <= names
 
 
-def choose(page, place, words):
-    page.locator(f"{place} input").click()
-    page.locator(f"{place} [role=option], [role=listbox] [role=option]").filter(
-        has_text=re.compile(f"^\\W*{re.escape(words)}$")
-    ).first.click()
-
-
 def test_two_methods_side_by_side(visit):
     page = visit()
     choose(page, "#cv-other", "uniform")
@@ -292,6 +284,19 @@ def test_on_a_phone(visit, scheme):
         "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
     )
     assert brightness < 200 if scheme == "dark" else brightness > 600
+
+
+def test_pictures(browser, address, line, tmp_path):
+    """Of every view that `scripts/app_screenshots.py` knows; no two are alike."""
+    seen = set()
+    for name in VIEWS:
+        take(browser, address, line, name, tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            wide = VIEWS[name][0]["viewport"]["width"]
+            assert picture.width == wide
+            assert picture.height > 900
+            seen.add(picture.tobytes())
+    assert len(seen) == len(VIEWS)
 
 
 @contextlib.contextmanager

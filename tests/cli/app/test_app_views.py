@@ -113,6 +113,11 @@ def test_anybodys_words_are_words():
     assert bad in read(views.answers(report))
 
 
+def test_an_option_in_the_notice_is_not_torn_apart():
+    page = views.heading("tiny", "Start it with --max-new-tokens 8 & <b>.")
+    assert "Start it with <code>--max-new-tokens</code> 8 &amp; &lt;b&gt;." in page
+
+
 def test_states():
     assert 'role="alert"' in views.status(Report(error="It is broken."))
     running = views.status(Report(status="Reading the video", running=True))
