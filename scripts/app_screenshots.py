@@ -126,9 +126,9 @@ def take(browser: Any, address: str, line: Any, name: str, target: Path) -> None
     page.wait_for_timeout(500)  # bars grow, and the video shows its first frame
     page.screenshot(path=target, full_page=True, animations="disabled")
     page.context.close()
-    with Image.open(target) as picture:
-        small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    small.save(target, optimize=True)
+    with Image.open(target) as picture:  # as large as it must be; a palette would change the colours
+        whole = picture.convert("RGB")
+    whole.save(target, optimize=True)
 
 
 def main() -> None:
