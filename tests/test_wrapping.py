@@ -346,28 +346,39 @@ def test_adapters_of_peft(family, training):
     )
 
 
+# Settings of the language model. Gemma's router is a linear layer, the others are a parameter.
+WITH_EXPERTS = {
+    "qwen3_vl_moe": {},
+    "qwen3_5_moe": {},
+    "gemma4": dict(enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32),
+}
+
+
 @pytest.mark.parametrize("around", ["one parameter", "experts and router"])
-@pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen3_5_moe"])
+@pytest.mark.parametrize("family", WITH_EXPERTS)
 @pytest.mark.spread(1)
 def test_adapters_on_the_parameters_of_experts(family, around):
     """The policy starts from what the layer computes with, and the layer is left as it was."""
     peft = pytest.importorskip("peft")
-    targets = ["mlp.experts.down_proj"]
+    targets, changed = ["experts.down_proj"], {"down_proj"}
     if around != "one parameter":
-        targets += ["mlp.experts.gate_up_proj", "mlp.gate.weight"]
-    plain = CaCoVidForConditionalGeneration.from_backbone(stock_model(family)).policy.layer
+        targets += ["experts.gate_up_proj", *(["mlp.gate.weight"] if family != "gemma4" else [])]
+        changed |= {"gate_proj", "up_proj", *(["weight"] if family != "gemma4" else [])}
     settings = peft.LoraConfig(target_parameters=targets, target_modules=[], init_lora_weights=False, r=2)
-    adapted = peft.get_peft_model(stock_model(family), settings)
+    adapted = peft.get_peft_model(stock_model(family, **WITH_EXPERTS[family]), settings)
     before = state_of(adapted.get_base_model())
-    ours = CaCoVidForConditionalGeneration.from_backbone(adapted).policy.layer
+
+    def layer_of(model):
+        return CaCoVidForConditionalGeneration.from_backbone(model).policy.layer
+
+    plain, ours = layer_of(stock_model(family, **WITH_EXPERTS[family])), layer_of(adapted)
     assert_same(state_of(adapted.get_base_model()), before)
-    merged = CaCoVidForConditionalGeneration.from_backbone(adapted.merge_and_unload()).policy.layer
-    changed = {"mlp.experts.down_proj"}
-    if around != "one parameter":
-        changed |= {"mlp.experts.gate_proj", "mlp.experts.up_proj", "mlp.router.weight"}
+    merged = layer_of(adapted.merge_and_unload())
     for name, weight in ours.named_parameters():
         torch.testing.assert_close(weight, merged.get_parameter(name), atol=1e-5, rtol=0)
-        assert torch.equal(weight, plain.get_parameter(name)) != (name in changed), name
+        part, _, last = name.rpartition(".")
+        is_changed = last in changed and part.endswith((".experts", ".router"))
+        assert torch.equal(weight, plain.get_parameter(name)) != is_changed, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
