@@ -80,7 +80,7 @@ def video_attention(
     for layer in layers:
         if not 0 <= layer < len(decoder.layers):
             raise ValueError(
-                f"layer={layer} is none of the language model's {len(decoder.layers)} layers, which are counted from 0."
+                f"layer={layer} is none of the language model's {len(decoder.layers)} layers: give one from 0 to {len(decoder.layers) - 1}."
             )
     check_readable(decoder.config, layers)
     queries = [_queries(prompt.layout, span, query) for span in prompt.layout.videos]

@@ -149,7 +149,9 @@ def text_step(
     """
     record = record_of(cache)
     if len(record.token_ids) != len(input_ids):
-        raise ValueError(f"The cache holds {len(record.token_ids)} sequences, input_ids {len(input_ids)}.")
+        raise ValueError(
+            f"The cache holds {len(record.token_ids)} sequences, input_ids {len(input_ids)}: go on with as many as there were, or start without a cache."
+        )
     start, width = record.num_places, input_ids.shape[1]
     if attention_mask is None:
         mask, new_mask = record.places >= 0, torch.ones_like(input_ids, dtype=torch.bool)
