@@ -22,6 +22,7 @@ from transformers import (
     InternVLProcessor,
     LlavaNextVideoProcessor,
     LlavaOnevisionProcessor,
+    PerceptionLMProcessor,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
@@ -247,6 +248,7 @@ CaCoVidGlm4vProcessor = following(Glm4vProcessor)
 CaCoVidGlm46VProcessor = following(Glm46VProcessor)
 CaCoVidGemma4Processor = following(Gemma4Processor)
 CaCoVidVideoLlavaProcessor = following(VideoLlavaProcessor, OwnFramesMixin)
+CaCoVidPerceptionLMProcessor = following(PerceptionLMProcessor, OwnFramesMixin)
 
 # By the name of the stock processor that each extends.
 _PROCESSORS: dict[str, Any] = {
@@ -264,6 +266,7 @@ _PROCESSORS: dict[str, Any] = {
         CaCoVidGlm46VProcessor,
         CaCoVidGemma4Processor,
         CaCoVidVideoLlavaProcessor,
+        CaCoVidPerceptionLMProcessor,
     )
 }
 

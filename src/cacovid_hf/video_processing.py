@@ -19,6 +19,7 @@ from transformers import (
     InternVLVideoProcessor,
     LlavaNextVideoVideoProcessor,
     LlavaOnevisionVideoProcessor,
+    PerceptionLMVideoProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLVideoProcessor,
     SmolVLMVideoProcessor,
@@ -463,6 +464,7 @@ CaCoVidVideoLlama3VideoProcessor = reading(
     usual_fps=1.0,
 )
 CaCoVidVideoLlavaVideoProcessor = reading(VideoLlavaVideoProcessor, PaddedClipsMixin)
+CaCoVidPerceptionLMVideoProcessor = reading(PerceptionLMVideoProcessor, PaddedClipsMixin)
 CaCoVidGemma4VideoProcessor = reading(
     Gemma4VideoProcessor, GemmaSamplingMixin, reads_times=True, bounds_refused=TOKENS_OF_A_FRAME
 )
@@ -485,6 +487,7 @@ READERS: dict[str, Any] = {
         CaCoVidGlm46VVideoProcessor,
         CaCoVidGemma4VideoProcessor,
         CaCoVidVideoLlavaVideoProcessor,
+        CaCoVidPerceptionLMVideoProcessor,
     )
 }
 

@@ -7,6 +7,7 @@ from .glm4v import Glm4vBackbone, Glm4vMoeBackbone, Glm46VBackbone
 from .internvl import InternVLBackbone
 from .llava_next_video import LlavaNextVideoBackbone
 from .llava_onevision import LlavaOnevisionBackbone
+from .perception_lm import PerceptionLMBackbone
 from .qwen2_5_vl import Qwen2_5_VLBackbone
 from .qwen2_vl import Qwen2VLBackbone
 from .qwen3_5 import Qwen3_5Backbone, Qwen3_5MoeBackbone
@@ -34,6 +35,7 @@ BACKBONES: dict[str, Backbone] = {
         Glm46VBackbone(),
         Gemma4Backbone(),
         VideoLlavaBackbone(),
+        PerceptionLMBackbone(),
     )
 }
 

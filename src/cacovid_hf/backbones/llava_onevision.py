@@ -84,24 +84,30 @@ class LlavaOnevisionBackbone(Backbone):
         """`(T, S, C)` of what the vision tower attends to, brought down to `(T, P, C)` of tokens by the model itself."""
         return model.model.apply_pooling(patches)
 
+    def projections(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+        """Return what makes the queries and the keys of the tower's layer that the features come from."""
+        layers = [m for name, m in self.vision_tower(model).named_modules() if name.endswith("self_attn")]
+        chosen = model.config.vision_feature_layer
+        depth = chosen if isinstance(chosen, int) else chosen[-1]
+        # hidden_states[0] is the tower's input.
+        layer: Any = layers[depth if depth < 0 else depth - 1]
+        return layer.q_proj, layer.k_proj
+
+    def by_heads(self, model: PreTrainedModel, projected: Tensor) -> Tensor:
+        """`(T, H, S, d)`, what the tower attends with, of what one of `projections` gave."""
+        return projected.unflatten(-1, (model.config.vision_config.num_attention_heads, -1)).transpose(1, 2)
+
     @contextmanager
     def tower_attention(
         self, model: PreTrainedModel, layout: PromptLayout
     ) -> Iterator[Callable[[], tuple[TowerAttention, ...]]]:
         """Read the tower's layer that the features come from; patches become tokens by the model's own pooling."""
-        layers = [m for name, m in self.vision_tower(model).named_modules() if name.endswith("self_attn")]
-        chosen = model.config.vision_feature_layer
-        depth = chosen if isinstance(chosen, int) else chosen[-1]
-        # hidden_states[0] is the tower's input.
-        layer = layers[depth if depth < 0 else depth - 1]
-        heads = model.config.vision_config.num_attention_heads
-        with recorded({"queries": layer.q_proj, "keys": layer.k_proj}) as notes:
+        with recorded(dict(zip(("queries", "keys"), self.projections(model), strict=True))) as notes:
 
             def attention() -> tuple[TowerAttention, ...]:
                 frames = [span.num_frames for span in layout.videos]
                 queries, keys = (
-                    _last_rows(notes[name], sum(frames)).unflatten(-1, (heads, -1)).transpose(1, 2)
-                    for name in ("queries", "keys")
+                    self.by_heads(model, _last_rows(notes[name], sum(frames))) for name in ("queries", "keys")
                 )
                 return tuple(
                     TowerAttention(q, k, partial(self.pooled, model))

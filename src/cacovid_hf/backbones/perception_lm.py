@@ -1,0 +1,66 @@
+"""Perception LM: every frame pooled to a square of tokens, nothing between frames or behind a video; its tower is one of timm."""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .llava_onevision import LlavaOnevisionBackbone
+
+
+class PerceptionLMBackbone(LlavaOnevisionBackbone):
+    """`PerceptionLMForConditionalGeneration`; 1-D positions."""
+
+    model_type = "perception_lm"
+    trailing_tokens = 0
+
+    def side(self, config) -> int:
+        """Tokens along an edge of a frame; timm says the size of a patch in the name of an architecture.
+
+        Raises:
+            ValueError: the config of the tower does not say one of the two sizes.
+        """
+        tower = config.vision_config
+        size = (tower.model_args or {}).get("img_size")
+        patch = re.search(r"patch(\d+)", tower.architecture)
+        if size is None or patch is None:
+            raise ValueError(
+                f"The vision tower {tower.architecture!r} does not say how many patches a frame has: give a timm architecture with patch in "
+                "its name, and img_size in model_args."
+            )
+        return (size if isinstance(size, int) else size[0]) // int(patch[1]) // config.projector_pooling_ratio
+
+    def projections(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+        """Features come from the last block, whose queries and keys pass through these two."""
+        attends = self.last_attention(model)
+        return attends.q_norm, attends.k_norm
+
+    def by_heads(self, model: PreTrainedModel, projected: Tensor) -> Tensor:
+        """Turned by the places of patches in their frame, as timm does it; the class token in front is not."""
+        prefix, rope = self.last_attention(model).num_prefix_tokens, self.timm_model(model).rope
+        if rope is None:
+            return projected
+        sin, cos = rope.get_embed().to(projected.device).float().chunk(2, dim=-1)
+        patches = projected[:, :, prefix:].float()
+        turned = patches * cos + _quarter_turn(patches) * sin
+        return torch.cat([projected[:, :, :prefix], turned.to(projected.dtype)], dim=2)
+
+    def pooled(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
+        """The class token stands in front, and is left out where the features leave it out."""
+        leaves_out = model.config.vision_use_cls_token
+        return model.model.multi_modal_projector.pooling(patches[:, 1:] if leaves_out else patches)
+
+    def timm_model(self, model: PreTrainedModel) -> Any:
+        """Return the vision tower without its wrapper."""
+        return model.model.vision_tower.timm_model
+
+    def last_attention(self, model: PreTrainedModel) -> Any:
+        """Return the attention of the tower's last block."""
+        return self.timm_model(model).blocks[-1].attn
+
+
+def _quarter_turn(x: Tensor) -> Tensor:
+    """Return the other coordinate of every rotated pair `(2 i, 2 i + 1)`: `(-x2, x1)`."""
+    return torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
