@@ -1,10 +1,12 @@
 """Which premises of a backbone hold for a class of transformers: `python scripts/backbone_premises.py qwen3_vl`.
 
-The class is made from its default config without weights. What does not hold names what a family implements (see CONTRIBUTING.md, "Add a backbone").
+The class is made from its default config without weights, or from the `config.json` of a checkpoint, given by its path.
+What does not hold names what a family implements (see CONTRIBUTING.md, "Add a backbone").
 """
 
 import argparse
 import inspect
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
@@ -25,6 +27,7 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
     taken = set(inspect.signature(type(model.get_decoder()).forward).parameters) - {"self"}
     more = sorted(taken - USUAL - {"output_hidden_states", "return_dict"})
     generation = inspect.signature(type(model).prepare_inputs_for_generation).parameters
+    others = sorted({type(part).__module__.partition(".")[0] for part in model.modules()} - {"torch", "transformers"})
     windows = "sliding_attention" in (getattr(text, "layer_types", None) or ())
     return [
         (
@@ -36,6 +39,11 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
             "the language model receives embeddings, mask and positions alone",
             not more,
             f"it takes {', '.join(more)} too: implement extra_names, extra_width, extra and extra_arguments, or looked_up and stock_arguments, if the stock forward gives them",
+        ),
+        (
+            "all of its code is of transformers",
+            not others,
+            f"{', '.join(others)} makes a part of it: name the package in the `test` extra, and what that part lacks in the row of the tests",
         ),
         (
             "every layer keeps keys and values",
@@ -100,19 +108,28 @@ def has_own_placeholder(model: PreTrainedModel) -> bool:
     return any(bool(mask.any()) for mask in (masks if isinstance(masks, tuple) else (masks,)))
 
 
-def main(model_type: str) -> None:
-    """Print the premises of a model type."""
+def main(model: str) -> None:
+    """Print the premises of a model type, or of the model of a `config.json`."""
+    model_type = model
     try:
+        config = AutoConfig.from_pretrained(model) if Path(model).exists() else AutoConfig.for_model(model)
+        model_type = config.model_type
         with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type))
+            made = AutoModelForImageTextToText.from_config(config)
     except ImportError as error:
         raise SystemExit(f"{model_type} cannot be made: {' '.join(str(error).split())}") from None
-    print(f"{model_type}: {type(model).__name__}, language model {type(model.get_decoder()).__name__}")
-    for premise, holds, remedy in premises(model):
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SystemExit(
+            f"{model_type} cannot be made from this config: {' '.join(str(error).split())}. Give the path of a checkpoint's config.json."
+        ) from None
+    print(f"{model_type}: {type(made).__name__}, language model {type(made.get_decoder()).__name__}")
+    for premise, holds, remedy in premises(made):
         print(f"  {'holds' if holds else 'fails'}  {premise}{'' if holds else f': {remedy}'}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model_type", help="config.model_type of a stock class, such as qwen3_vl")
-    main(parser.parse_args().model_type)
+    parser.add_argument(
+        "model", help="config.model_type of a stock class, such as qwen3_vl, or a path of a config.json"
+    )
+    main(parser.parse_args().model)

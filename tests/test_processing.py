@@ -23,6 +23,9 @@ from transformers import (
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
+    PerceptionLMImageProcessor,
+    PerceptionLMProcessor,
+    PerceptionLMVideoProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
@@ -44,6 +47,7 @@ VIDEO_TEXT = {
     "qwen2_vl": _MARKED,
     "llava_next_video": "<video>",
     "video_llava": "<video>",
+    "perception_lm": "<video>",
 }
 READERS = {
     "llava_onevision": "CaCoVidLlavaOnevisionVideoProcessor",
@@ -51,6 +55,7 @@ READERS = {
     "qwen2_vl": "CaCoVidQwen2VLVideoProcessor",
     "llava_next_video": "CaCoVidLlavaNextVideoVideoProcessor",
     "video_llava": "CaCoVidVideoLlavaVideoProcessor",
+    "perception_lm": "CaCoVidPerceptionLMVideoProcessor",
 }
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }} {% if message.content is string %}{{ message.content }} {% else %}"
@@ -71,7 +76,11 @@ def stock_processor(family, **video_settings):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(list(specials))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>"
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<eos>",
+        extra_special_tokens=dict(zip(("image_token", "video_token"), specials, strict=False)),
     )
     template = TEMPLATE.replace("VIDEO", VIDEO_TEXT[family])
     if family == "llava_next_video":
@@ -94,6 +103,14 @@ def stock_processor(family, **video_settings):
             patch_size=14,
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
+            chat_template=template,
+        )
+    if family == "perception_lm":
+        return PerceptionLMProcessor(
+            PerceptionLMVideoProcessor(size={"height": 56, "width": 56}, **video_settings),
+            PerceptionLMImageProcessor(tile_size=56),
+            tokenizer,
+            patch_size=14,
             chat_template=template,
         )
     if family == "llava_onevision":

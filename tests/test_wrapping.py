@@ -240,11 +240,11 @@ def device_maps(stock):
     decoder = next(name for name, part in stock.named_modules() if part is stock.get_decoder())
     parts = ["lm_head", f"{decoder}.embed_tokens", f"{decoder}.norm", f"{decoder}.rotary_emb"]
     parts += [f"{decoder}.layers.{i}" for i in range(3)]
-    vision = [f"model.{name}" for name, part in stock.model.named_children() if part is not stock.get_decoder()]
-    if "visual.embeddings" in dict(stock.model.named_modules()):
-        # GLM-4V reads the weight of its positions beside their forward, where nothing brings it back from disk.
-        vision = [f"model.visual.{name}" for name, _ in stock.model.visual.named_children()]
-        parts.append(vision.pop(vision.index("model.visual.embeddings")))
+    vision, held = [], family_of(stock).held
+    for name, part in stock.model.named_children():
+        if part is not stock.get_decoder():
+            is_split = any(one.startswith(f"model.{name}.") for one in held)
+            vision += [f"model.{name}.{inner}" for inner, _ in part.named_children()] if is_split else [f"model.{name}"]
     # The newline is a parameter of the model itself, which accelerate would not bring back from disk.
     everywhere = {**dict.fromkeys([*parts, *vision], "cpu"), "model.image_newline": "cpu"}
     return {
@@ -255,7 +255,7 @@ def device_maps(stock):
         },
         "embeddings and vision on disk": {
             **everywhere,
-            **dict.fromkeys([f"{decoder}.embed_tokens", *vision], "disk"),
+            **dict.fromkeys([f"{decoder}.embed_tokens", *(name for name in vision if name not in held)], "disk"),
         },
     }
 

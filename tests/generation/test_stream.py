@@ -406,7 +406,9 @@ def test_other_families_are_refused_by_name(family):
 
 @pytest.mark.slow
 @MEMORIES
-@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next_video", "video_llava"])
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES[len(FIRST) :] if not BACKBONES[family].words_around_frames]
+)
 def test_further_families(family, memory):
     stock = stock_model(family)
     model, processor = CaCoVidForConditionalGeneration.from_backbone(stock), with_video_reader(tiny_processor(family))

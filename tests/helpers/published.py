@@ -88,6 +88,26 @@ PUBLISHED = {
         tokens=1 + 16 * 16,
         model={"vision_config.image_size": 224},
     ),
+    # Of Perception-LM-1B and 3B; the tower of 8B is larger, without a class token, and makes as many tokens.
+    "perception_lm": Published(
+        "PerceptionLMVideoProcessor",
+        dict(size={"height": 448, "width": 448}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]),
+        per_step=1,
+        tokens=16 * 16,
+        processor=dict(patch_size=14, pooling_ratio=2),
+        model={
+            "vision_config.model_args": dict(
+                img_size=[448, 448],
+                ref_feat_shape=[32, 32],
+                global_pool="",
+                init_values=0.1,
+                use_post_transformer_norm=False,
+                embed_dim=32,
+                depth=2,
+                num_heads=2,
+            )
+        },
+    ),
     "video_llama_3": Published(
         "VideoLlama3VideoProcessor",
         dict(

@@ -1,12 +1,14 @@
 """What the command says of classes whose premises are known by hand."""
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 from helpers.models import stock_model
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from scripts.backbone_premises import keeps_positions, premises
+from scripts.backbone_premises import keeps_positions, main, premises
 
 FAILS = {
     "qwen2_vl": [],
@@ -21,15 +23,36 @@ FAILS = {
         "no layer has a window",
         "generate takes inputs_embeds",
     ],
+    "perception_lm": ["all of its code is of transformers"],
 }
 
 
-def test_what_fails():
-    for family, expected in FAILS.items():
-        found = premises(stock_model(family))
-        assert [premise for premise, holds, _ in found if not holds] == expected, family
-        if family == "qwen3_vl":
-            assert "it takes deepstack_visual_embeds, visual_pos_masks too" in found[1][2]
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("family", FAILS)
+def test_what_fails(family):
+    found = premises(stock_model(family))
+    assert [premise for premise, holds, _ in found if not holds] == FAILS[family]
+    if family == "qwen3_vl":
+        assert "it takes deepstack_visual_embeds, visual_pos_masks too" in found[1][2]
+    if family == "perception_lm":
+        assert found[2][2].startswith("timm makes a part of it")
+
+
+def test_a_class_without_a_default_config(tmp_path, capsys):
+    """Of which a checkpoint's config makes a model."""
+    default = {"model_type": "aya_vision"}
+    (tmp_path / "config.json").write_text(json.dumps(default))
+    with pytest.raises(
+        SystemExit, match=r"aya_vision cannot be made .* divisible .* Give the path of a checkpoint's config\.json"
+    ):
+        main("aya_vision")
+    with pytest.raises(SystemExit, match="aya_vision cannot be made from this config"):
+        main(str(tmp_path / "config.json"))
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps({**default, "vision_config": vision, "text_config": text}))
+    main(str(tmp_path / "config.json"))
+    assert "aya_vision: AyaVisionForConditionalGeneration, language model LlamaModel" in capsys.readouterr().out
 
 
 def test_a_language_model_that_the_policy_does_not_imitate():

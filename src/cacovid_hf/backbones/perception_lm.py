@@ -38,7 +38,7 @@ class PerceptionLMBackbone(LlavaOnevisionBackbone):
         return attends.q_norm, attends.k_norm
 
     def by_heads(self, model: PreTrainedModel, projected: Tensor) -> Tensor:
-        """Turned by the places of patches in their frame, as timm does it; the class token in front is not."""
+        """Turn queries or keys by the places of patches in their frame, as timm does it; the class token in front is not turned."""
         prefix, rope = self.last_attention(model).num_prefix_tokens, self.timm_model(model).rope
         if rope is None:
             return projected
@@ -48,7 +48,7 @@ class PerceptionLMBackbone(LlavaOnevisionBackbone):
         return torch.cat([projected[:, :, :prefix], turned.to(projected.dtype)], dim=2)
 
     def pooled(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
-        """The class token stands in front, and is left out where the features leave it out."""
+        """Leave out the class token in front where the features leave it out."""
         leaves_out = model.config.vision_use_cls_token
         return model.model.multi_modal_projector.pooling(patches[:, 1:] if leaves_out else patches)
 

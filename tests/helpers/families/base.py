@@ -112,6 +112,8 @@ class Family(ABC):
         keeps_logits: whether the stock forward makes logits of the last positions alone, if asked.
         splits_prefill: whether a prompt may go through the language model in chunks.
         flash: whether flash attention may run it.
+        tower_kernels: whether its vision tower attends by the kernels of transformers.
+        held: names of parts that its stock code does not bring back from disk.
         cuts_cache: whether its cache can be cut back to fewer tokens.
         without_windows: settings of its language model by which every token sees all before it.
         video_word: its placeholder of a video in a text.
@@ -136,6 +138,8 @@ class Family(ABC):
     keeps_logits: ClassVar[bool] = True
     splits_prefill: ClassVar[bool] = True
     flash: ClassVar[bool] = True
+    tower_kernels: ClassVar[bool] = True
+    held: ClassVar[tuple[str, ...]] = ()
     cuts_cache: ClassVar[bool] = True
     without_windows: ClassVar[dict[str, Any]] = {}
     video_word: ClassVar[str] = "<video>"

@@ -20,6 +20,8 @@ class Glm4v(Qwen2VL):
 
     name = "glm4v"
     model_class = Glm4vForConditionalGeneration
+    # The weight of positions is read beside the forward of this part.
+    held = ("model.visual.embeddings",)
     config_class = Glm4vConfig
     vision: ClassVar[dict[str, Any]] = dict(
         depth=2,

@@ -1,5 +1,6 @@
 """Perception LM: pixels are one row per video, frames have one size, the tower is one of timm."""
 
+import pytest
 import torch
 from transformers import PerceptionLMConfig, PerceptionLMForConditionalGeneration
 
@@ -14,8 +15,12 @@ class PerceptionLM(Family):
     has_token_types = False
     packed_pixels = False
     mrope = False
+    tower_kernels = False
+    # Its wrapper moves pixels to the device of its weights, which from disk have none.
+    held = ("model.vision_tower",)
 
     def config(self, text):
+        pytest.importorskip("timm", reason="Perception LM's vision tower is one of timm")
         return PerceptionLMConfig(
             vision_config=dict(
                 model_type="timm_wrapper",

@@ -17,8 +17,6 @@ from .questions import check_choice
 MEMORIES = ("features", "kv")
 # What becomes of groups when the memory is full, by kind of memory; the first is the default.
 RULES = {"features": ("alike", "oldest", "contribution"), "kv": ("alike", "oldest")}
-# Families whose prompts a stream lays out: no words between frames, nothing beside the embeddings.
-FAMILIES = ("llava_onevision", "qwen2_5_vl", "qwen2_vl", "llava_next_video", "video_llava")
 
 
 @dataclass(frozen=True)

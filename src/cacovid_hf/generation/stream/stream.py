@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...backbones import BACKBONES
 from ...compressors.base import Compressor
 from ..wrapped import AnsweringModel
 from . import saving
@@ -20,7 +21,7 @@ from .intake import Intake
 from .keys import KeyValueMemory
 from .prompts import Frame, words_of
 from .questions import checked_arguments
-from .settings import FAMILIES, StreamSettings
+from .settings import StreamSettings
 from .steps import Before, Step
 
 _ANY = "What is shown?"
@@ -42,11 +43,11 @@ class VideoStream:
     """
 
     def __init__(self, model: AnsweringModel, processor: Any, settings: StreamSettings):
-        kind = model.backbone.config.model_type
-        if kind not in FAMILIES:
+        family, config = model.family, model.backbone.config
+        if family.words_around_frames or family.extra_width(config) or family.looked_up:
             raise ValueError(
-                f"A stream of a {kind!r} model is not supported, whose prompts have words between frames or features beside the embeddings. Supported are "
-                f"{', '.join(FAMILIES)}."
+                f"A stream of a {config.model_type!r} model is not supported, whose prompts have words between frames or features beside the embeddings. "
+                f"Supported are {', '.join(one.model_type for one in BACKBONES.values() if not one.words_around_frames)}."
             )
         self.model, self.processor, self.settings = model, processor, settings
         standing = [words_of(model, processor, question) for question in settings.standing]
