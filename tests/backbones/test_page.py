@@ -68,7 +68,8 @@ def found(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_page_says_of_a_family(family):
-    assert found(family) in rows_of("## What each family has")
+    row = found(family)
+    assert row in rows_of("## What each family has"), f"| {' | '.join(row)} |"
 
 
 def test_the_page_and_the_readme_name_every_family():

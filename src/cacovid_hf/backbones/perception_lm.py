@@ -20,17 +20,41 @@ class PerceptionLMBackbone(LlavaOnevisionBackbone):
         """Tokens along an edge of a frame; timm says the size of a patch in the name of an architecture.
 
         Raises:
-            ValueError: the config of the tower does not say one of the two sizes.
+            ValueError: the name does not say it.
         """
-        tower = config.vision_config
-        size = (tower.model_args or {}).get("img_size")
-        patch = re.search(r"patch(\d+)", tower.architecture)
-        if size is None or patch is None:
+        architecture = config.vision_config.architecture
+        patch = re.search(r"patch(\d+)", architecture)
+        if patch is None:
             raise ValueError(
-                f"The vision tower {tower.architecture!r} does not say how many patches a frame has: give a timm architecture with patch in "
-                "its name, and img_size in model_args."
+                f"The vision tower {architecture!r} does not say the size of its patches: give a timm architecture with patch in its name, such as "
+                "'vit_pe_lang_large_patch14_448'."
             )
-        return (size if isinstance(size, int) else size[0]) // int(patch[1]) // config.projector_pooling_ratio
+        return self.pixels(config) // int(patch[1]) // config.projector_pooling_ratio
+
+    def pixels(self, config) -> int:
+        """Pixels along an edge of a frame.
+
+        Raises:
+            ValueError: the config does not say it.
+        """
+        arguments = config.vision_config.model_args or {}
+        size = arguments.get("img_size")
+        if size is None:
+            raise ValueError(
+                f"The model_args={arguments} of the vision tower do not say the size of a frame: give them img_size."
+            )
+        return size if isinstance(size, int) else size[0]
+
+    def video_grids(self, config, inputs: dict[str, Any]) -> list[tuple[int, int, int]]:
+        """As of LLaVA-OneVision; the tower takes frames of one size alone."""
+        grids = super().video_grids(config, inputs)
+        if grids:
+            found, side = tuple(inputs["pixel_values_videos"].shape[-2:]), self.pixels(config)
+            if found != (side, side):
+                raise ValueError(
+                    f"Frames of {found[0]} x {found[1]} pixels do not fit the vision tower, which takes {side} x {side}: use the processor of this model."
+                )
+        return grids
 
     def projections(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
         """Features come from the last block, whose queries and keys pass through these two."""
