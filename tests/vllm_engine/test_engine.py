@@ -75,6 +75,7 @@ def test_answers_are_those_of_transformers(run, tmp_path, family):
     refused = {"qwen2_5_vl": "by its grids it is (8, 128)", "llava_onevision": "Embeddings of videos are not served"}
     assert refused[family] in given["refused"]
     if family == "qwen2_5_vl":
+        assert found["files"] == {"asked": 6, "same": 6}
         assert all("s by its times, and the model has positions for" in said for said in found["endless"])
     assert found["tower"] == {"first": 1, "later": 0, "same": 4}
     # Blocks of 32 tokens: 20 words and three quarters of a video are at least two, and what is kept for a question is nobody else's.

@@ -49,7 +49,7 @@ def forget(llm: Any) -> None:
 
 def parity(family: str, folder: Path) -> dict[str, Any]:
     """All cases alone, together and in another order; embeddings; vision once per video; two mutations."""
-    from in_engine import embeddings, engines
+    from in_engine import embeddings, engines, files
     from in_engine.reference import Reference
 
     import cacovid_hf.vllm.model as worker
@@ -69,6 +69,7 @@ def parity(family: str, folder: Path) -> dict[str, Any]:
         "refused": refusal(lambda: engines.answers(llm, [embeddings.refused(family)])),
     }
     if family == "qwen2_5_vl":
+        result["files"] = files.asked(llm, found, folder)
         endless = embeddings.endless(found)
         result["endless"] = [refusal(lambda one=one: engines.answers(llm, [one])) for one in endless]
 
