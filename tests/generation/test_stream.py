@@ -377,6 +377,8 @@ def test_times_that_do_not_fit(case, times, come_in, error):
         (dict(retention_ratio=1.5), "outside"),
         (dict(tokens_per_frame=0), "tokens_per_frame=0"),
         (dict(max_memory=1.5), "max_memory=1.5"),
+        (dict(tokens_per_question=None), "tokens_per_question=None"),
+        (dict(max_memory=None, retention_ratio=0.5), "max_memory=None"),
         (dict(bits=3), "bits=3"),
         (dict(fps=0), "fps=0"),
         (dict(when_full="newest"), "'newest' is not a rule"),

@@ -119,6 +119,53 @@ def test_a_damaged_file_is_one_error(case, memory, tmp_path):
     assert model.load_stream(path, processor).ask(QUESTION, **STEP) == stream.ask(QUESTION, **STEP)
 
 
+ODD_VALUES = (
+    *(None, True, "x", -1, 0, 1, 1.5, 99, 10**18, float("nan"), 1e300),
+    *([], {}, [1], ["a"], "cpu", "kv"),
+)
+
+
+def odd_tensors(tensor):
+    """The same numbers in other shapes and types, fewer of them, more, and the opposite."""
+    yield from (tensor.flatten(), tensor[:0], tensor[None], torch.zeros(()))
+    yield from (tensor[..., :-1], torch.cat([tensor, tensor]), -tensor)
+    yield from (tensor.to(dtype) for dtype in (torch.float64, torch.float16, torch.int64, torch.bool))
+    if tensor.is_floating_point():
+        yield tensor.to(torch.float8_e4m3fn)
+
+
+@pytest.mark.slow
+@MEMORIES
+def test_any_damage_is_one_error_or_none(case, memory, tmp_path):
+    """What a file says is refused by a sentence with its path, or the stream can be asked, fed and saved."""
+    model, processor = case
+    stream = model.stream(processor, memory=memory, tokens_per_frame=3, bits=4)
+    stream.feed(pictures(7))
+    path = tmp_path / "stream"
+    stream.save(path)
+    described, tensors = saving.read(path)
+    damaged = []
+    for name, value in described.items():
+        damaged += [({**described, name: odd}, tensors) for odd in ODD_VALUES]
+        for inner in value if isinstance(value, dict) else ():
+            damaged += [({**described, name: {**value, inner: odd}}, tensors) for odd in ODD_VALUES]
+    for name, tensor in tensors.items():
+        damaged += [(described, {**tensors, name: odd}) for odd in odd_tensors(tensor)]
+    refused = []
+    for said, held_tensors in damaged:
+        saving.write(path, said, held_tensors)
+        try:
+            again = model.load_stream(path, processor)
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        assert isinstance(again.ask(QUESTION, **STEP), str)
+        again.feed(pictures(3))
+        again.save(tmp_path / "again")
+    assert all(str(path) in error for error in refused)
+    assert len(damaged) > len(refused) > 300
+
+
 @MEMORIES
 @pytest.mark.parametrize("bits", [4, 16, 32])
 def test_a_saved_stream_stays_within_the_bound_of_another_dtype(memory, bits, tmp_path):

@@ -69,7 +69,9 @@ class StreamSettings:
         names = ("tokens_per_frame", "max_memory", "tokens_per_question", "window", "frames_per_window")
         for name in names:
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is None and name == "tokens_per_frame":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1.")
         if self.when_full is None:
             object.__setattr__(self, "when_full", RULES[self.memory][0])
