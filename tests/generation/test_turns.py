@@ -36,6 +36,7 @@ CONVERSATIONS = {
     "a new video": ([[3, Video(), 6]], [[2, Video(4, 3, 2, 2.5), 5]], [[4]]),
     "text first": ([[6]], [[2, Video(), 5]], TEXT),
     "images": ([[2, Image(), 2, Video(), 6]], [[2, Image(), 3]], [[1, Video(4, 3, 2, 2.5), 2, Image(), 4]]),
+    "images side by side": ([[2, Image(), Image(), 2, Video(), 6]], [[4, Video(4, 3, 2, 2.5), 3]], TEXT),
     "a ragged batch": (
         [[3, Video(), 6], [1, Video(), 11]],
         [[4], [4]],

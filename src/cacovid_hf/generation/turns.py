@@ -144,11 +144,13 @@ def _inputs_of(
 
     images: list[int] | None = None
     begins = family.image_begins(config, is_image)
-    if family.num_images(inputs) == int(begins.sum()):
+    if not bool(is_image[:, part].any()):
+        images = []  # without counting: images side by side have one beginning
+    elif family.num_images(inputs) == int(begins.sum()):
         images = [
             number for number, (_, place) in enumerate(begins.nonzero().tolist()) if part.start <= place < part.stop
         ]
-    elif not is_new and bool(is_image[:, part].any()):
+    elif not is_new:
         raise ValueError(_unknown(part))
     taken = family.take(inputs, videos, images)
     if videos is not None and "encoded_videos" in inputs:
