@@ -53,6 +53,7 @@ STEPS = {
     "taught first": 200,
     "imitation": 200,
     "contributions": 400,
+    "light imitation": 400,
 }
 BATCH = 32
 ABLATION_STEPS, ABLATION_BATCH, POOL = 150, 16, 1600
@@ -359,6 +360,9 @@ def jobs_of(lab: Laboratory) -> dict[str, Job]:
         train("imitation", "ours", STEPS["imitation"], seed, teacher, {})
         taught = {"teacher_steps": 160}  # 4 of 10 steps, and a light policy: the recipe of the laboratory of 30 layers
         train("contributions", "contributions", STEPS["contributions"], seed, taught, {"policy_type": "light"})
+        # The same teacher, policy and steps without the contributions; the questions are fresh.
+        same = {"teacher": "attention", "teacher_query": "last", "num_iterations": 1}
+        train("light imitation", "ours", STEPS["light imitation"], seed, same, {"policy_type": "light"})
     for seed in POLICY_SEEDS:
         untrained = functools.partial(lab.untrained, seed)
         accuracy(f"random/{seed}", untrained, lambda batch, seed=seed: Random(seed=seed))
