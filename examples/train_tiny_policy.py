@@ -28,7 +28,7 @@ def main() -> None:
         "--backbone", type=Path, default=model_path(), help="a stock tiny model, or a checkpoint around one"
     )
     parser.add_argument("--preset", choices=PRESETS, default="ours")
-    parser.add_argument("--policy-type", choices=POLICY_TYPES, default="full")
+    parser.add_argument("--policy-type", choices=POLICY_TYPES, help="instead of the preset's")
     parser.add_argument("--steps", type=int, default=500, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", type=Path, help="JSON file for settings and log")
     options = parser.parse_args()
-    if options.policy_type == "light" and options.preset != "ours":
+    if options.policy_type == "light" and options.preset == "published":
         parser.error(
             "--policy-type light reads the question alone, and the published preset is causal: use --preset ours"
         )
@@ -60,7 +60,7 @@ def main() -> None:
         batch_size=options.batch_size,
         seed=options.seed,
         settings={name: value for name, value in changes.items() if value is not None},
-        selection={"policy_type": options.policy_type},
+        selection={"policy_type": options.policy_type} if options.policy_type else {},
     )
     seconds = time.perf_counter() - start
     model.save_pretrained(options.out, include_backbone=True)

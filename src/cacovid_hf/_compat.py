@@ -219,10 +219,12 @@ class CheckpointHooks:
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
             if self.args.should_save:  # type: ignore[attr-defined]
                 step = self.state.global_step  # type: ignore[attr-defined]
-                self.complete_checkpoint(Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}"))  # type: ignore[attr-defined]
+                folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{step}")  # type: ignore[attr-defined]
+                folder.mkdir(parents=True, exist_ok=True)
+                self.begin_checkpoint(folder)
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
         except RuntimeError as error:
             if "inline_container" not in str(error):
                 raise
@@ -243,8 +245,8 @@ class CheckpointHooks:
         """Write the model to a folder; None: the output folder. `state_dict` is the engine's, if it gathered one."""
         super()._save(folder, state_dict)  # type: ignore[misc]
 
-    def complete_checkpoint(self, folder: Path) -> None:
-        """Write what else belongs to a checkpoint of a run, behind the model and the engine's own files."""
+    def begin_checkpoint(self, folder: Path) -> None:
+        """Write what else belongs to a checkpoint of a run, before the engine's own files, the last of which says that all are there."""
 
     def read_checkpoint(self, folder: str, model: nn.Module | None) -> None:
         """Load the model's weights from a checkpoint to resume from."""

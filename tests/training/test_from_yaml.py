@@ -164,6 +164,26 @@ def test_without_a_preset_a_light_policy_is_taught_and_learns_contributions(tmp_
     assert make_trainer(read_config(file)).full_model.config.policy_type == "full"
 
 
+def test_settings_of_rollouts_without_a_preset_are_answered_by_one_that_has_them(tmp_path):
+    file = write(tmp_path, training={"kl_weight": 0.05})
+    config = yaml.safe_load(file.read_text())
+    del config["training"]["preset"]
+    file.write_text(yaml.safe_dump(config))
+    message = "training.kl_weight is of rollouts, and the preset is 'contributions' where a config names none. Name"
+    with pytest.raises(ValueError, match=message):
+        training_arguments(read_config(file, model_path()))
+
+
+def test_a_policy_whose_attention_is_named_keeps_the_type_that_has_it(tmp_path):
+    stock = str(tmp_path / "stock")
+    load_model(model_path()).backbone.save_pretrained(stock)
+    load_processor(model_path()).save_pretrained(stock)
+    training = {"preset": "contributions", "num_token_rollouts": 8, "policy_attention": "causal"}
+    trainer = make_trainer(read_config(write(tmp_path, model={"name": stock}, training=training)))
+    config = trainer.full_model.config
+    assert (config.policy_type, config.policy_attention) == ("full", "causal")
+
+
 def test_no_teacher_leaves_out_what_a_preset_says_of_it(tmp_path):
     training = {"preset": "contributions", "num_token_rollouts": 8, "teacher": None, "policy_attention": None}
     args = training_arguments(read_config(write(tmp_path, training=training), model_path()))

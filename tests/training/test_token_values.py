@@ -1,6 +1,7 @@
 """Values of single tokens: the draws, the regression, the loss, and the learner of the trainer."""
 
 import json
+import re
 from math import inf
 
 import pytest
@@ -12,10 +13,10 @@ from helpers.small_training import Collator, Gradients, counted, trainer
 
 from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.training.arguments import CONTRIBUTIONS, OBJECTIVES, ContributionTrainingArguments
-from cacovid_hf.training.resuming import TOKEN_VALUES
+from cacovid_hf.training.resuming import TOKEN_VALUES, last_complete_checkpoint
 from cacovid_hf.training.rewards import Completion
 from cacovid_hf.training.token_values import TokenValues, draw_among_likely, ranking_loss, token_values
-from cacovid_hf.training.trainer import LEARNERS
+from cacovid_hf.training.trainer import LEARNERS, ContributionTrainer
 
 SETTINGS = {"objective": "contributions", "num_frame_rollouts": 0}
 
@@ -96,7 +97,7 @@ def test_equal_rewards_are_no_evidence():
 
 
 def test_the_loss_is_least_in_the_order_of_the_values():
-    measured = TokenValues(torch.tensor([4, 9, 2]), torch.tensor([0.5, -0.4, 0.1]))
+    measured = TokenValues(torch.tensor([4, 9, 2]), torch.tensor([0.5, -0.4, 0.1]), 12)
 
     def loss(scores):
         return ranking_loss(output(scores), measured, 0.05, generator=seeded())
@@ -114,7 +115,7 @@ def test_the_loss_is_least_in_the_order_of_the_values():
 
 def test_scores_come_above_zero_for_tokens_that_are_worth_their_price():
     """Descended to its end, the loss says by the sign what to keep."""
-    measured = TokenValues(torch.tensor([4, 9, 2]), torch.tensor([0.5, -0.4, 0.1]))
+    measured = TokenValues(torch.tensor([4, 9, 2]), torch.tensor([0.5, -0.4, 0.1]), 12)
     for price, kept in ((0.05, {4, 2}), (0.3, {4})):
         scores, generator = torch.zeros(12, requires_grad=True), seeded()
         optimizer = torch.optim.SGD([scores], lr=2.0)
@@ -284,6 +285,54 @@ def test_a_checkpoint_without_values_is_resumed_and_measured_again(tmp_path, cap
     assert f"{checkpoint} has no {TOKEN_VALUES}. Its samples are measured again." in caplog.text
 
 
+class InterruptedWhileSaving(ContributionTrainer):
+    """Ends while the checkpoint of step 6 is written, behind the values."""
+
+    def write_checkpoint(self, folder, state_dict):
+        if self.state.global_step == 6:
+            raise KeyboardInterrupt
+        super().write_checkpoint(folder, state_dict)
+
+
+def test_a_checkpoint_is_complete_with_its_values_only(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, kind=InterruptedWhileSaving, **SAVED)[2].train()
+    assert (tmp_path / "checkpoint-6" / TOKEN_VALUES).exists()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+
+
+def test_a_sample_of_another_size_is_measured_again(tmp_path):
+    """Others are not, whose number of tokens is the same."""
+    _, _, engine = trainer(tmp_path, **SAVED)
+    engine.train()
+    _, collator, engine = trainer(tmp_path, **SAVED)
+    collator.__class__ = TwoSizes  # odd samples now have 6 frames, as the even ones had 4
+    asked = counted(engine)
+    engine.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert sum(asked) == 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward": "accuracy"}, "reward=probability, now it is accuracy"),
+        ({"steps": 16}, "teacher_steps=2, now it is 4"),
+    ],
+)
+def test_a_run_of_other_values_is_not_resumed(change, message, tmp_path):
+    taught = SAVED | {"teacher": "attention", "teacher_steps": 0.25}
+    trainer(tmp_path, **taught)[2].train()
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **(taught | change))[2].train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_a_teacher_that_is_followed_to_the_end_of_the_passes_is_refused(tmp_path):
+    settings = {"teacher": "attention", "teacher_steps": 4, "num_iterations": 1, "num_train_epochs": 2}
+    with pytest.raises(ValueError, match="objective='contributions' is never reached"):
+        trainer(tmp_path, **SETTINGS, **settings, steps=-1, samples=4)
+    trainer(tmp_path, **SETTINGS, **(settings | {"num_train_epochs": 3}), steps=-1, samples=4)
+
+
 def test_damaged_values_are_not_resumed_from(tmp_path):
     _, _, engine = trainer(tmp_path, **SAVED)
     engine.train()
@@ -296,7 +345,7 @@ def test_damaged_values_are_not_resumed_from(tmp_path):
 
 def test_values_before_the_first_sample_and_of_streams_are_none(tmp_path):
     _, _, engine = trainer(tmp_path, **SETTINGS)
-    engine.learner._known[None] = TokenValues(torch.arange(2), torch.zeros(2))
+    engine.learner._known[None] = TokenValues(torch.arange(2), torch.zeros(2), 5)
     engine.learner.save(tmp_path)
     engine.learner.begin(str(tmp_path))
     assert engine.learner._known == {}
@@ -349,20 +398,24 @@ def test_contributions_follow_a_teacher(tmp_path):
     ("settings", "message"),
     [
         ({"objective": "banzhaf"}, "objective='banzhaf' is unknown. Choose one of 'cpo', 'contributions'."),
-        ({"num_frame_rollouts": 8}, "num_frame_rollouts=8 has no effect with objective='contributions'"),
+        (
+            {"num_frame_rollouts": 8},
+            "num_frame_rollouts=8 has no effect with objective='contributions'. Leave it out (0)",
+        ),
         ({"retention_weight": 0.5}, "retention_weight=0.5 has no effect with objective='contributions'"),
         ({"teacher": "attention"}, "objective='contributions' is never reached"),
         ({"teacher": "attention", "teacher_steps": 40, "max_steps": 40}, "objective='contributions' is never reached"),
-        ({"token_price": 1.0, "sampler": "bernoulli"}, "token_price=1.0 has no effect with objective='contributions'"),
+        ({"token_price": 1.0, "sampler": "bernoulli"}, "sampler='bernoulli', token_price=1.0 has no effect"),
         ({"sampling_ratio": 0.5}, "sampling_ratio=0.5 leaves no unlikely tokens"),
         ({"num_token_rollouts": 2}, "num_token_rollouts=2 tells nothing"),
         ({"kl_weight": 0.05}, "kl_weight=0.05 has no effect with objective='contributions'. Leave it out, or choose"),
         ({"sampler": "random", "replay": False}, "sampler='random', replay=False has no effect"),
         ({"dynamic_ratio": False}, "dynamic_ratio=False has no effect"),
+        ({"teacher": "attention", "teacher_steps": float("nan")}, "teacher_steps=nan is not a number of steps"),
     ],
 )
 def test_settings_without_effect_are_refused(tmp_path, settings, message):
-    with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         ContributionTrainingArguments(str(tmp_path), **(SETTINGS | settings))
 
 

@@ -78,7 +78,7 @@ CONTRIBUTIONS: dict[str, Any] = {
     "teacher_steps": 0.4,
 }
 # Of "cpo" alone: how its subsets are drawn, how large they are after the first, and what its loss is made of.
-_OF_CPO = (
+OF_CPO = (
     "sampler",
     "sampling_scope",
     "group_spread",
@@ -95,6 +95,7 @@ _OF_CPO = (
     "dual_clip",
     "kl_weight",
 )
+NONE_OF_CPO = ("num_frame_rollouts", "retention_weight", "token_price")  # likewise, off at 0
 
 
 # What subsets are drawn depends on these: a run that goes on with others is another run.
@@ -115,7 +116,10 @@ SAMPLING_SETTINGS = (
     "target_ratios",
     "replay",
     "teacher",
+    "teacher_query",
     "teacher_steps",
+    "reward",
+    "reward_functions",
     "curriculum",
     "curriculum_frames",
 )
@@ -323,7 +327,7 @@ class ContributionTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"teacher_steps={self.teacher_steps} needs a teacher. Add teacher='attention', or leave it out."
                 )
-            if self.teacher_steps <= 0 or (self.teacher_steps > 1 and self.teacher_steps != int(self.teacher_steps)):
+            if not self.teacher_steps > 0 or (self.teacher_steps > 1 and not float(self.teacher_steps).is_integer()):
                 raise ValueError(
                     f"teacher_steps={self.teacher_steps} is not a number of steps. Give a whole number, or the share of all steps as a number under 1."
                 )
@@ -331,6 +335,7 @@ class ContributionTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"teacher_steps={self.teacher_steps} ends within the {self.num_iterations} iterations on a sample (num_iterations). Give a multiple."
                 )
+        self.check_teacher_ends(self.max_steps if self.max_steps > 0 else None)
         if self.policy_type is not None:
             check_policy(self.policy_type, self.policy_attention or PolicySettings.policy_attention)
         elif self.policy_attention is not None:
@@ -353,28 +358,23 @@ class ContributionTrainingArguments(TrainingArguments):
 
     def _check_contributions(self) -> None:
         """Make sure that subsets leave most tokens out, and that the settings mean something there."""
-        for name in ("num_frame_rollouts", "retention_weight", "token_price"):
-            if value := getattr(self, name):
-                raise ValueError(f"{name}={value} has no effect with objective='contributions'. Set 0.")
         if self.num_token_rollouts < _LEAST_SUBSETS:
             raise ValueError(
                 f"num_token_rollouts={self.num_token_rollouts} tells nothing of single tokens. Give at least {_LEAST_SUBSETS}, such as 24."
             )
         defaults = {one.name: one.default for one in fields(ContributionTrainingArguments)}
-        if idle := [f"{name}={value!r}" for name in _OF_CPO if (value := getattr(self, name)) != defaults[name]]:
+        given = {name: getattr(self, name) for name in OF_CPO if getattr(self, name) != defaults[name]}
+        given |= {name: value for name in NONE_OF_CPO if (value := getattr(self, name))}
+        if given:
+            idle = ", ".join(f"{name}={value!r}" for name, value in given.items())
+            zero = " (0)" if set(given) & set(NONE_OF_CPO) else ""
             raise ValueError(
-                f"{', '.join(idle)} has no effect with objective='contributions'. Leave it out, or choose objective='cpo'."
+                f"{idle} has no effect with objective='contributions'. Leave it out{zero}, or choose objective='cpo'."
             )
         for ratio in (self.sampling_ratio, *(self.target_ratios or ())):
             if ratio > 1 / 3:
                 raise ValueError(
                     f"sampling_ratio={ratio} leaves no unlikely tokens to compare with, for objective='contributions'. Give at most a third."
-                )
-        if self.teacher is not None:
-            last = self.max_steps if self.max_steps > 0 else math.inf
-            if self.teacher_steps is None or self.teacher_steps >= last:
-                raise ValueError(
-                    "objective='contributions' is never reached, since the teacher is followed to the end. Give fewer teacher_steps, such as 0.4."
                 )
 
     def resolved_rewards(self) -> dict[str, Reward]:
@@ -384,6 +384,15 @@ class ContributionTrainingArguments(TrainingArguments):
     def scored_reward(self) -> Reward:
         """Return the reward of scored answers in training."""
         return resolve_reward(self.reward, SCORED_REWARDS)
+
+    def check_teacher_ends(self, max_steps: int | None) -> None:
+        """Refuse a teacher that is followed to the end of a run that was to learn contributions; None: of unknown length."""
+        if self.objective != "contributions" or self.teacher is None:
+            return
+        if self.taught_steps(max_steps or 1) >= (max_steps or math.inf):
+            raise ValueError(
+                "objective='contributions' is never reached, since the teacher is followed to the end. Give fewer teacher_steps, such as 0.4."
+            )
 
     def taught_steps(self, max_steps: int) -> float:
         """Return how many of a run's optimiser steps follow the teacher."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
@@ -13,7 +14,7 @@ from ..policies.base import PolicyOutput
 from ..utils.files import replaced
 from .batches import BatchHeader, sample_generator
 from .learner import Learner
-from .replay import BatchMemory
+from .replay import BatchMemory, VideoMemory
 from .resuming import TOKEN_VALUES
 from .rollouts import select_subsets
 from .token_values import TokenValues, draw_among_likely, ranking_loss, token_values
@@ -25,7 +26,7 @@ class ContributionRanking(Learner):
     """Measures the tokens that the policy finds likely when it first meets a sample, and learns their order then and in all later passes.
 
     What was measured is kept by the sample's place in the dataset, in all processes and in checkpoints. Samples of a stream have no place, and are
-    measured in every pass.
+    measured in every pass. A sample that comes back with another number of tokens is measured again.
     """
 
     def __init__(self, *of_all: Any):
@@ -52,17 +53,22 @@ class ContributionRanking(Learner):
         self._unshared = {}
 
     def save(self, checkpoint: Path) -> None:
-        """Write what is known, one row of `samples` and `counts` for each sample, the tokens and values of all behind each other."""
+        """Write what is known, one row of `samples`, `counts` and `sizes` for each sample, the tokens and values of all behind each other."""
         known = {index: values for index, values in self._known.items() if index is not None}
-        none = TokenValues(torch.zeros(0, dtype=torch.long), torch.zeros(0))
+        none = TokenValues(torch.zeros(0, dtype=torch.long), torch.zeros(0), 0)
         tensors = {
             "samples": torch.tensor([*known], dtype=torch.long),
             "counts": torch.tensor([len(one.tokens) for one in known.values()], dtype=torch.long),
+            "sizes": torch.tensor([one.size for one in known.values()], dtype=torch.long),
             "tokens": torch.cat([one.tokens for one in (none, *known.values())]),
             "values": torch.cat([one.values for one in (none, *known.values())]),
         }
-        with replaced(checkpoint / TOKEN_VALUES) as temporary:
-            save_file(tensors, temporary)
+        file = checkpoint / TOKEN_VALUES
+        with replaced(file) as temporary:
+            try:
+                save_file(tensors, temporary)
+            except SafetensorError as error:
+                raise OSError(f"{file} cannot be written ({error}). Free disk space, and resume.") from error
 
     def losses(self, memory: BatchMemory, header: BatchHeader, outputs: list[PolicyOutput]) -> list[Tensor]:
         """Return how far the scores are from the measured order, one loss per video."""
@@ -82,7 +88,7 @@ class ContributionRanking(Learner):
         likely: list[Tensor | None] = []
         for video in memory.videos:
             scores = video.old.token_scores
-            if video.index in self._known:
+            if self._is_known(video):
                 keeps.append(torch.zeros(0, scores.numel(), dtype=torch.bool, device=scores.device))
                 likely.append(None)
                 continue
@@ -102,6 +108,10 @@ class ContributionRanking(Learner):
             self.note(reward=group.mean(), greedy_reward=group[0], sampling_ratio=video.ratio)
             self.note(misleading=(values < -self.args.least_value).float().mean(), zero_variance=not group.var().item())
 
+    def _is_known(self, video: VideoMemory) -> bool:
+        known = self._known.get(video.index)
+        return known is not None and known.size == video.old.token_scores.numel()
+
     def _rewards(self, memory: BatchMemory, keeps: list[Tensor]) -> Tensor:
         """Return what the answers from all subsets of all videos earn, `(R,)`."""
         if not any(map(len, keeps)):
@@ -114,5 +124,7 @@ class ContributionRanking(Learner):
 def _read(file: Path) -> dict[int | None, TokenValues]:
     tensors = load_file(file)
     counts = tensors["counts"].tolist()
-    parts = zip(tensors["tokens"].split(counts), tensors["values"].split(counts), strict=True)
+    parts = zip(
+        tensors["tokens"].split(counts), tensors["values"].split(counts), tensors["sizes"].tolist(), strict=True
+    )
     return {index: TokenValues(*part) for index, part in zip(tensors["samples"].tolist(), parts, strict=True)}

@@ -133,6 +133,9 @@ class SampleEngine(CheckpointHooks, Trainer):
         position |= {name: getattr(self.args, name) for name in SAMPLING_SETTINGS}
         if self._batches is not None:
             position["samples_per_step"] = self._batches.samples_per_step
+            planned, steps = self._planned_steps(self._batches), self.args.teacher_steps
+            if planned is not None and steps is not None:
+                position["teacher_steps"] = self.args.taught_steps(planned)  # a share is one of all steps
             dataset = self._batches.dataset
             position["dataset_size"] = None if is_stream(dataset) else len(dataset)
             position["data_digest"] = None if is_stream(dataset) else self._digest
@@ -197,11 +200,20 @@ class SampleEngine(CheckpointHooks, Trainer):
             )
         return early
 
+    def _planned_steps(self, batches: SampleBatches) -> int | None:
+        """Return how many optimiser steps a run takes; None of a stream that says nothing of its length."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        if is_stream(batches.dataset):
+            return None
+        return math.ceil(self.args.num_train_epochs * (len(batches) // self.args.gradient_accumulation_steps))
+
     def _check_end(self, batches: SampleBatches) -> None:
-        """Refuse a number of passes that ends within the iterations on a sample."""
-        if self.args.max_steps > 0 or is_stream(batches.dataset):
+        """Refuse a number of passes that ends within the iterations on a sample, or before the teacher does."""
+        steps = self._planned_steps(batches)
+        if steps is None or self.args.max_steps > 0:
             return
-        steps = math.ceil(self.args.num_train_epochs * (len(batches) // self.args.gradient_accumulation_steps))
+        self.args.check_teacher_ends(steps)
         if steps % self.args.num_iterations:
             raise ValueError(
                 f"num_train_epochs={self.args.num_train_epochs} is {steps} steps, which {ends_within(steps, self.args.num_iterations, 'max_steps=')}"

@@ -29,7 +29,7 @@ from ..utils.blame import one_line
 from ..utils.extras import pip_install
 from ..utils.files import replaced
 from ..utils.names import nearest
-from .arguments import CONTRIBUTIONS, OURS, PUBLISHED, ContributionTrainingArguments, check_type
+from .arguments import CONTRIBUTIONS, NONE_OF_CPO, OF_CPO, OURS, PUBLISHED, ContributionTrainingArguments, check_type
 from .batches import is_stream
 from .data import AnswerCollator, VideoQuestions, video_of
 from .display import TrainingDisplay
@@ -42,7 +42,7 @@ logger = logging.get_logger(__name__)
 
 PRESETS = {"published": PUBLISHED, "ours": OURS, "contributions": CONTRIBUTIONS}
 _DEFAULT_PRESET = "contributions"
-# Settings of a policy that is made new, where the config has none.
+# Settings of a policy that is made new, where the config says nothing of its shape.
 _NEW_POLICY: dict[str, dict[str, Any]] = {"contributions": {"policy_type": "light"}}
 # Of a policy that is trained on, its own shape is kept; these say how it selects.
 _POLICY_SETTINGS = tuple(name for name in CONFIG_OVERRIDES if name != "policy_trained")
@@ -165,6 +165,14 @@ def training_arguments(config: TrainingConfig) -> ContributionTrainingArguments:
             settings[name] = value = "no"  # which is YAML's word for false
         # Those of transformers are not all checked there: a text such as "false" would count as true.
         check_type(value, hints[name], f"training.{name}")
+    if "preset" not in config.training and "objective" not in settings:
+        of_rollouts = [name for name in OF_CPO if name in settings]
+        of_rollouts += [name for name in NONE_OF_CPO if settings.get(name)]
+        if of_rollouts:
+            raise ValueError(
+                f"training.{of_rollouts[0]} is of rollouts, and the preset is {preset!r} where a config names none. "
+                "Name training.preset, ours or published, or leave it out."
+            )
     # A push is one commit of the finished policy, unless another strategy is asked for.
     defaults: dict[str, Any] = {"report_to": "none", "logging_steps": 10, "hub_strategy": "end"}
     if config.data.eval is not None:
@@ -426,8 +434,9 @@ def _load(
         return load_model(name, described, **loading, **config.policy), processor
     backbone = load_stock_model(name, **loading)
     set_seed(args.seed)
-    new = _NEW_POLICY.get(config.training.get("preset", _DEFAULT_PRESET), {})
-    return CaCoVidForConditionalGeneration.from_backbone(backbone, **{**new, **config.policy}), processor
+    shape = {"policy_type", "policy_attention"} & (config.policy.keys() | config.training.keys())
+    new = {} if shape else _NEW_POLICY.get(config.training.get("preset", _DEFAULT_PRESET), {})
+    return CaCoVidForConditionalGeneration.from_backbone(backbone, **new, **config.policy), processor
 
 
 def _function(name: str, place: str) -> Any:

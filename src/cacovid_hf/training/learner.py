@@ -37,7 +37,7 @@ class Learner:
         """Start a run with nothing of another one, or go on with what a checkpoint's folder remembers."""
 
     def share(self) -> None:
-        """Tell the other processes what was found out. All call it behind the first iteration on a batch, also on an empty one."""
+        """Tell the other processes what was found out. All call it behind the first iteration on a step's last batch, also on an empty one."""
 
     def save(self, checkpoint: Path) -> None:
         """Write into a checkpoint's folder what a resumed run needs. The first process alone calls it."""

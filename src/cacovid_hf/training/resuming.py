@@ -194,8 +194,7 @@ def check_finite(policy: nn.Module, output_dir: str | os.PathLike) -> None:
     last = last_complete_checkpoint(output_dir)
     start = f"train on the policy of {last}, the last checkpoint" if last else "start anew, there is no checkpoint yet"
     raise ValueError(
-        f"The policy has weights that are NaN or infinite, and is not saved: {start}, with a lower learning_rate, or dual_clip and kl_weight to "
-        "hold the scores."
+        f"The policy has weights that are NaN or infinite, and is not saved: {start}, with a lower learning_rate."
     )
 
 

@@ -29,14 +29,16 @@ class TokenValues:
     Attributes:
         tokens: int64 `(C,)`, their places among the video's `N` tokens.
         values: float32 `(C,)`, what each adds to the reward; below zero: it misleads.
+        size: `N`.
     """
 
     tokens: Tensor
     values: Tensor
+    size: int
 
     def to(self, device: torch.device | str) -> "TokenValues":
         """Return the same on a device."""
-        return TokenValues(self.tokens.to(device), self.values.to(device))
+        return TokenValues(self.tokens.to(device), self.values.to(device), self.size)
 
 
 def draw_among_likely(
@@ -82,7 +84,7 @@ def token_values(masks: Tensor, rewards: Tensor, tokens: Tensor) -> TokenValues:
     inside = inside - inside.mean(0)
     gain = (rewards.float() - rewards.float().mean()).to(inside.device)
     square = inside.T @ inside + RIDGE * torch.eye(len(tokens), device=inside.device)
-    return TokenValues(tokens, torch.linalg.solve(square, inside.T @ gain))
+    return TokenValues(tokens, torch.linalg.solve(square, inside.T @ gain), masks.shape[1])
 
 
 def ranking_loss(output: PolicyOutput, measured: TokenValues, price: float, *, generator: torch.Generator) -> Tensor:

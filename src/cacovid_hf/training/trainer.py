@@ -90,7 +90,7 @@ class ContributionTrainer(SampleEngine):
         """See `SampleEngine`."""
         self.learner.begin(checkpoint)
 
-    def complete_checkpoint(self, folder: Path) -> None:
+    def begin_checkpoint(self, folder: Path) -> None:
         """Write what the learner remembers into a checkpoint."""
         self.learner.save(folder)
 
@@ -113,7 +113,7 @@ class ContributionTrainer(SampleEngine):
                 video.old = PolicyOutput(output.token_logits.detach(), output.frame_logits.detach())
         learner = self._learner_of(header)
         losses = learner.losses(memory, header, outputs) if outputs else []
-        if header.iteration == 0:
+        if header.iteration == 0 and header.slot == self.args.gradient_accumulation_steps - 1:
             learner.share()
         if not losses:
             # Nothing to learn from here, but the other processes wait for this one's gradients.
