@@ -14,7 +14,7 @@ from studies.evidence_report import load, mean_and_error, rows
 TARGET = ROOT / "docs" / "images" / "results.svg"
 # Method, what it is called in the figure, color, line, and how far its name is moved up, in points of the axis.
 LINES = (
-    ("contributions", "learned policy (ours)", "#c0392b", "o-", -1.0),
+    ("contributions", "learned contributions", "#c0392b", "o-", -1.0),
     ("attention, layer 2, last", "attention of the last layer", "#7d3c98", "d--", -6.0),
     ("published", "published recipe", "#2471a3", "^-", 2.0),
     ("divprune", "DivPrune", "#1e8449", "v--", -2.5),

@@ -51,8 +51,8 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "max_grad_norm": (0.0, math.inf, True),
 }
 
-# The recipe of the paper, and ours: by rollouts, and by contributions, which won in both laboratories
-# (docs/background/evidence.md, docs/background/ablations.md).
+# The recipe of the paper, and ours: by rollouts, and by contributions, what won in miniature and is near what won in the
+# laboratory (docs/background/evidence.md, docs/background/ablations.md).
 PUBLISHED: dict[str, Any] = {}
 OURS: dict[str, Any] = {
     "sampler": "multinomial",
