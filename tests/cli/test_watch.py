@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 
-import numpy as np
 import pytest
 from helpers.media import write_video
 from helpers.senders import sent_over_udp, served_over_rtmp
@@ -191,16 +190,3 @@ def test_cameras_and_servers_that_are_not_there(run):
         status, _, err = run(name, "--silence", "1")
         assert status == 2
         assert f"{name} does not exist" in err
-
-
-def test_until(stream):
-    def endless():
-        number = 0
-        while True:
-            yield np.zeros((84, 84, 3), np.uint8), float(number)
-            number += 1
-            time.sleep(0.01)
-
-    watched = watching.Watching(stream, lambda line: None, None, [], ANSWER, at_once=True)
-    watched.run(endless(), None, watching.TypedLines(None), 0.3)
-    assert 1 <= stream.num_frames < 60

@@ -1,5 +1,6 @@
 """A stream at its edges: what questions may set, pictures of other kinds, two threads at one moment, and numbers that few bits cannot hold."""
 
+import json
 import threading
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.generation.stream import saving
-from cacovid_hf.generation.stream.groups import Groups
+from cacovid_hf.generation.stream.groups import Groups, Rule
 from cacovid_hf.generation.stream.intake import Intake
 from cacovid_hf.generation.stream.keys import _mean_keys
 from cacovid_hf.generation.stream.quantised import LARGEST, pack, unpack
@@ -162,6 +163,70 @@ def test_the_largest_numbers_that_are_stored(bits):
         with pytest.raises(ValueError, match=error):
             pack(rows.index_fill(1, torch.tensor([0]), value), bits)
     assert torch.equal(unpack(pack(rows * 10, 32), torch.float32), rows * 10)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_the_largest_numbers_are_merged(bits):
+    """Steps of few bits may end above what was stored, and what is merged is stored anew."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model = CaCoVidForConditionalGeneration.from_backbone(stock_model(FIRST[0]).to(dtype))
+        processor = with_video_reader(tiny_processor(FIRST[0]))
+        stream = model.stream(processor, tokens_per_frame=3, bits=bits)
+        stream.feed(pictures(1))
+        memory = stream._memory
+        if bits == 16 and dtype == torch.bfloat16:
+            largest = 1e38  # kept as they are
+        else:
+            largest = float(torch.tensor(LARGEST).to(dtype).clamp(max=64_768 if dtype == torch.bfloat16 else LARGEST))
+        for low in (-largest, largest / 3, largest):
+            numbers = torch.linspace(low, largest, memory.width).repeat(3, 1).to(dtype).clamp(-largest, largest)
+            groups = [memory.stored(Step(i, i, numbers, torch.arange(3), torch.ones(3)), []) for i in range(2)]
+            for _ in range(3):
+                groups[0] = memory._averaged(*groups)
+            found = groups[0].features(torch.float32, memory.width)
+            assert found.isfinite().all()
+            assert ((found - numbers.float()).abs() <= largest * 2 / (2**bits - 1 if bits < 16 else 100)).all()
+
+
+def test_room_is_counted_when_it_is_made():
+    def failing(one, two):
+        raise ValueError("cannot be merged")
+
+    groups = Groups(2, Rule(lambda one, two: 0.0, failing))
+    groups.add("a")
+    groups.add("b")
+    with pytest.raises(ValueError, match="cannot be merged"):
+        groups.add("c")
+    assert (groups.items, groups.losses, groups.made_room) == (["a", "b"], [0.0], 0)
+
+
+def test_numbers_of_numpy(tmp_path):
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model(FIRST[0]))
+    processor = with_video_reader(tiny_processor(FIRST[0]))
+    stream = model.stream(
+        processor,
+        tokens_per_frame=np.int64(3),
+        bits=np.int8(4),
+        max_memory=np.int64(10**6),
+        fps=np.float32(2),
+        window=np.uint16(9),
+        frames_per_window=np.int32(2),
+    )
+    stream.feed(pictures(3))
+    expected = stream.ask(QUESTION, num_tokens=4, **STEP)
+    assert stream.ask(QUESTION, num_tokens=np.int64(4), **STEP) == expected
+    stream.save(tmp_path / "stream")
+    again = model.load_stream(tmp_path / "stream", processor)
+    assert again.settings == stream.settings
+    ratio = model.stream(processor, retention_ratio=np.float32(0.5)).settings
+    assert json.dumps(ratio.as_dict())
+    for wrong in (np.bool_(True), True, np.float64(3), "3", 0):
+        with pytest.raises(ValueError, match="give a whole number"):
+            stream.ask(QUESTION, num_tokens=wrong, **STEP)
+        with pytest.raises(ValueError, match="give a whole number"):
+            model.stream(processor, window=wrong)
+    with pytest.raises(ValueError, match="fps="):
+        model.stream(processor, fps=10**400)
 
 
 # ---------------------------------------------------------------- threads

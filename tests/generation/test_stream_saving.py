@@ -1,5 +1,6 @@
 """Saved streams: files that are damaged, a model of another dtype, another device, another processor."""
 
+import json
 import re
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from helpers.models import FIRST, stock_model
 from helpers.processors import tiny_processor
 from helpers.streams import QUESTION, STEP, held, pictures, same
+from safetensors.torch import save_file
 
 from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.generation.stream import saving
@@ -61,6 +63,8 @@ def test_a_damaged_file_is_one_error(case, memory, tmp_path):
         ("before", dict(seconds=None)),
         ("before", dict(seconds=float("inf"))),
         ("before", dict(seconds=99.0)),
+        ("before", dict(last=10**400)),
+        ("before", dict(seconds=-(10**400))),
         ("before", dict(resized=8)),
         ("before", dict(resized=-1)),
         ("before", dict(resized=True)),
@@ -105,6 +109,11 @@ def test_a_damaged_file_is_one_error(case, memory, tmp_path):
     if "waiting.0" in tensors:
         refused(described, {**tensors, "waiting.0": tensors["waiting.0"][:-1]})
         refused(described, {**tensors, "waiting.0": tensors["waiting.0"].float()})
+    # A whole step that waits, and would wait on.
+    more = {f"waiting.{i}": torch.from_numpy(picture) for i, picture in enumerate(pictures(2))}
+    waiting = sum(name.startswith("waiting.") for name in tensors)
+    counted = {**described["before"], "num_frames": described["before"]["num_frames"] + 2 - waiting}
+    refused({**described, "before": counted}, {**tensors, **more})
     for name in ("places", "frames"):
         for moved in (tensors[f"groups.{name}"] + 1000, tensors[f"groups.{name}"] - 1000):
             refused(described, {**tensors, f"groups.{name}": moved})
@@ -237,3 +246,61 @@ def test_another_processor_is_told(tmp_path):
     other.video_processor.size = {"shortest_edge": 4 * 3136, "longest_edge": 4 * 112896}
     with pytest.raises(ValueError, match=r"stream cannot be loaded\. Its frames do not have the grid"):
         model.load_stream(tmp_path / "stream", other)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = CaCoVidForConditionalGeneration.from_backbone(stock_model(FIRST[0]))
+    processor = with_video_reader(tiny_processor(FIRST[0]))
+    stream = model.stream(processor, tokens_per_frame=3, bits=4)
+    stream.feed(pictures(4))
+    stream.save(tmp_path / "stream")
+    return tmp_path / "stream", stream, lambda: model.load_stream(tmp_path / "stream", processor)
+
+
+@pytest.mark.parametrize("name", ["groups.codes", "groups.worth", "before"])
+def test_one_changed_byte_is_damage(saved, name):
+    """Among numbers that may all be so, only the checksum tells."""
+    path, _, load = saved
+    whole = bytearray(path.read_bytes())
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    whole[begin + json.loads(whole[8:begin])[name]["data_offsets"][0]] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is damaged \(its checksum is another\)"):
+        load()
+
+
+def test_what_a_file_says_is_checked_too(saved):
+    path, _, load = saved
+    path.write_bytes(path.read_bytes().replace(b'\\"made_room\\": 0', b'\\"made_room\\": 9'))
+    with pytest.raises(ValueError, match="its checksum is another"):
+        load()
+
+
+def test_a_file_without_a_checksum_is_loaded(saved):
+    """As files of the first format are."""
+    path, stream, load = saved
+    described, tensors = saving.read(path)
+    save_file(tensors, path, metadata={"format": "cacovid stream 1", "stream": json.dumps(described)})
+    assert load().ask(QUESTION, **STEP) == stream.ask(QUESTION, **STEP)
+    save_file(tensors, path, metadata={"format": saving.FORMAT, "stream": json.dumps(described)})
+    with pytest.raises(ValueError, match="its checksum is another"):
+        load()
+
+
+@pytest.mark.parametrize("said", ["[" * 100_000, '{"made_room": ' + "9" * 5000 + "}", "{", "9" * 5000])
+def test_json_that_cannot_be_read_is_named(saved, said):
+    path, _, load = saved
+    save_file(saving.read(path)[1], path, metadata={"format": saving.FORMAT, "stream": said})
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not a saved stream"):
+        load()
+
+
+def test_a_folder_is_told(saved):
+    path, _, load = saved
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load()
+    path.mkdir()
+    with pytest.raises(ValueError, match="is a folder: give the file"):
+        load()

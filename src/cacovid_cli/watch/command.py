@@ -53,7 +53,7 @@ def watch(
         from cacovid_hf.generation.stream.settings import StreamSettings
         from cacovid_hf.utils.files import check_writable
 
-        from . import watching
+        from . import typed, watching
     settings: dict[str, Any] = {} if model is not None else dict(watching.EMBEDDED_SETTINGS)
     settings |= dict(tokens_per_frame=tokens_per_frame, fps=fps, memory=memory, bits=bits)
     settings["max_memory"] = units.parsed_bytes(max_memory, "--max-memory")
@@ -78,7 +78,7 @@ def watch(
             address,
             typer.echo,
             questions=asked or (),
-            typed=watching.standard_input(),
+            typed=typed.standard_input(),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             **options,

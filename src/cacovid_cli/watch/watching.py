@@ -1,11 +1,10 @@
 """Watch a video as it goes on, and answer questions about what was seen so far."""
 
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -14,10 +13,13 @@ from cacovid_hf.generation.stream.stream import VideoStream
 from cacovid_hf.video.live import is_live, live_frames
 from cacovid_hf.video.playing import Playing
 
+from .typed import TypedLines
 from .units import shown_bytes
 
 # Of the embedded model, which was trained with clips of eight frames.
 EMBEDDED_SETTINGS = {"tokens_per_question": 72, "frames_per_window": 8}
+# After the video a pipe may still bring questions; one that stays open without any must not be waited for.
+SILENCE_OF_A_PIPE = 1.0
 
 
 @dataclass
@@ -64,11 +66,27 @@ class Watching:
         self.generate, self.at_once = generate, at_once
         self.done = Watched()
         self._asked: queue.Queue[str | None] = queue.Queue()
+        self._current: str | None = None
+        self._answered: set[str] = set()
         self._answering = threading.Thread(target=self._answer_all, name="answering", daemon=True)
 
-    def run(self, frames: Iterator[Any], playing: Playing | None, typed: "TypedLines", until: float | None) -> None:
-        """Feed all frames, ask what is due and what is typed, and go on answering until no more is typed."""
+    def run(self, frames: Iterator[Any], playing: Playing | None, typed: TypedLines, until: float | None) -> None:
+        """Feed all frames and ask what is due and what is typed; then the standing questions, and what is typed after the video.
+
+        Ctrl-C ends it with the answer that is being made. What stays without an answer is said.
+        """
         self._answering.start()
+        try:
+            is_over = self._feed_all(frames, playing, typed, until)
+            self._ask_the_rest(typed, is_over)
+            self._asked.put(None)
+            self._answering.join()
+        except KeyboardInterrupt:
+            self.tell("stopped")
+            self._give_up(typed)
+
+    def _feed_all(self, frames: Iterator[Any], playing: Playing | None, typed: TypedLines, until: float | None) -> bool:
+        """Return whether the video is over, rather than the time."""
         due = self.every
         begun = time.monotonic()
         for picture, seconds in frames:
@@ -80,14 +98,34 @@ class Watching:
             for question in typed.now():
                 self._asked.put(question)
             if until is not None and time.monotonic() - begun >= until:
-                break
-        for question in typed.to_the_end():
-            self._asked.put(question)
-        self._asked.put(None)
-        self._answering.join()
+                return False
+        return True
+
+    def _ask_the_rest(self, typed: TypedLines, is_over: bool) -> None:
+        """Ask the standing questions, and what is typed: by hand to its end, from a pipe until it is silent, after `until` what is there."""
         if self.stream.num_frames:
             for question in self.questions:
-                self._answer(question)
+                self._asked.put(question)
+        if is_over and typed.by_hand:
+            self.tell("The video has ended. Type questions, Ctrl-D ends.")
+        silence = None if typed.by_hand else SILENCE_OF_A_PIPE
+        for question in typed.until_silent(silence if is_over else 0):
+            self._asked.put(question)
+
+    def _give_up(self, typed: TypedLines) -> None:
+        """Finish the answer that is being made, and say which questions have none."""
+        left: list[str | None] = []
+        while not self._asked.empty():
+            with suppress(queue.Empty):  # taken in between
+                left.append(self._asked.get_nowait())
+        left += typed.now()
+        left += [question for question in self.questions if question not in self._answered]
+        self._asked.put(None)
+        with suppress(KeyboardInterrupt):  # pressed again: not that one either
+            self._answering.join()
+        for question in dict.fromkeys([self._current, *left]):
+            if question is not None:
+                self.tell(f"not answered: {question}")
 
     def _note(self, seconds: float, playing: Playing | None) -> None:
         self.done.seconds = seconds
@@ -114,59 +152,26 @@ class Watching:
                 self._asked.task_done()
 
     def _answer(self, question: str) -> None:
+        """Say the answer, or the error that came in its place: the next question is asked all the same."""
+        self._current = question
+        begun = time.perf_counter()
+        seconds = self.done.seconds or 0.0
         try:
-            begun = time.perf_counter()
-            seconds = self.done.seconds or 0.0
             answer = self.stream.ask(question, **self.generate)
         except (ValueError, RuntimeError) as error:
             self.tell(f"{question} ({error})")
-            return
-        took = time.perf_counter() - begun
-        self.tell(f"[{seconds:8.1f} s] {question} {answer or '(no words)'}   ({took:.2f} s, {self.state()})")
+        except Exception as error:
+            self.tell(f"{question} ({type(error).__name__}: {error})")
+        else:
+            took = time.perf_counter() - begun
+            self.tell(f"[{seconds:8.1f} s] {question} {answer or '(no words)'}   ({took:.2f} s, {self.state()})")
+        self._answered.add(question)
+        self._current = None
 
     def state(self) -> str:
         """Memory and lag, in words."""
         groups, size = self.stream.num_groups, self.stream.memory_bytes()
         return f"{self.stream.num_frames} frames, {groups} groups in {shown_bytes(size)}, lag {self.done.lag:.1f} s, dropped {self.done.dropped}"
-
-
-class TypedLines:
-    """Lines of a text file as they are typed, read by a thread; None: there are none."""
-
-    def __init__(self, file: TextIO | None):
-        self.lines: queue.Queue[str | None] = queue.Queue()
-        if file is None:
-            self.lines.put(None)
-        else:
-            threading.Thread(target=self._read, args=(file,), name="typed", daemon=True).start()
-
-    def _read(self, file: TextIO) -> None:
-        try:
-            for line in file:
-                if line.strip():
-                    self.lines.put(line.strip())
-        except (OSError, ValueError):  # not to be read, or closed
-            pass
-        finally:
-            self.lines.put(None)
-
-    def now(self) -> Iterator[str]:
-        """Those that are there."""
-        while True:
-            try:
-                line = self.lines.get_nowait()
-            except queue.Empty:
-                return
-            if line is None:
-                self.lines.put(None)
-                return
-            yield line
-
-    def to_the_end(self) -> Iterator[str]:
-        """All that are still to come."""
-        while (line := self.lines.get()) is not None:
-            yield line
-        self.lines.put(None)
 
 
 def watch(
@@ -193,7 +198,8 @@ def watch(
         speed: of a file, 1 is its own; None: as fast as the model goes, and then no frame is dropped.
         until: end after so many seconds.
         silence: a live address ends after so many seconds without a frame.
-        typed: where further questions come from, one per line.
+        typed: where further questions come from, one per line. After the video those of a terminal are read to their end, those of a pipe until it is
+            closed or brings none for a second. After `until` only what is there counts.
         **generate: for `ask`.
 
     Raises:
@@ -207,14 +213,6 @@ def watch(
     watching = Watching(stream, tell, every, questions, generate, at_once=playing is None)
     frames: Any = source if playing is None else iter(playing)
     with closing(frames):
-        try:
-            watching.run(frames, playing, TypedLines(typed), until)
-        except KeyboardInterrupt:
-            tell("stopped")
+        watching.run(frames, playing, TypedLines(typed), until)
     tell(f"end: {watching.state()}, largest lag {watching.done.largest_lag:.1f} s, skipped {watching.done.skipped}")
     return watching.done
-
-
-def standard_input() -> TextIO | None:
-    """Where questions are typed; None where nothing can be."""
-    return None if sys.stdin is None or sys.stdin.closed else sys.stdin

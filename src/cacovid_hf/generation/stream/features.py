@@ -17,7 +17,7 @@ from ...prompt import VideoSpan
 from ..wrapped import AnsweringModel
 from .groups import Groups, Rule
 from .prompts import Asked, Frame, Words, asked
-from .quantised import LARGEST, Packed, pack, packed_bytes, unpack
+from .quantised import LARGEST, Packed, in_half, pack, packed_bytes, unpack
 from .questions import check_choice
 from .settings import StreamSettings
 from .steps import Step
@@ -142,7 +142,10 @@ class FeatureMemory:
         worth = two.worth.clone()
         whole[columns] = (whole[columns] + features[rows]) / 2
         worth[columns] = torch.maximum(worth[columns], one.worth[rows])
-        later = FeatureGroup(self._packed(whole.to(self.dtype)), two.frames, two.places, worth, two.seconds)
+        # Steps of few bits may end above what was stored. In float32, since bfloat16 rounds `LARGEST` up.
+        is_half = in_half(self.settings.bits or 16, self.dtype)
+        whole = whole.clamp(-LARGEST, LARGEST) if is_half else whole.to(self.dtype)
+        later = FeatureGroup(self._packed(whole), two.frames, two.places, worth, two.seconds)
         left = torch.ones(len(features), dtype=torch.bool)
         left[rows.cpu()] = False
         return self._most_worthy(_rows(one, left.nonzero()[:, 0]), later)

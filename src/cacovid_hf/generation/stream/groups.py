@@ -58,18 +58,18 @@ class Groups(Generic[GroupT]):
 
         A single group that is all the memory holds is replaced.
         """
-        items, losses = list(self.items), list(self.losses)
+        items, losses, made_room = list(self.items), list(self.losses), self.made_room
         if self.rule is not None and items:
             losses.append(self.rule.loss(items[-1], group))
         items.append(group)
         if len(items) > self.capacity:
-            self.made_room += 1
+            made_room += 1
             if self.rule is None or self.capacity == 1:
                 del items[0]
                 del losses[:1]
             else:
                 self._merge(self.rule, items, losses)
-        self.items, self.losses = items, losses
+        self.items, self.losses, self.made_room = items, losses, made_room
 
     def _merge(self, rule: Rule[GroupT], items: list[GroupT], losses: list[float]) -> None:
         """Join the two neighbours with the smallest loss; of equal losses the older ones."""

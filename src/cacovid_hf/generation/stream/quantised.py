@@ -54,6 +54,11 @@ class Packed:
         return Packed.of({name: part[rows] for name, part in self.parts.items()}, self.size, self.bits)
 
 
+def in_half(bits: int, dtype: torch.dtype) -> bool:
+    """Whether float16 keeps numbers of a dtype in so many bits, so that they may not be over `LARGEST`."""
+    return bits < 16 or (bits == 16 and dtype == torch.float32)
+
+
 @torch.no_grad()
 def pack(numbers: Tensor, bits: int) -> Packed:
     """Store numbers in `bits` bits, in steps of the row that is the last dimension.
@@ -69,13 +74,12 @@ def pack(numbers: Tensor, bits: int) -> Packed:
         ValueError: NaN or infinite numbers, or ones over `LARGEST` where they are kept by float16.
     """
     size = numbers.shape[-1]
-    in_half = bits < 16 or (bits == 16 and numbers.dtype == torch.float32)
     most = numbers.abs().amax()
     if not bool(most.isfinite()):
         raise ValueError(
             "A stream cannot store NaN or infinite numbers: load the model in bfloat16 or float32, or check its weights."
         )
-    if in_half and bool(most > LARGEST):
+    if in_half(bits, numbers.dtype) and bool(most > LARGEST):
         raise ValueError(f"A stream cannot store numbers over {LARGEST} in {bits} bits: use bits=32.")
     if bits >= 16:
         is_wide = bits == 16 and numbers.dtype == torch.float32

@@ -1,7 +1,7 @@
 """A stream in one file of safetensors, to go on with later."""
 
+import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +18,9 @@ from ...utils.files import check_writable, replaced
 from .prompts import Frame
 from .steps import Before
 
-FORMAT = "cacovid stream 1"
+FORMAT = "cacovid stream 2"
+# Without a checksum.
+_BEFORE = "cacovid stream 1"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Of a picture: a damaged size must not fill the memory.
 _MOST_PIXELS = 2**27
@@ -30,7 +32,9 @@ def write(path: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> 
     with replaced(path) as unfinished:
         # A part of a tensor, or two names for one, cannot be written.
         whole = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}
-        save_file(whole, unfinished, metadata={"format": FORMAT, "stream": json.dumps(described)})
+        said = json.dumps(described)
+        metadata = {"format": FORMAT, "stream": said, "sha256": _checksum(said, whole)}
+        save_file(whole, unfinished, metadata=metadata)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -38,18 +42,35 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not a saved stream.
+        ValueError: a folder, not a saved stream, or one with a changed byte.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the file that VideoStream.save wrote.")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: check the path of the saved stream.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} is not a saved stream: give what VideoStream.save wrote.")
-            return json.loads(metadata["stream"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+            if metadata.get("format") not in (FORMAT, _BEFORE):
+                raise ValueError("no such format")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = metadata["stream"]
+        described = json.loads(said)
+    # Of a ValueError are broken JSON and numbers of thousands of digits.
+    except (SafetensorError, ValueError, RecursionError, KeyError) as error:
         raise ValueError(f"{path} is not a saved stream ({error}): give what VideoStream.save wrote.") from error
+    if metadata["format"] == FORMAT and metadata.get("sha256") != _checksum(said, tensors):
+        raise ValueError(f"{path} is damaged (its checksum is another): save the stream again.")
+    return described, tensors
+
+
+def _checksum(said: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 in hexadecimal digits of all that a file holds."""
+    digest = hashlib.sha256(said.encode())
+    for name, part in sorted(tensors.items()):
+        digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
+        digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def tensors_of(before: Before, frame: Frame | None, groups: list[Any]) -> dict[str, Tensor]:
@@ -129,6 +150,7 @@ def _check_numbers(numbers: dict[str, Any], made_room: Any, num_waiting: int, pe
     _check(all(map(_is_count, counts)), "counts")
     num_frames, num_steps, resized, _ = counts
     _check(num_frames == num_steps * per_step + num_waiting and resized <= num_frames, "number of frames")
+    _check(num_waiting < per_step, "frames that wait")
     _check((num_frames == 0) == (last is None) == (size is None), "last frame")
     is_size = isinstance(size, list) and len(size) == 2 and all(_is_count(side) and side > 0 for side in size)
     _check(size is None or (is_size and size[0] * size[1] <= _MOST_PIXELS), "size of frames")
@@ -185,7 +207,7 @@ def whole(path: Path) -> Iterator[None]:
     """Name the file in every error about what it holds; what no stream wrote so is damage."""
     try:
         yield
-    except (_DamagedError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (_DamagedError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         what = str(error) if isinstance(error, _DamagedError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is damaged ({what}): save the stream again.") from error
     except ValueError as error:
@@ -206,4 +228,5 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_time(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # Numbers of hundreds of digits are no floats.
+    return type(value) in (int, float) and abs(value) < 2**63

@@ -1,8 +1,9 @@
 """What a stream is asked to do, checked once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class StreamSettings:
         if self.tokens_per_frame is not None and self.retention_ratio is not None:
             raise ValueError("tokens_per_frame and retention_ratio both say what stays of a frame: give one of them.")
         if self.retention_ratio is not None:
-            check_retention_ratio(self.retention_ratio)
+            object.__setattr__(self, "retention_ratio", check_retention_ratio(self.retention_ratio))
         elif self.tokens_per_frame is None:
             object.__setattr__(self, "tokens_per_frame", 50)
         names = ("tokens_per_frame", "max_memory", "tokens_per_question", "window", "frames_per_window")
@@ -71,8 +72,10 @@ class StreamSettings:
             value = getattr(self, name)
             if value is None and name == "tokens_per_frame":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1.")
+            # Numbers of NumPy are none of JSON's.
+            object.__setattr__(self, name, int(value))
         if self.when_full is None:
             object.__setattr__(self, "when_full", RULES[self.memory][0])
         if self.when_full not in RULES[self.memory]:
@@ -80,10 +83,13 @@ class StreamSettings:
             raise ValueError(f"when_full={self.when_full!r} is not a rule of memory={self.memory!r}: choose {choices}.")
         if self.bits is None:
             object.__setattr__(self, "bits", 16 if self.memory == "features" else 4)
-        if self.bits not in BITS:
+        if not is_count(self.bits) or self.bits not in BITS:
             raise ValueError(f"bits={self.bits!r}: choose one of {', '.join(map(str, BITS))}.")
-        if isinstance(self.fps, bool) or not isinstance(self.fps, Real) or not 0 < self.fps < float("inf"):
+        object.__setattr__(self, "bits", int(self.bits))
+        is_number = isinstance(self.fps, Real) and not isinstance(self.fps, bool)
+        if not is_number or not 0 < _float(self.fps) < math.inf:
             raise ValueError(f"fps={self.fps!r}: give frames per second, a number over 0.")
+        object.__setattr__(self, "fps", float(self.fps))
         _check_device(self.device)
         self._check_methods()
 
@@ -119,6 +125,18 @@ class StreamSettings:
             if isinstance(values[name], Compressor):
                 raise ValueError(f"{name} is an instance, whose settings a saved stream cannot hold: give its name.")
         return values | {"device": None if self.device is None else str(self.device), "standing": list(self.standing)}
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number of at least 1, NumPy's among them."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _check_device(device: Any) -> None:

@@ -21,7 +21,7 @@ from .intake import Intake
 from .keys import KeyValueMemory
 from .prompts import Frame, words_of
 from .questions import checked_arguments
-from .settings import StreamSettings
+from .settings import StreamSettings, is_count
 from .steps import Before, Step
 
 _ANY = "What is shown?"
@@ -54,11 +54,15 @@ class VideoStream:
         self._intake = Intake(model, processor.video_processor, settings, standing)
         # What stands in front of the video is the same for every question.
         self._words = words_of(model, processor, _ANY)
-        self._feeding, self._changing = threading.Lock(), threading.Lock()
+        # An iterable that is fed may itself feed or reset: every frame reads the state anew.
+        self._feeding, self._changing = threading.RLock(), threading.Lock()
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything; the stream begins anew."""
+        """Forget everything; the stream begins anew.
+
+        An iterable that is being fed may call it between two of its pictures. From another thread it waits for the end of a `feed`.
+        """
         with self._feeding, self._changing:
             self._before = Before()
             self._frame: Frame | None = None
@@ -163,11 +167,11 @@ class VideoStream:
         arguments = checked_arguments(self.model, self.settings.memory, kwargs)
         words = words_of(self.model, self.processor, question)
         budget = self.settings.tokens_per_question if num_tokens is None else num_tokens
-        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        if not is_count(budget):
             raise ValueError(f"num_tokens={budget!r}: give a whole number of tokens to read, at least 1.")
         memory, groups = self._snapshot()
         method = self.settings.compressor if compressor is None else compressor
-        return memory.answer(words, groups, budget, method, arguments)
+        return memory.answer(words, groups, int(budget), method, arguments)
 
     def _snapshot(self) -> tuple[Memory, list[Any]]:
         """Return the memory and its groups as they are now; frames of a step that is not complete come last, for this question alone."""
@@ -254,7 +258,7 @@ class VideoStream:
     @property
     def num_groups(self) -> int:
         """Groups of tokens that the memory holds."""
-        return 0 if self._memory is None else len(self._memory.groups.items)
+        return len(self._groups())
 
     @property
     def num_resized(self) -> int:
@@ -266,7 +270,8 @@ class VideoStream:
 
         Beside it a stream holds one step of state, see `state_bytes`.
         """
-        return 0 if self._memory is None else self._memory.num_bytes
+        memory = self._memory
+        return 0 if memory is None else memory.num_bytes
 
     def state_bytes(self) -> int:
         """Return the bytes beside the memory: the last step's features and the frames of a step that is not complete."""
@@ -276,10 +281,13 @@ class VideoStream:
 
     def frame_numbers(self) -> list[int]:
         """Return the frame (temporal step) of every token that the memory holds, in order."""
-        groups = [] if self._memory is None else self._memory.groups.items
-        return [number for group in groups for number in group.frames.tolist()]
+        return [number for group in self._groups() for number in group.frames.tolist()]
 
     def held(self) -> list[tuple[float, float, int]]:
         """Return what the memory holds: for each group the seconds of its first and last frame, and how many tokens."""
-        groups = [] if self._memory is None else self._memory.groups.items
-        return [(float(g.seconds[0]), float(g.seconds[1]), len(g.places)) for g in groups]
+        return [(float(g.seconds[0]), float(g.seconds[1]), len(g.places)) for g in self._groups()]
+
+    def _groups(self) -> list[Any]:
+        # Read once: another thread may reset the stream.
+        memory = self._memory
+        return [] if memory is None else memory.groups.items

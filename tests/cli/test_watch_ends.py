@@ -1,0 +1,191 @@
+"""How `cacovid watch` ends: the end of the video, of the time, of what is typed, and Ctrl-C."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from cacovid_cli.main import main
+from cacovid_cli.watch import watching
+from cacovid_cli.watch.typed import TypedLines
+from cacovid_hf import tiny
+from cacovid_hf.auto import load_model, load_processor
+from cacovid_hf.generation.stream.stream import VideoStream
+
+CLIP = tiny.clips()[0]
+ONE, TWO, THREE = (question.text for question in CLIP.questions[:3])
+ANSWER = dict(max_new_tokens=4, do_sample=False)
+FAST = (str(CLIP.path), "--speed", "max")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model(tiny.model_path()), load_processor(tiny.model_path())
+
+
+@pytest.fixture
+def stream(loaded):
+    model, processor = loaded
+    return model.stream(processor, **watching.EMBEDDED_SETTINGS)
+
+
+@pytest.fixture
+def pipe():
+    """A pipe whose writing end stays open, and what is read from it."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as file, os.fdopen(writing, "w", buffering=1) as typing:
+        yield file, typing
+
+
+def asked(lines):
+    """The questions that have answers, in their order."""
+    return [re.sub(r"\?.*", "?", line.split("] ")[1]) for line in lines if line.startswith("[")]
+
+
+def endless():
+    number = 0
+    while True:
+        yield np.zeros((84, 84, 3), np.uint8), float(number)
+        number += 1
+        time.sleep(0.01)
+
+
+def test_an_open_pipe_is_not_waited_for(tmp_path):
+    """The whole command, whose standard input stays open: it answers, saves and ends."""
+    saved = tmp_path / "stream"
+    command = [sys.executable, "-m", "cacovid_hf", "watch", *FAST, "--ask", ONE, "--ask", TWO, "--save", str(saved)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            # Not `communicate`, which would close its standard input.
+            assert process.wait(240) == 0, process.stderr.read()
+            out = process.stdout.read().splitlines()
+        finally:
+            process.kill()
+    assert asked(out) == [ONE, TWO]
+    assert out[-1] == f"saved   {saved}"
+    assert saved.exists()
+
+
+def test_what_a_pipe_brings_is_answered(stream, pipe):
+    file, typing = pipe
+    typing.write(f"{TWO}\n{THREE}\n")
+    said = []
+    watching.watch(stream, str(CLIP.path), said.append, questions=[ONE], speed=None, typed=file, **ANSWER)
+    assert sorted(asked(said)) == sorted([ONE, TWO, THREE])
+    assert not any("has ended" in line for line in said)
+
+
+def test_a_closed_pipe_is_read_to_its_end(stream):
+    reading, writing = os.pipe()
+    os.write(writing, "".join(f"{question}\n" for question in [ONE, TWO, THREE] * 5).encode())
+    os.close(writing)
+    said = []
+    with os.fdopen(reading) as file:
+        watching.watch(stream, str(CLIP.path), said.append, speed=None, typed=file, **ANSWER)
+    assert asked(said) == [ONE, TWO, THREE] * 5
+
+
+def test_a_terminal_is_read_until_ctrl_d(stream):
+    """Standing questions are answered before that."""
+    mine, theirs = pty.openpty()
+    said = []
+
+    def tell(line):
+        said.append(line)
+        if ONE in line:
+            assert any("The video has ended. Type questions, Ctrl-D ends." in one for one in said)
+            os.write(mine, f"{TWO}\n".encode())
+        if TWO in line:
+            os.write(mine, b"\x04")
+
+    with os.fdopen(theirs) as file, os.fdopen(mine, closefd=True):
+        watching.watch(stream, str(CLIP.path), tell, questions=[ONE], speed=None, typed=file, **ANSWER)
+    assert asked(said) == [ONE, TWO]
+
+
+def test_until(stream, pipe):
+    """After the time, what is there is answered and nothing waited for."""
+    file, typing = pipe
+    typing.write(f"{TWO}\n")
+    said = []
+    watched = watching.Watching(stream, said.append, None, [ONE], ANSWER, at_once=True)
+    watched.run(endless(), None, TypedLines(file), 0.3)
+    assert 1 <= stream.num_frames < 60
+    assert sorted(asked(said)) == sorted([ONE, TWO])
+
+
+def test_ctrl_c_saves_and_says_what_has_no_answer(monkeypatch, capsys, pipe, tmp_path):
+    file, _ = pipe
+    monkeypatch.setattr("sys.stdin", file)
+    feed = VideoStream.feed
+
+    def interrupted(stream, *args):
+        if stream.num_frames == 4:
+            raise KeyboardInterrupt
+        return feed(stream, *args)
+
+    monkeypatch.setattr(VideoStream, "feed", interrupted)
+    saved = tmp_path / "stream"
+    with pytest.raises(SystemExit) as exit:
+        main(["watch", *FAST, "--ask", ONE, "--ask", TWO, "--save", str(saved)])
+    out = capsys.readouterr().out.splitlines()
+    assert not exit.value.code
+    assert out[:3] == ["stopped", f"not answered: {ONE}", f"not answered: {TWO}"]
+    assert out[3].startswith("end: 4 frames")
+    assert out[-1] == f"saved   {saved}"
+    assert saved.exists()
+
+
+def test_ctrl_c_finishes_the_answer_that_is_being_made(stream, monkeypatch, pipe):
+    file, typing = pipe
+    typing.write(f"{ONE}\n{TWO}\n{THREE}\n")
+    asking, going_on = threading.Event(), threading.Event()
+    ask = stream.ask
+
+    def slow(*args, **kwargs):
+        asking.set()
+        assert going_on.wait(60)
+        return ask(*args, **kwargs)
+
+    def frames():
+        for picture, seconds in endless():
+            if asking.is_set():
+                threading.Timer(0.2, going_on.set).start()
+                raise KeyboardInterrupt
+            yield picture, seconds
+
+    monkeypatch.setattr(stream, "ask", slow)
+    said = []
+    watched = watching.Watching(stream, said.append, None, [], ANSWER, at_once=False)
+    watched.run(frames(), None, TypedLines(file), None)
+    assert asked(said) == [ONE]
+    assert [line for line in said if not line.startswith("[")] == [
+        "stopped",
+        f"not answered: {TWO}",
+        f"not answered: {THREE}",
+    ]
+
+
+def test_an_error_does_not_end_the_answering(stream, monkeypatch, pipe):
+    file, typing = pipe
+    typing.write(f"{ONE}\n{TWO}\n")
+    ask = stream.ask
+
+    def failing(question, **kwargs):
+        if question == ONE:
+            raise KeyError("a cache")
+        return ask(question, **kwargs)
+
+    monkeypatch.setattr(stream, "ask", failing)
+    said = []
+    watching.watch(stream, str(CLIP.path), said.append, speed=None, typed=file, **ANSWER)
+    assert f"{ONE} (KeyError: 'a cache')" in said
+    assert asked(said) == [TWO]
