@@ -66,6 +66,10 @@ METHODS = {
     "window, policy": Method(dict(WHOLE, when_full="oldest"), OURS),
     "marc, policy": Method(dict(WHOLE, when_full="alike"), OURS),
     "ours, 16 bits": Method(dict(tokens_per_frame=9, bits=16, when_full="alike"), OURS),
+    # Our rule in its memory.
+    "streamingtom, alike": Method(
+        dict(memory="kv", tokens_per_frame=9, bits=4, window=READS, when_full="alike"), dict(num_tokens=READS)
+    ),
     "ours, no policy": Method(dict(tokens_per_frame=9, bits=4, when_full="alike"), READ_ALL),
 }
 # With every memory; the others with the first alone.
