@@ -90,7 +90,7 @@ def lines_by_age() -> list[str]:
 def lines_of_parts() -> list[str]:
     """What each part is worth with the middle memory; all of a stream where nothing has to leave."""
     made = []
-    for name in ("ours", *PARTS, "streamingtom"):
+    for name in ("ours", *PARTS, "streamingtom", "streamingtom, alike"):
         one = pooled(name, "all" if name.startswith("everything") else MEMORIES[1])
         if one is not None:
             made.append(f"| {name} | {one.in_percent()} | {len(one.streams)} | {one.memory_bytes:,} |")
