@@ -96,7 +96,9 @@ def ask(
     num_frames: Annotated[
         int | None, typer.Option(metavar="N", help="Largest number of frames to sample. Default: the processor's.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="M", help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="M", help="Longest answer, in tokens. Default: 64, of the embedded model 8.")
+    ] = None,
     save_map: Map = None,
     compressor: Method = None,
 ) -> None:
@@ -115,6 +117,8 @@ def ask(
         check_method(compressor)
     if save_map is not None:
         check_map_target(save_map)
+    if max_new_tokens is None:
+        max_new_tokens = 8 if model is None else 64  # the embedded model answers in a word
     with quiet_libraries(bars=model is not None):
         name = tiny.model_path() if model is None else model
         config = auto.load_config(name, revision)

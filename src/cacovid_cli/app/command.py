@@ -9,6 +9,7 @@ from ..terminal import Revision, check_address, is_loopback, progress, quiet_lib
 EMBEDDED_NOTICE = (
     "The embedded tiny model knows its own synthetic clips only. Start the page with --model for videos of your own."
 )
+UNTRAINED_NOTICE = "The policy is untrained, so that cacovid keeps a random subset. The other methods need no training."
 
 
 def app(
@@ -33,7 +34,6 @@ def app(
         from cacovid_hf import auto, tiny
         from cacovid_hf.utils.extras import pip_install
 
-        from ..notices import UNTRAINED
         from .line import Line
         from .studio import Studio, warm_up
 
@@ -49,7 +49,7 @@ def app(
         studio = Studio(auto.load_model(name, config, revision), processor)
         with progress("Warming up"):
             warm_up(studio, tiny.clips()[0].path)
-    notice = EMBEDDED_NOTICE if model is None else "" if studio.model.config.policy_trained else UNTRAINED.capitalize()
+    notice = EMBEDDED_NOTICE if model is None else "" if studio.model.config.policy_trained else UNTRAINED_NOTICE
     title = "embedded tiny model" if model is None else str(model)
     page = pages.make_page(studio, Line(), title, notice, max_new_tokens=max_new_tokens)
     address = pages.launch(page, host, port, open_browser=open_browser, max_upload_mb=max_upload_mb)

@@ -16,7 +16,7 @@ _STAGE_WORDS = {
     "waiting": "waiting",
     "prepare": "writing the prompt",
     "vision": "embedding the prompt",
-    "policy": "scoring the tokens",
+    "policy": "choosing the tokens",
     "prefill": "reading the prompt",
     "generation": "answering",
     "stopped": "stopped",
@@ -103,8 +103,9 @@ def times(report: Report) -> str:
     ]
     if not rows:
         return ""
+    headings = ("selection" if stage == "policy" else stage for stage in STAGES)  # every method has it, or not
     note = '<p class="cv-hint">The video is read and encoded once. Its time counts in every row.</p>'
-    return _table("Where the time went", ("", "first word", *STAGES), rows) + note
+    return _table("Where the time went", ("", "first word", *headings), rows) + note
 
 
 def ratios(report: Report) -> str:
