@@ -35,7 +35,7 @@ from .compressors import Compressor
 from .configuration import CaCoVidConfig
 from .generation.cache_record import CacheRecord, text_step
 from .generation.call import all_places, kept_labels, prepare_call, prompt_inputs, ratios_unless_stock
-from .generation.inputs import check_windows, forward_arguments, take_embedding_arguments, without_own_inputs
+from .generation.inputs import check_length, forward_arguments, take_embedding_arguments, without_own_inputs
 from .generation.long_video import encode_file
 from .generation.mixin import CompressedGenerationMixin
 from .generation.output import with_places
@@ -531,7 +531,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
                 "as input_ids the tokens that follow, or the whole conversation to generate."
             )
         step, record = text_step(cache, input_ids, attention_mask, inputs.get("position_ids"))
-        check_windows(config, record.num_places)
+        check_length(config, record.num_places)
         check_gaps(config, step["attention_mask"])
         check_hidden(config, record.places[:, : -input_ids.shape[1]] >= 0, step["attention_mask"])
         CacheRecord.mark_unknown(cache)

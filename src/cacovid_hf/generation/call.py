@@ -11,7 +11,7 @@ from ..backbones.base import Backbone
 from ..compressors.base import Compressor
 from ..prompt import EncodedVideos, Prompt, PromptLayout
 from ..ratio import AutoBudget, RatioDefaults, keeps_all, resolve
-from .inputs import check_windows, stock_attention_mask, take_embedding_arguments
+from .inputs import check_length, stock_attention_mask, take_embedding_arguments
 from .wrapped import WrappedModel
 
 
@@ -156,7 +156,7 @@ def prepare_call(
         ValueError: placeholders that do not fit the pixel inputs, ratios that the method cannot serve, windows that are too short.
     """
     layout = inputs.layout()
-    check_windows(model.backbone.config, inputs.input_ids.shape[1] + new_tokens)
+    check_length(model.backbone.config, inputs.input_ids.shape[1] + new_tokens)
     method.check(model, ratios)
     return PreparedCall(inputs, layout, method, ratios)
 

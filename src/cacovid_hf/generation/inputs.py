@@ -30,12 +30,19 @@ DECODING_ARGUMENTS = {
 }
 
 
+# Kinds of rotary embedding whose frequencies depend on the length of a forward.
+_BY_LENGTH = ("dynamic", "longrope")
+
 # Taken by every stock forward, whose signature does not name them.
 STOCK_ARGUMENTS = {*TransformersKwargs.__annotations__, "ignore_index", "shift_labels", "mm_token_type_ids"}
 
 
-def check_windows(config: Any, length: int) -> None:
-    """Raise a `ValueError` if windows shorter than so many positions are those of a kernel that takes no masks, and so cannot count what was dropped."""
+def check_length(config: Any, length: int) -> None:
+    """Make sure that a language model treats the tokens of a cut prompt of so many positions as those of the whole one.
+
+    Raises:
+        ValueError: shorter windows of a kernel that takes no masks, and so cannot count what was dropped; or heads that are turned by the length.
+    """
     text = config.get_text_config()
     kernel = attention_implementation(text) or ""
     if has_windows(config) and text.sliding_window < length and "flash" in kernel:
@@ -43,6 +50,15 @@ def check_windows(config: Any, length: int) -> None:
             f"The language model's sliding windows of {text.sliding_window} positions are shorter than the {length} of the uncompressed prompt and its answer, "
             f"which {kernel} cannot count. Load the backbone with attn_implementation='sdpa', or use retention_ratio=1.0."
         )
+    rope = getattr(text, "rope_parameters", None) or {}
+    for parameters in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        kind = parameters.get("rope_type")
+        bound = parameters.get("original_max_position_embeddings") or text.max_position_embeddings
+        if kind in _BY_LENGTH and length > bound:
+            raise ValueError(
+                f"The language model turns heads by a prompt's length (rope_type {kind!r}) beyond {bound} positions, and the uncompressed prompt and its "
+                f"answer have {length}. Sample fewer frames, or use retention_ratio=1.0."
+            )
 
 
 def forward_arguments(model: PreTrainedModel, family: Family) -> set[str]:

@@ -18,7 +18,7 @@ from ..prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indic
 from ..ratio import AutoBudget, Ratio, resolve
 from .cache_record import CacheRecord, remember_turn
 from .call import PreparedCall, complete_inputs, prepare_call, prompt_inputs, ratios_unless_stock
-from .inputs import cached_length, check_windows, effective_settings, without_own_inputs
+from .inputs import cached_length, check_length, effective_settings, without_own_inputs
 from .long_video import check_frames_per_chunk, join_chunks
 from .refused import check_generation, without_prompt
 from .stock import generate_compressed
@@ -127,7 +127,7 @@ class CompressedGenerationMixin:
         compressor: "str | Compressor | None" = None,
     ) -> CompressedPrompt:
         """Drop video tokens of prompts that are embedded already; arguments, result and errors as in `compress`."""
-        check_windows(self.backbone.config, prompt.input_ids.shape[1])
+        check_length(self.backbone.config, prompt.input_ids.shape[1])
         method = self.resolve_compressor(compressor)
         ratios = resolve(retention_ratio, self.config, len(prompt.layout.videos))
         shorter, check = self._select(prompt, ratios, method)
@@ -316,7 +316,7 @@ class CompressedGenerationMixin:
         new_tokens = settings.max_new_tokens or 0
         check: Check | None = None
         if goes_on:
-            check_windows(self.backbone.config, given.input_ids.shape[1] + new_tokens)
+            check_length(self.backbone.config, given.input_ids.shape[1] + new_tokens)
             prompt = compress_turn(self, cache, given, retention_ratio=retention_ratio, compressor=method)
         else:
             prompt, check = self._compress(prepare_call(self, given, method, ratios, new_tokens))

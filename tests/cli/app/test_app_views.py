@@ -86,7 +86,8 @@ def test_costs(reported):
 
 def test_times(reported):
     heads, *rows = cells(views.times(reported))
-    assert heads == ["", "first word", *views.STAGES]
+    stages = ["decode", "prepare", "vision", "selection", "prefill", "generation"]
+    assert heads == ["", "first word", *stages]
     assert [row[0] for row in rows] == [ALL_TOKENS, "cacovid", "fastv", "uniform"]
     assert all(re.fullmatch(r"\d+ ms|\d+\.\d\d s", cell) for row in rows for cell in row[1:])
     assert len({row[2] for row in rows}) == 1  # read once
