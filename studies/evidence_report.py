@@ -106,6 +106,7 @@ def shares(by_method: dict[str, dict[str, np.ndarray]]) -> list[str]:
             "light",
             "taught first",
             "imitation",
+            "light imitation",
             "published",
             "published, our selection",
         )
