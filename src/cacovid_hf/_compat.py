@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import cached_file
 
 try:
@@ -220,6 +219,8 @@ class CheckpointHooks:
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
             if self.args.should_save:  # type: ignore[attr-defined]
+                from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR  # loads peft
+
                 step = self.state.global_step  # type: ignore[attr-defined]
                 folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{step}")  # type: ignore[attr-defined]
                 folder.mkdir(parents=True, exist_ok=True)
