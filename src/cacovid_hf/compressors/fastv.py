@@ -62,7 +62,7 @@ class FastV(Compressor):
         if kept <= 0.0:
             raise ValueError(
                 f"retention_ratio={retention_ratio} cannot be met as a mean over {num_layers} layers, of which the first {self.layer} keep all tokens: "
-                f"give more than {self.layer / num_layers:.3f}, a smaller `layer`, or FastV(ratio_of='kept')."
+                f"give more than {self.layer / num_layers:.3f}, a smaller `layer`, or ratio_of='kept' (by name fastv:ratio_of=kept)."
             )
         return min(kept, 1.0)
 
