@@ -1,6 +1,6 @@
 """`CaCoVidForConditionalGeneration`: a stock video language model with a contribution policy in front of its prefill.
 
-Composition: `backbone` is an untouched LLaVA-OneVision or Qwen2.5-VL, `policy` scores its video tokens. A prompt is embedded by the stock code,
+Composition: `backbone` is an untouched stock model of a supported family, `policy` scores its video tokens. A prompt is embedded by the stock code,
 cut down to the tokens that are kept, and handed to the backbone's own `forward` or `generate` with original positions. Nothing of a
 call stays on the model.
 """
@@ -110,7 +110,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         The model is left as it was: weights, attention setting, `requires_grad`, training mode, generation config.
 
         Args:
-            backbone: LLaVA-OneVision or Qwen2.5-VL; of a `PeftModel` the base model, in which the adapters work.
+            backbone: of a supported family; of a `PeftModel` the base model, in which the adapters work.
             policy: a policy, or the folder or Hub id of a checkpoint that holds one; None makes one whose layer is initialised from
                 the LLM's layer 0, or its first layer that attends (dequantised to the policy's dtype), and whose heads are random.
             **policy_options: settings of `CaCoVidConfig`, such as `policy_type`, `policy_attention`, `retention_ratio`, `contribution_share`,

@@ -115,7 +115,7 @@ class Backbone(Family):
         return Prompt(layout, input_ids, embeds, position_ids, tower, extra, self.is_plain(model.config))
 
     def encode(self, model: PreTrainedModel, inputs: dict[str, Any], frames_per_chunk: int | None) -> Iterator[Tensor]:
-        """Encode the videos of a call a chunk of frames (temporal grid steps) at a time; both towers look at one of them alone.
+        """Encode the videos of a call a chunk of frames (temporal grid steps) at a time; towers look at one of them alone.
 
         A chunk is a video to the stock model: it is embedded behind the seam as a prompt of placeholders.
 

@@ -201,8 +201,8 @@ class CompressedGenerationMixin:
         """Run the vision tower once, for any number of prompts: `generate(**inputs_without_pixels, encoded_videos=encoded)`.
 
         Args:
-            frames_per_chunk: so many frames (Qwen2.5-VL: temporal steps of two) of a video go through the tower at a time, which bounds its
-                memory; None: all of them. Both towers look at one at a time, so the features are the same up to rounding.
+            frames_per_chunk: so many frames (temporal steps, of two where patches have two) of a video go through the tower at a time, which bounds its
+                memory; None: all of them. Towers look at one at a time, so the features are the same up to rounding.
             device: where the features are to wait, such as `"cpu"`; None: where they are made. They take `N * D` numbers in the
                 model's dtype.
             with_tower_attention: also keep what the vision tower attends to, for methods with `reads_tower`, brought down to tokens.
