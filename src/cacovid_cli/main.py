@@ -313,8 +313,13 @@ def evaluate(
         attention=attention,
     )
     with quiet_libraries(bars=False):
-        for line in run_evaluation(settings, output):
-            typer.echo(line)
+        try:
+            for line in run_evaluation(settings, output):
+                typer.echo(line)
+        except KeyboardInterrupt:
+            if process() == 0:
+                typer.echo("cacovid: stopped. The same command goes on behind the last answers.", err=True)
+            raise
 
 
 @_command("report")

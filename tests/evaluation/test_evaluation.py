@@ -158,6 +158,19 @@ def test_a_cell_of_other_weights_is_run_again_and_replaced(whole, tmp_path):
     assert answers(second, tmp_path / "run") == answers(whole[1], whole[0] / "run")
 
 
+def test_stopped_on_the_command_line_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep._Worker, "run", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    # Whoever runs the tests in the background may have them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", "--output", str(tmp_path / "run.json"), "--method", "uniform", "--limit", "4"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 130
+    assert "cacovid: stopped. The same command goes on behind the last answers." in capsys.readouterr().err
+
+
 def test_stopped_in_the_middle_it_goes_on(whole, tmp_path, monkeypatch):
     """An exception stands for whatever ends a process between two batches; half a line for one that ended in a batch."""
     worker_run, batches = sweep._Worker.run, []
