@@ -103,7 +103,7 @@ def times(report: Report) -> str:
     ]
     if not rows:
         return ""
-    headings = ("selection" if stage == "policy" else stage for stage in STAGES)  # every method has it, or not
+    headings = ("selection" if stage == "policy" else stage for stage in STAGES)  # not always by a policy
     note = '<p class="cv-hint">The video is read and encoded once. Its time counts in every row.</p>'
     return _table("Where the time went", ("", "first word", *headings), rows) + note
 
