@@ -14,7 +14,7 @@ from record import RESULTS, command, environment, write_result
 from transformers import AutoModelForImageTextToText
 
 from cacovid_hf.policies.full import ContributionPolicy
-from cacovid_hf.training.arguments import OURS, PUBLISHED
+from cacovid_hf.training.presets import OURS, PUBLISHED
 
 FRAMES, TEXT = 32, 60
 GIB, TERA = 2**30, 1e12

@@ -14,8 +14,9 @@ from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.dataset import QuestionDataset
 from cacovid_hf.training.batches import SampleBatches
+from cacovid_hf.training.config import read_config
 from cacovid_hf.training.data import AnswerCollator
-from cacovid_hf.training.from_yaml import make_trainer, read_config
+from cacovid_hf.training.from_yaml import make_trainer
 from cacovid_hf.training.stills import BRIGHTNESS, are_images, picture_of, still_video
 
 PICTURE = np.random.default_rng(0).integers(0, 200, (64, 96, 3)).astype(np.uint8)

@@ -30,16 +30,11 @@ from cacovid_hf.policies.settings import PolicySettings
 from cacovid_hf.tiny import clips, model_path
 from cacovid_hf.tiny.accuracy import answer_accuracy
 from cacovid_hf.training.arguments import ContributionTrainingArguments
+from cacovid_hf.training.config import TrainingConfig, read_config, training_arguments
 from cacovid_hf.training.data import AnswerCollator
 from cacovid_hf.training.display import TrainingDisplay, concerns, sparkline
-from cacovid_hf.training.from_yaml import (
-    TrainingConfig,
-    load_samples,
-    make_trainer,
-    read_config,
-    run_training,
-    training_arguments,
-)
+from cacovid_hf.training.from_yaml import make_trainer, run_training
+from cacovid_hf.training.sources import load_samples
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "configs"
 TINY = {"function": "cacovid_hf.tiny.dataset:QuestionDataset", "num_samples": 8, "seed": 1}

@@ -13,7 +13,8 @@ from test_from_yaml import write
 
 from cacovid_cli import main as cli
 from cacovid_hf.tiny import model_path
-from cacovid_hf.training.from_yaml import make_trainer, read_config, run_training
+from cacovid_hf.training.config import read_config
+from cacovid_hf.training.from_yaml import make_trainer, run_training
 
 STEPS = {"learning_rate": 1e-3, "max_steps": 8, "save_steps": 4, "eval_steps": 4, "max_grad_norm": 5.0}
 

@@ -12,7 +12,8 @@ from helpers.models import Video, prompt_inputs
 from helpers.small_training import Collator, Gradients, counted, trainer
 
 from cacovid_hf.policies.base import PolicyOutput
-from cacovid_hf.training.arguments import CONTRIBUTIONS, OBJECTIVES, ContributionTrainingArguments
+from cacovid_hf.training.arguments import OBJECTIVES, ContributionTrainingArguments
+from cacovid_hf.training.presets import CONTRIBUTIONS
 from cacovid_hf.training.resuming import TOKEN_VALUES, last_complete_checkpoint
 from cacovid_hf.training.rewards import Completion
 from cacovid_hf.training.token_values import TokenValues, draw_among_likely, ranking_loss, token_values

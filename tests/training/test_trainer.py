@@ -10,8 +10,9 @@ from helpers.small_training import Collator, Gradients, prompt_inputs, scored_qu
 
 from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.attention import video_attention
-from cacovid_hf.training.arguments import OURS, ContributionTrainingArguments
+from cacovid_hf.training.arguments import ContributionTrainingArguments
 from cacovid_hf.training.batches import BatchHeader, SampleBatches
+from cacovid_hf.training.presets import OURS
 from cacovid_hf.training.rewards import Completion
 
 

@@ -10,8 +10,8 @@ from transformers import AutoProcessor
 from cacovid_hf import with_video_reader
 from cacovid_hf.tiny import clips, model_path
 from cacovid_hf.training.data import AnswerCollator, VideoQuestions, question_text
-from cacovid_hf.training.from_yaml import check_videos
 from cacovid_hf.training.rewards import multiple_choice_reward
+from cacovid_hf.training.sources import check_videos
 from cacovid_hf.training.video_paths import video_path
 
 CLIP = clips()[0]

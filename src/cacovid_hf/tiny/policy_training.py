@@ -9,7 +9,8 @@ from transformers import ProcessorMixin, TrainerCallback, set_seed
 
 from ..modeling import CaCoVidForConditionalGeneration
 from ..policies.settings import PUBLISHED_SELECTION, Selection
-from ..training.arguments import CONTRIBUTIONS, OURS, PUBLISHED, ContributionTrainingArguments
+from ..training.arguments import ContributionTrainingArguments
+from ..training.presets import CONTRIBUTIONS, OURS, PUBLISHED
 from ..training.trainer import ContributionTrainer
 from .dataset import QuestionDataset
 

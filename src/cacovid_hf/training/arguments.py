@@ -1,16 +1,16 @@
-"""Settings of the policy's training, and the two recipes: the published one and ours."""
+"""Settings of the policy's training; `presets` has the recipes."""
 
 import math
 from dataclasses import dataclass, field, fields
-from enum import Enum
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 from transformers import SchedulerType, TrainingArguments
 
 from ..compressors.attention import QUERIES
 from ..policies.settings import PolicySettings, check_attention, check_policy
 from ..ratio import check_retention_ratio
+from .checks import check_type
+from .presets import NONE_OF_CPO, OF_CPO
 from .rewards import REWARDS, SCORED_REWARDS, Reward, resolve_reward
 from .sampling import SAMPLERS, SAMPLING_SCOPES
 
@@ -50,53 +50,6 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "weight_decay": (0.0, math.inf, True),
     "max_grad_norm": (0.0, math.inf, True),
 }
-
-# The recipe of the paper, and ours: by rollouts, and by contributions, what won in miniature and is near what won in the
-# laboratory (docs/background/evidence.md, docs/background/ablations.md).
-PUBLISHED: dict[str, Any] = {}
-OURS: dict[str, Any] = {
-    "sampler": "multinomial",
-    "sampling_scope": "video",
-    "reward": "probability",
-    "dual_clip": 3.0,
-    "kl_weight": 0.05,
-    "num_token_rollouts": 12,
-    "num_frame_rollouts": 0,
-    "num_iterations": 2,
-    "layer_learning_rate_factor": 1.0,
-}
-CONTRIBUTIONS: dict[str, Any] = {
-    "objective": "contributions",
-    "reward": "probability",
-    "num_token_rollouts": 24,
-    "num_frame_rollouts": 0,
-    "num_iterations": 1,
-    "num_train_epochs": 8.0,
-    "layer_learning_rate_factor": 1.0,
-    "teacher": "attention",
-    "teacher_query": "last",
-    "teacher_steps": 0.4,
-}
-# Of "cpo" alone: how its subsets are drawn, how large they are after the first, and what its loss is made of.
-OF_CPO = (
-    "sampler",
-    "sampling_scope",
-    "group_spread",
-    "group_cap",
-    "dynamic_ratio",
-    "ratio_low",
-    "ratio_high",
-    "ratio_floor",
-    "ratio_ceiling",
-    "replay",
-    "advantage",
-    "clip_low",
-    "clip_high",
-    "dual_clip",
-    "kl_weight",
-)
-NONE_OF_CPO = ("num_frame_rollouts", "retention_weight", "token_price")  # likewise, off at 0
-
 
 # What subsets are drawn depends on these: a run that goes on with others is another run.
 SAMPLING_SETTINGS = (
@@ -415,78 +368,9 @@ class ContributionTrainingArguments(TrainingArguments):
         return [kind for kind in self.scored_types if kind not in self.reward_functions]
 
 
-def check_type(value: Any, hint: Any, name: str) -> None:
-    """Make sure that a setting is what its annotation says: a plain type, an enumeration, a list, a dict, or one of several.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not _fits(value, hint):
-        raise ValueError(f"{name}={value!r} {_complaint(value, hint)}.")
-
-
 def ends_within(steps: int, num_iterations: int, setting: str = "") -> str:
     """Return what is wrong with a number of steps that is not a multiple of the iterations, and the next one that is."""
     return (
         f"ends within the {num_iterations} iterations on a sample (num_iterations). Give a multiple, such as "
         f"{setting}{-(-steps // num_iterations) * num_iterations}."
     )
-
-
-# In the order in which a remedy is chosen where several are possible.
-_REMEDIES = {
-    bool: "Give true or false",
-    int: "Give a whole number",
-    float: "Give a number",
-    list: "Give a list, in [brackets]",
-    dict: "Give names and values",
-    str: "Give text (in quotes, if it would be read as something else)",
-}
-
-
-def _complaint(value: Any, hint: Any) -> str:
-    """Return what is wrong with a value, and what to do."""
-    kinds = _alternatives(hint)
-    if isinstance(value, str) and (choices := _choices(kinds)):
-        return f"is unknown. Choose one of {', '.join(choices)}"
-    plain = [get_origin(kind) or kind for kind in kinds]
-    remedy = next((words for kind, words in _REMEDIES.items() if kind in plain), "Leave it out")
-    if value is None:
-        return f"is not a value. {remedy}, or leave it out"
-    if isinstance(value, str) and {bool, int, float} & set(plain):
-        return f"is text. {remedy.replace('whole ', '')}, without quotes"
-    if int in plain and isinstance(value, float) and value.is_integer():
-        remedy += f", such as {int(value)}"
-    said = getattr(hint, "__name__", hint) if get_origin(hint) is None else str(hint).replace("typing.", "")
-    return f"is not of type {said}. {remedy}"
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any:
-        return True
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is None:
-        if isinstance(hint, type) and issubclass(hint, Enum):
-            return isinstance(value, str) and value in _choices((hint,))
-        # Whole numbers are floats too; True is neither.
-        kinds = (float, int) if hint is float else hint
-        return isinstance(value, kinds) and (hint not in (float, int) or not isinstance(value, bool))
-    if origin is Literal:
-        return any(value is part for part in parts)
-    if origin is list:
-        return isinstance(value, (list, tuple)) and all(_fits(one, parts[0]) for one in value)
-    if origin is dict:
-        items = value.items() if isinstance(value, dict) else [(None, None)]
-        return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in items)
-    if isinstance(value, str) and (choices := _choices(parts)):
-        return value in choices  # an enumeration or any text, says transformers, and refuses other text later
-    return any(_fits(value, part) for part in parts)
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _choices(kinds: tuple[Any, ...]) -> list[str]:
-    """Return the values of the enumerations among some types."""
-    return [one.value for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for one in kind]
