@@ -196,13 +196,14 @@ def long_video_table(record: dict[str, Any]) -> list[str]:
 def stream_memory_table(record: dict[str, Any]) -> list[str]:
     """Rows: minutes of a stream in one process."""
     lines = [
-        "| minute | resident, MiB | memory of the stream, MB | groups | a frame, ms | a question, ms |",
-        "|---" * 6 + "|",
+        "| minute | resident, MiB | in use, MiB | memory of the stream, MB | groups | a frame, ms | a question, ms |",
+        "|---" * 7 + "|",
     ]
     every = max(1, len(record["minutes"]) // 6)
     for row in [record["minutes"][0], *record["minutes"][every - 1 :: every]]:
         times = [f"{1000 * row[name]:.0f}" for name in ("feed_seconds", "ask_seconds")]
-        sizes = [f"{row['rss'] / 2**20:.0f}", f"{row['memory_bytes'] / 1e6:.2f}", str(row["groups"])]
+        used = "" if row["in_use"] is None else f"{row['in_use'] / 2**20:.1f}"
+        sizes = [f"{row['rss'] / 2**20:.0f}", used, f"{row['memory_bytes'] / 1e6:.2f}", str(row["groups"])]
         lines.append(f"| {row['minute']} | {' | '.join([*sizes, *times])} |")
     config = record["config"]
     return [f"Memory {config['memory']}, bound {config['max_memory'] / 1e6:g} MB.", "", *lines]
