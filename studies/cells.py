@@ -63,9 +63,10 @@ class Cells:
 
     def run_one(self, name: str, job: Job) -> None:
         """Run one cell, whether it is there or not, and write its JSON in one step."""
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), time.process_time()
         cell = {"benchmark": self.study, "cell": name, "command": command(), **environment(self.commit), **job()}
         cell["seconds"] = round(time.perf_counter() - begun, 1)
+        cell["core_seconds"] = round(time.process_time() - spent, 1)
         self.folder.mkdir(parents=True, exist_ok=True)
         with replaced(self.path(name)) as temporary:
             temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")

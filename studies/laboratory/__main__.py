@@ -26,7 +26,7 @@ from studies.cells import RESULTS, Cells, Job, chosen
 from studies.laboratory.contributions import Contributions, measure
 from studies.laboratory.hard_clips import CHANCE, HARD_KINDS, make_hard_clip
 from studies.laboratory.hard_reading import HardReader
-from studies.laboratory.headroom import by_kind, headroom, seen, share
+from studies.laboratory.headroom import by_kind, headroom, row, seen, share
 from studies.laboratory.mechanism import exchanged, groups
 from studies.laboratory.packing import answered_right as right_of
 from studies.laboratory.packing import everything
@@ -57,6 +57,7 @@ _AT_ONCE = 100  # questions, between two saves
 PER_KIND = {TRAINING: 4, VALIDATION: 2, REPORTED: 2}
 METHODS = ("uniform", "random", "divprune", "vidcom2", "evs", "vcast", "simplecluster", "gleanvid", "infomerge", "marc")
 METHOD_BUDGETS = (3, 5, 14, 28, 72)  # 1 to 25 %
+LARGER_BUDGETS = (43, 72)  # 15 and 25 %
 BEST_RECIPE = "imitation, then contributions"
 HARD_STREAM = 10  # is added to a stream of seeds
 HARD_READING_CLIPS, HARD_REPORTED_CLIPS = 300, 32
@@ -241,6 +242,27 @@ class Laboratory:
             found |= {"above_zero": above, "right": found["right"] | {"above_zero": digits(answers)}}
         return {"recipe": vars(settings), **found, **logs}
 
+    def larger(self, seed: int, strength: int, choice: str) -> dict[str, Any]:
+        """How a choice that is there answers with more tokens: that of a recipe's policy, or `attention`, the last token's as a mean of the layers."""
+        asked = self.asked(seed, REPORTED, self.reported_clips)
+        if choice == "attention":
+            model = self.reader(seed, strength)
+            scores = self.attention(seed, strength, REPORTED, self.reported_clips).last.float().mean(2)
+        else:
+            trained = self.trained(seed, strength, choice)
+            model, scores = trained.backbone, policy_scores(trained, asked)
+        found = {count: row(model, asked, choice, highest(scores, count)) for count in LARGER_BUDGETS}
+        return {
+            "results": [line for line, _ in found.values()],
+            "right": {str(count): digits(right) for count, (_, right) in found.items()},
+        }
+
+    def trained(self, seed: int, strength: int, recipe: str) -> Any:
+        """The reader with the policy of a recipe, which its cell has trained."""
+        model = self.wrapped(seed, strength, RECIPES[recipe].policy_type, seed)
+        model.policy.load_state_dict(torch.load(self.policy_path(seed, strength, recipe)))
+        return model
+
     def policy_path(self, seed: int, strength: int, recipe: str) -> Path:
         """Where the weights of a policy stand."""
         return self.work / f"{self.prefix}policy-{seed}-{strength}-{recipe}.pt"
@@ -251,9 +273,7 @@ class Laboratory:
         attention = self.attention(seed, strength, REPORTED, self.reported_clips).last.float().mean(2)
         scores = {"attention": attention}
         for name in {recipe, rival} - set(scores):
-            model = self.wrapped(seed, strength, RECIPES[name].policy_type, seed)
-            model.policy.load_state_dict(torch.load(self.policy_path(seed, strength, name)))
-            scores[name] = policy_scores(model, asked)
+            scores[name] = policy_scores(self.trained(seed, strength, name), asked)
         group, model = groups(asked, attention), self.reader(seed, strength)
         return {
             f"kept by {one}, dropped by {other}": exchanged(model, asked, scores[one], scores[other], group, 5)
@@ -264,9 +284,7 @@ class Laboratory:
         """One question and what is kept for it, for `picture.draw`."""
         asked = self.asked(seed, REPORTED, self.reported_clips)
         attention = self.attention(seed, strength, REPORTED, self.reported_clips).last.float().mean(2)
-        model = self.wrapped(seed, strength, RECIPES[BEST_RECIPE].policy_type, seed)
-        model.policy.load_state_dict(torch.load(self.policy_path(seed, strength, BEST_RECIPE)))
-        ours, group = policy_scores(model, asked), groups(asked, attention)
+        ours, group = policy_scores(self.trained(seed, strength, BEST_RECIPE), asked), groups(asked, attention)
         shown = example(self.reader(seed, strength), asked, attention, ours, group, 5)
         tokenizer = self.video_model(seed)[1].tokenizer
         for choice, name in zip(shown["choices"], ("attention", BEST_RECIPE), strict=True):
@@ -379,6 +397,8 @@ def _jobs(laboratory: Laboratory) -> dict[str, Job]:
             found[f"contributions/{at}"] = functools.partial(laboratory.contribution, seed, strength)
             for recipe in RECIPES:
                 found[f"policy/{at}/{recipe}"] = functools.partial(laboratory.policy, seed, strength, recipe)
+            for choice in (*RIVALS, BEST_RECIPE):
+                found[f"larger/{at}/{choice}"] = functools.partial(laboratory.larger, seed, strength, choice)
             for rival in RIVALS:
                 found[f"mechanism/{at}/{rival}"] = functools.partial(
                     laboratory.mechanism, seed, strength, BEST_RECIPE, rival
@@ -393,6 +413,8 @@ def waits_for(name: str) -> str | None:
         if kind in ("hard-reader", "hard-untrained"):
             return f"reader/{seed}/{strength}"
         return HardLaboratory.prefix + str(waits_for(name.removeprefix(HardLaboratory.prefix)))
+    if kind == "larger":
+        return f"reader/{seed}/{strength}" if rest == ["attention"] else f"policy/{seed}/{strength}/{rest[0]}"
     if kind in ("mechanism", "picture"):
         return f"policy/{seed}/{strength}/{BEST_RECIPE if rest in ([], ['attention']) else rest[0]}"
     if kind != "reader":

@@ -12,7 +12,7 @@ from typing import Any
 from studies.cells import RESULTS
 
 FOLDER = RESULTS / "laboratory"
-SIZES = ("1", "5", "14", "28", "best", "auto", "above_zero")
+SIZES = ("1", "3", "5", "14", "28", "43", "72", "best", "auto", "above_zero")
 BEST = "imitation, then contributions"
 Clips = dict[tuple[int, int], float]  # share of right answers, by seed and clip
 
@@ -51,12 +51,19 @@ def lines(found: dict[str, dict[str, Clips]]) -> Iterator[str]:
     """The table as Markdown, the best choice first."""
     yield "| choice | seeds | " + " | ".join(SIZES) + " | ahead with 5 | with 14 |"
     yield "|---" * (len(SIZES) + 4) + "|"
-    for name, right in sorted(found.items(), key=lambda item: -mean_and_error([*item[1]["5"].values()])[0]):
+    measured = {name: right for name, right in found.items() if "5" in right}
+    for name, right in sorted(measured.items(), key=lambda item: -mean_and_error([*item[1]["5"].values()])[0]):
         cells = [_told(mean_and_error([*right[size].values()])) if size in right else "" for size in SIZES]
         is_behind = BEST in found and name != BEST
         cells += [_told(difference(found[BEST][size], right[size]), "+") if is_behind else "" for size in ("5", "14")]
         seeds = ", ".join(map(str, sorted({seed for seed, _ in right["5"]})))
         yield f"| {name} | {seeds} | " + " | ".join(cells) + " |"
+
+
+def core_hours(folder: Path) -> tuple[int, float]:
+    """Return how many cells there are and what they took: hours of one core, or of the clock where a cell says nothing else, which is more."""
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return len(cells), sum(cell.get("core_seconds", cell["seconds"]) for cell in cells) / 3600
 
 
 def _choices(kind: str, cell: dict[str, Any]) -> Iterator[tuple[str, dict[str, list[str]]]]:
@@ -66,6 +73,9 @@ def _choices(kind: str, cell: dict[str, Any]) -> Iterator[tuple[str, dict[str, l
         query = cell["mean of layers"]["results"][0]["choice"].split(",")[0]
         for part in ("mean of layers", "best layer"):
             yield f"attention, {query}, {part}", cell[part]["right"]
+    elif kind == "larger":
+        name = cell["results"][0]["choice"]
+        yield "attention, last, mean of layers" if name == "attention" else name, cell["right"]
 
 
 def _share(digits: str) -> float:
@@ -84,6 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args(arguments)
     print("\n".join(lines(answers(options.folder, options.strength, options.prefix))))
+    print("\n{} cells of the laboratory, {:.1f} core hours at most.".format(*core_hours(options.folder)))
 
 
 if __name__ == "__main__":

@@ -229,12 +229,14 @@ def test_headroom_is_zero_where_nothing_harms(laboratory):
 
 def test_cells_wait_for_their_reader(tmp_path):
     names = list(jobs(Laboratory(tmp_path)))
-    assert len(names) == 9 * (2 * (8 + len(RECIPES)) + 2)
+    assert len(names) == 9 * (2 * (11 + len(RECIPES)) + 2)
     assert waits_for("reader/0/80") is None
     assert waits_for("reader/1/97") == "reader/1/90"
     assert all(waits_for(name) in names for name in names if waits_for(name))
     assert waits_for("hard-reader/1/90") == "reader/1/90"
     assert waits_for("hard-headroom/1/90") == "hard-reader/1/90"
+    assert waits_for("larger/0/80/attention") == "reader/0/80"
+    assert waits_for(f"larger/0/80/{RIVALS[1]}") == f"policy/0/80/{RIVALS[1]}"
     assert waits_for("picture/0/80") == "policy/0/80/imitation, then contributions"
     assert waits_for(f"mechanism/0/80/{RIVALS[1]}") == f"policy/0/80/{RIVALS[1]}"
 
@@ -361,20 +363,24 @@ def test_tokens_are_told_apart_by_what_they_are_to_a_question(laboratory):
 
 
 def test_the_table_pools_seeds_and_pairs_by_clip(tmp_path, capsys):
-    def cell(name, choice, **right):
-        (tmp_path / f"policy__{name}.json").write_text(json.dumps({"results": [{"choice": choice}], "right": right}))
+    def cell(name, choice, kind="policy", took=None, **right):
+        written = {"results": [{"choice": choice}], "right": right, "seconds": 1800, **(took or {})}
+        (tmp_path / f"{kind}__{name}.json").write_text(json.dumps(written))
 
     cell("0__80__best", BEST, **{"5": ["11", "10"], "14": ["11", "11"]})
     cell("1__80__best", BEST, **{"5": ["11", "11"], "14": ["11", "11"]})
     cell("0__80__other", "other", **{"5": ["10", "10"], "14": ["00", "00"]})
     cell("0__90__other", "other", **{"5": ["11", "11"], "14": ["11", "11"]})
+    cell("0__80__other", "other", kind="larger", took={"core_seconds": 900}, **{"72": ["10", "11"]})
     found = answers(tmp_path, 80)
     assert mean_and_error([*found[BEST]["5"].values()]) == pytest.approx((87.5, 12.5))
     assert difference(found[BEST]["5"], found["other"]["5"]) == pytest.approx((25.0, 25.0))
     table.main(["--folder", str(tmp_path)])
-    first, second = capsys.readouterr().out.splitlines()[2:]
-    assert first.startswith(f"| {BEST} | 0, 1 |  | 87.5 ± 12.5 | 100.0 ± 0.0 |")
+    first, second, _, hours = capsys.readouterr().out.splitlines()[2:]
+    assert first.startswith(f"| {BEST} | 0, 1 |  |  | 87.5 ± 12.5 | 100.0 ± 0.0 |")
+    assert "| 75.0 ± 25.0 |" in second
     assert second.endswith("| +25.0 ± 25.0 | +100.0 ± 0.0 |")
+    assert hours == "5 cells of the laboratory, 2.2 core hours at most."  # four of half an hour, one of a quarter
 
 
 def test_the_committed_cells_make_the_table():
