@@ -13,25 +13,12 @@ from helpers.senders import sent_over_udp, served_over_rtmp
 
 from cacovid_cli.main import main
 from cacovid_cli.terminal import EMBEDDED
-from cacovid_cli.watch import watching
 from cacovid_cli.watch.units import parsed_bytes, parsed_seconds, parsed_speed, shown_bytes
 from cacovid_cli.watch.watching import watch
 from cacovid_hf import tiny
-from cacovid_hf.auto import load_model, load_processor
 
 CLIP = tiny.clips()[0]
 ANSWER = dict(max_new_tokens=4, do_sample=False)
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load_model(tiny.model_path()), load_processor(tiny.model_path())
-
-
-@pytest.fixture
-def stream(loaded):
-    model, processor = loaded
-    return model.stream(processor, **watching.EMBEDDED_SETTINGS)
 
 
 @pytest.fixture

@@ -15,24 +15,12 @@ from cacovid_cli.main import main
 from cacovid_cli.watch import watching
 from cacovid_cli.watch.typed import TypedLines
 from cacovid_hf import tiny
-from cacovid_hf.auto import load_model, load_processor
 from cacovid_hf.generation.stream.stream import VideoStream
 
 CLIP = tiny.clips()[0]
 ONE, TWO, THREE = (question.text for question in CLIP.questions[:3])
 ANSWER = dict(max_new_tokens=4, do_sample=False)
 FAST = (str(CLIP.path), "--speed", "max")
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load_model(tiny.model_path()), load_processor(tiny.model_path())
-
-
-@pytest.fixture
-def stream(loaded):
-    model, processor = loaded
-    return model.stream(processor, **watching.EMBEDDED_SETTINGS)
 
 
 @pytest.fixture

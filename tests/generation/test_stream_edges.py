@@ -27,18 +27,12 @@ LAST_OF_TOWER = {
 MEMORIES = pytest.mark.parametrize("memory", ["features", "kv"])
 
 
-@pytest.fixture(params=FIRST)
-def case(request):
-    model = CaCoVidForConditionalGeneration.from_backbone(stock_model(request.param))
-    return model, with_video_reader(tiny_processor(request.param))
-
-
 # ---------------------------------------------------------------- questions
 
 
 @MEMORIES
-def test_what_the_stream_gives_itself_is_refused(case, memory):
-    model, processor = case
+def test_what_the_stream_gives_itself_is_refused(streaming, memory):
+    model, processor = streaming
     stream = model.stream(processor, memory=memory, tokens_per_frame=3)
     stream.feed(pictures(4))
     expected = stream.generate(QUESTION, **STEP)
@@ -65,9 +59,9 @@ def test_what_the_stream_gives_itself_is_refused(case, memory):
 @pytest.mark.parametrize(
     "setting", [dict(cache_implementation="static"), dict(use_cache=False), dict(prefill_chunk_size=2)]
 )
-def test_a_cache_of_the_callers_does_not_go_with_a_memory_of_keys(case, setting):
+def test_a_cache_of_the_callers_does_not_go_with_a_memory_of_keys(streaming, setting):
     """Of features it is the stock loop's, and changes nothing."""
-    model, processor = case
+    model, processor = streaming
     stream = model.stream(processor, memory="kv", tokens_per_frame=3)
     stream.feed(pictures(4))
     with pytest.raises(ValueError, match=f"{next(iter(setting))}=.* does not work with memory='kv'"):
@@ -85,9 +79,9 @@ def test_a_cache_of_the_callers_does_not_go_with_a_memory_of_keys(case, setting)
         ("visionzip", "vision tower"),
     ],
 )
-def test_a_choice_that_features_cannot_serve(case, compressor, error):
+def test_a_choice_that_features_cannot_serve(streaming, compressor, error):
     """A method that drops tokens later would read all of them."""
-    model, processor = case
+    model, processor = streaming
     with pytest.raises(ValueError, match=error):
         model.stream(processor, compressor=compressor)
     stream = model.stream(processor, tokens_per_frame=3)
@@ -101,8 +95,8 @@ def test_a_choice_that_features_cannot_serve(case, compressor, error):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
-def test_pictures_of_other_modes_are_their_colours(case, mode):
-    model, processor = case
+def test_pictures_of_other_modes_are_their_colours(streaming, mode):
+    model, processor = streaming
     shown = [Image.fromarray(picture).convert(mode) for picture in pictures(4)]
     one, two, three = (model.stream(processor, tokens_per_frame=3) for _ in range(3))
     one.feed(np.stack([np.asarray(picture.convert("RGB")) for picture in shown]))
@@ -113,9 +107,9 @@ def test_pictures_of_other_modes_are_their_colours(case, mode):
     assert same(held(one), held(three))
 
 
-def test_another_size_after_a_reset(case):
+def test_another_size_after_a_reset(streaming):
     """What was known of the frames before goes with them, standing questions laid out for their size too."""
-    model, processor = case
+    model, processor = streaming
     settings = dict(tokens_per_frame=2, reducer="cacovid", standing=[QUESTION])
     stream, fresh = model.stream(processor, **settings), model.stream(processor, **settings)
     stream.feed(pictures(4))
@@ -127,9 +121,9 @@ def test_another_size_after_a_reset(case):
 
 
 @pytest.mark.parametrize(("memory", "value"), [("features", 1e6), ("features", float("nan")), ("kv", float("nan"))])
-def test_a_frame_that_few_bits_cannot_hold(case, memory, value):
+def test_a_frame_that_few_bits_cannot_hold(streaming, memory, value):
     """A tower that overflows is told, and nothing of the frame is stored. The language model brings large numbers back to size, but not NaN."""
-    model, processor = case
+    model, processor = streaming
     stream = model.stream(processor, memory=memory, bits=4, tokens_per_frame=3)
     stream.feed(pictures(4))
     before, frames = held(stream), stream.num_frames
@@ -233,9 +227,9 @@ def test_numbers_of_numpy(tmp_path):
 
 
 @MEMORIES
-def test_a_step_and_what_is_known_of_it_change_at_once(case, memory, tmp_path, monkeypatch):
+def test_a_step_and_what_is_known_of_it_change_at_once(streaming, memory, tmp_path, monkeypatch):
     """Saved or asked in the very moment in which a step is stored, a stream does not have it twice."""
-    model, processor = case
+    model, processor = streaming
     stream = model.stream(processor, memory=memory, tokens_per_frame=3)
     per_step = model.family.frames_per_step(model.backbone.config)
     add, threads, seen = Groups.add, [], []
@@ -271,9 +265,9 @@ def test_a_step_and_what_is_known_of_it_change_at_once(case, memory, tmp_path, m
         assert numbers == list(range(described["before"]["num_steps"]))
 
 
-def test_standing_questions_of_two_sizes_at_one_moment(case):
+def test_standing_questions_of_two_sizes_at_one_moment(streaming):
     """A question may reach the intake with the frame of before a reset, just when a frame of another size has come."""
-    model, processor = case
+    model, processor = streaming
     settings = dict(tokens_per_frame=2, reducer="cacovid", standing=[QUESTION])
     stream = model.stream(processor, **settings)
     waiting, worths = [], {}
@@ -322,8 +316,8 @@ def test_mean_keys_that_float16_cannot_hold():
         assert (like > 1 - 1e-5).all()
 
 
-def test_a_worth_that_float16_cannot_hold(case, tmp_path):
-    model, processor = case
+def test_a_worth_that_float16_cannot_hold(streaming, tmp_path):
+    model, processor = streaming
     stream = model.stream(processor, tokens_per_frame=3, when_full="contribution")
     stream.feed(pictures(2))
     memory = stream._memory
@@ -334,8 +328,8 @@ def test_a_worth_that_float16_cannot_hold(case, tmp_path):
 
 
 @pytest.mark.parametrize("memory", ["features", "kv"])
-def test_standing_scores_that_are_not_numbers(case, memory):
-    model, processor = case
+def test_standing_scores_that_are_not_numbers(streaming, memory):
+    model, processor = streaming
     stream = model.stream(processor, memory=memory, tokens_per_frame=10**6, reducer="cacovid", standing=[QUESTION])
     sound = {name: value.clone() for name, value in model.policy.state_dict().items()}
     with torch.no_grad():

@@ -16,20 +16,19 @@ from cacovid_hf.generation.stream import saving
 MEMORIES = pytest.mark.parametrize("memory", ["features", "kv"])
 
 
-@pytest.fixture(params=FIRST)
-def case(request):
-    model = CaCoVidForConditionalGeneration.from_backbone(stock_model(request.param))
-    return model, with_video_reader(tiny_processor(request.param))
+def saved_small(model, processor, memory, folder):
+    """A small stream, the file with it, and what the file says."""
+    stream = model.stream(processor, memory=memory, tokens_per_frame=3, bits=4)
+    stream.feed(pictures(7))
+    path = folder / "stream"
+    stream.save(path)
+    return stream, path, *saving.read(path)
 
 
 @MEMORIES
-def test_a_damaged_file_is_one_error(case, memory, tmp_path):
-    model, processor = case
-    stream = model.stream(processor, memory=memory, tokens_per_frame=3, bits=4)
-    stream.feed(pictures(7))
-    path = tmp_path / "stream"
-    stream.save(path)
-    described, tensors = saving.read(path)
+def test_a_damaged_file_is_one_error(streaming, memory, tmp_path):
+    model, processor = streaming
+    stream, path, described, tensors = saved_small(model, processor, memory, tmp_path)
 
     def refused(described, tensors):
         saving.write(path, described, tensors)
@@ -145,14 +144,10 @@ def odd_tensors(tensor):
 
 @pytest.mark.slow
 @MEMORIES
-def test_any_damage_is_one_error_or_none(case, memory, tmp_path):
+def test_any_damage_is_one_error_or_none(streaming, memory, tmp_path):
     """What a file says is refused by a sentence with its path, or the stream can be asked, fed and saved."""
-    model, processor = case
-    stream = model.stream(processor, memory=memory, tokens_per_frame=3, bits=4)
-    stream.feed(pictures(7))
-    path = tmp_path / "stream"
-    stream.save(path)
-    described, tensors = saving.read(path)
+    model, processor = streaming
+    _, path, described, tensors = saved_small(model, processor, memory, tmp_path)
     damaged = []
     for name, value in described.items():
         damaged += [({**described, name: odd}, tensors) for odd in ODD_VALUES]
@@ -211,9 +206,9 @@ def test_values_that_another_dtype_cannot_hold_are_not_loaded():
 
 
 @MEMORIES
-def test_a_saved_stream_goes_on_elsewhere(case, memory, tmp_path):
+def test_a_saved_stream_goes_on_elsewhere(streaming, memory, tmp_path):
     """Saved where there was a GPU, it is loaded where there is none."""
-    model, processor = case
+    model, processor = streaming
     stream = model.stream(processor, memory=memory, tokens_per_frame=3)
     stream.feed(pictures(4))
     stream.save(tmp_path / "stream")

@@ -3,19 +3,9 @@
 import threading
 
 import pytest
-from helpers.models import FIRST, stock_model
-from helpers.processors import tiny_processor
 from helpers.streams import held, pictures, same
 
-from cacovid_hf import CaCoVidForConditionalGeneration, with_video_reader
-
 MEMORIES = pytest.mark.parametrize("memory", ["features", "kv"])
-
-
-@pytest.fixture(params=FIRST)
-def case(request):
-    model = CaCoVidForConditionalGeneration.from_backbone(stock_model(request.param))
-    return model, with_video_reader(tiny_processor(request.param))
 
 
 def fed(stream, frames):
@@ -29,8 +19,8 @@ def fed(stream, frames):
 
 
 @MEMORIES
-def test_an_iterable_may_reset_and_feed(case, memory):
-    model, processor = case
+def test_an_iterable_may_reset_and_feed(streaming, memory):
+    model, processor = streaming
     stream, plain = (model.stream(processor, memory=memory, tokens_per_frame=3) for _ in range(2))
     frames = pictures(9)
 
@@ -47,8 +37,8 @@ def test_an_iterable_may_reset_and_feed(case, memory):
     assert same(held(stream), held(plain))
 
 
-def test_what_is_held_may_be_read_while_another_thread_resets(case):
-    model, processor = case
+def test_what_is_held_may_be_read_while_another_thread_resets(streaming):
+    model, processor = streaming
     stream = model.stream(processor, tokens_per_frame=3)
     stream.feed(pictures(4))
     memory, done, errors = stream._memory, threading.Event(), []
