@@ -97,8 +97,8 @@ def test_images_alone_are_the_stock_models(name):
     inputs = prompt_inputs(stock, [[2, Image(), 3, Image(), 4], [5]])
     expected = stock.generate(**stock_inputs(stock, inputs), **GREEDY)
     assert torch.equal(model.generate(**inputs, retention_ratio=0.25, **GREEDY), expected)
-    images = model.family.num_images(inputs), model.family.num_images(stock_inputs(stock, inputs))
-    assert images == (4, 4)  # tiles
+    assert model.family.image_lengths(stock, inputs) == [4] * 4  # tiles
+    assert model.family.image_lengths(stock, stock_inputs(stock, inputs)) == [4] * 4
 
 
 @pytest.mark.parametrize("name", TILES)

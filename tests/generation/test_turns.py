@@ -37,6 +37,7 @@ CONVERSATIONS = {
     "text first": ([[6]], [[2, Video(), 5]], TEXT),
     "images": ([[2, Image(), 2, Video(), 6]], [[2, Image(), 3]], [[1, Video(4, 3, 2, 2.5), 2, Image(), 4]]),
     "images side by side": ([[2, Image(), Image(), 2, Video(), 6]], [[4, Video(4, 3, 2, 2.5), 3]], TEXT),
+    "new images side by side": ([[2, Image(), 3]], [[2, Image(), Image(), 2, Video(4, 3, 2, 2.5), 5]], TEXT),
     "a ragged batch": (
         [[3, Video(), 6], [1, Video(), 11]],
         [[4], [4]],
@@ -44,6 +45,8 @@ CONVERSATIONS = {
     ),
     "ragged new turns": ([[3, Video(), 6], [1, Video(), 11]], [[4], [9]], [[2], [2, Video(4), 5]]),
 }
+# Whose first turn has images and no video, so that it is the stock model's.
+BEGUN_BY_STOCK = ("new images side by side",)
 PIXELS = (*IMAGE_FIELDS, *VIDEO_FIELDS, *TILE_FIELDS)
 
 
@@ -118,6 +121,10 @@ def hold(stock, conversation, rows, pixels="whole", new_cache=None, compressor=N
 def test_conversations(family, conversation, pixels):
     turns = CONVERSATIONS[conversation]
     stock, _ = wrapped(family)
+    if conversation in BEGUN_BY_STOCK and pixels == "new" and BY_NAME[family].mrope:
+        with pytest.raises(ValueError, match="not those of the whole conversation"):
+            hold(stock, turns, len(turns[0]), pixels, compressor=Uniform())
+        return
     ours, talk = hold(stock, turns, len(turns[0]), pixels, compressor=Uniform())
     # The cache has the kept tokens alone, and what was dropped shows.
     kept = max(int((row >= 0).sum()) for row in torch.cat(talk.kept, dim=1))
@@ -140,7 +147,8 @@ def test_conversations_by_cutting(family, conversation, words):
     talk, cache, sequences, asked = Conversation(stock, turns), None, None, 0
     how = dict(retention_ratio=0.25, compressor="uniform")
     for number in range(len(turns)):
-        start, new, inputs = talk.turn(number, sequences)
+        start, new, later = talk.turn(number, sequences)
+        inputs = talk.inputs if conversation in BEGUN_BY_STOCK else later
         talk.keep(asked, torch.arange(start - asked).expand(len(turns[0]), -1))
         talk.keep(start, model.compress(**new, **how).kept_indices)
         asked = talk.inputs["input_ids"].shape[1]
@@ -508,11 +516,12 @@ def test_caches_of_unknown_contents(first_turn):
         model.generate(**whole, retention_ratio=0.25, past_key_values=bare, **STEP)
 
 
+@pytest.mark.parametrize("conversation", ["a new video", "new images side by side"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_after_an_uncompressed_turn(family):
-    """A stock turn with a video, then a compressed one: from its cache, given the whole conversation's pixels."""
+def test_after_an_uncompressed_turn(family, conversation):
+    """A stock turn, then a compressed one: from its cache, given the whole conversation's pixels."""
     stock, model = wrapped(family)
-    talk = Conversation(stock, CONVERSATIONS["a new video"])
+    talk = Conversation(stock, CONVERSATIONS[conversation])
     talk.turn(0)
     first = model.generate(**talk.inputs, retention_ratio=1.0, **STEP)
     start, new, later = talk.turn(1, first.sequences)

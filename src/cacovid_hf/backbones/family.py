@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,7 +24,7 @@ class Family(ABC):
 
     Subclasses set `model_type` and implement what is abstract; where the family has its own, `video_settings`, `frames_per_step`,
     `settings_of_file` and `position_ids`; and for the methods that look at the vision tower's attention, `tower_attention`.
-    `places`, `video_token_id`, `image_begins` and `filler_id` are for families whose videos have no placeholder of their own. `extra_names`, `extra_width`, `extra` and
+    `places`, `video_token_id` and `filler_id` are for families whose videos have no placeholder of their own. `extra_names`, `extra_width`, `extra` and
     `extra_arguments` are for language models that receive more of a token than its embedding.
 
     Attributes:
@@ -132,12 +131,8 @@ class Family(ABC):
         return {}
 
     @abstractmethod
-    def num_images(self, inputs: dict[str, Any]) -> int:
-        """How many images the pixel inputs of the call hold."""
-
-    def image_begins(self, config, is_image: Tensor) -> Tensor:
-        """Where each of the images that `num_images` counts begins, bool `(B, L)`, given their placeholders."""
-        return is_image & ~torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
+    def image_lengths(self, model: PreTrainedModel, inputs: dict[str, Any]) -> list[int]:
+        """How many placeholders each image of the call has, in the order of the pixel inputs; [] without images."""
 
     @abstractmethod
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
@@ -157,6 +152,11 @@ class Family(ABC):
     ) -> Tensor:
         """Positions of the uncompressed prompt as stock generation gives them: `(B, L)`, counted over the tokens that are not padding."""
         return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+
+    @property
+    def counts_positions(self) -> bool:
+        """Whether positions are counted one by one, so that they are known without pixels."""
+        return type(self).position_ids is Family.position_ids
 
     def language_model(self, model: PreTrainedModel) -> nn.Module:
         """Return the decoder that receives the embedded prompt."""

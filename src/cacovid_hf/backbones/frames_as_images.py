@@ -125,14 +125,9 @@ class FramesAsImagesBackbone(Backbone):
         settings = {name: inputs[name] for name in self.forward_settings if name in inputs}
         return {**self._pixels(inputs, range(first + start, first + stop)), **settings}
 
-    def num_images(self, inputs: dict[str, Any]) -> int:
-        """Each tile of an image counts."""
-        return self._numbers(inputs).count(IMAGE)
-
-    def image_begins(self, config, is_image: Tensor) -> Tensor:
-        """Where each tile begins, of images that may have several."""
-        counts = is_image.flatten().cumsum(0).view_as(is_image) - 1
-        return is_image & (counts % self.tokens_per_tile(config) == 0)
+    def image_lengths(self, model: PreTrainedModel, inputs: dict[str, Any]) -> list[int]:
+        """Each tile of an image counts as one."""
+        return [self.tokens_per_tile(model.config)] * self._numbers(inputs).count(IMAGE)
 
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
         """Return the tiles of these videos and images, in the order of the prompt."""

@@ -102,10 +102,13 @@ class Gemma4Backbone(Backbone):
         """Return the number of frames."""
         return {"num_frames_per_video": torch.tensor([steps])}
 
-    def num_images(self, inputs: dict[str, Any]) -> int:
-        """`pixel_values` is `(images, patches, ...)`."""
-        pixels = inputs.get("pixel_values")
-        return 0 if pixels is None else len(pixels)
+    def image_lengths(self, model: PreTrainedModel, inputs: dict[str, Any]) -> list[int]:
+        """`image_position_ids` `(images, patches, 2)` are -1 at padding; so many by so many patches are a token."""
+        places: Tensor | None = inputs.get("image_position_ids")
+        vision: Any = model.config.vision_config
+        return (
+            [] if places is None else ((places >= 0).all(dim=-1).sum(dim=1) // vision.pooling_kernel_size**2).tolist()
+        )
 
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
         """Of a video, the rows of its frames; one row an image."""

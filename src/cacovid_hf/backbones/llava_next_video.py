@@ -1,5 +1,7 @@
 """LLaVA-NeXT-Video: every frame pooled to a square of tokens, nothing between frames or behind a video."""
 
+from typing import Any
+
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,6 +17,11 @@ class LlavaNextVideoBackbone(LlavaOnevisionBackbone):
     def side(self, config) -> int:
         """Tokens along an edge of a frame."""
         return config.vision_config.image_size // config.vision_config.patch_size // config.spatial_pool_stride
+
+    def joining(self, config, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the features of the vision tower are selected."""
+        name = "vision_feature_select_strategy"
+        return {name: inputs.get(name, getattr(config, name))}
 
     def pooled(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
         """CLIP's class token stands in front, and is left out where the features leave it out."""

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.image_processing_utils import select_best_resolution
 
 from ..prompt import PromptLayout, TowerAttention
 from .base import Backbone, take_rows
@@ -67,13 +69,36 @@ class LlavaOnevisionBackbone(Backbone):
         pixels = inputs["pixel_values_videos"][video : video + 1, start:stop]
         return {"pixel_values_videos": pixels, **{name: inputs[name] for name in settings if name in inputs}}
 
-    def num_images(self, inputs: dict[str, Any]) -> int:
-        """`pixel_values` is `(images, patches, channels, H, W)`."""
-        pixels = inputs.get("pixel_values")
-        return 0 if pixels is None else len(pixels)
+    def image_lengths(self, model: PreTrainedModel, inputs: dict[str, Any]) -> list[int]:
+        """As the stock model itself joins the tiles of every image, of whose shapes alone it needs to know."""
+        if inputs.get("pixel_values") is None:
+            return []
+        config: Any = model.config
+        sizes, side = inputs["image_sizes"].cpu(), config.vision_config.image_size
+        patches = (side // config.vision_config.patch_size) ** 2
+        shapes = []
+        for size, is_cut in zip(sizes.tolist(), cut_into_tiles(inputs, len(sizes)), strict=True):
+            height, width = select_best_resolution(size, config.image_grid_pinpoints)
+            tiles = 1 + (height // side) * (width // side) if is_cut else 1
+            shapes.append(torch.empty(tiles, patches, 1, device="meta"))
+        settings = {"image_newline": torch.empty(1, device="meta"), **self.joining(config, inputs)}
+        joined, _ = model.model.pack_image_features(shapes, sizes, **settings)
+        return [len(image) for image in joined]
+
+    def joining(self, config, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings by which the stock model joins tiles."""
+        return {"vision_aspect_ratio": inputs.get("vision_aspect_ratio", config.vision_aspect_ratio)}
 
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
-        """One row a video, one row an image."""
+        """One row a video, one row an image; of several images in one prompt none is cut into tiles, and stays so.
+
+        Raises:
+            ValueError: the stock forward cannot be told which of these images are cut.
+        """
+        if images is not None and inputs.get("batch_num_images") is not None:
+            is_cut = cut_into_tiles(inputs, sum(map(int, inputs["batch_num_images"])))
+            taken = _numbers_of_images([is_cut[image] for image in images])
+            inputs = {**inputs, "batch_num_images": torch.tensor(taken) if taken else None}
         return take_rows(
             take_rows(inputs, ("pixel_values_videos", "video_lengths", "image_sizes_videos"), videos),
             ("pixel_values", "image_sizes"),
@@ -115,6 +140,28 @@ class LlavaOnevisionBackbone(Backbone):
                 )
 
             yield attention
+
+
+def cut_into_tiles(inputs: dict[str, Any], count: int) -> list[bool]:
+    """Return which of so many images are cut into tiles: those that are alone in their prompt, by `batch_num_images`; without it all."""
+    numbers = inputs.get("batch_num_images")
+    return [True] * count if numbers is None else [int(n) == 1 for n in numbers for _ in range(int(n))][:count]
+
+
+def _numbers_of_images(is_cut: list[bool]) -> list[int]:
+    """Return `cut_into_tiles` the other way round."""
+    numbers: list[int] = []
+    for cut, group in groupby(is_cut):
+        count = len(list(group))
+        numbers += [1] * count if cut else [count]
+    if numbers and not is_cut[-1]:
+        numbers[-1] = max(2, numbers[-1])  # stock code reads no more of it than there are images
+    if numbers.count(1) != sum(is_cut):
+        raise ValueError(
+            "One image of several in its row, beside an image that is alone in its row, cannot be given to the stock model: continue these rows in "
+            "calls of their own."
+        )
+    return numbers
 
 
 def _last_rows(calls: list[Tensor], count: int) -> Tensor:

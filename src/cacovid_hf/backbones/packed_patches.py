@@ -82,10 +82,11 @@ class PackedPatchesBackbone(Backbone):
         _, height, width = pixels["video_grid_thw"][0].tolist()
         return {"video_grid_thw": torch.tensor([[steps, height, width]])}
 
-    def num_images(self, inputs: dict[str, Any]) -> int:
-        """`image_grid_thw` is `(images, 3)`."""
+    def image_lengths(self, model: PreTrainedModel, inputs: dict[str, Any]) -> list[int]:
+        """`image_grid_thw` is `(images, 3)` in patches."""
         grids = inputs.get("image_grid_thw")
-        return 0 if grids is None else len(grids)
+        vision: Any = model.config.vision_config
+        return [] if grids is None else (grids.prod(dim=-1) // vision.spatial_merge_size**2).tolist()
 
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
         """Pixels are patches, those of one video or image after the other."""

@@ -56,6 +56,11 @@ class PerceptionLMBackbone(LlavaOnevisionBackbone):
                 )
         return grids
 
+    def image_lengths(self, model: PreTrainedModel, inputs: dict[str, Any]) -> list[int]:
+        """`pixel_values` is `(images, tiles, channels, H, W)`; a tile has as many tokens as a frame."""
+        pixels = inputs.get("pixel_values")
+        return [] if pixels is None else [pixels.shape[1] * self.side(model.config) ** 2] * len(pixels)
+
     def projections(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
         """Features come from the last block, whose queries and keys pass through these two."""
         attends = self.last_attention(model)

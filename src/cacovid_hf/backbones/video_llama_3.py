@@ -75,6 +75,11 @@ class VideoLlama3Backbone(PackedPatchesBackbone):
         merges = pixels["video_merge_sizes"]
         return {**super().settings_of_file(config, pixels, steps, metadata), "video_merge_sizes": merges}
 
+    def image_lengths(self, model: PreTrainedModel, inputs: dict[str, Any]) -> list[int]:
+        """`image_merge_sizes` `(images,)` says how many patches make a side of a token."""
+        grids, merges = inputs.get("image_grid_thw"), inputs.get("image_merge_sizes")
+        return [] if grids is None or merges is None else (grids.prod(dim=-1) // merges**2).tolist()
+
     def take(self, inputs: dict[str, Any], videos: list[int] | None, images: list[int] | None) -> dict[str, Any]:
         """As of all packed patches; the mask of tokens, which are all there, is not needed."""
         if videos is not None:

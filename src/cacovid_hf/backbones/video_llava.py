@@ -27,10 +27,14 @@ class VideoLlavaBackbone(LlavaNextVideoBackbone):
         """One row a video, one row an image, whose argument has another name in older versions of transformers."""
         return take_rows(super().take(inputs, videos, images), ("pixel_values_images",), images)
 
-    def num_images(self, inputs: dict[str, Any]) -> int:
-        """`pixel_values` is `(images, channels, H, W)`."""
+    def image_lengths(self, model: PreTrainedModel, inputs: dict[str, Any]) -> list[int]:
+        """`pixel_values` is `(images, channels, H, W)`; of an image, the class token may be left out."""
         pixels = inputs.get("pixel_values", inputs.get("pixel_values_images"))
-        return 0 if pixels is None else len(pixels)
+        if pixels is None:
+            return []
+        name = "vision_feature_select_strategy"
+        strategy = inputs.get(name, getattr(model.config, name))
+        return [self.frame_size(model.config)[1] - (strategy == "default")] * len(pixels)
 
     def pooled(self, model: PreTrainedModel, patches: Tensor) -> Tensor:
         """Every patch, and the class token, is a token."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones.base import Backbone
 from ..prompt import CompressedPrompt
 from .cache_record import CacheRecord, record_of
 from .call import PromptInputs
@@ -42,7 +41,7 @@ def compress_turn(model: Any, cache: Any, given: PromptInputs, **how: Any) -> Co
     start, record = _known(model, cache, input_ids, attention_mask, inputs)
     mask = record.mask(attention_mask)
     new_ids, new_mask = input_ids[:, start:], attention_mask[:, start:]
-    new_inputs = _inputs_of(family, config, input_ids, attention_mask, inputs, slice(start, input_ids.shape[1]))
+    new_inputs = _inputs_of(model, input_ids, attention_mask, inputs, slice(start, input_ids.shape[1]))
     if position_ids is None:
         following = record.next_positions(mask)[:, None]
         position_ids = family.position_ids(model.backbone, new_ids, new_mask, new_inputs) + following
@@ -105,11 +104,12 @@ def _stock_record(
     model: Any, cache: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
 ) -> CacheRecord:
     """Of a cache that a stock turn left, whose positions are those of the conversation from its beginning."""
-    config, length = model.backbone.config, cached_length(cache)
+    length = cached_length(cache)
     ids, mask = input_ids[:, :length], attention_mask[:, :length]
     if ids.shape[1] < length:
         raise ValueError(f"The cache holds {length} positions, input_ids {ids.shape[1]}: {_REMEDY}.")
-    known = _inputs_of(model.family, config, input_ids, attention_mask, inputs, slice(0, length))
+    counted = model.family.counts_positions
+    known = {} if counted else _inputs_of(model, input_ids, attention_mask, inputs, slice(0, length))
     positions = model.family.position_ids(model.backbone, ids, mask, known)
     return CacheRecord(
         token_ids=ids,
@@ -119,9 +119,10 @@ def _stock_record(
 
 
 def _inputs_of(
-    family: Backbone, config: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any], part: slice
+    model: Any, input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any], part: slice
 ) -> dict[str, Any]:
     """Pixels, grids and token types of one part of the conversation, given those of the whole, or of the new turn alone."""
+    family, config = model.family, model.backbone.config
     ids = input_ids.cpu()
     is_video, is_image = family.places(config, ids, inputs)
     is_new = part.stop == ids.shape[1]
@@ -129,27 +130,17 @@ def _inputs_of(
     videos: list[int] | None = None
     if family.num_placeholders(config, inputs) == int(is_video.sum()):
         spans = family.layout(config, input_ids, attention_mask, inputs).videos
-        videos = []
-        for number, span in enumerate(spans):
-            first, last = int(span.positions[0]), int(span.positions[-1]) + family.trailing_tokens
-            if first < part.start <= last or first < part.stop <= last:
-                raise ValueError(
-                    f"The cache ends at place {part.start or part.stop} of the conversation, inside a video (places {first} to {last}), so "
-                    f"it is not of this conversation: {_REMEDY}."
-                )
-            if part.start <= first < part.stop:
-                videos.append(number)
+        ends = [(int(span.positions[0]), int(span.positions[-1]) + family.trailing_tokens) for span in spans]
+        videos = _numbers_within(ends, part, "a video")
     elif not is_new and bool(is_video[:, part].any()):
         raise ValueError(_unknown(part))
 
     images: list[int] | None = None
-    begins = family.image_begins(config, is_image)
     if not bool(is_image[:, part].any()):
-        images = []  # without counting: images side by side have one beginning
-    elif family.num_images(inputs) == int(begins.sum()):
-        images = [
-            number for number, (_, place) in enumerate(begins.nonzero().tolist()) if part.start <= place < part.stop
-        ]
+        images = []
+    elif sum(lengths := family.image_lengths(model.backbone, inputs)) == int(is_image.sum()):
+        of_images = is_image.nonzero()[:, 1].split(lengths)
+        images = _numbers_within([(int(places[0]), int(places[-1])) for places in of_images], part, "an image")
     elif not is_new:
         raise ValueError(_unknown(part))
     taken = family.take(inputs, videos, images)
@@ -159,6 +150,17 @@ def _inputs_of(
     if types is not None and types.shape[1] == ids.shape[1]:
         taken = {**taken, "mm_token_type_ids": types[:, part]}
     return taken
+
+
+def _numbers_within(ends: list[tuple[int, int]], part: slice, what: str) -> list[int]:
+    """Return which of the videos, or images, with these first and last places stand in one part of the conversation."""
+    for first, last in ends:
+        if first < part.start <= last or first < part.stop <= last:
+            raise ValueError(
+                f"The cache ends at place {part.start or part.stop} of the conversation, inside {what} (places {first} to {last}), so "
+                f"it is not of this conversation: {_REMEDY}."
+            )
+    return [number for number, (first, _) in enumerate(ends) if part.start <= first < part.stop]
 
 
 def _unknown(part: slice) -> str:
