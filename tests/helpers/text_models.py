@@ -28,6 +28,34 @@ TEXT_MODELS = {
     "llama": {"head_dim": 16},
     "llama with biases": {"head_dim": 16, "attention_bias": True, "mlp_bias": True},
     "mistral": {"head_dim": 16},
+    # Rotary embeddings that are stretched: what a config says of it, at lengths within which they are of one kind.
+    "llama with llama3": {
+        "head_dim": 16,
+        **rope(
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=32,
+        ),
+    },
+    "llama with linear": {"head_dim": 16, **rope(rope_type="linear", factor=4.0)},
+    "qwen2 with yarn": rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
+    "qwen2 with dynamic": rope(rope_type="dynamic", factor=4.0),
+    "llama with longrope": {
+        "head_dim": 16,
+        "max_position_embeddings": 128,
+        **rope(
+            rope_type="longrope",
+            short_factor=[1.0 + 0.2 * i for i in range(8)],
+            long_factor=[2.0 + 0.5 * i for i in range(8)],
+            original_max_position_embeddings=32,
+        ),
+    },
+    "qwen3_vl_text with yarn": {
+        "head_dim": 24,
+        **rope([6, 3, 3], rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
+    },
     "qwen3": {"head_dim": 24},
     "qwen3_moe": {"head_dim": 24, "norm_topk_prob": True, **EXPERTS},
     "qwen3_moe not normalised": {"head_dim": 24, "norm_topk_prob": False, **EXPERTS},
