@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 import transformers
+from helpers.configs import write
 from helpers.launching import launch
 from packaging.version import Version
 from safetensors.torch import load_file
-from test_from_yaml import write
 
 from cacovid_cli import main as cli
 from cacovid_hf.tiny import model_path
