@@ -41,10 +41,10 @@ NOTES = [
 
 @dataclass(frozen=True)
 class Shape:
-    """The language model of one or more families.
+    """A published language model, of one or more families.
 
     Attributes:
-        families: `model_type` of the models around it.
+        families: `model_type` of the models around it. Other families may have one of the same kind.
         source: where the sizes are from.
         text: its `model_type` and sizes.
         layers: of the published model.
@@ -78,6 +78,15 @@ HYBRID = ("linear_attention", "full_attention")
 KNOWN = "sizes of the published model"
 DEFAULT = "defaults of the config class in transformers 5.24"
 QWEN3_5 = _rope(11, 11, 10, partial_rotary_factor=0.25)
+LLAMA3 = _rope(
+    rope_type="llama3",
+    rope_theta=5e5,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=8192,
+)
+# At least one for every kind of language model (`model_type`), which a test holds against the families.
 SHAPES = {
     "qwen2-7b": Shape(
         ("llava_onevision", "video_llama_3", "internvl"), KNOWN, _sizes("qwen2", 3584, 18944, 28, 4, **_rope()), 28
@@ -86,6 +95,9 @@ SHAPES = {
         ("qwen2_vl", "qwen2_5_vl"), KNOWN, _sizes("qwen2_vl_text", 3584, 18944, 28, 4, **_rope(16, 24, 24)), 28
     ),
     "llama-7b": Shape(("llava_next_video", "video_llava"), KNOWN, _sizes("llama", 4096, 11008, 32, 32, **_rope()), 32),
+    "llama3.1-8b": Shape(
+        ("perception_lm",), KNOWN, _sizes("llama", 4096, 14336, 32, 8, max_position_embeddings=131072, **LLAMA3), 32
+    ),
     "smollm2-1.7b": Shape(("smolvlm",), KNOWN, _sizes("llama", 2048, 8192, 32, 32, **_rope()), 24),
     "qwen3-8b": Shape(("internvl",), KNOWN, _sizes("qwen3", 4096, 12288, 32, 8, head_dim=128, **_rope()), 36),
     "qwen3-vl-4b": Shape(
