@@ -187,6 +187,7 @@ METHODS = {
 }
 
 
+@pytest.mark.spread(30)
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("prompt", PROMPTS)

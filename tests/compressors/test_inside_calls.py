@@ -15,6 +15,7 @@ from cacovid_hf.compressors import Attention, FastV, FrameFusion
 # ------------------------------------------------------------------ one call, one thread
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_output_differs_and_the_stock_model_is_left_as_it_was(family, method):
