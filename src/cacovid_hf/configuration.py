@@ -34,7 +34,8 @@ class CaCoVidConfig(PreTrainedConfig):
         scope: `"tokens"` (ours: one budget for all frames, spent by the token scores alone; the best in miniature), `"frame"` (paper: a
             budget a frame) or `"video"` (one budget, spent by token plus frame scores).
         keep_frame_words: whether the words around a frame (Qwen3-VL: its time) stay where nothing of the frame is kept. False drops them, which
-            a prompt of many frames at a small ratio mostly consists of.
+            a prompt of many frames at a small ratio mostly consists of. A frame that `fastv` or `framefusion` empties inside the language model keeps
+            them, for words are not dropped there.
         format_version: of the checkpoint; a newer one than this package knows is refused.
 
     Raises:

@@ -361,7 +361,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
                 "Give the videos once: files or encoded videos as `video`, or what the processor returned for them."
             )
         method = self.resolve_compressor(compressor)
-        check_session(self.backbone.config, method, keep_selection, video)
+        check_session(self.family, self.backbone.config, method, keep_selection, video)
         files = [video] if isinstance(video, (str, os.PathLike)) else video
         named = isinstance(files, Sequence) and all(isinstance(file, (str, os.PathLike)) for file in files)
         if files is not None and not named and not isinstance(files, EncodedVideos):
@@ -477,7 +477,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
             kwargs = without_own_inputs(given.family, kwargs)
             outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
             return with_places(outputs, all_places(input_ids), labels=labels)
-        check_forward(self.backbone, {**kwargs, "labels": labels}, method)
+        check_forward(self.backbone, {**kwargs, "labels": labels}, method, self.family)
         if method.inside_llm:
             kwargs["use_cache"] = False
         if attention_mask is None and input_ids is not None:

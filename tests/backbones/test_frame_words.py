@@ -21,6 +21,7 @@ from helpers.models import (
 
 from cacovid_hf import CaCoVidConfig, CaCoVidForConditionalGeneration
 from cacovid_hf.backbones import BACKBONES
+from cacovid_hf.compressors import FastV
 from cacovid_hf.ratio import token_budget
 
 WORDED = [family for family in FAMILIES if BACKBONES[family].words_around_frames]
@@ -156,6 +157,24 @@ def test_they_go_with_an_empty_frame(family, rows):
         assert torch.equal(ours, stock.generate(**masked_inputs(stock, inputs, kept), **GREEDY))
     whole = model.generate(**inputs, retention_ratio=1.0, **GREEDY)
     assert torch.equal(whole, stock.generate(**stock_inputs(stock, inputs), **GREEDY))
+
+
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("family", [family for family in WORDED if BY_NAME[family].cuts_inside])
+def test_they_stay_where_a_frame_is_emptied_inside_the_language_model(family):
+    """Words have entered it, and no method drops words there."""
+    stock = stock_model(family)
+    model = CaCoVidForConditionalGeneration.from_backbone(stock, keep_frame_words=False)
+    inputs = prompt_inputs(stock, RAGGED)
+    method = FastV(layer=1, ratio_of="kept")
+    spans = [video.span for video in model.compress(**inputs, retention_ratio=0.1, compressor=method).videos]
+    places = model(**inputs, retention_ratio=0.1, compressor=method).kept_indices
+    emptied = 0
+    for span in spans:
+        left = set(places[span.row].tolist())
+        assert set(span.word_places.tolist()) <= left
+        emptied += sum(not left & set(frame.tolist()) for frame in span.positions.view(span.num_frames, -1))
+    assert emptied >= 3
 
 
 def test_the_last_token_stays():

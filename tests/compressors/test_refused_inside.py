@@ -28,3 +28,13 @@ def test_the_language_model_is_named(refused):
         for call in (model.generate, model.compress, model):
             with pytest.raises(ValueError, match=expected):
                 call(**inputs, retention_ratio=0.5, compressor=method)
+        # Also beside what these methods refuse of any language model.
+        for call, more in (
+            (model.generate, dict(prefill_chunk_size=4)),
+            (model.generate, dict(use_cache=False)),
+            (model.generate, dict(retention_ratio="auto")),
+            (model, dict(labels=inputs["input_ids"])),
+            (model.session, dict(keep_selection=True)),
+        ):
+            with pytest.raises(ValueError, match=expected):
+                call(**inputs, **{"retention_ratio": 0.5, "compressor": method, **more})

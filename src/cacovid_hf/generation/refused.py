@@ -12,6 +12,7 @@ from .._compat import CACHE
 from ..backbones.family import Family
 from ..backbones.layer_kinds import has_windows, keeps_states
 from ..compressors.base import Compressor
+from ..compressors.tools.inside import check_cuttable
 from ..prompt import EncodedVideos
 from .inputs import cached_length, expansion
 
@@ -86,8 +87,9 @@ def check_generation(
         config: of the backbone.
 
     Raises:
-        ValueError: the argument, the reason and the way round.
+        ValueError: the argument, the reason and the way round. A language model that the method does not serve comes first.
     """
+    _check_inside(method, family, config)
     if arguments.get("inputs") is not None and arguments.get("input_ids") is not None:
         raise ValueError("The prompt is given twice, as the first argument and as input_ids: give one of them.")
     values = {**vars(settings), **{name: value for name, value in arguments.items() if value is not None}}
@@ -102,8 +104,9 @@ def check_generation(
         _look_up(GENERATE_INSIDE, values, method)
 
 
-def check_forward(backbone: Any, arguments: dict[str, Any], method: Compressor) -> None:
+def check_forward(backbone: Any, arguments: dict[str, Any], method: Compressor, family: Family) -> None:
     """Refuse what does not work in `forward`; arguments, errors as in `check_generation`."""
+    _check_inside(method, family, backbone.config)
     _look_up({**ARGUMENTS, CACHE: Refused("a forward from a cache goes on with new text alone")}, arguments)
     if method.inside_llm:
         _look_up(FORWARD_INSIDE, arguments, method)
@@ -114,10 +117,11 @@ def check_forward(backbone: Any, arguments: dict[str, Any], method: Compressor) 
             )
 
 
-def check_session(config: Any, method: Compressor, keep_selection: bool, video: Any) -> None:
+def check_session(family: Family, config: Any, method: Compressor, keep_selection: bool, video: Any) -> None:
     """Refuse what does not work in a session.
 
     Args:
+        family: of the backbone.
         config: of the backbone.
         method: of compression.
         keep_selection: whether all questions share the tokens that the first one chose.
@@ -126,6 +130,7 @@ def check_session(config: Any, method: Compressor, keep_selection: bool, video: 
     Raises:
         ValueError: what does not go together, the reason and the way round.
     """
+    _check_inside(method, family, config)
     if keep_selection and keeps_states(config):
         raise ValueError(
             f"keep_selection=True cuts the cache back to what two questions share, and the states of {config.model_type}'s linear attention "
@@ -189,6 +194,11 @@ def check_hidden(config: Any, cached: Tensor, attention_mask: Tensor) -> None:
             f"attention_mask hides cached tokens of row {int(rows.nonzero()[0])}, which the states of {config.model_type}'s linear attention have read. "
             "Give the mask of the turns before, or start without a cache."
         )
+
+
+def _check_inside(method: Compressor, family: Family, config: Any) -> None:
+    if method.inside_llm:
+        check_cuttable(method.name, family, config)
 
 
 def _check_cache(settings: GenerationConfig, cache: Any, config: Any) -> None:
