@@ -41,6 +41,8 @@ NOTES = [
     "bad: a 4xx whose body is OpenAI's error of one line under 300 characters counts as refused.",
     "left: the client closes its connection after a moment; nothing is expected of these.",
     "health: asked every 50 ms from the first request to the last. memory: resident size of the server's process.",
+    "in_use: bytes that the C library has handed out and not got back, small blocks that its threads keep for themselves included; null where it does not tell.",
+    "python_blocks: blocks of memory that the interpreter has handed out. Both are of the moment behind a round.",
 ]
 
 
@@ -145,7 +147,8 @@ def served(port: int, folder: str) -> Iterator[subprocess.Popen]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     options = ["--port", str(port), "--allowed-local-media-path", folder]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cacovid_hf", "serve", *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "benchmarks.serving_probe", *options],
+        cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:
         while process.poll() is None:
@@ -172,11 +175,15 @@ def seconds_to_health(address: tuple[str, int]) -> float:
     return time.monotonic() - started
 
 
-def size_of(process: subprocess.Popen) -> dict[str, int]:
-    """Resident memory in MB, its peak, and open descriptors."""
+def size_of(process: subprocess.Popen) -> dict[str, Any]:
+    """Resident memory in MB, its peak, open descriptors, and what `serving_probe` tells."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     resident, peak = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmRSS", "VmHWM"))  # type: ignore[index]
+    asked, told = process.stdin, process.stdout
+    asked.write("\n")  # type: ignore[union-attr]
+    asked.flush()  # type: ignore[union-attr]
     return {
+        **json.loads(told.readline()),  # type: ignore[union-attr]
         "memory_mb": resident // 1024,
         "peak_mb": peak // 1024,
         "descriptors": len(os.listdir(f"/proc/{process.pid}/fd")),

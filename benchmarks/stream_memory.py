@@ -7,14 +7,13 @@ python benchmarks/stream_memory.py --minutes 480 --fps 0.5 --ask-every 10    # e
 """
 
 import argparse
-import ctypes
-import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from heap import give_back, in_use, resident
 from record import RESULTS, command, environment, write_result
 from transformers import AutoProcessor
 
@@ -31,36 +30,6 @@ NOTES = [
     "feed_seconds and ask_seconds: wall time, a frame and a question. cpu_seconds: of the whole run. video_seconds: of the stream.",
     "Frames are synthetic, 84 x 84 pixels, rendered a minute at a time in the same process.",
 ]
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-class _Allocated(ctypes.Structure):
-    """What `mallinfo2` returns."""
-
-    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    _fields_ = [(name, ctypes.c_size_t) for name in _names]
-
-
-def in_use() -> int | None:
-    """Bytes that the C library has handed out: of its heap, and mapped by themselves."""
-    try:
-        told = ctypes.CDLL(None).mallinfo2
-    except (OSError, AttributeError):
-        return None
-    told.restype = _Allocated
-    found = told()
-    return found.uordblks + found.hblkhd
-
-
-def give_back() -> None:
-    """Let the C library give free pages back to the system, where it can."""
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
 
 
 def minutes_of(stream: Any, minutes: int, fps: float, ask_every: int) -> list[dict[str, Any]]:

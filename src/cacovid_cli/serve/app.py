@@ -101,9 +101,7 @@ class Service:
                 self.worker.submit(Job(inputs, settings, interrupt, lambda item: call_in(loop, told.put_nowait, item)))
                 del inputs
                 while True:
-                    item = await told.get()
-                    if isinstance(item, BaseException):
-                        raise item
+                    item = await _told_next(told)
                     if isinstance(item, Finished):
                         self.metrics.finished(item, time.monotonic() - started)
                     yield item
@@ -130,6 +128,17 @@ class Service:
         finally:
             if not is_passed_on:
                 await events.aclose()
+
+
+async def _told_next(told: asyncio.Queue[Any]) -> Any:
+    """Return what a job tells; raise it if it is an error."""
+    item = await told.get()
+    if not isinstance(item, BaseException):
+        return item
+    try:
+        raise item
+    finally:
+        del item  # the error holds this frame
 
 
 async def _streamed(answer: Answer, first: Any, events: Any) -> AsyncIterator[bytes]:

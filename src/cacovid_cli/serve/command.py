@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..terminal import Method, Revision, check_address, is_loopback, progress, quiet_libraries
+from .heap import share_one_heap
 from .limits import Limits
 
 KEY_VARIABLE = "CACOVID_API_KEY"
@@ -106,6 +107,7 @@ def serve(
 
     A request may say its own retention_ratio and compressor (docs/how_to/serve.md).
     """
+    share_one_heap()
     with progress("Starting torch and transformers"):
         from cacovid_hf import auto, tiny
         from cacovid_hf.evaluation.methods import check_method, make_method

@@ -95,7 +95,7 @@ class Worker:
             try:
                 job.tell(self._answered(job))
             except (Interrupted, Refused) as error:
-                job.tell(error)
+                job.tell(error.with_traceback(None))  # whose frames hold the job
             except ValueError as error:
                 job.tell(Refused(str(error)))
             except torch.OutOfMemoryError:

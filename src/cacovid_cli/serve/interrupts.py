@@ -1,6 +1,7 @@
 """Ending work in threads that nobody waits for any more."""
 
 import asyncio
+import functools
 import queue
 import threading
 import time
@@ -90,31 +91,43 @@ class Threads:
         The caller may be cancelled; the work then goes on until it looks at its interrupt.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future = loop.create_future()
-
-        def settle(result: Any, error: BaseException | None) -> None:
-            if future.cancelled():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-        def task() -> None:
-            result, error = None, None
-            try:
-                result = work(*arguments)
-            except BaseException as raised:  # raised in the caller
-                error = raised
-            call_in(loop, settle, result, error)
-
-        self.tasks.put(task)
-        return await future
+        future: asyncio.Future[Result] = loop.create_future()
+        self.tasks.put(functools.partial(_settle_by, work, arguments, future, loop))
+        try:
+            return await future
+        finally:
+            del future  # it may hold an error that holds this frame
 
     def _run(self) -> None:
         while (task := self.tasks.get()) is not None:
             task()
             task = None  # what it holds may be large
+
+
+def _settle_by(
+    work: Callable[..., Result],
+    arguments: tuple[Any, ...],
+    future: asyncio.Future[Result],
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    """Work, and tell a future of the loop what came of it."""
+    try:
+        result = work(*arguments)
+    except BaseException as error:  # raised in the caller
+        call_in(loop, _settle, future, None, error)
+    else:
+        call_in(loop, _settle, future, result, None)
+    finally:
+        del future  # it may hold an error that holds this frame
+
+
+def _settle(future: asyncio.Future, result: Any, error: BaseException | None) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
 
 
 def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *arguments: Any) -> None:

@@ -61,4 +61,5 @@ def serve(
     # No thread runs while all objects are looked at. Half a million are the libraries', and stay.
     gc.collect()
     gc.freeze()
+    gc.collect()  # of what is left: Python waits with its next full collection until a quarter more objects are there than at the last one
     uvicorn.Server(config).run()

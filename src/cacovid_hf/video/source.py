@@ -34,6 +34,7 @@ class Source:
         self.file, self.bytes, self.name, self.num_bytes = file, content, name, size
         self.container: Any = None
         self.stream: Any = None
+        self.demuxed: Any = None
         self.position = 0  # of the next packet
         self.ended_by: str | None = None
 
@@ -69,6 +70,7 @@ class Source:
 
     def close(self) -> None:
         """Close the container; a file object stays open."""
+        self._end_packets()
         if self.container is not None:
             self.container.close()
             self.container = None
@@ -138,16 +140,24 @@ class Source:
         rate = self.stream.guessed_rate or self.stream.average_rate
         return build_timeline(packets, rate, closes_gaps=self.format in _BROADCAST, shown=shown)
 
+    def _end_packets(self) -> None:
+        """End what `packets` began: PyAV never frees the last packet of one that outlives its container."""
+        if self.demuxed is not None:
+            self.demuxed.close()
+            self.demuxed = None
+
     def packets(self) -> Iterator[tuple[int, Any]]:
-        """Yield the packets from here to the end of the track, numbered from the file's beginning.
+        """Yield the packets from here to the end of the track, numbered from the file's beginning. It ends those that were begun before.
 
         What ends them early, other than the end of the file, is left in `ended_by`, as long as there were any.
         """
         import av
 
         guard = current_guard()
+        self._end_packets()
+        self.demuxed = self.container.demux(self.stream)
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in self.demuxed:
                 guard.going_on()
                 if not packet.size:
                     continue  # the end marker, or a repeated frame
