@@ -1,6 +1,7 @@
 """Words around frames where they stand in the messages of published chat templates, a token for every character: what each frame has, and what is the question.
 
-InternVL and SmolVLM, whose processors have more of their own, are in `test_tile_processors.py`.
+The templates of Qwen, GLM and Gemma 4 were compared with public copies of the published ones, that of VideoLLaMA3 was not. So each is also tried with other
+words in front of the video. InternVL and SmolVLM, whose processors have more of their own, are in `test_tile_processors.py`.
 """
 
 import pytest
@@ -45,10 +46,16 @@ def clip(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", 24, fps=2)
 
 
-@pytest.mark.spread(2)
+@pytest.mark.spread(4)
+@pytest.mark.parametrize("front", ["", "Look.", "Time 3s: 00:03 0.8 seconds, <3>", "Frame 1: "])
 @pytest.mark.parametrize("family", MESSAGES)
-def test_words_and_the_question(family, clip):
+def test_words_and_the_question(family, front, clip):
+    """As published, and with words in front that look like those of frames."""
     message, words, question = MESSAGES[family]
+    message, question = (
+        text.replace("user|>\n", f"user|>\n{front}").replace("user\n", f"user\n{front}") for text in (message, question)
+    )
+    assert (message != MESSAGES[family][0]) == bool(front)
     _, model = wrapped(family)
     processor = with_video_reader(processor_of_characters(family, message))
     inputs = processor.apply_chat_template([user("When?", clip)], **CHAT, num_frames=8)
