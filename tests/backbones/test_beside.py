@@ -5,15 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.cut_oracle import CutPrompts
-from helpers.models import IMAGE_AND_VIDEO, PROMPTS, RAGGED, prompt_inputs, wrapped
+from helpers.models import FAMILIES, IMAGE_AND_VIDEO, PROMPTS, RAGGED, prompt_inputs, wrapped
 from helpers.reaching import reaching_language_model
 
+from cacovid_hf.backbones import BACKBONES
 from cacovid_hf.compressors import FastV, FrameFusion, Merged
 from cacovid_hf.compressors.base import Compressor
 from cacovid_hf.training.rollouts import generate_answers, score_answers, select_subsets
 
-FAMILY = "qwen3_vl"
+pytestmark = pytest.mark.spread(2)
+# Whose language model receives something of every token that its first layers add.
+DEEP = [name for name in FAMILIES if "deepstack_visual_embeds" in BACKBONES[name].extra_names]
 GREEDY = dict(max_new_tokens=4, do_sample=False)
+
+
+@pytest.fixture(params=DEEP)
+def deep(request):
+    """A stock model and the same one wrapped."""
+    return wrapped(request.param)
 
 
 class Received:
@@ -43,8 +52,8 @@ def stock_layers(stock, inputs):
 
 
 @pytest.mark.parametrize("rows", [RAGGED, IMAGE_AND_VIDEO], ids=["ragged", "image beside"])
-def test_layers_receive_what_belongs_to_the_kept_tokens(rows):
-    stock, model = wrapped(FAMILY)
+def test_layers_receive_what_belongs_to_the_kept_tokens(deep, rows):
+    stock, model = deep
     inputs = prompt_inputs(stock, rows)
     with torch.no_grad():
         whole = stock_layers(stock, inputs)
@@ -78,9 +87,9 @@ class Added:
 
 @pytest.mark.parametrize("method", [FastV(layer=1, ratio_of="kept"), FrameFusion(0.99)], ids=lambda method: method.name)
 @pytest.mark.parametrize("rows", [RAGGED, IMAGE_AND_VIDEO], ids=["ragged", "image beside"])
-def test_cutting_between_layers_drops_them_with_their_tokens(rows, method):
+def test_cutting_between_layers_drops_them_with_their_tokens(deep, rows, method):
     """Both cut once, behind the attention of layer 0: behind each layer, every token that it saw gets its own, and words get nothing."""
-    stock, model = wrapped(FAMILY)
+    stock, model = deep
     inputs = prompt_inputs(stock, rows)
     with torch.no_grad():
         whole = stock_layers(stock, inputs)
@@ -95,8 +104,8 @@ def test_cutting_between_layers_drops_them_with_their_tokens(rows, method):
     assert found.added[2].abs().max() == 0
 
 
-def test_afterwards_the_stock_model_is_itself():
-    stock, model = wrapped(FAMILY)
+def test_afterwards_the_stock_model_is_itself(deep):
+    stock, model = deep
     inputs = prompt_inputs(stock, RAGGED)
     before = stock.generate(**inputs, **GREEDY)
     hooks = len(stock.get_decoder()._forward_pre_hooks)
@@ -106,9 +115,9 @@ def test_afterwards_the_stock_model_is_itself():
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_cache": False}], ids=["cache", "no cache"])
-def test_a_call_within_a_call_has_its_own(settings):
+def test_a_call_within_a_call_has_its_own(deep, settings):
     """A logits processor asks the same model about another prompt."""
-    stock, model = wrapped(FAMILY)
+    stock, model = deep
     inputs, others = prompt_inputs(stock, PROMPTS["one video"]), prompt_inputs(stock, RAGGED, seed=5)
     expected = model.generate(**inputs, retention_ratio=0.25, **GREEDY, **settings)
     inner = model.generate(**others, retention_ratio=0.3, **GREEDY)
@@ -126,9 +135,9 @@ def test_a_call_within_a_call_has_its_own(settings):
     assert all(torch.equal(found, text) for found in seen[1::2])
 
 
-def test_rollouts_have_them():
+def test_rollouts_have_them(deep):
     """Each rollout's probability is the stock model's on the cut prompt; without the features it is another."""
-    stock, model = wrapped(FAMILY)
+    stock, model = deep
     stock.generation_config.suppress_tokens = []
     inputs = prompt_inputs(stock, RAGGED)
     with torch.no_grad():
@@ -148,7 +157,7 @@ def test_rollouts_have_them():
     assert not torch.allclose(without.probability, scores.probability, atol=0, rtol=0.1)
 
 
-def test_a_merged_token_has_that_of_its_place():
+def test_a_merged_token_has_that_of_its_place(deep):
     class Doubled(Compressor):
         name = "doubled"
 
@@ -158,7 +167,7 @@ def test_a_merged_token_has_that_of_its_place():
             keep[:budget] = True
             return Merged(keep.view(features.shape[:2]), features * 2)
 
-    stock, model = wrapped(FAMILY)
+    stock, model = deep
     inputs = prompt_inputs(stock, PROMPTS["one video"])
     prompt = model.embed(**inputs)
     shorter = model.compress_prompt(prompt, retention_ratio=0.25, compressor=Doubled())
@@ -168,8 +177,8 @@ def test_a_merged_token_has_that_of_its_place():
     assert torch.equal(shorter.extra[0, place], prompt.extra[0, span.positions[0]])
 
 
-def test_encoded_videos_hold_them():
-    stock, model = wrapped(FAMILY)
+def test_encoded_videos_hold_them(deep):
+    stock, model = deep
     inputs = prompt_inputs(stock, PROMPTS["two videos"])
     prompt = model.embed(**inputs)
     encoded = model.encode_videos(**inputs, frames_per_chunk=2)

@@ -157,7 +157,7 @@ def test_static_cache_is_as_small_as_the_compressed_prompt(family):
     assert outputs.past_key_values.layers[-1].max_cache_len == kept + 6
 
 
-@pytest.mark.spread(11)
+@pytest.mark.spread(10)
 @pytest.mark.parametrize(
     "decoding", [name for name, settings in DECODINGS.items() if "prefill_chunk_size" not in settings]
 )

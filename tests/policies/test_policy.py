@@ -85,6 +85,7 @@ def test_golden_logits(name, attention, grid):
         assert torch.equal(keep.flatten(), TENSORS[f"{name}.{attention}.selection"][number] > 0), row
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_layer_is_the_language_models_layer(family, prompt):

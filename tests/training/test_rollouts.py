@@ -70,7 +70,7 @@ def test_every_rollout_equals_the_oracle(family):
         assert ((scores.probability >= 0) & (scores.probability <= 1)).all()
 
 
-@pytest.mark.spread(3)
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_rollout_equals_the_cut_prompt(family):
     """Where some layers do not attend, too: one forward of the stock language model on the cut prompt and its answer, without a cache."""
