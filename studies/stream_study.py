@@ -121,7 +121,7 @@ def measured(model, processor, method: Method, memory: int, options: argparse.Na
 
 
 def times(model, processor, options: argparse.Namespace) -> dict[str, Any]:
-    """What a frame and a question cost every method, in one run: CPU seconds of one thread, which other processes do not change."""
+    """What a frame and a question cost every method, in one run: CPU seconds of one thread. Other processes still slow it down through shared caches."""
     shown = make_stream(options.num_frames, 0)
     rows = {}
     for name, method in METHODS.items():

@@ -68,6 +68,8 @@ def test_wrong_words(run):
         (("--max-memory", "lots"), "is not a number of bytes"),
         (("--memory", "disk"), "memory='disk' is unknown"),
         (("--bits", "5"), "bits=5"),
+        (("--ask", " "), "A question is empty (--ask)"),
+        (("--every", "5s"), "Nothing is asked every 5 s: add a question (--ask)"),
     ):
         status, _, err = run(CLIP.path, *arguments)
         assert status == 2

@@ -1,8 +1,10 @@
 """How `cacovid watch` ends: the end of the video, of the time, of what is typed, and Ctrl-C."""
 
+import itertools
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from cacovid_cli.watch import watching
 from cacovid_cli.watch.typed import TypedLines
 from cacovid_hf import tiny
 from cacovid_hf.generation.stream.stream import VideoStream
+from cacovid_hf.video.playing import Playing
 
 CLIP = tiny.clips()[0]
 ONE, TWO, THREE = (question.text for question in CLIP.questions[:3])
@@ -177,3 +180,124 @@ def test_an_error_does_not_end_the_answering(stream, monkeypatch, pipe):
     watching.watch(stream, str(CLIP.path), said.append, speed=None, typed=file, **ANSWER)
     assert f"{ONE} (KeyError: 'a cache')" in said
     assert asked(said) == [TWO]
+
+
+def test_who_waits_for_an_answer_is_waited_for(stream, monkeypatch, pipe):
+    """A program asks, reads the answer, and asks again, however long answers take."""
+    file, typing = pipe
+    monkeypatch.setattr(watching, "SILENCE_OF_A_PIPE", 0.1)
+    ask = stream.ask
+
+    def slow(*args, **kwargs):
+        time.sleep(0.5)
+        return ask(*args, **kwargs)
+
+    monkeypatch.setattr(stream, "ask", slow)
+    said, left = [], [TWO, THREE]
+    typing.write(f"{ONE}\n")
+
+    def tell(line):
+        said.append(line)
+        if line.startswith("[") and left:
+            typing.write(f"{left.pop(0)}\n")
+
+    watching.watch(stream, str(CLIP.path), tell, speed=None, typed=file, **ANSWER)
+    assert asked(said) == [ONE, TWO, THREE]
+
+
+def test_a_silent_source_does_not_hold_up_questions_and_the_end(stream, pipe):
+    file, typing = pipe
+    said, going_on = [], threading.Event()
+
+    def silent():
+        yield next(endless())
+        typing.write(f"{TWO}\n")
+        going_on.wait(60)
+
+    playing = Playing(silent())
+    watched = watching.Watching(stream, said.append, None, [], ANSWER, at_once=False)
+    begun = time.monotonic()
+    watched.run(playing.with_pauses(), playing, TypedLines(file), 2.0)
+    going_on.set()
+    assert asked(said) == [TWO]
+    assert time.monotonic() - begun < 30
+
+
+def test_an_answer_says_what_was_there_when_it_was_asked(stream, monkeypatch, pipe):
+    file, typing = pipe
+    asking, fed = threading.Event(), threading.Event()
+    typing.write(f"{ONE}\n")
+    ask = stream.ask
+
+    def slow(*args, **kwargs):
+        asking.set()
+        assert fed.wait(60)
+        return ask(*args, **kwargs)
+
+    def frames():
+        for picture, seconds in itertools.islice(endless(), 5):
+            yield picture, seconds
+            assert asking.wait(60)
+        fed.set()
+
+    monkeypatch.setattr(stream, "ask", slow)
+    said = []
+    watched = watching.Watching(stream, said.append, None, [], ANSWER, at_once=False)
+    watched.run(frames(), None, TypedLines(file), None)
+    assert stream.num_frames == 5
+    assert " 1 frames, 1 groups" in said[0]
+
+
+def test_nobody_reads_the_answers(stream, pipe):
+    file, typing = pipe
+    typing.write(f"{ONE}\n{TWO}\n")
+
+    def gone(line):
+        raise BrokenPipeError("nobody reads")
+
+    watched = watching.Watching(stream, gone, None, [], ANSWER, at_once=False)
+    with pytest.raises(BrokenPipeError):
+        watched.run(endless(), None, TypedLines(file), 60.0)
+
+
+def feeds_that_end(monkeypatch, end):
+    feed = VideoStream.feed
+
+    def ending(stream, *args):
+        if stream.num_frames == 4:
+            end()
+        return feed(stream, *args)
+
+    monkeypatch.setattr(VideoStream, "feed", ending)
+
+
+def test_an_error_of_the_source_saves_and_says_what_has_no_answer(monkeypatch, capsys, pipe, tmp_path):
+    def broken():
+        raise ValueError("the camera is on fire")
+
+    file, _ = pipe
+    monkeypatch.setattr("sys.stdin", file)
+    feeds_that_end(monkeypatch, broken)
+    saved = tmp_path / "stream"
+    with pytest.raises(SystemExit) as exit:
+        main(["watch", *FAST, "--ask", ONE, "--save", str(saved)])
+    captured = capsys.readouterr()
+    assert exit.value.code == 2
+    assert captured.out.splitlines() == [f"not answered: {ONE}", f"saved   {saved}"]
+    assert "the camera is on fire" in captured.err
+    assert saved.exists()
+
+
+def test_sigterm_is_ctrl_c(monkeypatch, capsys, pipe, tmp_path):
+    file, _ = pipe
+    monkeypatch.setattr("sys.stdin", file)
+    before = signal.getsignal(signal.SIGTERM)
+    feeds_that_end(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    saved = tmp_path / "stream"
+    with pytest.raises(SystemExit) as exit:
+        main(["watch", *FAST, "--ask", ONE, "--save", str(saved)])
+    out = capsys.readouterr().out.splitlines()
+    assert not exit.value.code
+    assert out[:2] == ["stopped", f"not answered: {ONE}"]
+    assert out[-1] == f"saved   {saved}"
+    assert signal.getsignal(signal.SIGTERM) is before

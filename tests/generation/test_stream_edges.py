@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.models import FIRST, stock_model
 from helpers.processors import tiny_processor
+from helpers.senders import send
 from helpers.streams import QUESTION, STEP, held, pictures, same
 from PIL import Image
 from transformers import DynamicCache, GenerationConfig
@@ -341,3 +342,34 @@ def test_standing_scores_that_are_not_numbers(streaming, memory):
         finally:
             model.policy.load_state_dict(sound)
     assert stream.num_groups == 0
+
+
+# ---------------------------------------------------------------- what it is fed, and what it takes
+
+
+def test_a_live_address_is_fed_until_it_ends(streaming, tmp_path):
+    model, processor = streaming
+    send(str(tmp_path / "live.m3u8"), 40, "hls", {"hls_time": "1", "hls_list_size": "0"})
+    stream = model.stream(processor, tokens_per_frame=3)
+    assert stream.feed(str(tmp_path / "live.m3u8")) == 4
+    assert stream.num_frames == 4
+
+
+def test_prompts_of_standing_questions_count_beside_the_memory(streaming):
+    model, processor = streaming
+    sizes = []
+    for count in (1, 2):
+        stream = model.stream(processor, tokens_per_frame=3, reducer="cacovid", standing=[QUESTION] * count)
+        stream.feed(pictures(4))
+        sizes.append(stream.state_bytes())
+    without = model.stream(processor, tokens_per_frame=3)
+    without.feed(pictures(4))
+    assert sizes[1] - sizes[0] == sizes[0] - without.state_bytes() > 0
+
+
+def test_several_questions_at_once_are_refused(streaming):
+    model, processor = streaming
+    stream = model.stream(processor, tokens_per_frame=3)
+    stream.feed(pictures(4))
+    with pytest.raises(ValueError, match="The question is a list: give one text"):
+        stream.ask([QUESTION, QUESTION])

@@ -278,9 +278,12 @@ def test_a_file_without_a_checksum_is_loaded(saved):
     described, tensors = saving.read(path)
     save_file(tensors, path, metadata={"format": "cacovid stream 1", "stream": json.dumps(described)})
     assert load().ask(QUESTION, **STEP) == stream.ask(QUESTION, **STEP)
-    save_file(tensors, path, metadata={"format": saving.FORMAT, "stream": json.dumps(described)})
-    with pytest.raises(ValueError, match="its checksum is another"):
-        load()
+    without = {"format": saving.FORMAT, "stream": json.dumps(described)}
+    other = {"format": "cacovid stream 1", "stream": json.dumps(described), "sha256": "0"}
+    for metadata in (without, other):
+        save_file(tensors, path, metadata=metadata)
+        with pytest.raises(ValueError, match="its checksum is another"):
+            load()
 
 
 @pytest.mark.parametrize("said", ["[" * 100_000, '{"made_room": ' + "9" * 5000 + "}", "{", "9" * 5000])

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import av
 from helpers.media import numbered_picture
@@ -46,6 +46,28 @@ def sent_over_udp(pause=0.01):
         yield address, stop
     finally:
         stop.set()
+        sender.join(20)
+
+
+@contextmanager
+def raw_over_tcp(folder, count, seconds):
+    """A raw H.264 stream for one client, in so many seconds; yields its address. PyAV cannot open one for writing."""
+    recorded = folder / "recorded.h264"
+    send(str(recorded), count, "h264")
+    data = recorded.read_bytes()
+    size = -(-len(data) // 50)
+
+    def serve():
+        client, _ = listening.accept()
+        with client, suppress(OSError):  # the client is gone
+            for begin in range(0, len(data), size):
+                client.sendall(data[begin : begin + size])
+                time.sleep(seconds / 50)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        sender = threading.Thread(target=serve, daemon=True)
+        sender.start()
+        yield f"tcp://127.0.0.1:{listening.getsockname()[1]}"
         sender.join(20)
 
 

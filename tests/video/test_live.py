@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 from helpers.media import number_of, write_video
-from helpers.senders import free_port, send, sent_over_udp, served_folder, served_over_rtmp
+from helpers.senders import free_port, raw_over_tcp, send, sent_over_udp, served_folder, served_over_rtmp
 
-from cacovid_hf.video.live import is_live, live_frames
+from cacovid_hf.video.live import _Clock, is_live, live_frames
 from cacovid_hf.video.playing import Playing
 
 
@@ -56,6 +56,32 @@ def test_a_stream_over_rtmp(tmp_path):
     numbers, times = zip(*found, strict=True)
     assert list(numbers) == list(range(0, 60, 5))
     assert times == pytest.approx(np.arange(12) / 2, abs=1e-3)
+
+
+def test_frames_that_tell_no_time_go_by_the_wall(tmp_path):
+    """Raw H.264 over TCP, as small cameras send it."""
+    with raw_over_tcp(tmp_path, 100, seconds=3.0) as address:
+        found = [(number_of(picture), seconds) for picture, seconds in live_frames(address, 5.0, 5.0)]
+    numbers, times = zip(*found, strict=True)
+    assert len(found) > 3
+    assert list(numbers) == sorted(numbers)
+    assert (np.diff(times) > 0.1).all()
+
+
+def test_clocks():
+    clock = _Clock()
+    assert [clock.of(told) for told in (5.0, 6.0, None, 6.5, 1.0, 2.0)] == [0.0, 1.0, 1.0, 1.5, 1.5, 2.5]
+    clock = _Clock()
+    first, second = clock.of(None), clock.of(None)
+    assert 0 == first <= second < 1
+    assert [clock.of(told) - second for told in (1e6, 1e6 + 2)] == pytest.approx([0.0, 2.0], abs=1e-6)
+
+
+def test_a_gap_in_the_clock(tmp_path):
+    """No frame more than asked for follows it."""
+    path = tmp_path / "gap.mkv"
+    write_video(path, 30, pts=[*range(10), *range(600, 620)], b_frames=0)
+    assert [seconds for _, seconds in live_frames(str(path), 1.0, 5.0)] == pytest.approx([0, 60, 61], abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """The command `cacovid watch`: its options."""
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,23 +72,41 @@ def watch(
         "silence": units.parsed_seconds(silence, "--silence"),
         "speed": units.parsed_speed(speed),
     }
+    watching.checked_questions(asked or (), options["every"])
     with quiet_libraries(bars=model is not None):
         name = tiny.model_path() if model is None else model
         config = auto.load_config(name, revision)
         processor = auto.load_processor(name, config, revision)
         stream = auto.load_model(name, config, revision).stream(processor, **settings)
-        watching.watch(
-            stream,
-            address,
-            typer.echo,
-            questions=asked or (),
-            typed=typed.standard_input(),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            **options,
-        )
-    if save is not None:
-        stream.save(save)
-        typer.echo(f"saved   {save}")
+        try:
+            with terminated_as_interrupted():
+                watching.watch(
+                    stream,
+                    address,
+                    typer.echo,
+                    questions=asked or (),
+                    typed=typed.standard_input(),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    **options,
+                )
+        finally:
+            # An error must not take hours of memory with it.
+            if save is not None and stream.num_frames:
+                stream.save(save)
+                typer.echo(f"saved   {save}")
     if model is None:
         typer.echo(f"note    {EMBEDDED}", err=True)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM, by which service managers end a program, as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -14,10 +14,12 @@ class TypedLines:
 
     Attributes:
         by_hand: they come from a terminal.
+        ended: there are no more.
     """
 
     def __init__(self, file: TextIO | None):
         self.by_hand = file is not None and file.isatty()
+        self.ended = False
         self._lines: queue.Queue[str | None] = queue.Queue()
         if file is None:
             self._lines.put(None)
@@ -47,6 +49,7 @@ class TypedLines:
                 return
             if line is None:
                 self._lines.put(None)
+                self.ended = True
                 return
             yield line
 

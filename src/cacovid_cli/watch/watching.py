@@ -68,12 +68,13 @@ class Watching:
         self._asked: queue.Queue[str | None] = queue.Queue()
         self._current: str | None = None
         self._answered: set[str] = set()
+        self._broken: Exception | None = None  # what ended the answering
         self._answering = threading.Thread(target=self._answer_all, name="answering", daemon=True)
 
     def run(self, frames: Iterator[Any], playing: Playing | None, typed: TypedLines, until: float | None) -> None:
         """Feed all frames and ask what is due and what is typed; then the standing questions, and what is typed after the video.
 
-        Ctrl-C ends it with the answer that is being made. What stays without an answer is said.
+        Ctrl-C and errors end it with the answer that is being made. What stays without an answer is said.
         """
         self._answering.start()
         try:
@@ -84,19 +85,27 @@ class Watching:
         except KeyboardInterrupt:
             self.tell("stopped")
             self._give_up(typed)
+        except Exception:
+            with suppress(OSError):  # nobody reads what is told
+                self._give_up(typed)
+            raise
 
     def _feed_all(self, frames: Iterator[Any], playing: Playing | None, typed: TypedLines, until: float | None) -> bool:
-        """Return whether the video is over, rather than the time."""
+        """Return whether the video is over, rather than the time; in `frames` None is a moment without one."""
         due = self.every
         begun = time.monotonic()
-        for picture, seconds in frames:
-            if self.every is not None and due is not None and seconds >= due:
-                self._ask_standing()
-                due += self.every * (1 + (seconds - due) // self.every)
-            self.stream.feed(picture, seconds)
-            self._note(seconds, playing)
-            for question in typed.now():
-                self._asked.put(question)
+        for frame in frames:
+            if self._broken is not None:
+                raise self._broken
+            if frame is not None:
+                picture, seconds = frame
+                if self.every is not None and due is not None and seconds >= due:
+                    self._ask_standing()
+                    due += self.every * (1 + (seconds - due) // self.every)
+                self.stream.feed(picture, seconds)
+                self._note(seconds, playing)
+            if self.stream.num_frames:
+                self._ask_all(typed.now())
             if until is not None and time.monotonic() - begun >= until:
                 return False
         return True
@@ -104,13 +113,25 @@ class Watching:
     def _ask_the_rest(self, typed: TypedLines, is_over: bool) -> None:
         """Ask the standing questions, and what is typed: by hand to its end, from a pipe until it is silent, after `until` what is there."""
         if self.stream.num_frames:
-            for question in self.questions:
-                self._asked.put(question)
-        if is_over and typed.by_hand:
+            self._ask_all(self.questions)
+        if not is_over:
+            self._ask_all(typed.now())
+            return
+        if typed.by_hand:
             self.tell("The video has ended. Type questions, Ctrl-D ends.")
-        silence = None if typed.by_hand else SILENCE_OF_A_PIPE
-        for question in typed.until_silent(silence if is_over else 0):
+        while not typed.ended:
+            # Who asks may wait for an answer before the next question.
+            is_awaited = bool(self._asked.unfinished_tasks) and self._answering.is_alive()
+            asked = self._ask_all(typed.until_silent(None if typed.by_hand else SILENCE_OF_A_PIPE))
+            if not asked and not is_awaited:
+                return
+
+    def _ask_all(self, questions: Iterable[str]) -> int:
+        """Hand questions over as they come, and return how many."""
+        count = 0
+        for count, question in enumerate(questions, 1):  # noqa: B007 (the last number)
             self._asked.put(question)
+        return count
 
     def _give_up(self, typed: TypedLines) -> None:
         """Finish the answer that is being made, and say which questions have none."""
@@ -141,13 +162,15 @@ class Watching:
         elif self._asked.unfinished_tasks:
             self.done.skipped += 1
         else:
-            for question in self.questions:
-                self._asked.put(question)
+            self._ask_all(self.questions)
 
     def _answer_all(self) -> None:
         while (question := self._asked.get()) is not None:
             try:
                 self._answer(question)
+            except Exception as error:  # of `tell`: nobody reads
+                self._broken = error
+                return
             finally:
                 self._asked.task_done()
 
@@ -155,7 +178,7 @@ class Watching:
         """Say the answer, or the error that came in its place: the next question is asked all the same."""
         self._current = question
         begun = time.perf_counter()
-        seconds = self.done.seconds or 0.0
+        seconds, state = self.done.seconds or 0.0, self.state()
         try:
             answer = self.stream.ask(question, **self.generate)
         except (ValueError, RuntimeError) as error:
@@ -164,7 +187,7 @@ class Watching:
             self.tell(f"{question} ({type(error).__name__}: {error})")
         else:
             took = time.perf_counter() - begun
-            self.tell(f"[{seconds:8.1f} s] {question} {answer or '(no words)'}   ({took:.2f} s, {self.state()})")
+            self.tell(f"[{seconds:8.1f} s] {question} {answer or '(no words)'}   ({took:.2f} s, {state})")
         self._answered.add(question)
         self._current = None
 
@@ -172,6 +195,20 @@ class Watching:
         """Memory and lag, in words."""
         groups, size = self.stream.num_groups, self.stream.memory_bytes()
         return f"{self.stream.num_frames} frames, {groups} groups in {shown_bytes(size)}, lag {self.done.lag:.1f} s, dropped {self.done.dropped}"
+
+
+def checked_questions(questions: Iterable[str], every: float | None) -> list[str]:
+    """Return the standing questions.
+
+    Raises:
+        ValueError: an empty one, or none to ask every so often.
+    """
+    questions = list(questions)
+    if not all(question.strip() for question in questions):
+        raise ValueError("A question is empty (--ask): give one, or leave it out.")
+    if every is not None and not questions:
+        raise ValueError(f"Nothing is asked every {every:g} s: add a question (--ask), or leave it out (--every).")
+    return questions
 
 
 def watch(
@@ -199,19 +236,20 @@ def watch(
         until: end after so many seconds.
         silence: a live address ends after so many seconds without a frame.
         typed: where further questions come from, one per line. After the video those of a terminal are read to their end, those of a pipe until it is
-            closed or brings none for a second. After `until` only what is there counts.
+            closed or brings none for a second after the last answer. After `until` only what is there counts.
         **generate: for `ask`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a video, or nothing answers.
+        ValueError: not a video, nothing answers, an empty question, or `every` without a question.
     """
+    questions = checked_questions(questions, every)
     live = is_live(address)
     fps = stream.settings.fps
     source = live_frames(address, fps, silence) if live else frames_of_file(address, fps)
     playing = Playing(source, None if live else speed) if live or speed is not None else None
     watching = Watching(stream, tell, every, questions, generate, at_once=playing is None)
-    frames: Any = source if playing is None else iter(playing)
+    frames: Any = source if playing is None else playing.with_pauses()
     with closing(frames):
         watching.run(frames, playing, TypedLines(typed), until)
     tell(f"end: {watching.state()}, largest lag {watching.done.largest_lag:.1f} s, skipped {watching.done.skipped}")

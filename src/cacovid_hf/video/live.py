@@ -1,6 +1,7 @@
 """Live video: cameras, and streams that other programs send, read as they come."""
 
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,8 @@ def live_frames(address: str, fps: float, silence: float = _SILENCE) -> Iterator
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         remedy = "check the address, and that its sender is running."
+        if isinstance(error, av.ExitError):
+            reason, remedy = f"nothing known within {silence:g} s", "check its sender, or wait longer (--silence)."
         if _CAMERA.fullmatch(address):
             remedy = "check that the camera is connected, that you may read it, and that no other program has it."
         raise ValueError(f"{shown(address)} does not answer with a video ({reason}): {remedy}") from None
@@ -82,17 +85,39 @@ def live_frames(address: str, fps: float, silence: float = _SILENCE) -> Iterator
 def _sampled(container: Any, address: str, fps: float) -> Iterator[tuple[np.ndarray, float]]:
     rgb = RGBConverter()
     limit = current_limits().max_pixels
-    due, now, offset = 0.0, 0.0, None
+    due, clock = 0.0, _Clock()
     for frame in _until_the_end(container):
-        time = float(frame.time) if frame.time is not None else (offset or 0.0) + now
-        if offset is None or time - offset < now:
-            offset = time - now  # the first frame, or another clock
-        now = time - offset
+        now = clock.of(frame.time)
         # A thousandth of a second: times are rounded to the ticks of their clock.
         if now + 1e-3 >= due:
             check_frame_pixels(frame.width, frame.height, limit, shown(address))
-            due = max(due + 1 / fps, now)
+            due = due + 1 / fps if due + 1 / fps > now else now + 1 / fps
             yield np.ascontiguousarray(rgb(frame, frame.width, frame.height)), now
+
+
+class _Clock:
+    """Seconds since the first frame, which never go back.
+
+    Elementary streams (raw H.264) give their frames no time. They come as they are shown, so the wall's clock has it. Where other frames have one, a frame
+    without stands at the time of the one before.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._offset: float | None = None
+        self._has_times = False
+
+    def of(self, told: float | None) -> float:
+        """Return the seconds of a frame from the time that it tells."""
+        if told is None and self._has_times:
+            return self._now
+        if told is not None and not self._has_times:
+            self._has_times, self._offset = True, None
+        read = time.monotonic() if told is None else float(told)
+        if self._offset is None or read - self._offset < self._now:
+            self._offset = read - self._now  # the first frame, or another clock
+        self._now = read - self._offset
+        return self._now
 
 
 def _until_the_end(container: Any) -> Iterator[Any]:

@@ -2,11 +2,13 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import numpy as np
 
 Timed = tuple[np.ndarray, float]
+PAUSE = 0.5  # seconds
 
 
 class Playing:
@@ -37,15 +39,21 @@ class Playing:
 
     def __iter__(self) -> Iterator[Timed]:
         """Return the frames that are taken; an error of the reader is raised here. Closing the iterator ends the thread with its next frame."""
+        with closing(self.with_pauses()) as taken:
+            yield from (one for one in taken if one is not None)
+
+    def with_pauses(self) -> Generator[Timed | None, None, None]:
+        """Return the same, and None whenever no frame has come for half a second."""
         thread = threading.Thread(target=self._read, name="playing", daemon=True)
         thread.start()
         try:
             while True:
                 with self._changed:
-                    while self._waiting is None and not self._ended:
-                        self._changed.wait(0.5)
+                    if self._waiting is None and not self._ended:
+                        self._changed.wait(PAUSE)
                     taken, self._waiting = self._waiting, None
-                if taken is not None:
+                    is_over = self._ended
+                if taken is not None or not is_over:
                     yield taken
                 elif self._error is not None:
                     raise self._error

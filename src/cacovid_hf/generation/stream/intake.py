@@ -93,6 +93,11 @@ class Intake:
         after = replace(before, num_steps=before.num_steps + 1, features=features, waiting=())
         return after, step, frame
 
+    def standing_bytes(self) -> int:
+        """Return the bytes of the standing questions' prompts about one frame."""
+        known = self._asked
+        return 0 if known is None else known[1].inputs_embeds.nbytes + known[1].position_ids.nbytes
+
     def frame_of(self, size: tuple[int, int]) -> Frame:
         """Return what steps of pictures of this height and width have in common, with zeros in `trailing`."""
         grid, pixels = self._processed(np.zeros((self.per_step, *size, 3), np.uint8))

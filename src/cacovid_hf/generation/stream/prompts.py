@@ -32,7 +32,11 @@ def words_of(model: WrappedModel, processor: Any, question: str) -> Words:
     Raises:
         ValueError: an empty question, or a template that does not show the video once.
     """
-    if not isinstance(question, str) or not question.strip():
+    if not isinstance(question, str):
+        raise ValueError(
+            f"The question is a {type(question).__name__}: give one text. Ask several one after the other."
+        )
+    if not question.strip():
         raise ValueError("The question is empty: ask something about the stream.")
     message = user_message(question)
     chat = [{**message, "content": [{"type": "video"}, *message["content"]]}]

@@ -59,7 +59,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     # Of a ValueError are broken JSON and numbers of thousands of digits.
     except (SafetensorError, ValueError, RecursionError, KeyError) as error:
         raise ValueError(f"{path} is not a saved stream ({error}): give what VideoStream.save wrote.") from error
-    if metadata["format"] == FORMAT and metadata.get("sha256") != _checksum(said, tensors):
+    has_checksum = metadata["format"] == FORMAT or "sha256" in metadata
+    if has_checksum and metadata.get("sha256") != _checksum(said, tensors):
         raise ValueError(f"{path} is damaged (its checksum is another): save the stream again.")
     return described, tensors
 

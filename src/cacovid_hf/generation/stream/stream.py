@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...backbones import BACKBONES
 from ...compressors.base import Compressor
+from ...video.live import is_live, live_frames
 from ..wrapped import AnsweringModel
 from . import saving
 from .features import FeatureMemory
@@ -74,7 +75,7 @@ class VideoStream:
         """Take frames in: each goes through the vision tower as it comes, and what is kept of it is stored.
 
         Args:
-            frames: a picture uint8 `(H, W, 3)` or of PIL, several `(n, H, W, 3)`, a path or address of a file (sampled at the stream's `fps`), or an iterable of pictures. Frames
+            frames: a picture uint8 `(H, W, 3)` or of PIL, several `(n, H, W, 3)`, a path or address of a file (sampled at the stream's `fps`), a live address (until it ends, see `cacovid_hf.video.live`), or an iterable of pictures. Frames
                 of another size than the first are scaled to it.
             timestamps: seconds of the pictures, one each (a number for a single picture), not before the last one's; None: `1 / fps` apart. Not with a file, whose frames
                 have their times, counted on from the end of what came before.
@@ -84,7 +85,7 @@ class VideoStream:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not pictures, times that go back or are not one each, or a memory that holds no frame.
+            ValueError: not pictures, an address that does not answer, times that go back or are not one each, or a memory that holds no frame.
         """
         count = 0
         with self._feeding:
@@ -121,7 +122,9 @@ class VideoStream:
                 raise ValueError("A file has the times of its frames: leave out timestamps.")
             last = self._before.last
             begin = 0.0 if last is None else last + 1 / self.settings.fps
-            for picture, seconds in frames_of_file(os.fspath(frames), self.settings.fps):
+            address = os.fspath(frames)
+            read = live_frames if is_live(address) else frames_of_file
+            for picture, seconds in read(address, self.settings.fps):
                 yield picture, begin + seconds
             return
         yield from timed(pictures_of(frames), timestamps)
@@ -274,10 +277,10 @@ class VideoStream:
         return 0 if memory is None else memory.num_bytes
 
     def state_bytes(self) -> int:
-        """Return the bytes beside the memory: the last step's features and the frames of a step that is not complete."""
+        """Return the bytes beside the memory: the last step's features, the frames of a step that is not complete, and `standing` prompts about one frame."""
         before = self._before
         features = 0 if before.features is None else before.features.nbytes
-        return features + sum(picture.nbytes for picture in before.waiting)
+        return features + sum(picture.nbytes for picture in before.waiting) + self._intake.standing_bytes()
 
     def frame_numbers(self) -> list[int]:
         """Return the frame (temporal step) of every token that the memory holds, in order."""
