@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..prompt import PromptLayout, TowerAttention
 from .base import Backbone, take_rows
-from .tower import recorded
+from .tower import recorded, token_means
 
 PER_FRAME = ("pixel_values_videos", "video_position_ids")
 
@@ -171,7 +171,7 @@ class Gemma4Backbone(Backbone):
                     rows = slice(first, first + span.num_frames)
                     patches = slice(span.tokens_per_frame * side**2)  # padding is behind them
                     q, k = (x[rows, patches].transpose(1, 2) for x in (queries, keys))
-                    videos.append(TowerAttention(q, k, partial(_token_means, grid=span.grid, side=side)))
+                    videos.append(TowerAttention(q, k, partial(token_means, grid=span.grid, sides=(side, side))))
                     first += span.num_frames
                 return tuple(videos)
 
@@ -187,9 +187,3 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads `(..., d)` turned by column with their first half, by row with their second one; coordinate `i` with `i + d / 4` of its half."""
     first, second = x.unflatten(-1, (2, -1)).chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1).flatten(-2) * sin
-
-
-def _token_means(values: Tensor, grid: tuple[int, int, int], side: int) -> Tensor:
-    """Patches `(T, S, C)` in raster order to their means over the `side x side` of each token, `(T, P, C)`."""
-    _, height, width = grid
-    return values.unflatten(1, (height, side, width, side)).mean((2, 4)).flatten(1, 2)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..utils.hooks import Hook, attached
 
@@ -24,3 +24,9 @@ def recorded(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Any]]]:
 
     with attached(*(Hook(module, post=partial(note, name)) for name, module in modules.items())):
         yield notes
+
+
+def token_means(values: Tensor, grid: tuple[int, int, int], sides: tuple[int, int]) -> Tensor:
+    """Patches `(T, S, C)` in raster order to their means over the `sides` (height, width) of each token, `(T, P, C)`."""
+    _, height, width = grid
+    return values.unflatten(1, (height, sides[0], width, sides[1])).mean((2, 4)).flatten(1, 2)
