@@ -38,7 +38,7 @@ from .video.messages import (
     ALL_FRAMES,
     ONE_SIZE,
     PIXEL_BOUNDS,
-    TOKENS_OF_A_FRAME,
+    BoundsRefused,
     ClipSettings,
     VideoAddress,
     check_frames,
@@ -70,7 +70,7 @@ class VideoFileMixin(BaseVideoProcessor):
     least_frames = 1
 
     @property
-    def bounds_refused(self) -> str | None:
+    def bounds_refused(self) -> BoundsRefused | None:
         """Why `min_pixels` and `max_pixels` of one video are not followed; None: they are."""
         if self.bounds_pixels:
             return None
@@ -466,7 +466,10 @@ CaCoVidVideoLlama3VideoProcessor = reading(
 CaCoVidVideoLlavaVideoProcessor = reading(VideoLlavaVideoProcessor, PaddedClipsMixin)
 CaCoVidPerceptionLMVideoProcessor = reading(PerceptionLMVideoProcessor, PaddedClipsMixin)
 CaCoVidGemma4VideoProcessor = reading(
-    Gemma4VideoProcessor, GemmaSamplingMixin, reads_times=True, bounds_refused=TOKENS_OF_A_FRAME
+    Gemma4VideoProcessor,
+    GemmaSamplingMixin,
+    reads_times=True,
+    bounds_refused=BoundsRefused("this model bounds the tokens of a frame", "max_soft_tokens"),
 )
 
 CaCoVidInternVLVideoProcessor = reading(InternVLVideoProcessor, InternVLSamplingMixin)

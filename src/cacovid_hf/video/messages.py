@@ -52,10 +52,18 @@ _MARKS = {
     "image": {"cache_control", "format"},
 }
 PIXEL_BOUNDS = ("min_pixels", "max_pixels")
-# Why a model does not follow them.
-ONE_SIZE = "this model sees every frame in one size"
-TOKENS_OF_A_FRAME = "this model bounds the tokens of a frame"
-ALL_FRAMES = "this model bounds the pixels of all frames of a video together"
+
+
+@dataclass(frozen=True)
+class BoundsRefused:
+    """Why a model does not follow `PIXEL_BOUNDS`, and which setting of its processor bounds frames instead."""
+
+    because: str
+    instead: str = "size"
+
+
+ONE_SIZE = BoundsRefused("this model sees every frame in one size")
+ALL_FRAMES = BoundsRefused("this model bounds the pixels of all frames of a video together")
 # Keys beside a video: the settings of ours that they stand for.
 _SETTINGS = {
     "fps": "max_fps",
@@ -68,7 +76,6 @@ _SETTINGS = {
     **{name: name for name in PIXEL_BOUNDS},
 }
 _SIZE = "size in processor_kwargs"
-_INSTEAD = {TOKENS_OF_A_FRAME: "max_soft_tokens in processor_kwargs"}
 _OF_SIZE = ("total_pixels", "resized_height", "resized_width", "size")
 _REFUSED = {
     **dict.fromkeys(_OF_SIZE, f"give max_pixels beside it, or {_SIZE}"),
@@ -156,7 +163,7 @@ class VideoAddress(str):
 
 
 def follow_messages(
-    conversation: Any, *, bounds_refused: str | None = None, read_picture: Callable[[str], Any] | None = None
+    conversation: Any, *, bounds_refused: BoundsRefused | None = None, read_picture: Callable[[str], Any] | None = None
 ) -> Any:
     """Write the parts of chat messages as processors and templates of transformers read them; the given messages stay as they are.
 
@@ -198,7 +205,7 @@ def follow_messages(
 class _Walk:
     """The walk with its settings (see `follow_messages`)."""
 
-    bounds_refused: str | None
+    bounds_refused: BoundsRefused | None
     read_picture: Callable[[str], Any] | None
 
     def message(self, message: Any) -> Any:
@@ -341,7 +348,7 @@ def _content_of(kind: str, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return content, beside
 
 
-def _settings_of(beside: dict[str, Any], bounds_refused: str | None) -> ClipSettings:
+def _settings_of(beside: dict[str, Any], bounds_refused: BoundsRefused | None) -> ClipSettings:
     """Return the settings beside a video.
 
     Raises:
@@ -353,7 +360,7 @@ def _settings_of(beside: dict[str, Any], bounds_refused: str | None) -> ClipSett
             raise ValueError(f"{name} beside a video is not followed: {_way_round(name, bounds_refused)}.")
         if name in PIXEL_BOUNDS and bounds_refused is not None:
             raise ValueError(
-                f"{name} beside a video is not followed, because {bounds_refused}: {_way_round(name, bounds_refused)}."
+                f"{name} beside a video is not followed, because {bounds_refused.because}: {_way_round(name, bounds_refused)}."
             )
     _refuse_others(beside, set(known), "video")
     found: dict[str, Any] = {}
@@ -396,14 +403,14 @@ def _checked(name: str, setting: str, value: Any) -> Any:
     return int(value)
 
 
-def _way_round(name: str, bounds_refused: str | None) -> str:
+def _way_round(name: str, bounds_refused: BoundsRefused | None) -> str:
     """Return what to do instead of a setting that is refused."""
     if bounds_refused is None or name not in (*_OF_SIZE, *PIXEL_BOUNDS):
         return _REFUSED[name]
-    return f"give {_INSTEAD.get(bounds_refused, _SIZE)}"
+    return f"give {bounds_refused.instead} in processor_kwargs"
 
 
-def check_call(given: Mapping[str, Any], *, bounds_refused: str | None = None) -> None:
+def check_call(given: Mapping[str, Any], *, bounds_refused: BoundsRefused | None = None) -> None:
     """Refuse settings of a whole call that processors and templates pass over.
 
     Args:
@@ -422,7 +429,7 @@ def check_call(given: Mapping[str, Any], *, bounds_refused: str | None = None) -
             )
         if name in PIXEL_BOUNDS and bounds_refused is not None:
             raise ValueError(
-                f"{name} is not followed, because {bounds_refused}: leave it out, or give {_INSTEAD.get(bounds_refused, 'size')}."
+                f"{name} is not followed, because {bounds_refused.because}: leave it out, or give {bounds_refused.instead} in processor_kwargs."
             )
         if name in _REFUSED and name not in _OF_A_CALL:
             raise ValueError(f"{name} of a whole call is not followed: {_way_round(name, bounds_refused)}.")
