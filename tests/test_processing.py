@@ -23,6 +23,7 @@ from transformers import (
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
+    LlavaProcessor,
     PerceptionLMImageProcessor,
     PerceptionLMProcessor,
     PerceptionLMVideoProcessor,
@@ -370,6 +371,9 @@ def test_other_families_are_refused(processor):
     other.video_processor = Other()
     with pytest.raises(ValueError, match="has a video processor of type Other, for which there is no file reader"):
         with_video_reader(other)
+    of_images = LlavaProcessor(LlavaOnevisionImageProcessor(), other.tokenizer)
+    with pytest.raises(ValueError, match="LlavaProcessor has no video processor, because its model takes images alone"):
+        with_video_reader(of_images)
 
 
 def test_through_the_pipeline(family, processor, clip):

@@ -294,7 +294,11 @@ def with_video_reader(processor: ProcessorMixin) -> ProcessorMixin:
         raise ValueError(
             f"A {type(processor).__name__} is not a processor of videos: give what AutoProcessor.from_pretrained returns."
         )
-    stock = processor.video_processor
+    stock = getattr(processor, "video_processor", None)
+    if stock is None:
+        raise ValueError(
+            f"{type(processor).__name__} has no video processor, because its model takes images alone: use the processor of a model of a supported family."
+        )
     family = type(stock).__name__
     reader: Any = type(stock) if isinstance(stock, tuple(READERS.values())) else READERS.get(family)
     if reader is None:
