@@ -9,6 +9,7 @@ import inspect
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from cacovid_hf._compat import CACHE_NAMES
@@ -56,6 +57,11 @@ def premises(model: PreTrainedModel) -> list[tuple[str, bool, str]]:
             f'{refusal} See "Add a kind of language model"',
         ),
         (
+            "tokens see those before them alone",
+            not hasattr(model, "create_masks_for_generate"),
+            "the class makes masks of its own, by which tokens of an image may see each other: joint_frames, extra_width and extra",
+        ),
+        (
             "no layer has a window",
             not windows,
             f"windows of {getattr(text, 'sliding_window', None)} positions count the uncompressed prompt, and flash attention is refused for longer ones",
@@ -83,8 +89,8 @@ def refusal_of_policy(text: PretrainedConfig) -> str:
     try:
         with torch.device("meta"):
             ContributionPolicy(text)
-    except ValueError as error:
-        return str(error)
+    except (ValueError, StrictDataclassError) as error:
+        return str(error).splitlines()[0]
     return ""
 
 
@@ -99,11 +105,19 @@ def keeps_positions(model: PreTrainedModel) -> bool:
 
 
 def has_own_placeholder(model: PreTrainedModel) -> bool:
-    """Whether the config names a placeholder of videos, and the stock code puts features there (GLM-4V's does not)."""
-    token = getattr(model.config, "video_token_id", None)
+    """Whether the config names a placeholder of videos, and the stock code puts features there (GLM-4V's does not).
+
+    A default config may leave the id to checkpoints, and stock code may not say places without features: then the name alone counts.
+    """
     find = getattr(model.model, "get_placeholder_mask", None)
-    if token is None or find is None:
-        return token is not None
+    token = getattr(model.config, "video_token_id", None)
+    needed = (
+        {name for name, taken in inspect.signature(find).parameters.items() if taken.default is taken.empty}
+        if find
+        else set()
+    )
+    if token is None or find is None or needed - {"input_ids", "inputs_embeds"}:
+        return hasattr(model.config, "video_token_id")
     masks = find(torch.tensor([[token]]), inputs_embeds=torch.zeros(1, 1, 1))
     return any(bool(mask.any()) for mask in (masks if isinstance(masks, tuple) else (masks,)))
 

@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.models import stock_model
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+)
 
-from scripts.backbone_premises import keeps_positions, main, premises
+from scripts.backbone_premises import has_own_placeholder, keeps_positions, main, premises
 
 FAILS = {
     "qwen2_vl": [],
@@ -20,6 +25,7 @@ FAILS = {
     "internvl": ["videos have a placeholder of their own"],
     "gemma4": [
         "the language model receives embeddings, mask and positions alone",
+        "tokens see those before them alone",
         "no layer has a window",
         "generate takes inputs_embeds",
     ],
@@ -63,6 +69,29 @@ def test_a_language_model_that_the_policy_does_not_imitate():
     assert failed[0] == "the full policy imitates a layer of the language model"
     assert "'granite' language model is not known" in failed[1]
     assert failed[1].endswith('See "Add a kind of language model"')
+
+
+@pytest.mark.parametrize(
+    ("model", "first_words"),
+    [("step3p7", "Class validation error for validator"), ("ernie4_5_vl_moe", "Unrecognized configuration class")],
+)
+def test_stock_code_that_makes_no_short_language_model(model, first_words, capsys):
+    """One line says so, whatever stock code raises and however long that is."""
+    main(model)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "the full policy imitates" in line)
+    assert f"fails  the full policy imitates a layer of the language model: {first_words}" in line
+    assert len(line) < 500
+
+
+def test_a_placeholder_that_checkpoints_name():
+    """The default config has the name and no id, and the stock code says no places without features."""
+    config = AutoConfig.for_model("minicpmv4_6")
+    assert config.video_token_id is None
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    assert has_own_placeholder(model)
+    model.config.video_token_id = 7
+    assert has_own_placeholder(model)
 
 
 def test_generation_that_counts_positions_anew(monkeypatch):
