@@ -147,7 +147,7 @@ def test_they_go_with_an_empty_frame(family, rows):
         for place, frame in zip(span.word_places.tolist(), span.word_frames.tolist(), strict=True):
             assert (place in row) == bool(video.keep[frame].any())
             gone += place not in row
-    assert gone >= 16
+    assert gone >= 2 * 2 * len(shorter.videos)  # of two frames at least, two words or more each
     everything = CaCoVidForConditionalGeneration.from_backbone(stock, policy=model.policy)
     assert everything.compress(**inputs, retention_ratio=0.1).kept_indices.shape[1] > kept.shape[1]
     ours = model.generate(**inputs, retention_ratio=0.1, **GREEDY)

@@ -48,7 +48,11 @@ def found(family):
     compressed = model.compress(**inputs, retention_ratio=0.5)
     reader = with_video_reader(tiny_processor(family)).video_processor
     pixels = "of a frame" if reader.bounds_refused is None else "refused"
-    words = "times" if model.family.words_have_times else "numbers"
+    (span,) = model.family.layout(model.backbone.config, inputs["input_ids"], inputs["attention_mask"], inputs).videos
+    ids = inputs["input_ids"][0]
+    differ = {tuple(ids[span.word_places[span.word_frames == t]].tolist()) for t in range(1, span.num_frames)}
+    numbers = "numbers" if len(differ) > 1 else "marks alone"
+    words = "times" if model.family.words_have_times else numbers
     return [
         f"`{family}`",
         "masking, cutting" if BY_NAME[family].attends else "cutting",

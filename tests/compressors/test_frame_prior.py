@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import FAMILIES, IMAGE_AND_VIDEO, RAGGED, TWO_VIDEOS, prompt_inputs, wrapped
+from helpers.models import BY_NAME, FAMILIES, IMAGE_AND_VIDEO, RAGGED, TWO_VIDEOS, prompt_inputs, wrapped
 
 from cacovid_hf.compressors import COMPRESSORS, Attention, Compressor, DivPrune, Evs, FramePrior, Marc, VisionZip
 from cacovid_hf.compressors.frame_prior import blind_methods, part_of_video
@@ -23,7 +23,7 @@ def test_counts_of_frames_by_hand():
 
 
 # The tiny models of these families attend in layer 2 alone.
-PRIOR = {(family, "attention"): Attention(layer=2) for family in ("qwen3_5", "qwen3_5_moe")}
+PRIOR = {(family, "attention"): Attention(layer=2) for family in FAMILIES if not BY_NAME[family].attends}
 
 
 @pytest.mark.parametrize("by", ["cacovid", "attention"])

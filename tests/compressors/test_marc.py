@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.loops import cosine, features_like_a_video
-from helpers.models import FAMILIES, RAGGED, prompt_inputs, wrapped
+from helpers.models import BY_NAME, FAMILIES, RAGGED, prompt_inputs, wrapped
 
 from cacovid_hf.compressors import Attention, Marc
 from cacovid_hf.compressors.marc import best_clips, merge_frames
@@ -74,7 +74,7 @@ def test_the_best_clips():
 
 
 # The tiny models of these families attend in layer 2 alone.
-PRIOR = {(family, "attention"): Attention(layer=2) for family in ("qwen3_5", "qwen3_5_moe")}
+PRIOR = {(family, "attention"): Attention(layer=2) for family in FAMILIES if not BY_NAME[family].attends}
 
 
 @pytest.mark.parametrize("by", ["cacovid", "attention"])

@@ -16,6 +16,7 @@ from helpers.models import (
     for_forward,
     masked_inputs,
     prompt_inputs,
+    share,
     skip_unless_served,
     stock_inputs,
     wrapped,
@@ -314,8 +315,8 @@ def test_a_row_is_compressed_as_it_would_be_alone(family, method):
     both = model.compress(**prompt_inputs(stock, RAGGED), retention_ratio=0.3, compressor=method)
     again = model.compress(**prompt_inputs(stock, RAGGED), retention_ratio=0.3, compressor=method)
     assert torch.equal(both.inputs_embeds, again.inputs_embeds)
-    # All fields are as long as the first row's share of them: the videos are alike.
-    first = {name: value[: len(value) // 3] for name, value in prompt_inputs(stock, RAGGED).items()}
+    # The videos are alike.
+    first = share(stock, prompt_inputs(stock, RAGGED), 0, 3)
     alone = model.compress(**first, retention_ratio=0.3, compressor=method)
     assert torch.equal(alone.videos[0].keep, both.videos[0].keep)
 

@@ -89,11 +89,7 @@ def test_prompts_of_many_frames_are_encoded_in_chunks(family, monkeypatch):
     seen = []
 
     def count(module, args, kwargs):
-        seen.append(
-            int(kwargs["grid_thw"][:, 0].sum())
-            if BY_NAME[family].packed_pixels
-            else len(args[0] if args else kwargs["pixel_values"])
-        )
+        seen.append(BY_NAME[family].frames_seen(args, kwargs))
 
     handle = tower(stock).register_forward_pre_hook(count, with_kwargs=True)
     inputs = prompt_inputs(stock, TWO_VIDEOS)

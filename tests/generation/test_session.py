@@ -19,6 +19,7 @@ from helpers.models import (
     stock_inputs,
     stock_model,
     tower,
+    twice,
 )
 from helpers.processors import tiny_processor
 from transformers import AutoProcessor, DynamicCache, GenerationConfig
@@ -201,7 +202,7 @@ def test_what_a_kept_cache_cannot_do(case, refused):
     session = model.session(**inputs, retention_ratio=0.25, keep_selection=True)
     with pytest.raises(ValueError, match=message):
         session.generate(**inputs, **{**STEP, **settings})
-    two = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    two = twice(model.backbone, inputs)
     with pytest.raises(ValueError, match="holds the cache of one prompt, and 2 are given"):
         session.generate(**two, **STEP)
 
@@ -238,7 +239,7 @@ def test_one_ratio_a_video_for_every_question(case):
     videos = len(model.session(**inputs).encoded)
     ratios = [0.25, 0.5][:videos]
     session = model.session(**inputs, retention_ratio=ratios)
-    two = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    two = twice(model.backbone, inputs)
     assert torch.equal(session.generate(**two, **STEP)[1:], session.generate(**inputs, **STEP))
 
 

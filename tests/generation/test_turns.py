@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import flash_stand_in
 from helpers.cut_oracle import CutPrompts
-from helpers.families.base import IMAGE_FIELDS, TILE_FIELDS, VIDEO_FIELDS
+from helpers.families.base import WORD_FIELDS
 from helpers.models import (
     BY_NAME,
     FAMILIES,
@@ -22,6 +22,7 @@ from helpers.models import (
     skip_without_flash,
     stock_inputs,
     stock_model,
+    twice,
     wrapped,
 )
 from transformers import DynamicCache, StaticCache
@@ -47,7 +48,11 @@ CONVERSATIONS = {
 }
 # Whose first turn has images and no video, so that it is the stock model's.
 BEGUN_BY_STOCK = ("new images side by side",)
-PIXELS = (*IMAGE_FIELDS, *VIDEO_FIELDS, *TILE_FIELDS)
+
+
+def words_of(inputs):
+    """The inputs without those of videos and images."""
+    return {name: value for name, value in inputs.items() if name in WORD_FIELDS}
 
 
 def joined(before, sequences, turn):
@@ -81,14 +86,14 @@ class Conversation:
         for row, parts in enumerate(self.parts):
             parts.append(prompt_inputs(self.model, [rows[row]], seed=100 * number + row))
         fresh = self._pixels([parts[-1:] for parts in self.parts])
-        new = {**{name: value for name, value in new.items() if name not in PIXELS}, **fresh}
+        new = {**words_of(new), **fresh}
         start = 0 if self.inputs is None else sequences.shape[1]
         ids = new if self.inputs is None else joined(self.inputs, sequences, new)
-        self.inputs = {**{n: v for n, v in ids.items() if n not in PIXELS}, **self._pixels(self.parts)}
-        return start, new, {**{n: v for n, v in ids.items() if n not in PIXELS}, **fresh}
+        self.inputs = {**words_of(ids), **self._pixels(self.parts)}
+        return start, new, {**words_of(ids), **fresh}
 
     def _pixels(self, rows):
-        fields = [{n: part[n] for n in PIXELS if n in part} for parts in rows for part in parts]
+        fields = [{n: part[n] for n in part if n not in WORD_FIELDS} for parts in rows for part in parts]
         return family_of(self.model).stacked(fields)
 
     def keep(self, start, places):
@@ -153,7 +158,7 @@ def test_conversations_by_cutting(family, conversation, words):
         talk.keep(start, model.compress(**new, **how).kept_indices)
         asked = talk.inputs["input_ids"].shape[1]
         if not BY_NAME[family].attends and number == CUT.get(conversation):
-            with pytest.raises(ValueError, match=r"padding between its turns, which the states of qwen3_5"):
+            with pytest.raises(ValueError, match=rf"padding between its turns, which the states of {family}"):
                 model.generate(**inputs, **how, past_key_values=cache, **STEP)
             return
         ours = model.generate(**inputs, **how, past_key_values=cache, **STEP)
@@ -309,7 +314,7 @@ def test_a_conversation_forks_and_goes_back(first_turn):
 def test_a_compressed_turn_is_gone_on_from_at_any_ratio(first_turn):
     """Text turns need no ratio, and lengths count the caller's conversation."""
     _, model, inputs, first = first_turn
-    text = {name: value for name, value in more(inputs, first.sequences).items() if name not in PIXELS}
+    text = words_of(more(inputs, first.sequences))
     caches = [copy.deepcopy(first.past_key_values) for _ in range(4)]
     length = text["input_ids"].shape[1]
     a = model.generate(**text, past_key_values=caches[0], do_sample=False, max_length=length + 4)
@@ -350,7 +355,7 @@ def test_several_sequences_go_on_each(first_turn):
     first = model.generate(**inputs, retention_ratio=0.25, **{**STEP, "do_sample": True, "num_return_sequences": 2})
     new = torch.tensor([[50, 60], [70, 80]])
     ids = torch.cat([first.sequences, new], dim=1)
-    whole = {n: torch.cat([v, v]) for n, v in inputs.items()}
+    whole = twice(stock, inputs)
     added = ids.shape[1] - inputs["input_ids"].shape[1]
     whole["input_ids"], whole["attention_mask"] = ids, torch.ones_like(ids)
     if "mm_token_type_ids" in whole:

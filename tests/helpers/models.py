@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.families import BY_NAME, FAMILIES, FIRST  # noqa: F401 -- most tests know these from here
-from helpers.families.base import IMAGE_FIELDS, PAD, TEXT, TILE_FIELDS, VIDEO_FIELDS, Draw, Family, Image, Part, Video
+from helpers.families.base import PAD, TEXT, WORD_FIELDS, Draw, Family, Image, Part, Video
 from torch import Tensor, nn
 
 from cacovid_hf import CaCoVidForConditionalGeneration
@@ -134,6 +134,19 @@ def prompt_inputs(
     return inputs
 
 
+def twice(model, inputs) -> dict[str, Tensor]:
+    """The inputs of the same prompts once more behind themselves."""
+    words = {name: value for name, value in inputs.items() if name in WORD_FIELDS}
+    fields = {name: value for name, value in inputs.items() if name not in WORD_FIELDS}
+    return {name: torch.cat([value, value]) for name, value in words.items()} | family_of(model).stacked([fields] * 2)
+
+
+def share(model, inputs, row: int, rows: int) -> dict[str, Tensor]:
+    """The inputs of one of so many rows whose fields are alike in length."""
+    along = family_of(model).joined_along
+    return {name: value.chunk(rows, dim=along(name))[row] for name, value in inputs.items()}
+
+
 def original_positions(model, inputs) -> Tensor:
     """Explicit `position_ids` of an uncompressed prompt."""
     mask = inputs["attention_mask"]
@@ -170,8 +183,7 @@ def stock_inputs(model, inputs, **settings) -> dict[str, Tensor]:
         return family.of_stock(inputs)
     with torch.no_grad():
         embeds = family.embedded(model, inputs)
-    fields = (*VIDEO_FIELDS, *IMAGE_FIELDS, *TILE_FIELDS, "mm_token_type_ids")
-    words = {name: value for name, value in inputs.items() if name not in fields}
+    words = {name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
     return {**words, "inputs_embeds": embeds, "position_ids": original_positions(model, inputs)}
 
 

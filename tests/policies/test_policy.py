@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.families.base import amplify_experts
+from helpers.families.base import WORD_FIELDS, amplify_experts
 from helpers.golden import golden, policy_cases, policy_layout, with_prefix
 from helpers.models import (
     BY_NAME,
@@ -13,6 +13,7 @@ from helpers.models import (
     for_forward,
     masked_inputs,
     prompt_inputs,
+    share,
     stock_model,
 )
 from transformers import Qwen2Config
@@ -206,12 +207,10 @@ def test_a_row_scores_as_it_does_alone(family, kind, padding_side):
     together = model.compress(**batch, retention_ratio=0.25)
     for row in range(3):
         places = batch["attention_mask"][row].bool()
-        alone = {"input_ids": batch["input_ids"][row : row + 1, places]}
-        if "mm_token_type_ids" in batch:
-            alone["mm_token_type_ids"] = batch["mm_token_type_ids"][row : row + 1, places]
-        names = batch.keys() - {"input_ids", "attention_mask", "mm_token_type_ids"}
-        # The three videos are alike in size, patches of one after those of the other.
-        alone |= {name: batch[name].chunk(3)[row] for name in names}
+        # The three videos are alike in size.
+        alone = share(stock, batch, row, 3)
+        del alone["attention_mask"]
+        alone |= {name: alone[name][:, places] for name in WORD_FIELDS if name in alone}
         single = model.compress(**alone, retention_ratio=0.25)
         torch.testing.assert_close(
             together.videos[row].token_scores, single.videos[0].token_scores, atol=1e-5, rtol=1e-4

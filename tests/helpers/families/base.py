@@ -13,7 +13,7 @@ PAD, BOS, EOS, VISION_START, VISION_END, IMAGE, VIDEO = 0, 1, 2, 3, 4, 110, 111
 COMMA, TIME, COLON = 105, 106, 107
 # Marks around a video whose placeholders are those of images.
 VIDEO_START, VIDEO_END = 108, 109
-# Every field that a family's processor returns for videos, and for images.
+# Fields that processors return for videos, and for images; a row whose processor has others writes `without_videos`.
 VIDEO_FIELDS = (
     "pixel_values_videos",
     "video_grid_thw",
@@ -31,8 +31,8 @@ IMAGE_FIELDS = (
     "image_merge_sizes",
     "image_position_ids",
 )
-# Of families whose frames are images, for both.
-TILE_FIELDS = ("pixel_attention_mask", "frame_numbers")
+# Every field of the words of a prompt; the others hold its videos and images.
+WORD_FIELDS = ("input_ids", "attention_mask", "mm_token_type_ids")
 # Words of a frame that is an image.
 FRAME, NEW_LINE = 103, 104
 TEXT = dict(
@@ -103,6 +103,7 @@ class Family(ABC):
         model_class: the stock model's.
         has_token_types: whether its processor returns `mm_token_type_ids`.
         packed_pixels: whether pixels are patches, those of one video after the other; if not, one row per video.
+        pixels_along: the dimension of pixels along which one video, or image, stands behind the other.
         mrope: whether positions are `(4, B, L)`: text, time, height and width.
         own_inputs: names of inputs that our processor adds for our models alone.
         frame_id: the placeholder of a frame.
@@ -130,6 +131,7 @@ class Family(ABC):
     has_token_types: ClassVar[bool]
     packed_pixels: ClassVar[bool]
     mrope: ClassVar[bool]
+    pixels_along: ClassVar[int] = 0
     own_inputs: ClassVar[tuple[str, ...]] = ()
     frame_id: ClassVar[int] = VIDEO
     attends: ClassVar[bool] = True
@@ -170,6 +172,12 @@ class Family(ABC):
         """`(n, C, H, W)` of all frames, where pixels are not patches."""
         return inputs["pixel_values_videos"].flatten(0, 1)
 
+    def frames_seen(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """How many frames, or temporal steps, a call of the vision tower with these arguments sees."""
+        if self.packed_pixels:
+            return int(kwargs["grid_thw"][:, 0].sum())
+        return len(args[0] if args else kwargs["pixel_values"])
+
     def last_attention(self, stock: Any) -> nn.Module:
         """The attention of the tower's last layer, where pixels are patches."""
         return self.tower(stock).blocks[-1].attn
@@ -194,7 +202,14 @@ class Family(ABC):
     def stacked(self, fields: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Pixels, grids and the like of several prompts as those of one, in order."""
         names = dict.fromkeys(name for found in fields for name in found)
-        return {name: torch.cat([found[name] for found in fields if name in found]) for name in names}
+        return {
+            name: torch.cat([found[name] for found in fields if name in found], dim=self.joined_along(name))
+            for name in names
+        }
+
+    def joined_along(self, name: str) -> int:
+        """The dimension of a field along which one video, or image, stands behind the other."""
+        return self.pixels_along if name.startswith("pixel_values") else 0
 
     def without_videos(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs of a prompt without what holds its videos."""
