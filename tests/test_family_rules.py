@@ -63,6 +63,15 @@ RULES = {
             "both": ({"num_frames": 100, "fps": 5}, 46),
         },
     ),
+    "minicpmv4_6": Rule(
+        clip=9,
+        calls={
+            "fps": ({"fps": 2}, 18),
+            "max_fps": ({"max_fps": 2}, 18),
+            "num_frames": ({"num_frames": 6}, 6),
+            "both": ({"num_frames": 100, "fps": 5}, 45),
+        },
+    ),
     "gemma4": Rule(
         clip=32,
         calls={

@@ -22,6 +22,7 @@ from transformers import (
     InternVLProcessor,
     LlavaNextVideoProcessor,
     LlavaOnevisionProcessor,
+    MiniCPMV4_6Processor,
     PerceptionLMProcessor,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
@@ -132,6 +133,17 @@ class OwnFramesMixin(MessagesMixin):
         if "video_lengths" in video_inputs:
             clips = zip(video_inputs["pixel_values_videos"], video_inputs["video_lengths"].tolist(), strict=True)
             video_inputs = {**video_inputs, "pixel_values_videos": [clip[:length] for clip, length in clips]}
+        return super().replace_video_token(video_inputs, video_idx, **kwargs)
+
+
+class DivisorMixin(MessagesMixin):
+    """For MiniCPM-V, whose stock processor counts placeholders by what its own call says beside a video."""
+
+    video_token_divisor: int
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs: Any) -> str:
+        """Return the marks and placeholders of one video."""
+        kwargs.setdefault("video_token_divisor", self.video_token_divisor)
         return super().replace_video_token(video_inputs, video_idx, **kwargs)
 
 
@@ -249,6 +261,7 @@ CaCoVidGlm46VProcessor = following(Glm46VProcessor)
 CaCoVidGemma4Processor = following(Gemma4Processor)
 CaCoVidVideoLlavaProcessor = following(VideoLlavaProcessor, OwnFramesMixin)
 CaCoVidPerceptionLMProcessor = following(PerceptionLMProcessor, OwnFramesMixin)
+CaCoVidMiniCPMV4_6Processor = following(MiniCPMV4_6Processor, DivisorMixin)
 
 # By the name of the stock processor that each extends.
 _PROCESSORS: dict[str, Any] = {
@@ -267,6 +280,7 @@ _PROCESSORS: dict[str, Any] = {
         CaCoVidGemma4Processor,
         CaCoVidVideoLlavaProcessor,
         CaCoVidPerceptionLMProcessor,
+        CaCoVidMiniCPMV4_6Processor,
     )
 }
 

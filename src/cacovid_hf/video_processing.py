@@ -19,6 +19,7 @@ from transformers import (
     InternVLVideoProcessor,
     LlavaNextVideoVideoProcessor,
     LlavaOnevisionVideoProcessor,
+    MiniCPMV4_6VideoProcessor,
     PerceptionLMVideoProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLVideoProcessor,
@@ -383,6 +384,47 @@ class PairedFramesMixin(OwnSamplingMixin):
         return np.append(chosen, chosen[-1:]) if len(chosen) % 2 else chosen
 
 
+class SecondsMixin(OwnSamplingMixin):
+    """For MiniCPM-V, whose rule is the first frame of every second, evenly over a video of more seconds than `max_num_frames`; its rate cannot be asked for.
+
+    Frames are not cut into slices, which its settings would do to large ones. Adds `video_grid_thw` `(videos, 3)`: frames of each video, and height and
+    width of a frame in patches. The models of this package alone take it.
+    """
+
+    max_num_frames: int
+    slice_mode = False
+    unread = ("slice_mode", "fps")
+
+    def _preprocess(self, videos: list[Tensor], **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        """As the stock one, which does not say which frames are of one video.
+
+        Raises:
+            ValueError: settings by which a frame is not one picture.
+        """
+        for name, whole in (("slice_mode", False), ("stack_frames", 1)):
+            if (kwargs.get(name) or whole) != whole:
+                raise ValueError(f"{name}={kwargs[name]}: a frame must be one picture. Give {name}={whole}.")
+        found = super()._preprocess(videos, **kwargs)
+        parts = found["target_sizes_videos"].split([int(count) for count in found["num_frames_per_video"]])
+        found["video_grid_thw"] = torch.tensor([[len(part), *part[0].tolist()] for part in parts])
+        return found
+
+    def sample_frames(self, metadata: VideoMetadata, max_num_frames: int | None = None, **kwargs: Any) -> np.ndarray:  # type: ignore[override]
+        """As `OwnSamplingMixin`; another `max_num_frames` than that of the settings is the call's `num_frames`."""
+        if max_num_frames not in (None, self.max_num_frames) and kwargs.get("num_frames") is None:
+            kwargs["num_frames"] = max_num_frames
+        return super().sample_frames(metadata, **kwargs)
+
+    def choose(
+        self, total: int, seconds: float | None, fps: float | None, num_frames: int | None, rate: float | None
+    ) -> np.ndarray:
+        """As the stock processor, where nobody asks for another number or rate, and both are known of the file."""
+        if num_frames is None and rate is None and seconds is not None and fps is not None:
+            return np.minimum(super().choose(total, seconds, fps, None, None), total - 1)
+        num_frames = self.max_num_frames if num_frames is None else num_frames
+        return VideoFileMixin.choose(self, total, seconds, fps, num_frames, rate)
+
+
 class FramesShareMixin(OwnSamplingMixin):
     """For processors whose largest `size` is that of all frames of a video, and whose smallest is that of each."""
 
@@ -465,6 +507,11 @@ CaCoVidVideoLlama3VideoProcessor = reading(
 )
 CaCoVidVideoLlavaVideoProcessor = reading(VideoLlavaVideoProcessor, PaddedClipsMixin)
 CaCoVidPerceptionLMVideoProcessor = reading(PerceptionLMVideoProcessor, PaddedClipsMixin)
+CaCoVidMiniCPMV4_6VideoProcessor = reading(
+    MiniCPMV4_6VideoProcessor,
+    SecondsMixin,
+    bounds_refused=BoundsRefused("this model scales every frame to one area", "scale_resolution"),
+)
 CaCoVidGemma4VideoProcessor = reading(
     Gemma4VideoProcessor,
     GemmaSamplingMixin,
@@ -491,6 +538,7 @@ READERS: dict[str, Any] = {
         CaCoVidGemma4VideoProcessor,
         CaCoVidVideoLlavaVideoProcessor,
         CaCoVidPerceptionLMVideoProcessor,
+        CaCoVidMiniCPMV4_6VideoProcessor,
     )
 }
 

@@ -1,6 +1,6 @@
 """Words around frames where they stand in the messages of published chat templates, a token for every character: what each frame has, and what is the question.
 
-The templates of Qwen, GLM and Gemma 4 were compared with public copies of the published ones, that of VideoLLaMA3 was not. So each is also tried with other
+The templates of Qwen, GLM and Gemma 4 were compared with public copies of the published ones, those of VideoLLaMA3 and MiniCPM-V were not. So each is also tried with other
 words in front of the video. InternVL and SmolVLM, whose processors have more of their own, are in `test_tile_processors.py`.
 """
 
@@ -29,6 +29,11 @@ MESSAGES = {
             for n, time in enumerate(("0.0", "1.5", "3.0", "4.5", "6.5", "8.0", "9.5", "11.5"))
         ],
         "<|im_start|>user\n\nWhen?<|im_end|>\n<|im_start|>assistant: ",
+    ),
+    "minicpmv4_6": (
+        "<|im_start|>user\nVIDEO\nTEXT<|im_end|>\n<|im_start|>assistant\n: ",
+        ["<|vision_start|><|vision_end|>"] * 8,
+        "<|im_start|>user\n\nWhen?<|im_end|>\n<|im_start|>assistant\n: ",
     ),
     "gemma4": (
         "<bos><|turn>user\n\n\nVIDEO\n\nTEXT<turn|>\n<|turn>model: ",

@@ -150,6 +150,13 @@ PUBLISHED = {
     "glm46v": Published(
         "Glm46VVideoProcessor", GLM, per_step=2, tokens=11 * 6, seconds={1.0: 6, 60.0: 120, 3600.0: 640}
     ),
+    "minicpmv4_6": Published(
+        "MiniCPMV4_6VideoProcessor",
+        dict(scale_resolution=448, patch_size=14, max_num_frames=128, stack_frames=1, downsample_mode="16x"),
+        per_step=1,
+        tokens=11 * 6,
+        seconds={1.0: 1, 60.0: 60, 3600.0: 128},
+    ),
     "gemma4": Published(
         "Gemma4VideoProcessor",
         dict(

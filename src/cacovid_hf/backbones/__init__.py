@@ -7,6 +7,7 @@ from .glm4v import Glm4vBackbone, Glm4vMoeBackbone, Glm46VBackbone
 from .internvl import InternVLBackbone
 from .llava_next_video import LlavaNextVideoBackbone
 from .llava_onevision import LlavaOnevisionBackbone
+from .minicpmv4_6 import MiniCPMV46Backbone
 from .perception_lm import PerceptionLMBackbone
 from .qwen2_5_vl import Qwen2_5_VLBackbone
 from .qwen2_vl import Qwen2VLBackbone
@@ -36,6 +37,7 @@ BACKBONES: dict[str, Backbone] = {
         Gemma4Backbone(),
         VideoLlavaBackbone(),
         PerceptionLMBackbone(),
+        MiniCPMV46Backbone(),
     )
 }
 

@@ -7,6 +7,7 @@ from .base import Family
 from .gemma4 import Gemma4
 from .glm4v import Glm4v, Glm4vMoe, Glm46V
 from .llava import LlavaNextVideo, LlavaOnevision, VideoLlava
+from .minicpmv4_6 import MiniCPMV46
 from .perception_lm import PerceptionLM
 from .qwen2 import Qwen2VL, Qwen25VL
 from .qwen3 import Qwen3VL, Qwen3VLMoe, Qwen35, Qwen35Moe
@@ -33,6 +34,7 @@ BY_NAME: dict[str, Family] = {
         Gemma4(),
         VideoLlava(),
         PerceptionLM(),
+        MiniCPMV46(),
     )
 }
 FAMILIES = tuple(BY_NAME)
