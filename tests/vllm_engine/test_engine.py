@@ -76,7 +76,7 @@ def test_answers_are_those_of_transformers(run, tmp_path, family):
     assert refused[family] in given["refused"]
     if family == "qwen2_5_vl":
         assert found["files"] == {"asked": 6, "same": 6}
-        assert all("s by its times, and the model has positions for" in said for said in found["endless"])
+        assert all("s by the times given, and the model has positions for" in said for said in found["endless"])
     assert found["tower"] == {"first": 1, "later": 0, "same": 4}
     # Blocks of 32 tokens: 20 words and three quarters of a video are at least two, and what is kept for a question is nobody else's.
     assert found["shared_prefix"]["cacovid"] == 0
@@ -106,6 +106,18 @@ def test_a_stock_checkpoint_and_methods_without_a_policy(run, tmp_path):
     found = run("run", "stock_checkpoint", "llava_onevision", tmp_path)
     assert found["same"] == found["asked"], found["wrong"]
     assert "this checkpoint has none" in found["without_method"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_is_planned_for_the_longest_video_of_a_request(run, tmp_path, family):
+    """For as many frames as the server reads, more than stock vLLM's 16 too, as far as a prompt has room; its own count with its own loader."""
+    found = run("run", "planned", family, tmp_path)
+    stock = {"llava_onevision": 16, "qwen2_5_vl": 14}[family]
+    assert found["frames"] == {"2": 2, "12": 12, "40": 40}
+    assert found["little room"] < 40
+    assert found["another loader"] == stock
+    # The videos of the plan, as the processor makes them: two frames of Qwen are a step.
+    assert found["steps"] == {"llava_onevision": 40, "qwen2_5_vl": 20}[family]
 
 
 def test_servers_that_do_not_start(run, tmp_path):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cacovid_hf.vllm.frame_limits import FrameLimits, limits_of_request, limits_of_server
+from cacovid_hf.vllm.frame_limits import FrameLimits, frames_to_plan, limits_of_request, limits_of_server
 
 SERVER = FrameLimits(32, 1.0)
 
@@ -61,3 +61,12 @@ def test_a_request_sets_nothing_else(other):
     with pytest.raises(ValueError, match="for videos: give num_frames and fps alone") as error:
         limits_of_request({"num_frames": 1, other: "opencv"}, SERVER)
     assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("server", "room", "num_videos", "frames"),
+    [(64, 1000, 1, 64), (64, 100, 2, 50), (64, 100, 0, 64), (8, 1000, 1, 8), (64, 0, 1, 1), (4, 3, 8, 1)],
+)
+def test_frames_that_memory_is_planned_for(server, room, num_videos, frames):
+    """What a request may have, within the room of a prompt, and always one."""
+    assert frames_to_plan(FrameLimits(server), room, num_videos) == frames

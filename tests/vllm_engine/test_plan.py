@@ -47,10 +47,28 @@ def test_the_two_rules_of_positions_behind_a_video():
 def test_times_for_which_the_model_has_no_positions():
     """A thousand positions, two a second: 500 s; four steps are three of their distances."""
     grids = torch.tensor([[4, 8, 8], [1, 8, 8]])
-    check_times(grids, torch.tensor([166.0, 1e30]), 2.0, 1000)
-    for seconds in (167.0, 1e30, math.inf, math.nan):
-        with pytest.raises(ValueError, match="s by its times, and the model has positions for 500 s: give a shorter"):
-            check_times(grids, torch.tensor([seconds, 1.0]), 2.0, 1000)
+    for rule in ("transformers", "vllm"):
+        check_times(grids, torch.tensor([166.0, 1e30]), 2.0, 1000, rule)
+        for seconds in (167.0, 1e30, math.inf, math.nan, -1.0):
+            for order in ([0, 1], [1, 0]):
+                with pytest.raises(
+                    ValueError, match="s by the times given, and the model has positions for 500 s: give"
+                ):
+                    check_times(grids[order], torch.tensor([seconds, 1.0])[order], 2.0, 1000, rule)
+
+
+def test_times_of_several_videos():
+    """By vLLM's rule each begins where the one before it ended, so that many of them reach as far as one of all their seconds."""
+    grids, seconds = torch.tensor([[4, 8, 8]] * 3), torch.tensor([60.0, 50.0, 56.0])
+    check_times(grids, seconds, 2.0, 1000, "vllm")
+    with pytest.raises(ValueError, match="The 3 videos last 501 s by the times given"):
+        check_times(grids, seconds + torch.tensor([0.0, 0.0, 1.0]), 2.0, 1000, "vllm")
+    check_times(grids, torch.tensor([166.0] * 3), 2.0, 1000, "transformers")
+    ends = [
+        sum(grid_item("video", (4, 2, 2), 166.0, 2.0, rule).advance for _ in range(3))
+        for rule in ("transformers", "vllm")
+    ]
+    assert ends[0] < 1000 < ends[1]
 
 
 # Older versions take seconds as whole numbers; the extra `vllm` leaves them out.

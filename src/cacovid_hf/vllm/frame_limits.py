@@ -11,6 +11,8 @@ from ..utils.values import shown
 NUM_FRAMES, FPS = "num_frames", "fps"
 LOADER = "video_backend"
 """With this setting a server chooses who reads its videos."""
+PACKAGE = "cacovid"
+"""Its value where this package does."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,17 @@ def limits_of_request(given: Mapping[str, Any], server: FrameLimits) -> dict[str
         most = "" if math.isinf(server.fps) else f", at most {server.fps:g}, the server's own"
         raise _refused(FPS, rate, f"a number over 0{most}")
     return dict(given)
+
+
+def frames_to_plan(server: FrameLimits, room: int, num_videos: int) -> int:
+    """Return for how many frames of each video memory is planned at the start: as many as a request may have, as far as a prompt has room.
+
+    Args:
+        server: what the server sets.
+        room: frames of the largest size that fit the longest prompt.
+        num_videos: of that prompt.
+    """
+    return max(1, min(server.num_frames, room // max(num_videos, 1)))
 
 
 def _check_names(given: Iterable[str]) -> None:

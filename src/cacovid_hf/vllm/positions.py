@@ -3,6 +3,7 @@
 Stock transformers and stock vLLM disagree on the text behind a video of Qwen2.5-VL. `text_advance` is the one place that knows the two rules.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,24 +76,28 @@ def grid_item(
     return MediaItem(modality, grid, torch.stack(axes).reshape(3, -1), advance)
 
 
-def check_times(grids: Tensor, seconds: Tensor, tokens_per_second: float, positions: int) -> None:
+def check_times(grids: Tensor, seconds: Tensor, tokens_per_second: float, positions: int, rule: str) -> None:
     """Refuse videos that last longer than the positions of a model: vLLM would look for positions that it has not, and its engine would end.
 
     Args:
-        grids: int64 `(n, 3)`, the temporal steps first.
+        grids: int64 `(n, 3)` of a prompt's videos, the temporal steps first.
         seconds: `(n,)`, between two of them.
         tokens_per_second: of the vision config.
         positions: of the language model. vLLM makes four times as many, so that there is room for the prompt.
+        rule: see `text_advance`. By vLLM's, a video begins behind the times of those before it, so that all of a prompt count together.
 
     Raises:
-        ValueError: one of them does.
+        ValueError: one of them does, or by vLLM's rule all together.
     """
-    for last in ((grids[:, 0] - 1) * seconds.double()).tolist():
-        if not last * tokens_per_second <= positions:
-            raise ValueError(
-                f"A video lasts {last:.4g} s by its times, and the model has positions for {positions / tokens_per_second:.4g} s: "
-                "give a shorter one, or its true times."
-            )
+    lasts = ((grids[:, 0] - 1) * seconds.double()).tolist()
+    is_one = len(lasts) == 1 or rule == "transformers"
+    last = max(lasts, default=0.0) if is_one else sum(lasts)
+    if not all(0 <= each < math.inf for each in lasts) or last * tokens_per_second > positions:
+        who = "A video lasts" if is_one else f"The {len(lasts)} videos last"
+        raise ValueError(
+            f"{who} {last:.4g} s by the times given, and the model has positions for {positions / tokens_per_second:.4g} s: "
+            "give shorter ones, or true times."
+        )
 
 
 def flat_item(modality: str, grid: tuple[int, int, int], trailing: int = 0) -> MediaItem:

@@ -13,6 +13,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement
 
 from .config import ATTRIBUTE, SERVER, ServerSettings, policy_settings
+from .frame_limits import LOADER, PACKAGE, frames_to_plan, limits_of_server
 from .memory import ByteBounded, total_bytes
 from .orders import VideoOrder, check_room, orders_of
 from .positions import MediaItem
@@ -53,6 +54,14 @@ class ServedInfo:
     def get_hf_processor(self, **kwargs: object) -> Any:
         """As the stock one, without what is ours."""
         return super().get_hf_processor(**without_ours(kwargs))  # type: ignore[misc]
+
+    def get_num_frames_with_most_features(self, seq_len: int, mm_counts: Mapping[str, int], *stock: Any) -> int:
+        """As many as the server reads of a file, where it reads by this package; stock vLLM plans for 14 or 16 at most."""
+        given = self.ctx.model_config.multimodal_config.media_io_kwargs.get("video", {})
+        if given.get(LOADER) != PACKAGE:
+            return super().get_num_frames_with_most_features(seq_len, mm_counts, *stock)  # type: ignore[misc]
+        room = self._get_max_video_frames(seq_len)  # type: ignore[attr-defined]
+        return frames_to_plan(limits_of_server(given), room, mm_counts.get("video", 0))
 
 
 class ServedProcessor:

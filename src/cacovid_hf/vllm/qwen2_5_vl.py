@@ -101,7 +101,7 @@ class Processor(ServedProcessor, Qwen2_5_VLMultiModalProcessor):
             config = self.info.get_hf_config()
             seconds = torch.as_tensor(processed[SECONDS], dtype=torch.float64)
             positions = config.get_text_config().max_position_embeddings
-            check_times(processed[GRIDS], seconds, config.vision_config.tokens_per_second, positions)
+            check_times(processed[GRIDS], seconds, config.vision_config.tokens_per_second, positions, self.rule)
         return processed
 
 

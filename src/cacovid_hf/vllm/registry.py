@@ -17,9 +17,9 @@ from ..processing import with_video_reader
 from ..utils.values import one_line
 from .config import ARCHITECTURES, ATTRIBUTE, SERVER, ServedConfig, ServerSettings, give_rows, policy_settings
 from .cpu_runner import notice_pruning_on_cpus
-from .frame_limits import LOADER, limits_of_server
+from .frame_limits import LOADER, PACKAGE, limits_of_server
 from .requests import NAMES, asked_of, check_kwargs
-from .video_loader import PACKAGE, BoundedVideoIO, PackageVideoLoader
+from .video_loader import BoundedVideoIO, PackageVideoLoader
 
 logger = init_logger(__name__)
 

@@ -7,9 +7,7 @@ from vllm.multimodal.media.video import VideoMediaIO
 from vllm.multimodal.video import VideoLoader
 
 from ..video.files import read_video
-from .frame_limits import LOADER, limits_of_request, limits_of_server
-
-PACKAGE = "cacovid"
+from .frame_limits import LOADER, PACKAGE, limits_of_request, limits_of_server
 
 
 class PackageVideoLoader(VideoLoader):

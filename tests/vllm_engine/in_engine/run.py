@@ -303,12 +303,43 @@ def refused_starts(family: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def planned(family: str, folder: Path) -> dict[str, Any]:
+    """For how many frames of a video memory is planned, by the server's own settings."""
+    import in_engine.engines  # noqa: F401  sets vLLM up
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    write_checkpoint(family, folder)
+
+    def processor(max_model_len: int = 16_384, **reading: Any) -> Any:
+        usual = dict(dtype="float32", max_model_len=max_model_len, block_size=32, media_io_kwargs={"video": reading})
+        config = EngineArgs(str(folder), hf_overrides=LONG, **usual).create_engine_config()
+        return MULTIMODAL_REGISTRY.create_processor(config.model_config)
+
+    def frames(made: Any) -> int:
+        length = made.info.ctx.model_config.max_model_len
+        (video,) = made.get_dummy_inputs(length, {"video": 1}, {}).mm_data_items["video"]
+        return len(video[0] if isinstance(video, tuple) else video)
+
+    made = processor(num_frames=40)
+    item = made.get_dummy_mm_inputs({"video": 1})["mm_kwargs"]["video"][0]
+    shape = item["video_grid_thw" if family == "qwen2_5_vl" else "pixel_values_videos"].data
+    return {
+        "frames": {count: frames(processor(num_frames=count)) for count in (2, 12, 40)},
+        "steps": int(shape[0]) if family == "qwen2_5_vl" else len(shape),
+        "little room": frames(processor(max_model_len=64, num_frames=40)),
+        "another loader": frames(processor(num_frames=40, video_backend="opencv")),
+    }
+
+
+LONG = {"text_config": {"max_position_embeddings": 16_384}}
 CHUNKS = dict(max_num_batched_tokens=40, max_num_seqs=3)
 SCENARIOS: dict[str, Callable[[str, Path], dict[str, Any]]] = {
     "parity": parity,
     "squeezed": squeezed,
     "policy_alone": policy_alone,
     "refused_starts": refused_starts,
+    "planned": planned,
     "other_rule": other_rule,
     "adapter": adapter,
     "stock_checkpoint": stock_checkpoint,
