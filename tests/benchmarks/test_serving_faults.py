@@ -33,4 +33,6 @@ def test_good_and_bad_requests_at_once(tmp_path):
         assert one["health_seconds"]["max"] < 1
     _, second, third = record["rounds"]
     assert third["memory_mb"] - second["memory_mb"] < 30
+    if second["in_use"] is not None:
+        assert third["in_use"] - second["in_use"] < 8 << 20
     assert third["descriptors"] - second["descriptors"] <= 2
