@@ -97,6 +97,15 @@ def test_chunks_and_preemption(run, tmp_path):
     assert found["same"] == found["asked"] == 16
 
 
+def test_times_of_videos_that_vllm_knows_count_too(run, tmp_path):
+    """They end the engine otherwise: its positions are those of all videos together."""
+    found = run("run", "known_videos", "qwen2_5_vl", tmp_path)
+    for asked in ("unknown", "known"):
+        assert "s by the times given, and the model has positions for" in found[asked]
+    assert found["alone"] == [None] * 6
+    assert found["a short pair"] == [None, None]
+
+
 def test_a_policy_alone_brings_its_backbone(run, tmp_path):
     found = run("run", "policy_alone", "qwen2_5_vl", tmp_path)
     assert found["same"] == found["asked"], found["wrong"]

@@ -113,6 +113,8 @@ def _settle_by(
     """Work, and tell a future of the loop what came of it."""
     try:
         result = work(*arguments)
+    except StopIteration as error:  # which a future does not take
+        call_in(loop, _settle, future, None, RuntimeError(f"{error!r} in a thread"))
     except BaseException as error:  # raised in the caller
         call_in(loop, _settle, future, None, error)
     else:

@@ -94,6 +94,17 @@ class Processor(ServedProcessor, Qwen2_5_VLMultiModalProcessor):
             processed[SECONDS] = torch.tensor([frames / rate for rate in rates], dtype=torch.float32)
         return processed
 
+    def _get_cache_missing_items(self, cache: Any, mm_data_items: Any, mm_hashes: Any) -> Any:
+        """By vLLM's rule, times of several videos count together: those that vLLM remembers are looked at again with the others."""
+        is_cached, missing = super()._get_cache_missing_items(cache, mm_data_items, mm_hashes)
+        if self.rule == "transformers" or len(is_cached.get("video", ())) < 2:
+            return is_cached, missing
+        if any(mm_data_items[modality][n] is None for modality, row in is_cached.items() for n in range(len(row))):
+            raise ValueError(
+                "Of several videos, one is given by its uuid alone, and their times count together: send all again."
+            )
+        return {modality: [False] * len(row) for modality, row in is_cached.items()}, mm_data_items
+
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
         """As the stock one. The times of embeddings and of separate pictures are a client's own, and refused where the model has no positions for them."""
         processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)

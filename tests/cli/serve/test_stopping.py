@@ -1,5 +1,6 @@
 """Work that nobody waits for ends: clients that leave, a server that is told to end."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -18,6 +19,8 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
 from helpers.serving import asking, content, free_port, metric, post, refusal, running, tiny_model, wait_for
+
+from cacovid_cli.serve.interrupts import Threads
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKENS = 3000
@@ -197,3 +200,18 @@ def test_seconds_of_an_answer_are_counted():
         assert metric(address, "cacovid_requests_left_total") == 0
         assert metric(address, 'cacovid_requests_total{path="/v1/chat/completions",status="200"}') == 2
         assert metric(address, 'cacovid_requests_total{path="/v1/chat/completions",status="400"}') == 1
+
+
+def test_no_error_of_a_thread_is_lost():
+    """A future does not take `StopIteration`."""
+
+    async def ask(threads):
+        return await asyncio.wait_for(threads.run(next, iter(())), 20)
+
+    threads = Threads(1)
+    threads.start()
+    try:
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            asyncio.run(ask(threads))
+    finally:
+        threads.close()

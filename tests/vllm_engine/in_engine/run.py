@@ -201,6 +201,29 @@ def other_rule(family: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def known_videos(family: str, folder: Path) -> dict[str, Any]:
+    """By vLLM's rule, at ratio 1.0: videos too long together, asked at once before and after vLLM knows each, and what is answered behind that."""
+    from in_engine import engines
+
+    write_checkpoint(family, folder)
+    rule = {"cacovid_positions": "vllm"}
+    limits = {"image": 1, "video": 6}
+    llm = engines.start(folder, hf_overrides=rule, limit_mm_per_prompt=limits, max_model_len=256)
+    config = llm.model_config.hf_config
+    longest = config.get_text_config().max_position_embeddings / config.vision_config.tokens_per_second
+    videos = [Clip(seed, 4, 2 / (0.9 * longest)) for seed in range(6)]
+
+    def asked(*some: Clip) -> str | None:
+        return refusal(lambda: engines.ask(llm, family, [Case((Text(1, 2), *some, Text(2, 2)), 1.0)], 2))
+
+    return {
+        "unknown": asked(*videos),
+        "alone": [asked(video) for video in videos],
+        "known": asked(*videos),
+        "a short pair": [asked(videos[0], Clip(50, 4, 2.0)) for _ in range(2)],
+    }
+
+
 def kept_tokens(family: str, folder: Path, dtype: str) -> dict[str, Any]:
     """Of 40 clips, which tokens stay in vLLM and in transformers."""
     from in_engine import engines
@@ -341,6 +364,7 @@ SCENARIOS: dict[str, Callable[[str, Path], dict[str, Any]]] = {
     "refused_starts": refused_starts,
     "planned": planned,
     "other_rule": other_rule,
+    "known_videos": known_videos,
     "adapter": adapter,
     "stock_checkpoint": stock_checkpoint,
     "no_prefix_cache": variant({"enable_prefix_caching": False}),
