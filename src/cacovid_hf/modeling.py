@@ -388,7 +388,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         return VideoSession(
             self,
             encoded,
-            processor,
+            None if processor is None else with_video_reader(processor),
             keep_selection=keep_selection,
             conversation=conversation,
             retention_ratio=retention_ratio,

@@ -124,6 +124,15 @@ class MessagesMixin(ProcessorMixin):
         super().to_json_file(json_file_path)
         Path(json_file_path).with_name(f"{AUTO_MODULE}.py").write_text(AUTO_SOURCE, encoding="utf-8")
 
+    def words_of_video(self, video_inputs: dict, number: int) -> str:
+        """Return how a prompt writes its video of this number, counted from 0.
+
+        Args:
+            video_inputs: what the video processor returns for this video alone.
+            number: of the video in its prompt.
+        """
+        return self.replace_video_token(video_inputs, 0)
+
 
 class OwnFramesMixin(MessagesMixin):
     """For processors whose videos are rows of one tensor, where clips of different lengths come padded."""
@@ -140,11 +149,21 @@ class DivisorMixin(MessagesMixin):
     """For MiniCPM-V, whose stock processor counts placeholders by what its own call says beside a video."""
 
     video_token_divisor: int
+    use_image_id: bool | None = None
+    default_use_image_id: bool
+    image_id_start_token: str
+    image_id_end_token: str
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs: Any) -> str:
         """Return the marks and placeholders of one video."""
         kwargs.setdefault("video_token_divisor", self.video_token_divisor)
         return super().replace_video_token(video_inputs, video_idx, **kwargs)
+
+    def words_of_video(self, video_inputs: dict, number: int) -> str:
+        """As of every processor; its number stands in front, unless `use_image_id` is off."""
+        words = super().words_of_video(video_inputs, number)
+        is_named = self.default_use_image_id if self.use_image_id is None else self.use_image_id
+        return f"{self.image_id_start_token}{number}{self.image_id_end_token}{words}" if is_named else words
 
 
 class FramesAsImagesMixin(MessagesMixin):

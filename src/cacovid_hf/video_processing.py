@@ -1,6 +1,7 @@
 """Video processors that read video files themselves: the stock ones with `cacovid_hf.video.files` in place of torchcodec."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 import os
@@ -410,9 +411,13 @@ class SecondsMixin(OwnSamplingMixin):
         return found
 
     def sample_frames(self, metadata: VideoMetadata, max_num_frames: int | None = None, **kwargs: Any) -> np.ndarray:  # type: ignore[override]
-        """As `OwnSamplingMixin`; another `max_num_frames` than that of the settings is the call's `num_frames`."""
-        if max_num_frames not in (None, self.max_num_frames) and kwargs.get("num_frames") is None:
-            kwargs["num_frames"] = max_num_frames
+        """As `OwnSamplingMixin`; the rule's `max_num_frames` may be the call's."""
+        if max_num_frames not in (None, self.max_num_frames):
+            if max_num_frames < 1:
+                raise ValueError(f"max_num_frames={max_num_frames}: give at least 1.")
+            asked = copy.copy(self)
+            asked.max_num_frames = max_num_frames
+            return asked.sample_frames(metadata, **kwargs)
         return super().sample_frames(metadata, **kwargs)
 
     def choose(

@@ -70,9 +70,25 @@ def test_the_largest_number_of_frames_of_a_call():
     minute = VideoMetadata(total_num_frames=1500, fps=25.0, duration=60.0)
     assert len(reader.sample_frames(metadata=minute)) == 60
     assert len(reader.sample_frames(metadata=minute, max_num_frames=128)) == 60
-    assert len(reader.sample_frames(metadata=minute, max_num_frames=16)) == 16
+    for most in (16, 64):
+        rule = tiny_processor("minicpmv4_6").video_processor.sample_frames(minute, max_num_frames=most)
+        assert reader.sample_frames(metadata=minute, max_num_frames=most).tolist() == rule
     unknown = VideoMetadata(total_num_frames=300)
     assert len(reader.sample_frames(metadata=unknown)) == 128
+
+
+@pytest.mark.parametrize("of_stock", [True, False])
+@pytest.mark.parametrize("numbered", [True, False])
+def test_numbers_in_front_of_the_videos_of_a_session(numbered, of_stock, tmp_path):
+    """`use_image_id`, which is on unless the checkpoint says otherwise."""
+    stock = tiny_processor("minicpmv4_6")
+    stock.default_use_image_id = numbered
+    processor = with_video_reader(stock)
+    clips = [write_video(tmp_path / f"{frames}.mp4", frames, fps=5) for frames in (20, 45)]
+    _, model = wrapped("minicpmv4_6")
+    session = model.session(clips, stock if of_stock else processor)
+    whole = processor.apply_chat_template([user("what", *clips)], **CHAT)
+    assert torch.equal(session.prompt([session._chat("what")])["input_ids"], whole["input_ids"])
 
 
 @pytest.mark.parametrize("by", ["config", "call"])

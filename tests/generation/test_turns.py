@@ -187,6 +187,17 @@ def test_padding_between_steps_of_a_loop_is_refused_where_a_state_would_read_it(
     torch.testing.assert_close(ended.logits[1, -1], whole.logits[1, -1])
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
+def test_types_of_the_new_turn_alone_are_refused(family):
+    stock, model = wrapped(family)
+    inputs = prompt_inputs(stock, [[3, Video(), 6]])
+    first = model.generate(**inputs, retention_ratio=0.25, **STEP)
+    later = more(inputs, first.sequences.clone(), rows=1)
+    later["mm_token_type_ids"] = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match=rf"mm_token_type_ids has 4 places, input_ids {later['input_ids'].shape[1]}:"):
+        model.generate(**later, retention_ratio=0.25, past_key_values=first.past_key_values, **STEP)
+
+
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5", "qwen3_5_moe"])
 def test_a_mask_that_hides_cached_tokens_is_refused_where_a_state_has_read_them(family):

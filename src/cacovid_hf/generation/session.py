@@ -190,7 +190,7 @@ class VideoSession:
             if self.encoded.metadata is not None:
                 # The processor writes into it.
                 inputs["video_metadata"] = [copy.deepcopy(self.encoded.metadata[number])]
-            first += self.processor.replace_video_token(inputs, 0) + part
+            first += self.processor.words_of_video(inputs, number) + part
         return first
 
     def _check_count(self, found: int) -> None:

@@ -147,7 +147,11 @@ def _inputs_of(
     if videos is not None and "encoded_videos" in inputs:
         taken = {**taken, "encoded_videos": inputs["encoded_videos"].take(videos)}
     types = inputs.get("mm_token_type_ids")
-    if types is not None and types.shape[1] == ids.shape[1]:
+    if types is not None:
+        if types.shape[1] != ids.shape[1]:
+            raise ValueError(
+                f"mm_token_type_ids has {types.shape[1]} places, input_ids {ids.shape[1]}: give both of the whole conversation, with 0 at words."
+            )
         taken = {**taken, "mm_token_type_ids": types[:, part]}
     return taken
 
