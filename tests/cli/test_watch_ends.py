@@ -301,3 +301,65 @@ def test_sigterm_is_ctrl_c(monkeypatch, capsys, pipe, tmp_path):
     assert out[:2] == ["stopped", f"not answered: {ONE}"]
     assert out[-1] == f"saved   {saved}"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_does_not_end_a_save(monkeypatch, capsys, pipe, tmp_path):
+    file, typing = pipe
+    typing.close()
+    monkeypatch.setattr("sys.stdin", file)
+    save = VideoStream.save
+
+    def slow(stream, path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(stream, path)
+
+    monkeypatch.setattr(VideoStream, "save", slow)
+    saved = tmp_path / "stream"
+    with pytest.raises(SystemExit) as exit:
+        main(["watch", *FAST, "--ask", ONE, "--save", str(saved)])
+    assert not exit.value.code
+    assert saved.exists()
+
+
+def test_the_first_error_is_the_one_that_is_told(monkeypatch, capsys, pipe, tmp_path):
+    def broken():
+        raise ValueError("the camera is on fire")
+
+    def full(stream, path):
+        raise OSError("no space")
+
+    file, _ = pipe
+    monkeypatch.setattr("sys.stdin", file)
+    feeds_that_end(monkeypatch, broken)
+    monkeypatch.setattr(VideoStream, "save", full)
+    with pytest.raises(SystemExit) as exit:
+        main(["watch", *FAST, "--save", str(tmp_path / "stream")])
+    assert exit.value.code == 2
+    err = capsys.readouterr().err
+    assert "not saved: no space" in err
+    assert err.strip().endswith("the camera is on fire")
+
+
+def test_a_time_without_a_frame_is_an_error(stream, pipe):
+    def nothing():
+        while True:
+            yield None
+
+    file, _ = pipe
+    said = []
+    watched = watching.Watching(stream, said.append, None, [ONE], ANSWER, at_once=False)
+    with pytest.raises(ValueError, match=r"No frame came within 0.2 s: .*\(--for\)"):
+        watched.run(nothing(), None, TypedLines(file), 0.2)
+    assert said == [f"not answered: {ONE}"]
+
+
+def test_nobody_reads_after_the_end(stream):
+    """A terminal is not waited for by a program that cannot answer any more."""
+
+    def gone(line):
+        if line.startswith("["):
+            raise BrokenPipeError("nobody reads")
+
+    mine, theirs = pty.openpty()
+    with os.fdopen(theirs) as file, os.fdopen(mine, closefd=True), pytest.raises(BrokenPipeError):
+        watching.watch(stream, str(CLIP.path), gone, questions=[ONE], speed=None, typed=file, **ANSWER)

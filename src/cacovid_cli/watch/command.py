@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,34 +78,50 @@ def watch(
         config = auto.load_config(name, revision)
         processor = auto.load_processor(name, config, revision)
         stream = auto.load_model(name, config, revision).stream(processor, **settings)
-        try:
-            with terminated_as_interrupted():
-                watching.watch(
-                    stream,
-                    address,
-                    typer.echo,
-                    questions=asked or (),
-                    typed=typed.standard_input(),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    **options,
-                )
-        finally:
-            # An error must not take hours of memory with it.
-            if save is not None and stream.num_frames:
-                stream.save(save)
-                typer.echo(f"saved   {save}")
+        with kept_at_the_end(stream, save), terminated_as(signal.default_int_handler):
+            watching.watch(
+                stream,
+                address,
+                typer.echo,
+                questions=asked or (),
+                typed=typed.standard_input(),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                **options,
+            )
     if model is None:
         typer.echo(f"note    {EMBEDDED}", err=True)
 
 
 @contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM, by which service managers end a program, as Ctrl-C."""
+def kept_at_the_end(stream: Any, path: Path | None) -> Iterator[None]:
+    """Save the stream even after an error, which must not take hours of memory with it; that error stays the one that is raised."""
+    try:
+        yield
+    except BaseException:
+        try:
+            _keep(stream, path)
+        except Exception as error:  # of the disk, or nobody reads
+            with suppress(OSError):
+                typer.echo(f"not saved: {error}", err=True)
+        raise
+    _keep(stream, path)
+
+
+def _keep(stream: Any, path: Path | None) -> None:
+    if path is not None and stream.num_frames:
+        with terminated_as(signal.SIG_IGN):  # half a file is none
+            stream.save(path)
+        typer.echo(f"saved   {path}")
+
+
+@contextmanager
+def terminated_as(handler: Any) -> Iterator[None]:
+    """Take SIGTERM, by which service managers end a program, in another way: as Ctrl-C, or not at all."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

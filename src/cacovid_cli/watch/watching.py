@@ -95,8 +95,7 @@ class Watching:
         due = self.every
         begun = time.monotonic()
         for frame in frames:
-            if self._broken is not None:
-                raise self._broken
+            self._check_answering()
             if frame is not None:
                 picture, seconds = frame
                 if self.every is not None and due is not None and seconds >= due:
@@ -107,6 +106,8 @@ class Watching:
             if self.stream.num_frames:
                 self._ask_all(typed.now())
             if until is not None and time.monotonic() - begun >= until:
+                if not self.stream.num_frames:
+                    raise ValueError(f"No frame came within {until:g} s: check the sender, or wait longer (--for).")
                 return False
         return True
 
@@ -121,8 +122,9 @@ class Watching:
             self.tell("The video has ended. Type questions, Ctrl-D ends.")
         while not typed.ended:
             # Who asks may wait for an answer before the next question.
-            is_awaited = bool(self._asked.unfinished_tasks) and self._answering.is_alive()
-            asked = self._ask_all(typed.until_silent(None if typed.by_hand else SILENCE_OF_A_PIPE))
+            is_awaited = typed.by_hand or bool(self._asked.unfinished_tasks)
+            asked = self._ask_all(typed.until_silent(SILENCE_OF_A_PIPE))
+            self._check_answering()
             if not asked and not is_awaited:
                 return
 
@@ -130,8 +132,13 @@ class Watching:
         """Hand questions over as they come, and return how many."""
         count = 0
         for count, question in enumerate(questions, 1):  # noqa: B007 (the last number)
+            self._check_answering()
             self._asked.put(question)
         return count
+
+    def _check_answering(self) -> None:
+        if self._broken is not None:
+            raise self._broken
 
     def _give_up(self, typed: TypedLines) -> None:
         """Finish the answer that is being made, and say which questions have none."""
@@ -140,10 +147,10 @@ class Watching:
             with suppress(queue.Empty):  # taken in between
                 left.append(self._asked.get_nowait())
         left += typed.now()
-        left += [question for question in self.questions if question not in self._answered]
         self._asked.put(None)
         with suppress(KeyboardInterrupt):  # pressed again: not that one either
             self._answering.join()
+        left += [question for question in self.questions if question not in self._answered]
         for question in dict.fromkeys([self._current, *left]):
             if question is not None:
                 self.tell(f"not answered: {question}")

@@ -29,6 +29,7 @@ PROTOCOLS = {
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _CAMERA = re.compile(r"/dev/video\d+")
 _SILENCE = 10.0
+_PROBING = 5.0  # seconds in which FFmpeg finds out what a stream is
 
 
 def is_live(address: str) -> bool:
@@ -63,7 +64,11 @@ def live_frames(address: str, fps: float, silence: float = _SILENCE) -> Iterator
     """
     import av
 
-    options: dict[str, Any] = {"container_options": {"protocol_whitelist": PROTOCOLS[_scheme(address)]}}
+    told = {"protocol_whitelist": PROTOCOLS[_scheme(address)]}
+    if silence < 2 * _PROBING:
+        # Cut short in the middle of it, FFmpeg ends the stream with its first frame and without an error.
+        told["analyzeduration"] = str(max(1, int(silence / 2 * 1e6)))
+    options: dict[str, Any] = {"container_options": told}
     if _CAMERA.fullmatch(address):
         options = {"format": "v4l2"}
     try:
