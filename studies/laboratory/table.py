@@ -67,7 +67,7 @@ def core_hours(folder: Path) -> tuple[int, float]:
 
 
 def _choices(kind: str, cell: dict[str, Any]) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    if kind == "policy":
+    if kind in ("policy", "method"):
         yield cell["results"][0]["choice"], cell["right"]
     elif kind == "attention":
         query = cell["mean of layers"]["results"][0]["choice"].split(",")[0]

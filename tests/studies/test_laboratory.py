@@ -13,7 +13,7 @@ from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.compressors.attention import video_attention
 from cacovid_hf.tiny.synthetic import dense_frames, make_clip
 from studies.laboratory import policies, table
-from studies.laboratory.__main__ import RECIPES, RIVALS, Laboratory, jobs, waits_for
+from studies.laboratory.__main__ import METHODS, RECIPES, RIVALS, Laboratory, jobs, waits_for
 from studies.laboratory.contributions import DRAWS, SIZE, measure
 from studies.laboratory.headroom import headroom
 from studies.laboratory.mechanism import GROUPS, exchanged, groups
@@ -229,7 +229,7 @@ def test_headroom_is_zero_where_nothing_harms(laboratory):
 
 def test_cells_wait_for_their_reader(tmp_path):
     names = list(jobs(Laboratory(tmp_path)))
-    assert len(names) == 9 * (2 * (11 + len(RECIPES)) + 2)
+    assert len(names) == 9 * (2 * (10 + len(METHODS) + len(RECIPES)) + 2)
     assert waits_for("reader/0/80") is None
     assert waits_for("reader/1/97") == "reader/1/90"
     assert all(waits_for(name) in names for name in names if waits_for(name))
