@@ -51,7 +51,7 @@ class Cells:
 
     def path(self, name: str) -> Path:
         """Where the cell's JSON stands."""
-        return self.folder / f"{name.replace('/', '__').replace(' ', '_').replace(',', '')}.json"
+        return self.folder / f"{name.replace('/', '__').replace(' ', '_').replace(':', '_').replace(',', '')}.json"
 
     def is_there(self, name: str) -> bool:
         """Whether the cell was run."""

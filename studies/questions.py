@@ -95,9 +95,10 @@ def answered_right(
     retention_ratio: float,
     compressor: Any = None,
 ) -> Tensor:
-    """Which questions greedy generation answers right from the tokens that a method keeps: bool `(num_questions,)`."""
-    right = []
+    """Which questions greedy generation answers right from the tokens that a method keeps, also inside the language model: bool `(num_questions,)`."""
+    method, right = model.resolve_compressor(compressor), []
     for batch in batches:
-        compressed = model.compress_prompt(batch.prompt, retention_ratio=retention_ratio, compressor=compressor)
-        right.append(score_answers(model.backbone, compressed, batch.answers).exact)
+        compressed = model.compress_prompt(batch.prompt, retention_ratio=retention_ratio, compressor=method)
+        with method.inside(model, compressed, [retention_ratio] * len(compressed.videos)):
+            right.append(score_answers(model.backbone, compressed, batch.answers).exact)
     return torch.cat(right)

@@ -20,7 +20,8 @@ import torch
 
 from benchmarks.record import ROOT
 from cacovid_hf import CaCoVidForConditionalGeneration
-from cacovid_hf.compressors import COMPRESSORS
+from cacovid_hf.evaluation.methods import make_method
+from cacovid_hf.tiny.synthetic import Clip
 from cacovid_hf.utils.files import replaced
 from studies.cells import RESULTS, Cells, Job, chosen
 from studies.laboratory.contributions import Contributions, measure
@@ -43,11 +44,12 @@ from studies.laboratory.questions import (
     Asked,
     ask,
     balanced,
+    clips_of,
 )
 from studies.laboratory.reading import Reader, trained_weights
 from studies.laboratory.scores import Attended, attended, highest
 from studies.laboratory.sizes import by_size, digits, set_row, within
-from studies.laboratory.video_model import ProjectorTraining, build
+from studies.laboratory.video_model import ProjectorTraining, build, tower_attention
 from studies.laboratory.words import Vocabulary
 from studies.questions import answered_right
 
@@ -55,8 +57,11 @@ SEEDS, STRENGTHS = (0, 1, 2), (80, 90, 97)  # of the reader; percent with all to
 READING_CLIPS, TRAINING_CLIPS, VALIDATION_CLIPS, REPORTED_CLIPS = 400, 220, 24, 48
 _AT_ONCE = 100  # questions, between two saves
 PER_KIND = {TRAINING: 4, VALIDATION: 2, REPORTED: 2}
-# Those that read the tower's attention are left out: the questions hold tokens, not frames.
-METHODS = ("uniform", "random", "divprune", "vidcom2", "evs", "vcast", "simplecluster", "gleanvid", "marc")
+METHODS = (
+    *("uniform", "random", "divprune", "vidcom2", "evs", "vcast", "simplecluster", "gleanvid", "marc", "prunevid"),
+    *("visionzip", "fastvid", "flashvid", "infomerge", "streamingtom"),  # read the vision tower's attention
+    *("fastv:ratio_of=kept", "framefusion"),  # inside the language model, whose first layers see more
+)
 METHOD_BUDGETS = (5, 14, 72)  # 2, 5 and 25 %
 LARGER_BUDGETS = (43, 72)  # 15 and 25 %
 BEST_RECIPE = "imitation, then contributions"
@@ -100,6 +105,10 @@ class Laboratory:
         if stream == READING:
             return found
         return balanced(found, PER_KIND[stream], torch.Generator().manual_seed(seed))
+
+    def clips(self, seed: int, stream: int, count: int) -> list[Clip]:
+        """The clips that `asked` is about."""
+        return clips_of(count, stream, seed)
 
     def reader_path(self, seed: int, strength: int) -> Path:
         """Where the weights of a reader stand."""
@@ -201,10 +210,13 @@ class Laboratory:
     def method(self, seed: int, strength: int, name: str) -> dict[str, Any]:
         """A method that needs no training, as the library has it."""
         asked = self.asked(seed, REPORTED, self.reported_clips)
-        model, method = self.wrapped(seed, strength, "light", 0), COMPRESSORS[name]()
+        model = self.wrapped(seed, strength, "light", 0)
+        method = make_method(name, model)
+        frames = [clip.frames for clip in self.clips(seed, REPORTED, self.reported_clips)]
+        prompts = Prompts(model, asked, 24, tower=tower_attention(model, frames) if method.reads_tower else None)
         found: dict[str, Any] = {"results": [], "right": {}}
         for count in METHOD_BUDGETS:
-            right = answered_right(model, Prompts(model, asked, 24), count / NUM_TOKENS, method)
+            right = answered_right(model, prompts, count / NUM_TOKENS, method)
             right = right.view_as(asked.answers)
             found["results"].append({"choice": name, "tokens": count, **share(right), "by_kind": by_kind(asked, right)})
             found["right"][str(count)] = digits(right)
@@ -222,6 +234,13 @@ class Laboratory:
             "mean of layers": by_size(model, asked, rows.mean(2), other, others.mean(2), f"{query}, mean of layers"),
             "best layer": by_size(model, asked, rows[:, :, best], other, others[:, :, best], f"{query}, layer {best}"),
         }
+
+    def layers(self, seed: int, strength: int) -> dict[str, Any]:
+        """How the last token's attention answers as a choice of 5 tokens, layer by layer."""
+        model, asked = self.reader(seed, strength), self.asked(seed, REPORTED, self.reported_clips)
+        rows = self.attention(seed, strength, REPORTED, self.reported_clips).last.float().unbind(2)
+        found = [row(model, asked, f"last, layer {layer}", highest(one, 5)) for layer, one in enumerate(rows)]
+        return {"results": [line for line, _ in found], "right": [digits(right) for _, right in found]}
 
     def policy(self, seed: int, strength: int, recipe: str) -> dict[str, Any]:
         """Train a policy and ask the questions that are reported."""
@@ -324,6 +343,10 @@ class HardLaboratory(Laboratory):
         found = ask(model, vocabulary, clips, HARD_STREAM + stream, seed, make_hard_clip, ALL_KINDS)
         return found if stream == READING else balanced(found, 2, torch.Generator().manual_seed(seed), HARD_KINDS)
 
+    def clips(self, seed: int, stream: int, count: int) -> list[Clip]:
+        """Those of the hard kinds."""
+        return clips_of(count, HARD_STREAM + stream, seed, make_hard_clip)
+
     def every_kind(self, seed: int) -> Asked:
         """Two questions of every kind, old and hard, about clips that nothing is trained on."""
         model, vocabulary, _ = self.video_model(seed)
@@ -390,6 +413,7 @@ def _jobs(laboratory: Laboratory) -> dict[str, Job]:
             at = f"{seed}/{strength}"
             found[f"reader/{at}"] = functools.partial(laboratory.read, seed, strength)
             found[f"headroom/{at}"] = functools.partial(laboratory.headroom, seed, strength)
+            found[f"layers/{at}"] = functools.partial(laboratory.layers, seed, strength)
             for method in METHODS:
                 found[f"method/{at}/{method}"] = functools.partial(laboratory.method, seed, strength, method)
             for query in ("question", "last"):

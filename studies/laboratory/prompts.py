@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cacovid_hf.prompt import Prompt, PromptLayout, VideoSpan
+from cacovid_hf.prompt import Prompt, PromptLayout, ReducedAttention, VideoSpan
 from cacovid_hf.tiny.synthetic import GRID, NUM_FRAMES
 from cacovid_hf.training.question import Question
 from studies.laboratory.packing import BEGIN, QUESTION
@@ -25,10 +25,18 @@ class Prompts(Sequence):
         asked: clips and their questions.
         batch_size: questions in a batch.
         order: int64, numbers of questions, clip by clip; None: all in order.
+        tower: what the vision tower attended to in every clip, for the methods that read it.
     """
 
-    def __init__(self, model: Any, asked: Asked, batch_size: int, order: Tensor | None = None):
-        self.model, self.asked = model, asked
+    def __init__(
+        self,
+        model: Any,
+        asked: Asked,
+        batch_size: int,
+        order: Tensor | None = None,
+        tower: Sequence[ReducedAttention] | None = None,
+    ):
+        self.model, self.asked, self.tower = model, asked, tower
         count = asked.answers.numel()
         self.batches = (torch.arange(count) if order is None else order).split(batch_size)
 
@@ -68,6 +76,7 @@ class Prompts(Sequence):
             input_ids=torch.cat([head, ids], dim=1),
             inputs_embeds=embeds,
             position_ids=positions.expand(batch, -1),
+            tower=None if self.tower is None else tuple(self.tower[clip] for clip in clips.tolist()),
         )
         answers = asked.answers[clips, places]
         questions = [Question("", answer=answer[None]) for answer in answers]

@@ -81,6 +81,11 @@ class Asked:
         return Asked(self.tokens, *map(taken, parts), self.objects, self.digits)
 
 
+def clips_of(count: int, stream: int, seed: int, make: Callable[[Sequence[int]], Clip] = make_clip) -> list[Clip]:
+    """The first `count` clips of a stream, `make` each from its seeds."""
+    return [make((stream, seed, number)) for number in range(count)]
+
+
 def ask(
     model: Any,
     vocabulary: Vocabulary,
@@ -101,7 +106,7 @@ def ask(
         make: a clip from its seeds.
         kinds: of `ALL_KINDS`; `order` of `make_clip` is another one than that of `make_hard_clip`.
     """
-    clips = [make((stream, seed, number)) for number in range(count)]
+    clips = clips_of(count, stream, seed, make)
     tokens = [
         video_tokens(model, [clip.frames for clip in clips[start : start + _CLIPS_AT_ONCE]]).half()
         for start in range(0, count, _CLIPS_AT_ONCE)

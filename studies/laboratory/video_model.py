@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
+from cacovid_hf.prompt import ReducedAttention
 from cacovid_hf.tiny import model_path
 from cacovid_hf.tiny.backbone import build_processor
 from cacovid_hf.tiny.synthetic import GRID, dense_frames
@@ -72,6 +73,13 @@ def video_tokens(model: Any, clips: Any) -> Tensor:
     features = model.get_video_features(pixels(clips)).pooler_output
     # Not all versions of transformers put the newline behind them here.
     return torch.stack([tokens[: len(frames) * GRID**2] for tokens, frames in zip(features, clips, strict=True)])
+
+
+def tower_attention(model: Any, clips: Any) -> tuple[ReducedAttention, ...]:
+    """What the vision tower of a wrapped model attends to in each of some clips."""
+    found = model.encode_videos(pixel_values_videos=pixels(clips), with_tower_attention=True).tower
+    assert found is not None
+    return found
 
 
 @dataclass(frozen=True)

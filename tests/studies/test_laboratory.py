@@ -10,7 +10,9 @@ from helpers.laboratory import write_language_model
 from PIL import Image
 
 from cacovid_hf import CaCoVidForConditionalGeneration
+from cacovid_hf.compressors import FastV
 from cacovid_hf.compressors.attention import video_attention
+from cacovid_hf.evaluation.methods import make_method
 from cacovid_hf.tiny.synthetic import dense_frames, make_clip
 from studies.laboratory import policies, table
 from studies.laboratory.__main__ import METHODS, RECIPES, RIVALS, Laboratory, jobs, waits_for
@@ -21,12 +23,12 @@ from studies.laboratory.packing import BEGIN, QUESTION, answer_logits, answered_
 from studies.laboratory.picture import draw, example
 from studies.laboratory.policies import Recipe, policy_scores, train
 from studies.laboratory.prompts import Prompts
-from studies.laboratory.questions import KINDS, NUM_TOKENS, READING, REPORTED, VALIDATION, ask, balanced
+from studies.laboratory.questions import KINDS, NUM_TOKENS, READING, REPORTED, VALIDATION, ask, balanced, clips_of
 from studies.laboratory.reading import Reader
 from studies.laboratory.scores import Attended, attended, fillers, highest, right_from
 from studies.laboratory.sizes import MOST, by_size, right_of_sets, within
 from studies.laboratory.table import BEST, answers, difference, mean_and_error
-from studies.laboratory.video_model import VIDEO_TOKEN, ProjectorTraining, build, pixels, video_tokens
+from studies.laboratory.video_model import VIDEO_TOKEN, ProjectorTraining, build, pixels, tower_attention, video_tokens
 from studies.laboratory.words import Vocabulary
 from studies.questions import answered_right as right_by_method
 
@@ -135,6 +137,43 @@ def test_subsets_are_answered_as_by_the_library(laboratory, wrapped):
     )
 
 
+def test_every_method_chooses_among_the_tokens_of_its_own_clips(laboratory, wrapped):
+    _, _, asked = laboratory
+    frames = [clip.frames for clip in clips_of(CLIPS, REPORTED, 0)]
+    tower = tower_attention(wrapped, frames)
+    for clip, encoded in enumerate(wrapped.encode_videos(pixel_values_videos=pixels(frames)).features):
+        torch.testing.assert_close(encoded[:NUM_TOKENS].half(), asked.tokens[clip])
+    prompts = Prompts(wrapped, asked, 7, tower=tower)
+    for name in METHODS:
+        if name.startswith("fastv"):  # begins behind the second layer, and there is none
+            continue
+        assert right_by_method(wrapped, prompts, 14 / NUM_TOKENS, make_method(name, wrapped)).shape == (20,)
+    prompt = prompts[1].prompt
+    assert prompt.tower_attention(prompt.layout.videos[2]) is tower[0]
+    assert prompt.tower_attention(prompt.layout.videos[3]) is tower[1]  # question 10, the second clip's first
+
+
+def test_a_method_inside_the_language_model_answers_as_in_forward(laboratory, wrapped):
+    _, _, asked = laboratory
+    ratio, method = 14 / NUM_TOKENS, FastV(layer=1, ratio_of="kept")
+    answers, is_clear = asked.answers.clone(), []
+    for clip, shown in enumerate(clips_of(CLIPS, REPORTED, 0)):
+        for number in range(asked.answers.shape[1]):
+            words = asked.ids[clip, number, : asked.lengths[clip, number]]
+            ids = torch.cat([torch.tensor([BEGIN]), torch.full((NUM_TOKENS + 1,), VIDEO_TOKEN), words])[None]
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            inputs |= {"pixel_values_videos": pixels([shown.frames]), "retention_ratio": ratio, "compressor": method}
+            with torch.no_grad():
+                best = wrapped(**inputs).logits[0, -1].topk(2)
+            answers[clip, number] = best.indices[0]
+            is_clear.append(best.values[0] - best.values[1] > 0.02)  # tokens are kept in half precision
+    prompts = Prompts(wrapped, dataclasses.replace(asked, answers=answers), 7)
+    clear = torch.stack(is_clear)
+    assert clear.sum() > 10
+    assert right_by_method(wrapped, prompts, ratio, method)[clear].all()
+    assert not right_by_method(wrapped, prompts, ratio, "random")[clear].all()
+
+
 def test_fillers_hold_one_token_of_evidence_and_what_they_say(laboratory):
     _, _, asked = laboratory
     attention = torch.rand(asked.evidence.shape, generator=torch.Generator().manual_seed(1))
@@ -229,7 +268,7 @@ def test_headroom_is_zero_where_nothing_harms(laboratory):
 
 def test_cells_wait_for_their_reader(tmp_path):
     names = list(jobs(Laboratory(tmp_path)))
-    assert len(names) == 9 * (2 * (10 + len(METHODS) + len(RECIPES)) + 2)
+    assert len(names) == 9 * (2 * (11 + len(METHODS) + len(RECIPES)) + 2)
     assert waits_for("reader/0/80") is None
     assert waits_for("reader/1/97") == "reader/1/90"
     assert all(waits_for(name) in names for name in names if waits_for(name))
