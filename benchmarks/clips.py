@@ -12,11 +12,8 @@ from architectures import Architecture
 from record import summarise
 from transformers.video_utils import VideoMetadata
 
-from cacovid_hf.video_processing import (
-    CaCoVidLlavaOnevisionVideoProcessor,
-    CaCoVidQwen2VLVideoProcessor,
-    VideoFileMixin,
-)
+from cacovid_hf.video.reader import VideoFileMixin
+from cacovid_hf.video_processing import CaCoVidLlavaOnevisionVideoProcessor, CaCoVidQwen2VLVideoProcessor
 
 RATE = 30
 

@@ -42,8 +42,9 @@ from .hub.source import PROCESSOR_FILES, Source
 from .video.files import SampledVideo
 from .video.messages import as_parts, check_call, follow_messages, has_plain_text
 from .video.pictures import read_picture
+from .video.reader import paths_as_text
 from .video.tiles import IMAGE, Tiles, frame_counts, in_one_list, in_rows, split_tiles, token_types
-from .video_processing import READERS, OwnSamplingMixin, paths_as_text
+from .video_processing import READERS, OwnSamplingMixin
 
 # Checkpoints that earlier versions wrote find them here.
 from .video_processing import CaCoVidLlavaOnevisionVideoProcessor as CaCoVidLlavaOnevisionVideoProcessor

@@ -25,7 +25,7 @@ from cacovid_hf.video.files import read_chosen_frames
 from cacovid_hf.video.limits import ReadingLimits, reading_limits
 from cacovid_hf.video.messages import ONE_SIZE, ClipSettings, VideoAddress, follow_messages
 from cacovid_hf.video.pictures import read_picture
-from cacovid_hf.video_processing import logger
+from cacovid_hf.video.reader import logger
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from cacovid_hf.utils.chat import chat_inputs
 from cacovid_hf.video.addresses import AddressRules, address_rules, opened_address, shown
 from cacovid_hf.video.limits import ReadingLimits, reading_limits
 from cacovid_hf.video.messages import VideoAddress, follow_messages
-from cacovid_hf.video_processing import settings_of
+from cacovid_hf.video.reader import settings_of
 
 from .errors import Refused
 from .interrupts import Interrupt, RequestGuard
