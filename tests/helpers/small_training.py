@@ -12,6 +12,13 @@ from cacovid_hf.training.arguments import ContributionTrainingArguments
 from cacovid_hf.training.question import Question
 from cacovid_hf.training.trainer import ContributionTrainer
 
+_BY_SAMPLE = {"num_frame_rollouts": 0, "num_iterations": 1}
+OBJECTIVES = {
+    "cpo": {},
+    "contributions": {"objective": "contributions", **_BY_SAMPLE},
+    "imitation": {"teacher": "attention", **_BY_SAMPLE},
+}
+
 
 class Collator:
     """Prompts of the tiny random models, in place of a processor; the samples in `broken` cannot be read."""
@@ -120,11 +127,10 @@ def main():
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--broken", type=int, nargs="*", default=())
     parser.add_argument("--failing-process", type=int)
-    parser.add_argument("--objective", default="cpo")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="cpo")
     options = parser.parse_args()
     torch.set_num_threads(1)
     watch = Gradients() if options.failing_process is None else Failing(options.failing_process, 2)
-    contributions = {"objective": "contributions", "num_frame_rollouts": 0, "num_iterations": 1}
     _, _, engine = trainer(
         options.out,
         steps=options.steps,
@@ -135,14 +141,15 @@ def main():
         callbacks=[watch],
         eval_dataset=list(range(100, 105)),
         eval_ratios=[0.5],
-        **(contributions if options.objective == "contributions" else {}),
+        **OBJECTIVES[options.objective],
     )
     asked = counted(engine)
     engine.train()
-    rollouts = sum(gather_object([sum(asked)]))
+    rollouts, kept = sum(gather_object([sum(asked)])), gather_object([len(engine.imitation._known)])
     accuracy = engine.evaluate()
     if engine.args.process_index == 0:
-        result = {"gradients": watch.seen, "log": engine.state.log_history, "eval": accuracy, "rollouts": rollouts}
+        result = {"gradients": watch.seen, "log": engine.state.log_history, "eval": accuracy}
+        result |= {"rollouts": rollouts, "kept": kept}
         torch.save(result, f"{options.out}/result.pt")
 
 

@@ -87,7 +87,7 @@ class SampleEngine(CheckpointHooks, Trainer):
         self._tried: int | None = 0
         if train_dataset is not None:
             self._batches = self._training_batches()
-            self._check_end(self._batches)
+            self._check_end()
             self.add_callback(SampleBoundaries(self._position(), args.num_iterations))
 
     # ---------------------------------------------------------------- for the trainer to fill in
@@ -133,7 +133,7 @@ class SampleEngine(CheckpointHooks, Trainer):
         position |= {name: getattr(self.args, name) for name in SAMPLING_SETTINGS}
         if self._batches is not None:
             position["samples_per_step"] = self._batches.samples_per_step
-            planned, steps = self._planned_steps(self._batches), self.args.teacher_steps
+            planned, steps = self.planned_steps, self.args.teacher_steps
             if planned is not None and steps is not None:
                 position["teacher_steps"] = self.args.taught_steps(planned)  # a share is one of all steps
             dataset = self._batches.dataset
@@ -200,17 +200,24 @@ class SampleEngine(CheckpointHooks, Trainer):
             )
         return early
 
-    def _planned_steps(self, batches: SampleBatches) -> int | None:
-        """Return how many optimiser steps a run takes; None of a stream that says nothing of its length."""
+    @property
+    def steps_of_pass(self) -> int | None:
+        """Optimiser steps of one pass over the samples; None of a stream, or without samples."""
+        if self._batches is None or is_stream(self._batches.dataset):
+            return None
+        return len(self._batches) // self.args.gradient_accumulation_steps
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Optimiser steps of a run; None of a stream that says nothing of its length, or without samples."""
         if self.args.max_steps > 0:
             return self.args.max_steps
-        if is_stream(batches.dataset):
-            return None
-        return math.ceil(self.args.num_train_epochs * (len(batches) // self.args.gradient_accumulation_steps))
+        of_pass = self.steps_of_pass
+        return None if of_pass is None else math.ceil(self.args.num_train_epochs * of_pass)
 
-    def _check_end(self, batches: SampleBatches) -> None:
+    def _check_end(self) -> None:
         """Refuse a number of passes that ends within the iterations on a sample, or before the teacher does."""
-        steps = self._planned_steps(batches)
+        steps = self.planned_steps
         if steps is None or self.args.max_steps > 0:
             return
         self.args.check_teacher_ends(steps)

@@ -2,7 +2,7 @@
 
 The rollouts of a sample depend on those before it, and are not saved; so checkpoints are taken, models tested and training ended between
 samples only. What is drawn depends on the seed and the sample's place in the data alone, so the number of steps is all there is to restore.
-The objective "contributions" restores the values of tokens that it has measured, too.
+What was found out about samples that come back is restored, too: values of tokens, and the teacher's attention.
 On one CPU process with the same number of threads the weights are then the same bit for bit; another number adds up in another order.
 """
 
@@ -31,9 +31,10 @@ logger = logging.get_logger(__name__)
 STATE = "trainer_state.json"
 CHECKSUMS = "checksums.json"
 TOKEN_VALUES = "token_values.safetensors"
+ATTENTION = "teacher_attention.safetensors"
 _OPTIMISATION = ("optimizer.pt", "scheduler.pt")
 # Every process writes a random state of its own, when it likes; that of a single process is there when the checkpoint is.
-_SUMMED = (WEIGHTS, *_OPTIMISATION, "scaler.pt", "rng_state.pth", TOKEN_VALUES)
+_SUMMED = (WEIGHTS, *_OPTIMISATION, "scaler.pt", "rng_state.pth", TOKEN_VALUES, ATTENTION)
 _TOLD_APART_BY = ("problem", "options", "solution", "path", "video", "image")
 _SAMPLES_READ = 8
 

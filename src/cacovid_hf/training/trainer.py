@@ -82,16 +82,20 @@ class ContributionTrainer(SampleEngine):
         model.policy.float()
         super().__init__(model, args, processor, train_dataset, eval_dataset, eval_collator, **kwargs)
         self.examiner = Examiner(self.backbone, processor, args)
-        self.imitation: Learner = Imitation(model, args, self.note, self.examiner)
+        self.imitation = Imitation(model, args, self.note, self.examiner)
         self.learner: Learner = LEARNERS[args.objective](model, args, self.note, self.examiner)
         self._memories: dict[int, BatchMemory] = {}  # one per batch of a step
 
     def begin_run(self, checkpoint: str | None) -> None:
         """See `SampleEngine`."""
+        self.imitation.comes_back = self._comes_back_to_teacher()
+        self.imitation.begin(checkpoint)
         self.learner.begin(checkpoint)
 
     def begin_checkpoint(self, folder: Path) -> None:
-        """Write what the learner remembers into a checkpoint."""
+        """Write what the learners remember into a checkpoint."""
+        if self.state.global_step < self.args.taught_steps(self.state.max_steps):
+            self.imitation.save(folder)
         self.learner.save(folder)
 
     # ---------------------------------------------------------------- one iteration
@@ -122,6 +126,11 @@ class ContributionTrainer(SampleEngine):
         share = self.args.gradient_accumulation_steps * self.args.world_size / self.samples_of_step
         loss = torch.stack(losses).sum() * share
         return (loss, outputs) if return_outputs else loss
+
+    def _comes_back_to_teacher(self) -> bool:
+        """Whether a sample comes in again before the teacher ends."""
+        planned, of_pass = self.planned_steps, self.steps_of_pass
+        return planned is not None and of_pass is not None and min(self.args.taught_steps(planned), planned) > of_pass
 
     def _learner_of(self, header: BatchHeader) -> Learner:
         """Return what a sample is learnt from, in all its iterations: by the step that it came in with."""
