@@ -79,10 +79,9 @@ def sample_cost(counts: dict[str, float], recipe: dict[str, int], ratio: float) 
 
 
 def contributions_cost(counts: dict[str, float]) -> float:
-    """Tera-operations of a sample in all passes: it is measured once, and the teacher's passes read its whole prompt."""
+    """Tera-operations of a sample in all passes: it is measured once, and the teacher reads its whole prompt once."""
     passes, rollouts = CONTRIBUTIONS["num_train_epochs"], CONTRIBUTIONS["num_token_rollouts"]
-    taught = passes * CONTRIBUTIONS["teacher_steps"] * counts["full"]
-    return passes * (counts["encode"] + counts["learn light"]) + taught + rollouts * counts[f"rollout at {FEW}"]
+    return passes * (counts["encode"] + counts["learn light"]) + counts["full"] + rollouts * counts[f"rollout at {FEW}"]
 
 
 def main() -> None:
