@@ -153,6 +153,16 @@ def test_a_sample_of_another_size_is_read_again(tmp_path):
     assert sum(seen) == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"teacher_layer": 1}, "teacher_layer=None, now it is 1"), ({"teacher_query": "last"}, "now it is last")],
+)
+def test_a_run_of_another_teacher_is_not_resumed(change, message, tmp_path):
+    trainer(tmp_path, **SAVED)[2].train()
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **(SAVED | change))[2].train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
 def test_a_second_run_knows_nothing_of_the_first(tmp_path):
     _, _, engine = trainer(tmp_path, **TAUGHT)
     seen = reads(engine)

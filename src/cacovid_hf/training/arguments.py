@@ -70,6 +70,7 @@ SAMPLING_SETTINGS = (
     "replay",
     "teacher",
     "teacher_query",
+    "teacher_layer",
     "teacher_steps",
     "reward",
     "reward_functions",
