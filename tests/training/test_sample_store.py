@@ -9,6 +9,7 @@ from helpers import small_training
 from helpers.launching import launch
 from helpers.models import Video, prompt_inputs
 from helpers.small_training import Collator, Gradients, trainer
+from transformers import TrainerCallback
 
 from cacovid_hf.training.resuming import ATTENTION
 from cacovid_hf.training.sample_store import SampleStore
@@ -101,14 +102,33 @@ def test_the_teacher_is_read_once_a_sample_and_teaches_the_same(tmp_path):
         assert torch.equal(tensor, once.policy.state_dict()[name]), name
 
 
-@pytest.mark.parametrize(("teacher_steps", "kept"), [(4, 0), (5, 4), (0.25, 0), (0.5, 4)])
-def test_nothing_is_kept_of_samples_that_the_teacher_meets_once(teacher_steps, kept, tmp_path):
-    _, _, engine = trainer(tmp_path, **(SAVED | {"teacher_steps": teacher_steps, "save_steps": 4}))
-    engine.train()
-    assert len(engine.imitation._known) == kept
-    # Behind the teacher nobody needs it.
+class Counting(TrainerCallback):
+    """Notes behind every step of how many samples the attention is kept."""
+
+    def __init__(self):
+        self.kept, self.engine = [], None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.kept.append(len(self.engine.imitation._known))
+
+
+@pytest.mark.parametrize(("teacher_steps", "is_kept"), [(4, False), (5, True), (0.25, False), (0.5, True)])
+def test_attention_is_kept_of_samples_that_come_back_until_the_teacher_ends(teacher_steps, is_kept, tmp_path):
+    watch = Counting()
+    settings = SAVED | {"teacher_steps": teacher_steps, "save_steps": 4, "callbacks": [watch]}
+    _, _, watch.engine = trainer(tmp_path, **settings)
+    watch.engine.train()
+    taught = int(watch.engine.args.taught_steps(12))
+    assert watch.kept == [min(step, 4) if is_kept and step <= taught else 0 for step in range(1, 13)]
     is_there = [(tmp_path / f"checkpoint-{step}" / ATTENTION).exists() for step in (4, 8, 12)]
-    assert is_there == [kept > 0, False, False]
+    assert is_there == [is_kept, False, False]
+
+
+def test_a_checkpoint_of_the_model_alone_has_no_attention(tmp_path):
+    _, _, engine = trainer(tmp_path, **SAVED, save_only_model=True)
+    engine.train()
+    assert (tmp_path / "checkpoint-5" / "model.safetensors").exists()
+    assert not (tmp_path / "checkpoint-5" / ATTENTION).exists()
 
 
 def test_a_resumed_run_reads_nothing_again_and_ends_alike(tmp_path):

@@ -21,9 +21,12 @@ from .sample_store import SampleStore
 class Imitation(Learner):
     """Scores learn to be the attention that a video's tokens receive, which is read when a sample comes in.
 
+    What was read is used again when the sample comes back, so it must be the same in every pass. One that comes back with another number of tokens
+    is read again. Samples of a stream are read in every pass.
+
     Attributes:
-        comes_back: whether samples come in again while the teacher is followed. What was read of them is then kept, by their place in the dataset,
-            in all processes and in checkpoints: a float32 for each of a sample's tokens.
+        comes_back: whether samples come in again while the teacher is followed. What was read of them is then kept until it ends, by their place in
+            the dataset, in all processes and in checkpoints: a float32 for each of a sample's tokens, on the CPU.
     """
 
     comes_back = False

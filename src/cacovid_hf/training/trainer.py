@@ -93,7 +93,9 @@ class ContributionTrainer(SampleEngine):
         self.learner.begin(checkpoint)
 
     def begin_checkpoint(self, folder: Path) -> None:
-        """Write what the learners remember into a checkpoint."""
+        """Write what the learners remember into a checkpoint, unless it is of the model alone and cannot be resumed."""
+        if self.args.save_only_model:
+            return
         if self.state.global_step < self.args.taught_steps(self.state.max_steps):
             self.imitation.save(folder)
         self.learner.save(folder)
@@ -116,6 +118,8 @@ class ContributionTrainer(SampleEngine):
             for video, output in zip(memory.videos, outputs, strict=True):
                 video.old = PolicyOutput(output.token_logits.detach(), output.frame_logits.detach())
         learner = self._learner_of(header)
+        if learner is not self.imitation:
+            self.imitation.begin(None)  # nobody needs what the teacher showed
         losses = learner.losses(memory, header, outputs) if outputs else []
         if header.iteration == 0 and header.slot == self.args.gradient_accumulation_steps - 1:
             learner.share()
