@@ -1,8 +1,10 @@
 """A trainer on a small random model, for the tests of training; as a script, one process of a run that `accelerate launch` started."""
 
 import argparse
+import gc
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from helpers.models import Video, prompt_inputs, stock_model
 from transformers import TrainerCallback
@@ -155,3 +157,6 @@ def main():
 
 if __name__ == "__main__":
     main()
+    # Torch often aborts a process that ends while threads of its group run, which a trainer holds too.
+    gc.collect()
+    PartialState().destroy_process_group()
