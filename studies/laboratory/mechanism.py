@@ -56,7 +56,8 @@ def exchanged(
 
     Returns:
         For all and for each of `GROUPS`: how many there are; `taken_away`, mean change of the right answer's probability when a token leaves the
-        choice that keeps it (above zero: it had harmed), `added`, when it joins the other's tokens; the share that harms, by each measure.
+        choice that keeps it (above zero: it had harmed), `added`, when it joins the other's tokens; the share that harms, by each measure. Errors are
+        over tokens, which are not independent within a question.
     """
     ours, theirs = (_sets(scores, count) for scores in (kept_by, dropped_by))
     places = (ours & ~theirs).nonzero()

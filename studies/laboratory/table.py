@@ -61,9 +61,14 @@ def lines(found: dict[str, dict[str, Clips]]) -> Iterator[str]:
 
 
 def core_hours(folder: Path) -> tuple[int, float]:
-    """Return how many cells there are and what they took: hours of one core, or of the clock where a cell says nothing else, which is more."""
+    """Return how many cells there are and what they took: hours of one core, or of the clock where a cell says nothing else, which is more.
+
+    A cell that was stopped and gone on with knows its last run alone. There the processor's time of all runs counts, which of a reader is that of
+    the weaker ones too.
+    """
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return len(cells), sum(cell.get("core_seconds", cell["seconds"]) for cell in cells) / 3600
+    took = [max(cell.get("core_seconds", cell["seconds"]), cell.get("processor_seconds", 0)) for cell in cells]
+    return len(cells), sum(took) / 3600
 
 
 def _choices(kind: str, cell: dict[str, Any]) -> Iterator[tuple[str, dict[str, list[str]]]]:
@@ -94,7 +99,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args(arguments)
     print("\n".join(lines(answers(options.folder, options.strength, options.prefix))))
-    print("\n{} cells of the laboratory, {:.1f} core hours at most.".format(*core_hours(options.folder)))
+    print(
+        "\n{} cells of the laboratory, {:.1f} core hours, or of the clock where no more is known.".format(
+            *core_hours(options.folder)
+        )
+    )
 
 
 if __name__ == "__main__":

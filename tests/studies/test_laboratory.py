@@ -409,7 +409,7 @@ def test_the_table_pools_seeds_and_pairs_by_clip(tmp_path, capsys):
     cell("0__80__best", BEST, **{"5": ["11", "10"], "14": ["11", "11"]})
     cell("1__80__best", BEST, **{"5": ["11", "11"], "14": ["11", "11"]})
     cell("0__80__other", "other", **{"5": ["10", "10"], "14": ["00", "00"]})
-    cell("0__90__other", "other", **{"5": ["11", "11"], "14": ["11", "11"]})
+    cell("0__90__other", "other", took={"processor_seconds": 3600}, **{"5": ["11", "11"], "14": ["11", "11"]})
     cell("0__80__other", "other", kind="larger", took={"core_seconds": 900}, **{"72": ["10", "11"]})
     found = answers(tmp_path, 80)
     assert mean_and_error([*found[BEST]["5"].values()]) == pytest.approx((87.5, 12.5))
@@ -419,7 +419,9 @@ def test_the_table_pools_seeds_and_pairs_by_clip(tmp_path, capsys):
     assert first.startswith(f"| {BEST} | 0, 1 |  |  | 87.5 ± 12.5 | 100.0 ± 0.0 |")
     assert "| 75.0 ± 25.0 |" in second
     assert second.endswith("| +25.0 ± 25.0 | +100.0 ± 0.0 |")
-    assert hours == "5 cells of the laboratory, 2.2 core hours at most."  # four of half an hour, one of a quarter
+    assert (
+        hours == "5 cells of the laboratory, 2.8 core hours, or of the clock where no more is known."
+    )  # 3 x 0.5, 1 and 0.25
 
 
 def test_the_committed_cells_make_the_table():
