@@ -68,6 +68,7 @@ BEST_RECIPE = "imitation, then contributions"
 HARD_STREAM = 10  # is added to a stream of seeds
 HARD_READING_CLIPS, HARD_REPORTED_CLIPS = 300, 32
 RIVALS = ("attention", "imitation of the last token")
+TEACHERS = ("imitation of the question", "imitation of the last token")
 MAX_SECONDS = 7200.0  # of the processor, for a reader
 
 
@@ -260,6 +261,14 @@ class Laboratory:
             found |= {"above_zero": above, "right": found["right"] | {"above_zero": digits(answers)}}
         return {"recipe": vars(settings), **found, **logs}
 
+    def teacher(self, seed: int, strength: int) -> dict[str, Any]:
+        """Which attention a policy should imitate, told by questions that are not reported: of the imitations the one that is best with 5 tokens."""
+        other, results = self.asked(seed, VALIDATION, VALIDATION_CLIPS), []
+        for recipe in TEACHERS:
+            model = self.trained(seed, strength, recipe)
+            results.append(row(model.backbone, other, recipe, highest(policy_scores(model, other), 5))[0])
+        return {"results": results, "chosen": max(results, key=lambda line: line["mean"])["choice"]}
+
     def larger(self, seed: int, strength: int, choice: str) -> dict[str, Any]:
         """How a choice that is there answers with more tokens: that of a recipe's policy, or `attention`, the last token's as a mean of the layers."""
         asked = self.asked(seed, REPORTED, self.reported_clips)
@@ -421,6 +430,7 @@ def _jobs(laboratory: Laboratory) -> dict[str, Job]:
             found[f"contributions/{at}"] = functools.partial(laboratory.contribution, seed, strength)
             for recipe in RECIPES:
                 found[f"policy/{at}/{recipe}"] = functools.partial(laboratory.policy, seed, strength, recipe)
+            found[f"teacher/{at}"] = functools.partial(laboratory.teacher, seed, strength)
             for choice in (*RIVALS, BEST_RECIPE):
                 found[f"larger/{at}/{choice}"] = functools.partial(laboratory.larger, seed, strength, choice)
             for rival in RIVALS:
@@ -439,6 +449,8 @@ def waits_for(name: str) -> str | None:
         return HardLaboratory.prefix + str(waits_for(name.removeprefix(HardLaboratory.prefix)))
     if kind == "larger":
         return f"reader/{seed}/{strength}" if rest == ["attention"] else f"policy/{seed}/{strength}/{rest[0]}"
+    if kind == "teacher":
+        return f"policy/{seed}/{strength}/{TEACHERS[-1]}"
     if kind in ("mechanism", "picture"):
         return f"policy/{seed}/{strength}/{BEST_RECIPE if rest in ([], ['attention']) else rest[0]}"
     if kind != "reader":

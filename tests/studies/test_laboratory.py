@@ -268,13 +268,14 @@ def test_headroom_is_zero_where_nothing_harms(laboratory):
 
 def test_cells_wait_for_their_reader(tmp_path):
     names = list(jobs(Laboratory(tmp_path)))
-    assert len(names) == 9 * (2 * (11 + len(METHODS) + len(RECIPES)) + 2)
+    assert len(names) == 9 * (2 * (12 + len(METHODS) + len(RECIPES)) + 2)
     assert waits_for("reader/0/80") is None
     assert waits_for("reader/1/97") == "reader/1/90"
     assert all(waits_for(name) in names for name in names if waits_for(name))
     assert waits_for("hard-reader/1/90") == "reader/1/90"
     assert waits_for("hard-headroom/1/90") == "hard-reader/1/90"
     assert waits_for("larger/0/80/attention") == "reader/0/80"
+    assert waits_for("hard-teacher/0/80") == "hard-policy/0/80/imitation of the last token"
     assert waits_for(f"larger/0/80/{RIVALS[1]}") == f"policy/0/80/{RIVALS[1]}"
     assert waits_for("picture/0/80") == "policy/0/80/imitation, then contributions"
     assert waits_for(f"mechanism/0/80/{RIVALS[1]}") == f"policy/0/80/{RIVALS[1]}"
