@@ -97,6 +97,13 @@ def trainer(tmp_path, family="llava_onevision", steps=8, samples=16, broken=(), 
     return model, collator, kind(model, args, Processor(), samples, data_collator=collator, **given)
 
 
+def assert_same_policy(one, other):
+    """The policies of two models have the same weights, bit for bit."""
+    theirs = other.policy.state_dict()
+    for name, tensor in one.policy.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
 def counted(engine):
     """How many rollouts each call of a trainer's examiner answers, from now on."""
     asked, answer = [], engine.examiner.answer
@@ -157,6 +164,6 @@ def main():
 
 if __name__ == "__main__":
     main()
-    # Torch often aborts a process that ends while threads of its group run, which a trainer holds too.
+    # On a busy machine torch has aborted processes that ended with their group; a trainer holds it too.
     gc.collect()
     PartialState().destroy_process_group()

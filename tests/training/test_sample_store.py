@@ -8,7 +8,7 @@ import torch
 from helpers import small_training
 from helpers.launching import launch
 from helpers.models import Video, prompt_inputs
-from helpers.small_training import Collator, Gradients, trainer
+from helpers.small_training import Collator, Gradients, assert_same_policy, trainer
 from transformers import TrainerCallback
 
 from cacovid_hf.training.resuming import ATTENTION
@@ -98,8 +98,7 @@ def test_the_teacher_is_read_once_a_sample_and_teaches_the_same(tmp_path):
     seen = reads(engine)
     engine.train()
     assert seen == [1] * 12
-    for name, tensor in always.policy.state_dict().items():
-        assert torch.equal(tensor, once.policy.state_dict()[name]), name
+    assert_same_policy(always, once)
 
 
 class Counting(TrainerCallback):
@@ -141,8 +140,7 @@ def test_a_resumed_run_reads_nothing_again_and_ends_alike(tmp_path):
     engine.train(resume_from_checkpoint=str(checkpoint))
     assert seen == []
     assert engine.state.global_step == 12
-    for name, tensor in whole.policy.state_dict().items():
-        assert torch.equal(tensor, resumed.policy.state_dict()[name]), name
+    assert_same_policy(whole, resumed)
 
 
 def test_a_checkpoint_without_attention_is_resumed_and_read_again(tmp_path):

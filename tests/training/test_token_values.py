@@ -9,7 +9,7 @@ import torch
 from helpers import small_training
 from helpers.launching import launch
 from helpers.models import Video, prompt_inputs
-from helpers.small_training import Collator, Gradients, counted, trainer
+from helpers.small_training import Collator, Gradients, assert_same_policy, counted, trainer
 
 from cacovid_hf.policies.base import PolicyOutput
 from cacovid_hf.training.arguments import OBJECTIVES, ContributionTrainingArguments
@@ -268,8 +268,7 @@ def test_a_resumed_run_measures_nothing_again_and_ends_alike(tmp_path):
     engine.train(resume_from_checkpoint=str(checkpoint))
     assert asked == []
     assert engine.state.global_step == 8
-    for name, tensor in whole.policy.state_dict().items():
-        assert torch.equal(tensor, resumed.policy.state_dict()[name]), name
+    assert_same_policy(whole, resumed)
     engine.save_model(str(tmp_path / "end"))
     assert not (tmp_path / "end" / TOKEN_VALUES).exists()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.small_training import trainer
+from helpers.small_training import assert_same_policy, trainer
 from transformers import TrainerCallback
 
 from cacovid_hf.training.resuming import (
@@ -170,8 +170,7 @@ def test_a_stream_is_resumed_in_its_third_pass(tmp_path):
     engine.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-10")
     assert engine.state.global_step == 12
     assert collator.calls == 2  # what was trained on already is not read again
-    for name, tensor in whole.policy.state_dict().items():
-        assert torch.equal(tensor, resumed.policy.state_dict()[name]), name
+    assert_same_policy(whole, resumed)
 
 
 CHANGES = [
