@@ -10,6 +10,7 @@ from cacovid_hf.tiny.synthetic import SHAPES, WORDS
 from studies.laboratory.hard_clips import plural
 from studies.laboratory.words import renamed
 
+CLIPS = 2  # of a small laboratory
 _HARD_WORDS = ("how", "many", "are", "there", "with", "none", *map(plural, SHAPES))
 
 
