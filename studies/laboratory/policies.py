@@ -35,6 +35,7 @@ class Recipe:
         by_policy: contributions of the tokens that the policy finds likely, as the library's trainer has it; else that attention finds likely.
         in_a_row: 0: each question that is measured comes back in passes over all. More: it is in so many steps and never again, which was the
             trainer's first form.
+        harm_weight: of contributions below zero, see `ranking_loss`.
         rollout_questions: questions that rollouts follow on.
         tokens: in a rollout, one of them a question in turn.
         policy_type: see `CaCoVidConfig`.
@@ -46,6 +47,7 @@ class Recipe:
     contribution_steps: int = 0
     by_policy: bool = False
     in_a_row: int = 0
+    harm_weight: float = 1.0
     rollout_questions: int = 0
     tokens: tuple[int, ...] = (5,)
     policy_type: str = "light"
@@ -64,6 +66,9 @@ RECIPES = {
     "imitation, then contributions, as the trainer": Recipe("last", steps=250, contribution_steps=400, in_a_row=8),
     "imitation, then contributions by its own choice": Recipe(
         "last", steps=250, contribution_steps=400, by_policy=True
+    ),
+    "imitation, then contributions, harm a quarter": Recipe(
+        "last", steps=250, contribution_steps=400, harm_weight=0.25
     ),
     "contributions": Recipe(contribution_steps=400),
     "full, imitation, then contributions": Recipe("last", steps=250, contribution_steps=400, policy_type="full"),
@@ -117,7 +122,7 @@ def train(
         if recipe.by_policy:
             contributions = _measured_by_policy(model, asked, generator)
         assert contributions is not None
-        logs["contributions"] = _rank(model, asked, contributions, recipe.contribution_steps, generator)
+        logs["contributions"] = _rank(model, asked, contributions, recipe, generator)
     if recipe.rollout_questions:
         order = _order(asked, recipe.rollout_questions, generator)
         batches: Any = Prompts(model, asked, ROLLOUT_BATCH, order)
@@ -150,15 +155,15 @@ def _order(asked: Asked, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat(passes)[:count]
 
 
-def _rank(model: Any, asked: Asked, measured: Contributions, steps: int, generator: torch.Generator) -> list[float]:
+def _rank(model: Any, asked: Asked, measured: Contributions, recipe: Recipe, generator: torch.Generator) -> list[float]:
     """Learn the order of measured contributions."""
-    found, count = measured.measured(), len(measured.questions)
+    found, count, steps = measured.measured(), len(measured.questions), recipe.contribution_steps
     rows = {number: row for row, number in enumerate(measured.questions.tolist())}
     passes = [torch.randperm(count, generator=generator) for _ in range(-(-steps * IMITATION_BATCH // count))]
     order = measured.questions[torch.cat(passes)[: steps * IMITATION_BATCH]]
 
     def loss(output: PolicyOutput, number: int) -> Tensor:
-        return ranking_loss(output, found[rows[number]], PRICE, generator=generator)
+        return ranking_loss(output, found[rows[number]], PRICE, harm_weight=recipe.harm_weight, generator=generator)
 
     return _descend(model, asked, order, loss)
 
@@ -188,7 +193,7 @@ def _measure_and_rank(model: Any, asked: Asked, recipe: Recipe, generator: torch
         found.update(zip(numbers, values, strict=True))
 
     def loss(output: PolicyOutput, number: int) -> Tensor:
-        return ranking_loss(output, found[number], PRICE, generator=generator)
+        return ranking_loss(output, found[number], PRICE, harm_weight=recipe.harm_weight, generator=generator)
 
     repeated = torch.cat([batch.repeat(recipe.in_a_row) for batch in batches])
     return _descend(

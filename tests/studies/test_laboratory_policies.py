@@ -48,17 +48,22 @@ def test_measured_subsets_are_answered_and_hold_what_they_say(laboratory):
 
 def test_a_policy_learns_measured_contributions(laboratory):
     model, _, asked = laboratory
-    torch.manual_seed(0)
-    wrapped = CaCoVidForConditionalGeneration.from_backbone(
-        model, policy_type="light", contribution_share=1.0, scope="tokens"
-    )
     measured = measure(
         model, asked, torch.rand(7, NUM_TOKENS), torch.arange(0, 20, 3), torch.Generator().manual_seed(0)
     )
-    logs = train(wrapped, asked, attended(model, asked), Recipe(contribution_steps=20), seed=0, contributions=measured)
+
+    def trained(recipe):
+        torch.manual_seed(0)
+        wrapped = CaCoVidForConditionalGeneration.from_backbone(
+            model, policy_type="light", contribution_share=1.0, scope="tokens"
+        )
+        return train(wrapped, asked, attended(model, asked), recipe, seed=0, contributions=measured)
+
+    logs = trained(Recipe(contribution_steps=20))
     assert len(logs["contributions"]) == 20
     assert sum(logs["contributions"][-5:]) < sum(logs["contributions"][:5])
     assert "imitation" not in logs
+    assert trained(Recipe(contribution_steps=1, harm_weight=0.0))["contributions"][0] < logs["contributions"][0]
 
 
 def test_what_a_policy_finds_likely_is_measured_and_learnt_in_passes(laboratory, monkeypatch):

@@ -127,6 +127,24 @@ def test_scores_come_above_zero_for_tokens_that_are_worth_their_price():
         assert set((scores > 0).nonzero().flatten().tolist()) == kept
 
 
+def test_a_needed_token_that_cannot_be_told_from_those_that_mislead_is_kept_if_harm_weighs_less():
+    """Of three tokens that look alike to the policy one is needed, another one each time."""
+    tokens = torch.tensor([0, 1, 2])
+    measured = [TokenValues(tokens, torch.tensor([0.4, -0.3, -0.3]).roll(shift), 12) for shift in range(3)]
+    for harm_weight, kept in ((1.0, False), (0.25, True)):
+        score, generator = torch.zeros((), requires_grad=True), seeded()
+        optimizer = torch.optim.SGD([score], lr=1.0)
+        for _ in range(100):
+            optimizer.zero_grad()
+            scores = torch.cat([score.expand(3), torch.zeros(9)])
+            losses = [
+                ranking_loss(output(scores), one, 0.0, harm_weight=harm_weight, generator=generator) for one in measured
+            ]
+            torch.stack(losses).mean().backward()
+            optimizer.step()
+        assert (score > 0).item() is kept
+
+
 # ---------------------------------------------------------------- the trainer
 
 
@@ -168,6 +186,25 @@ def test_a_sample_is_answered_once_where_the_teacher_ends_within_a_pass(tmp_path
     assert sum(asked) == 8 * 6
     engine.train()
     assert sum(asked) == 2 * 8 * 6, "another run begins from nothing"
+
+
+def test_harm_weighs_what_is_learnt_and_not_what_is_measured(tmp_path):
+    losses, values = [], []
+    for harm_weight in (1.0, 0.0):
+        _, _, engine = trainer(tmp_path, **SETTINGS, num_iterations=1, samples=4, steps=1, harm_weight=harm_weight)
+        of_learner = engine.learner.losses
+
+        def spy(memory, header, outputs, of_learner=of_learner):
+            found = of_learner(memory, header, outputs)
+            losses.append(torch.stack(found).sum().item())
+            values.append(torch.cat([video.measured.values for video in memory.videos]))
+            return found
+
+        engine.learner.losses = spy
+        engine.train()
+    assert torch.equal(*values)
+    assert (values[0] < 0).any()
+    assert losses[1] < losses[0]
 
 
 def test_what_is_kept_of_a_sample_is_small(tmp_path):
@@ -413,6 +450,8 @@ def test_contributions_follow_a_teacher(tmp_path):
         ({"kl_weight": 0.05}, "kl_weight=0.05 has no effect with objective='contributions'. Leave it out, or choose"),
         ({"sampler": "random", "replay": False}, "sampler='random', replay=False has no effect"),
         ({"dynamic_ratio": False}, "dynamic_ratio=False has no effect"),
+        ({"harm_weight": 1.5}, "harm_weight=1.5 is outside [0, 1]"),
+        ({"objective": "cpo", "harm_weight": 0.25}, "harm_weight=0.25 has no effect with objective='cpo'"),
         ({"teacher": "attention", "teacher_steps": float("nan")}, "teacher_steps=nan is not a number of steps"),
     ],
 )

@@ -34,6 +34,7 @@ _UNSERVED = {
 _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "token_price": (0.0, math.inf, True),
     "least_value": (0.0, math.inf, True),
+    "harm_weight": (0.0, 1.0, True),
     "retention_weight": (0.0, math.inf, True),
     "retention_floor": (0.0, 1.0, True),
     "kl_weight": (0.0, math.inf, True),
@@ -96,6 +97,8 @@ class ContributionTrainingArguments(TrainingArguments):
         token_price: reward that keeping all tokens of a video would cost, with `"bernoulli"` (ours, for `retention_ratio="auto"`): a token costs
             `token_price / N`, and pays if it makes the answer more likely by more than that.
         least_value: with `"contributions"`, what a token must add to the reward to score above zero (ours, for `retention_ratio="auto"`).
+        harm_weight: with `"contributions"`, what values below zero are multiplied by (ours). Under 1 it keeps tokens of which the policy
+            cannot tell whether they are needed or mislead.
         retention_weight: of the retention reward (after MARC; 0: off): right answers earn up to `retention_weight * (1 - retention_floor)` more, the more the
             better the rollouts of an iteration answer relative to the uncompressed model, see `rewards.retention_reward`. One more answer a sample.
         retention_floor: share of the uncompressed model's accuracy that is left, from which on it pays (published: 0.6).
@@ -149,6 +152,7 @@ class ContributionTrainingArguments(TrainingArguments):
     sampler: str = "ocss"
     token_price: float = 0.0
     least_value: float = 0.05
+    harm_weight: float = 1.0
     retention_weight: float = 0.0
     retention_floor: float = 0.6
     sampling_scope: str = "frame"
@@ -242,6 +246,10 @@ class ContributionTrainingArguments(TrainingArguments):
             )
         if self.objective == "contributions":
             self._check_contributions()
+        elif self.harm_weight != 1:
+            raise ValueError(
+                f"harm_weight={self.harm_weight} has no effect with objective={self.objective!r}. Leave it out, or choose 'contributions'."
+            )
         if self.token_price and self.sampler != "bernoulli":
             raise ValueError(
                 f"token_price={self.token_price} has no effect with sampler={self.sampler!r}, whose rollouts are all of one size. Use 'bernoulli'."

@@ -52,7 +52,12 @@ class ContributionRanking(Learner):
         losses = []
         for video, output in zip(memory.videos, outputs, strict=True):
             generator = sample_generator(self.args.seed, header, video.number, "ranking")
-            losses.append(ranking_loss(output, video.measured, self.args.least_value, generator=generator))
+            args = self.args
+            losses.append(
+                ranking_loss(
+                    output, video.measured, args.least_value, harm_weight=args.harm_weight, generator=generator
+                )
+            )
             self.note(ranking_loss=losses[-1], score_spread=output.token_scores.std(correction=0))
         return losses
 

@@ -87,16 +87,22 @@ def token_values(masks: Tensor, rewards: Tensor, tokens: Tensor) -> TokenValues:
     return TokenValues(tokens, torch.linalg.solve(square, inside.T @ gain), masks.shape[1])
 
 
-def ranking_loss(output: PolicyOutput, measured: TokenValues, price: float, *, generator: torch.Generator) -> Tensor:
+def ranking_loss(
+    output: PolicyOutput, measured: TokenValues, price: float, *, harm_weight: float = 1.0, generator: torch.Generator
+) -> Tensor:
     """How far the scores are from the order of the values: a logistic loss of every pair, weighted by what the exchange costs.
 
     Tokens that were not measured have the value zero, and as many of them as were measured are drawn into the loss. One more competitor has the
     score zero and the value `price`. So a score above zero says that a token is worth its price, which is what `AutoBudget` keeps.
 
+    A policy that cannot tell a needed token from others that mislead learns their mean. Values below zero then outvote the one that is needed,
+    although its loss costs the answer. `harm_weight` below 1 keeps such tokens.
+
     Args:
         output: of the policy in training, `N` tokens.
         measured: `C` tokens and their values.
         price: what a token must add to be kept.
+        harm_weight: what values below zero are multiplied by; 0: tokens that mislead count as those that do nothing.
         generator: of the tokens that were not measured.
 
     Returns:
@@ -108,6 +114,7 @@ def ranking_loss(output: PolicyOutput, measured: TokenValues, price: float, *, g
     noise = torch.rand(len(scores), generator=generator).to(scores.device).scatter(0, tokens, -1.0)
     others = noise.topk(min(len(tokens), len(scores) - len(tokens))).indices
     compared = torch.cat([scores[tokens], scores[others], scores.new_zeros(1)])
+    values = torch.where(values < 0, harm_weight * values, values)
     worth = torch.cat([values, values.new_zeros(len(others)), values.new_tensor([price])])
     ahead = (worth[:, None] - worth).clamp(min=0)
     return (ahead * F.softplus(compared - compared[:, None])).sum() / len(tokens)
