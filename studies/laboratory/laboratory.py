@@ -27,7 +27,7 @@ TEACHERS = ("imitation of the question", "imitation of the last token")
 
 
 class Laboratory(Models):
-    """Its cells: what each method returns is written as JSON.
+    """The cells of a laboratory: what a method returns is written as JSON.
 
     Args:
         work: folder of the weights.

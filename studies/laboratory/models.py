@@ -1,4 +1,4 @@
-"""The models and questions of the laboratory, each made once in a process and kept in files."""
+"""The models of the laboratory, what they are asked, and what was measured of them. Weights and measurements are kept in files."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ _AT_ONCE = 100  # questions, between two saves
 
 
 class Models:
-    """Its models and questions, each made once in a process.
+    """What the cells of a laboratory build on, each made when it is first asked for.
 
     Args:
         work: folder of the weights.

@@ -157,15 +157,22 @@ def _order(asked: Asked, count: int, generator: torch.Generator) -> Tensor:
 
 def _rank(model: Any, asked: Asked, measured: Contributions, recipe: Recipe, generator: torch.Generator) -> list[float]:
     """Learn the order of measured contributions."""
-    found, count, steps = measured.measured(), len(measured.questions), recipe.contribution_steps
-    rows = {number: row for row, number in enumerate(measured.questions.tolist())}
+    count, steps = len(measured.questions), recipe.contribution_steps
+    found = dict(zip(measured.questions.tolist(), measured.measured(), strict=True))
     passes = [torch.randperm(count, generator=generator) for _ in range(-(-steps * IMITATION_BATCH // count))]
     order = measured.questions[torch.cat(passes)[: steps * IMITATION_BATCH]]
+    return _descend(model, asked, order, _ranking(recipe, found, generator))
+
+
+def _ranking(
+    recipe: Recipe, found: dict[int, TokenValues], generator: torch.Generator
+) -> Callable[[PolicyOutput, int], Tensor]:
+    """The loss of what a policy says of one question, by what was found about its tokens until then."""
 
     def loss(output: PolicyOutput, number: int) -> Tensor:
-        return ranking_loss(output, found[rows[number]], PRICE, harm_weight=recipe.harm_weight, generator=generator)
+        return ranking_loss(output, found[number], PRICE, harm_weight=recipe.harm_weight, generator=generator)
 
-    return _descend(model, asked, order, loss)
+    return loss
 
 
 @torch.no_grad()
@@ -192,12 +199,13 @@ def _measure_and_rank(model: Any, asked: Asked, recipe: Recipe, generator: torch
         found.clear()
         found.update(zip(numbers, values, strict=True))
 
-    def loss(output: PolicyOutput, number: int) -> Tensor:
-        return ranking_loss(output, found[number], PRICE, harm_weight=recipe.harm_weight, generator=generator)
-
     repeated = torch.cat([batch.repeat(recipe.in_a_row) for batch in batches])
     return _descend(
-        model, asked, repeated, loss, lambda step, *seen: None if step % recipe.in_a_row else measured(*seen)
+        model,
+        asked,
+        repeated,
+        _ranking(recipe, found, generator),
+        lambda step, *seen: None if step % recipe.in_a_row else measured(*seen),
     )
 
 
