@@ -452,6 +452,7 @@ def test_contributions_follow_a_teacher(tmp_path):
         ({"dynamic_ratio": False}, "dynamic_ratio=False has no effect"),
         ({"harm_weight": 1.5}, "harm_weight=1.5 is outside [0, 1]"),
         ({"objective": "cpo", "harm_weight": 0.25}, "harm_weight=0.25 has no effect with objective='cpo'"),
+        ({"objective": "cpo", "least_value": 0.1}, "least_value=0.1 has no effect with objective='cpo'. Leave it out"),
         ({"teacher": "attention", "teacher_steps": float("nan")}, "teacher_steps=nan is not a number of steps"),
     ],
 )

@@ -1,8 +1,9 @@
 """Settings of the policy's training; `presets` has the recipes."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from transformers import SchedulerType, TrainingArguments
 
@@ -10,7 +11,7 @@ from ..compressors.attention import QUERIES
 from ..policies.settings import PolicySettings, check_attention, check_policy
 from ..ratio import check_retention_ratio
 from .checks import check_type
-from .presets import NONE_OF_CPO, OF_CPO
+from .presets import NONE_OF_CPO, OF_CONTRIBUTIONS, OF_CPO
 from .rewards import REWARDS, SCORED_REWARDS, Reward, resolve_reward
 from .sampling import SAMPLERS, SAMPLING_SCOPES
 
@@ -97,8 +98,8 @@ class ContributionTrainingArguments(TrainingArguments):
         token_price: reward that keeping all tokens of a video would cost, with `"bernoulli"` (ours, for `retention_ratio="auto"`): a token costs
             `token_price / N`, and pays if it makes the answer more likely by more than that.
         least_value: with `"contributions"`, what a token must add to the reward to score above zero (ours, for `retention_ratio="auto"`).
-        harm_weight: with `"contributions"`, what values below zero are multiplied by (ours). Under 1 it keeps tokens of which the policy
-            cannot tell whether they are needed or mislead.
+        harm_weight: with `"contributions"`, what values below zero are multiplied by (ours). Under 1, more tokens are kept of which the
+            policy cannot tell whether they are needed or mislead.
         retention_weight: of the retention reward (after MARC; 0: off): right answers earn up to `retention_weight * (1 - retention_floor)` more, the more the
             better the rollouts of an iteration answer relative to the uncompressed model, see `rewards.retention_reward`. One more answer a sample.
         retention_floor: share of the uncompressed model's accuracy that is left, from which on it pays (published: 0.6).
@@ -246,9 +247,9 @@ class ContributionTrainingArguments(TrainingArguments):
             )
         if self.objective == "contributions":
             self._check_contributions()
-        elif self.harm_weight != 1:
+        elif given := self._changed(OF_CONTRIBUTIONS):
             raise ValueError(
-                f"harm_weight={self.harm_weight} has no effect with objective={self.objective!r}. Leave it out, or choose 'contributions'."
+                f"{_listed(given)} has no effect with objective={self.objective!r}. Leave it out, or choose 'contributions'."
             )
         if self.token_price and self.sampler != "bernoulli":
             raise ValueError(
@@ -324,20 +325,23 @@ class ContributionTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"num_token_rollouts={self.num_token_rollouts} tells nothing of single tokens. Give at least {_LEAST_SUBSETS}, such as 24."
             )
-        defaults = {one.name: one.default for one in fields(ContributionTrainingArguments)}
-        given = {name: getattr(self, name) for name in OF_CPO if getattr(self, name) != defaults[name]}
+        given = self._changed(OF_CPO)
         given |= {name: value for name in NONE_OF_CPO if (value := getattr(self, name))}
         if given:
-            idle = ", ".join(f"{name}={value!r}" for name, value in given.items())
             zero = " (0)" if set(given) & set(NONE_OF_CPO) else ""
             raise ValueError(
-                f"{idle} has no effect with objective='contributions'. Leave it out{zero}, or choose objective='cpo'."
+                f"{_listed(given)} has no effect with objective='contributions'. Leave it out{zero}, or choose objective='cpo'."
             )
         for ratio in (self.sampling_ratio, *(self.target_ratios or ())):
             if ratio > 1 / 3:
                 raise ValueError(
                     f"sampling_ratio={ratio} leaves no unlikely tokens to compare with, for objective='contributions'. Give at most a third."
                 )
+
+    def _changed(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return those of some settings that are not at their default."""
+        defaults = {one.name: one.default for one in fields(ContributionTrainingArguments)}
+        return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
 
     def resolved_rewards(self) -> dict[str, Reward]:
         """Return the reward of generated answers, by problem type."""
@@ -375,6 +379,10 @@ class ContributionTrainingArguments(TrainingArguments):
     def prefilled_types(self) -> list[str]:
         """Problem types whose answer is scored by a prefill."""
         return [kind for kind in self.scored_types if kind not in self.reward_functions]
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def ends_within(steps: int, num_iterations: int, setting: str = "") -> str:

@@ -49,10 +49,9 @@ class ContributionRanking(Learner):
         """Return how far the scores are from the measured order, one loss per video."""
         if header.iteration == 0:
             self.measure(memory, header)
-        losses = []
+        args, losses = self.args, []
         for video, output in zip(memory.videos, outputs, strict=True):
-            generator = sample_generator(self.args.seed, header, video.number, "ranking")
-            args = self.args
+            generator = sample_generator(args.seed, header, video.number, "ranking")
             losses.append(
                 ranking_loss(
                     output, video.measured, args.least_value, harm_weight=args.harm_weight, generator=generator

@@ -47,6 +47,7 @@ OF_CPO = (
     "kl_weight",
 )
 NONE_OF_CPO = ("num_frame_rollouts", "retention_weight", "token_price")  # likewise, off at 0
+OF_CONTRIBUTIONS = ("least_value", "harm_weight")  # of "contributions" alone
 
 PRESETS = {"published": PUBLISHED, "ours": OURS, "contributions": CONTRIBUTIONS}
 DEFAULT_PRESET = "contributions"

@@ -95,8 +95,8 @@ def ranking_loss(
     Tokens that were not measured have the value zero, and as many of them as were measured are drawn into the loss. One more competitor has the
     score zero and the value `price`. So a score above zero says that a token is worth its price, which is what `AutoBudget` keeps.
 
-    A policy that cannot tell a needed token from others that mislead learns their mean. Values below zero then outvote the one that is needed,
-    although its loss costs the answer. `harm_weight` below 1 keeps such tokens.
+    A policy that cannot tell a needed token from others that mislead scores all of them by their mean. Those that mislead may then outvote the
+    needed one. With `harm_weight` below 1 more of such tokens are kept.
 
     Args:
         output: of the policy in training, `N` tokens.
