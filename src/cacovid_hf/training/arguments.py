@@ -249,7 +249,7 @@ class ContributionTrainingArguments(TrainingArguments):
             self._check_contributions()
         elif given := self._changed(OF_CONTRIBUTIONS):
             raise ValueError(
-                f"{_listed(given)} has no effect with objective={self.objective!r}. Leave it out, or choose 'contributions'."
+                f"{_listed(given)} has no effect with objective={self.objective!r}. Leave it out, or choose objective='contributions'."
             )
         if self.token_price and self.sampler != "bernoulli":
             raise ValueError(
