@@ -18,10 +18,9 @@ import torch
 from benchmarks.record import ROOT
 from studies.cells import RESULTS, Cells, Job, chosen
 from studies.laboratory.hard_laboratory import HardLaboratory
-from studies.laboratory.laboratory import BEST_RECIPE, STRENGTHS, TEACHERS, Laboratory
+from studies.laboratory.laboratory import BEST_RECIPE, SEEDS, STRENGTHS, TEACHERS, Laboratory
 from studies.laboratory.policies import RECIPES
 
-SEEDS = (0, 1, 2)
 METHODS = (
     *("uniform", "random", "divprune", "vidcom2", "evs", "vcast", "simplecluster", "gleanvid", "marc", "prunevid"),
     *("visionzip", "fastvid", "flashvid", "infomerge", "streamingtom"),  # read the vision tower's attention

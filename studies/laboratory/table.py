@@ -1,9 +1,8 @@
-"""The laboratory's tables out of its cells: python -m studies.laboratory.table [--strength 80] [--prefix hard-]
+"""How the choices of the laboratory answer, pooled and compared, out of its cells.
 
 A row is one choice, pooled over the seeds of the reader that have it. Errors are over clips; differences are paired by clip.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,9 +52,9 @@ def lines(found: dict[str, dict[str, Clips]]) -> Iterator[str]:
     yield "|---" * (len(SIZES) + 4) + "|"
     measured = {name: right for name, right in found.items() if "5" in right}
     for name, right in sorted(measured.items(), key=lambda item: -mean_and_error([*item[1]["5"].values()])[0]):
-        cells = [_told(mean_and_error([*right[size].values()])) if size in right else "" for size in SIZES]
+        cells = [told(mean_and_error([*right[size].values()])) if size in right else "" for size in SIZES]
         is_behind = BEST in found and name != BEST
-        cells += [_told(difference(found[BEST][size], right[size]), "+") if is_behind else "" for size in ("5", "14")]
+        cells += [told(difference(found[BEST][size], right[size]), "+") if is_behind else "" for size in ("5", "14")]
         seeds = ", ".join(map(str, sorted({seed for seed, _ in right["5"]})))
         yield f"| {name} | {seeds} | " + " | ".join(cells) + " |"
 
@@ -87,24 +86,6 @@ def _share(digits: str) -> float:
     return digits.count("1") / len(digits)
 
 
-def _told(value: tuple[float, float], sign: str = "") -> str:
+def told(value: tuple[float, float], sign: str = "") -> str:
+    """Mean and error of `mean_and_error` or `difference` as text, such as `96.7 ± 0.5`."""
     return f"{value[0]:{sign}.1f} ± {value[1]:.1f}"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--strength", type=int, default=80)
-    parser.add_argument("--prefix", default="", help="hard- for the hard clips")
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    options = parser.parse_args(arguments)
-    print("\n".join(lines(answers(options.folder, options.strength, options.prefix))))
-    print(
-        "\n{} cells of the laboratory, {:.1f} core hours, or of the clock where no more is known.".format(
-            *core_hours(options.folder)
-        )
-    )
-
-
-if __name__ == "__main__":
-    main()

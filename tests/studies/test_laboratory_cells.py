@@ -1,7 +1,6 @@
-"""Cells of the laboratory, what they tell, and the table and the picture that are made of them."""
+"""Cells of the laboratory, what they tell, and the picture that is made of them."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from helpers.laboratory import CLIPS
 from PIL import Image
 
 from cacovid_hf.tiny.synthetic import make_clip
-from studies.laboratory import table
 from studies.laboratory.__main__ import METHODS, RIVALS, jobs, waits_for
 from studies.laboratory.laboratory import Laboratory
 from studies.laboratory.mechanism import GROUPS, exchanged, groups
@@ -19,7 +17,6 @@ from studies.laboratory.picture import draw, example
 from studies.laboratory.policies import RECIPES
 from studies.laboratory.questions import KINDS
 from studies.laboratory.scores import highest, right_from
-from studies.laboratory.table import BEST, answers, difference, mean_and_error
 
 
 def test_cells_wait_for_their_reader(tmp_path):
@@ -69,36 +66,6 @@ def test_tokens_are_told_apart_by_what_they_are_to_a_question(laboratory):
     assert (near[about_digits].sum(1) == 3).all()  # four scenes, a digit each
     assert (near & asked.digits[:, None])[~about_digits].sum() == 0
     assert (group == GROUPS.index("sink")).any(2).sum(1).min() >= 1
-
-
-def test_the_table_pools_seeds_and_pairs_by_clip(tmp_path, capsys):
-    def cell(name, choice, kind="policy", took=None, **right):
-        written = {"results": [{"choice": choice}], "right": right, "seconds": 1800, **(took or {})}
-        (tmp_path / f"{kind}__{name}.json").write_text(json.dumps(written))
-
-    cell("0__80__best", BEST, **{"5": ["11", "10"], "14": ["11", "11"]})
-    cell("1__80__best", BEST, **{"5": ["11", "11"], "14": ["11", "11"]})
-    cell("0__80__other", "other", **{"5": ["10", "10"], "14": ["00", "00"]})
-    cell("0__90__other", "other", took={"processor_seconds": 3600}, **{"5": ["11", "11"], "14": ["11", "11"]})
-    cell("0__80__other", "other", kind="larger", took={"core_seconds": 900}, **{"72": ["10", "11"]})
-    found = answers(tmp_path, 80)
-    assert mean_and_error([*found[BEST]["5"].values()]) == pytest.approx((87.5, 12.5))
-    assert difference(found[BEST]["5"], found["other"]["5"]) == pytest.approx((25.0, 25.0))
-    table.main(["--folder", str(tmp_path)])
-    first, second, _, hours = capsys.readouterr().out.splitlines()[2:]
-    assert first.startswith(f"| {BEST} | 0, 1 |  |  | 87.5 ± 12.5 | 100.0 ± 0.0 |")
-    assert "| 75.0 ± 25.0 |" in second
-    assert second.endswith("| +25.0 ± 25.0 | +100.0 ± 0.0 |")
-    assert (
-        hours == "5 cells of the laboratory, 2.8 core hours, or of the clock where no more is known."
-    )  # 3 x 0.5, 1 and 0.25
-
-
-def test_the_committed_cells_make_the_table():
-    found = answers(table.FOLDER, 80)
-    assert {(seed, clip) for seed in (0, 1, 2) for clip in range(48)} == set(found[BEST]["5"])
-    gain, error = difference(found[BEST]["5"], found["imitation of the last token"]["5"])
-    assert gain > 2 * error > 0
 
 
 # ---------------------------------------------------------------- a picture

@@ -3,7 +3,7 @@
 from typing import Any
 
 # The recipe of the paper, and ours: by rollouts, and by contributions, what won in miniature and is near what won in the
-# laboratory (docs/background/evidence.md, docs/background/ablations.md).
+# laboratory (docs/background/evidence.md, docs/background/laboratory.md).
 PUBLISHED: dict[str, Any] = {}
 OURS: dict[str, Any] = {
     "sampler": "multinomial",

@@ -1,0 +1,146 @@
+"""The page of all tables of the laboratory, out of its cells: python -m studies.laboratory.page
+
+It writes docs/background/laboratory_tables.md. A cell that is not there leaves a gap.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import ROOT
+from cacovid_hf.utils.files import replaced
+from studies.cells import Cells
+from studies.laboratory.hard_clips import HARD_KINDS
+from studies.laboratory.headroom import BUDGETS
+from studies.laboratory.laboratory import SEEDS, STRENGTHS
+from studies.laboratory.policies import RECIPES
+from studies.laboratory.table import FOLDER, answers, core_hours, lines, told
+
+PAGE = ROOT / "docs" / "background" / "laboratory_tables.md"
+NO_HARM = "cells without objects"
+HEADING = """# Tables of the laboratory
+
+Made by `python -m studies.laboratory.page`. [The laboratory](laboratory.md) says what the choices are and what follows. Figures are % of right answers, errors are over clips, differences are paired by clip.
+
+- **seeds**: of the readers that the row is pooled over.
+- **1 to 72**: tokens kept of 288. 3, 14, 28, 43 and 72 are 1, 5, 10, 15 and 25 %, and 5 is 2 %.
+- **best**: with the one number of tokens that is best on other questions. **auto**: with a margin below the highest score that is best there, so that each question has its own number. **above_zero**: tokens with a score above zero.
+- **ahead**: how much more "imitation, then contributions" answers.
+"""
+
+
+def page(folder: Path) -> str:
+    """Return the whole page as Markdown; `folder` is that of the cells."""
+    there = Cells("laboratory", folder)
+    parts = [HEADING, *_readers(there), *_choices(folder), *_kinds(there), *_layers(there), *_cost(there)]
+    return "\n".join(parts)
+
+
+def pooled(shares: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return mean and standard error, in percent, of figures that are independent and of as many questions each."""
+    error = sum(one["standard_error"] ** 2 for one in shares) ** 0.5 / len(shares)
+    return 100 * sum(one["mean"] for one in shares) / len(shares), 100 * error
+
+
+def of_seeds(there: Cells, name: str) -> list[dict[str, Any]]:
+    """Return the cells of a name such as `headroom/{}/80`, where the seed comes in; those that are there."""
+    names = [name.format(seed) for seed in SEEDS]
+    return [there.read(one) for one in names if there.is_there(one)]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of Markdown, and an empty one."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def _readers(there: Cells) -> Iterator[str]:
+    """What each reader answers with all tokens, and how far attention stays behind harmless fillers."""
+    rows = []
+    for prefix, questions in (("", "easy"), ("hard-", "hard")):
+        for strength in STRENGTHS:
+            for cell in of_seeds(there, f"{prefix}headroom/{{}}/{strength}"):
+                seed = cell["cell"].split("/")[1]
+                sums = [pooled([one]) for one in (cell["all"], *cell["headroom"])]
+                best = [
+                    pooled([one]) for one in cell["fillers"] if one["choice"] == NO_HARM and one["tokens"] in BUDGETS
+                ]
+                rows.append([questions, f"{strength} %", seed, *map(told, (sums[0], *best, *sums[1:]))])
+    yield "## Readers\n"
+    yield "Headroom is what harmless fillers beside the evidence answer more than attention's next choices. The strength is that on validation questions of the easy kinds.\n"
+    filled = [f"evidence, harmless fillers, {count}" for count in BUDGETS]
+    yield from _table(
+        ["questions", "strength", "seed", "all tokens", *filled, *(f"headroom, {count}" for count in BUDGETS)], rows
+    )
+
+
+def _choices(folder: Path) -> Iterator[str]:
+    for prefix, title in (("", "Readers of {} %"), ("hard-", "Hard kinds of questions, readers of {} %")):
+        for strength in STRENGTHS:
+            if found := answers(folder, strength, prefix):
+                yield f"## {title.format(strength)}\n"
+                yield from lines(found)
+                yield ""
+
+
+def _kinds(there: Cells) -> Iterator[str]:
+    """Every policy by kind of the hard questions."""
+    rows = []
+    for recipe in RECIPES:
+        lines_of = [cell["results"] for cell in of_seeds(there, f"hard-policy/{{}}/80/{recipe}")]
+        if found := [line["by_kind"] for results in lines_of for line in results if line["tokens"] == 5]:
+            rows.append([recipe, str(len(found)), *(told(pooled([one[kind] for one in found])) for kind in HARD_KINDS)])
+    if rows:
+        yield "## Hard kinds of questions, one by one, 5 tokens\n"
+        yield from _table(["policy", "readers", *HARD_KINDS], rows)
+
+
+def _layers(there: Cells) -> Iterator[str]:
+    found = of_seeds(there, "layers/{}/80")
+    if found:
+        yield "## The last token's attention, layer by layer, 5 tokens\n"
+        yield f"Readers of 80 %, {len(found)} of them.\n"
+        rows = []
+        for layer, of_readers in enumerate(zip(*(cell["results"] for cell in found), strict=True)):
+            kept = 100 * sum(one["evidence_kept"] for one in of_readers) / len(of_readers)
+            rows.append([str(layer), told(pooled(list(of_readers))), f"{kept:.1f}"])
+        yield from _table(["layer, from 0", "% right", "evidence kept, %"], rows)
+
+
+def _cost(there: Cells) -> Iterator[str]:
+    """Seconds of each policy, and hours of everything."""
+    rows = []
+    for recipe in RECIPES:
+        if found := of_seeds(there, f"policy/{{}}/80/{recipe}"):
+            took = [cell["processor_seconds"] for cell in found]
+            rollouts = {cell["rollouts"] for cell in found}
+            rows.append([recipe, _range(took), f"{max(rollouts):,}" if any(rollouts) else ""])
+    measured = of_seeds(there, "contributions/{}/80")
+    yield "## What policies take\n"
+    yield "Seconds of one core, readers of 80 %, behind the teacher's attention, which is read once for all."
+    if measured:
+        took = [cell["processor_seconds"] for cell in measured]
+        yield f"Recipes with contributions train on {measured[0]['rollouts']:,} rollouts, measured once in {_range(took)} s. Those by their own choice measure themselves."
+    yield ""
+    yield from _table(["policy", "seconds", "rollouts"], rows)
+    count, hours = core_hours(there.folder)
+    yield f"The whole laboratory: {count} cells, {hours:.1f} core hours, or of the clock where no more is known.\n"
+
+
+def _range(values: list[float]) -> str:
+    low, high = (f"{value:,.0f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the cells")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the file that is written")
+    options = parser.parse_args(arguments)
+    with replaced(options.out) as temporary:
+        temporary.write_text(page(options.folder), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
