@@ -14,11 +14,11 @@ from cacovid_hf.training.arguments import ContributionTrainingArguments
 from cacovid_hf.training.question import Question
 from cacovid_hf.training.trainer import ContributionTrainer
 
-_BY_SAMPLE = {"num_frame_rollouts": 0, "num_iterations": 1}
+BY_CONTRIBUTIONS = {"objective": "contributions", "num_frame_rollouts": 0}
 OBJECTIVES = {
     "cpo": {},
-    "contributions": {"objective": "contributions", **_BY_SAMPLE},
-    "imitation": {"teacher": "attention", **_BY_SAMPLE},
+    "contributions": {**BY_CONTRIBUTIONS, "num_iterations": 1},
+    "imitation": {"teacher": "attention", "num_frame_rollouts": 0, "num_iterations": 1},
 }
 
 
@@ -40,6 +40,16 @@ class Collator:
             "places": good,
             "skipped": [f"sample {number}: broken" for number in samples if number in self.broken],
         }
+
+
+class TwoSizes(Collator):
+    """Videos of 4 and of 6 frames, in prompts that do not depend on what else is in a batch."""
+
+    def __call__(self, samples):
+        batch = super().__call__(samples)
+        good = [samples[place] for place in batch["places"]]
+        rows = {n: [[3, Video(4 + 2 * (n % 2)), 4 + n % 3]] for n in good}
+        return {**batch, "inputs": [prompt_inputs(self.model, row, seed=n) for n, row in rows.items()]}
 
 
 class Processor:

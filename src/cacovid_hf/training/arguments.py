@@ -249,7 +249,7 @@ class ContributionTrainingArguments(TrainingArguments):
             self._check_contributions()
         elif given := self._changed(OF_CONTRIBUTIONS):
             raise ValueError(
-                f"{_listed(given)} has no effect with objective={self.objective!r}. Leave it out, or choose objective='contributions'."
+                f"{_without_effect(given)} with objective={self.objective!r}. Leave {_them(given)} out, or choose objective='contributions'."
             )
         if self.token_price and self.sampler != "bernoulli":
             raise ValueError(
@@ -330,7 +330,7 @@ class ContributionTrainingArguments(TrainingArguments):
         if given:
             zero = " (0)" if set(given) & set(NONE_OF_CPO) else ""
             raise ValueError(
-                f"{_listed(given)} has no effect with objective='contributions'. Leave it out{zero}, or choose objective='cpo'."
+                f"{_without_effect(given)} with objective='contributions'. Leave {_them(given)} out{zero}, or choose objective='cpo'."
             )
         for ratio in (self.sampling_ratio, *(self.target_ratios or ())):
             if ratio > 1 / 3:
@@ -381,8 +381,13 @@ class ContributionTrainingArguments(TrainingArguments):
         return [kind for kind in self.scored_types if kind not in self.reward_functions]
 
 
-def _listed(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+def _without_effect(settings: dict[str, Any]) -> str:
+    listed = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    return f"{listed} {'has' if len(settings) == 1 else 'have'} no effect"
+
+
+def _them(settings: dict[str, Any]) -> str:
+    return "it" if len(settings) == 1 else "them"
 
 
 def ends_within(steps: int, num_iterations: int, setting: str = "") -> str:
