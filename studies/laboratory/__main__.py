@@ -18,7 +18,7 @@ import torch
 from benchmarks.record import ROOT
 from studies.cells import RESULTS, Cells, Job, chosen
 from studies.laboratory.hard_laboratory import HardLaboratory
-from studies.laboratory.laboratory import BEST_RECIPE, SEEDS, STRENGTHS, TEACHERS, Laboratory
+from studies.laboratory.laboratory import BEST_RECIPE, RIVALS, SEEDS, STRENGTHS, TEACHERS, Laboratory
 from studies.laboratory.policies import RECIPES
 
 METHODS = (
@@ -26,7 +26,6 @@ METHODS = (
     *("visionzip", "fastvid", "flashvid", "infomerge", "streamingtom"),  # read the vision tower's attention
     *("fastv:ratio_of=kept", "framefusion"),  # inside the language model, whose first layers see more
 )
-RIVALS = ("attention", "imitation of the last token")
 
 
 def jobs(laboratory: Laboratory) -> dict[str, Job]:

@@ -24,6 +24,7 @@ MAX_SECONDS = 7200.0  # of the processor, for a reader
 METHOD_BUDGETS = (5, 14, 72)  # 2, 5 and 25 %
 LARGER_BUDGETS = (43, 72)  # 15 and 25 %
 BEST_RECIPE = "imitation, then contributions"
+RIVALS = ("attention", "imitation of the last token")
 TEACHERS = ("imitation of the question", "imitation of the last token")
 
 

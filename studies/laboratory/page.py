@@ -13,9 +13,10 @@ from cacovid_hf.utils.files import replaced
 from studies.cells import Cells
 from studies.laboratory.hard_clips import HARD_KINDS
 from studies.laboratory.headroom import BUDGETS
-from studies.laboratory.laboratory import SEEDS, STRENGTHS
+from studies.laboratory.laboratory import RIVALS, SEEDS, STRENGTHS
+from studies.laboratory.mechanism import GROUPS, HARM
 from studies.laboratory.policies import RECIPES
-from studies.laboratory.table import FOLDER, answers, core_hours, lines, told
+from studies.laboratory.table import BEST, FOLDER, answers, core_hours, lines, told
 
 PAGE = ROOT / "docs" / "background" / "laboratory_tables.md"
 NO_HARM = "cells without objects"
@@ -33,7 +34,15 @@ Made by `python -m studies.laboratory.page`. [The laboratory](laboratory.md) say
 def page(folder: Path) -> str:
     """Return the whole page as Markdown; `folder` is that of the cells."""
     there = Cells("laboratory", folder)
-    parts = [HEADING, *_readers(there), *_choices(folder), *_kinds(there), *_layers(there), *_cost(there)]
+    parts = [
+        HEADING,
+        *_readers(there),
+        *_choices(folder),
+        *_kinds(there),
+        *_layers(there),
+        *_exchanged(there),
+        *_cost(there),
+    ]
     return "\n".join(parts)
 
 
@@ -105,6 +114,36 @@ def _layers(there: Cells) -> Iterator[str]:
             kept = 100 * sum(one["evidence_kept"] for one in of_readers) / len(of_readers)
             rows.append([str(layer), told(pooled(list(of_readers))), f"{kept:.1f}"])
         yield from _table(["layer, from 0", "% right", "evidence kept, %"], rows)
+
+
+def _exchanged(there: Cells) -> Iterator[str]:
+    """What the tokens do that one choice keeps and another drops."""
+    for strength in STRENGTHS:
+        for rival in RIVALS:
+            found = of_seeds(there, f"mechanism/{{}}/{strength}/{rival}")
+            for direction in (f"kept by {rival}, dropped by {BEST}", f"kept by {BEST}, dropped by {rival}"):
+                rows = [
+                    [
+                        line["tokens"],
+                        cell["cell"].split("/")[1],
+                        f"{line['count']:,}",
+                        told(pooled([line["taken_away"]]), "+"),
+                        f"{100 * line['harm_when_there']:.1f}",
+                        told(pooled([line["added"]]), "+"),
+                        f"{100 * line['harm_when_added']:.1f}",
+                    ]
+                    for cell in found
+                    for line in cell[direction]
+                ]
+                if rows:
+                    yield f"## {direction[0].upper()}{direction[1:]}: readers of {strength} %\n"
+                    yield f"By how many points the right answer's probability changes when a token is taken away from the one choice, or added to the other, 5 tokens each. A token harms that costs more than {100 * HARM:.0f} points. Errors are over tokens, which are not independent within a question.\n"
+                    harms = ["harm there, %", "added", "harm when added, %"]
+                    yield from _table(["tokens", "seed", "count", "taken away", *harms], sorted(rows, key=_group))
+
+
+def _group(row: list[str]) -> int:
+    return ("all", *GROUPS).index(row[0])
 
 
 def _cost(there: Cells) -> Iterator[str]:

@@ -72,6 +72,10 @@ def test_a_page_has_a_table_of_each_sort(tmp_path, write):
         took = {"processor_seconds": 100.0 + 1000 * seed}
         write(f"policy/{seed}/80/rollouts", rollouts=4000, **answered("rollouts", **{"5": ["10"]}), **took)
         write(f"contributions/{seed}/80", rollouts=38400, **took)
+    line = {"tokens": "sink", "count": 1200, "harm_when_there": 0.4, "harm_when_added": 0.5}
+    line |= {"taken_away": {"mean": 0.2, "standard_error": 0.03}, "added": {"mean": -0.1, "standard_error": 0.02}}
+    one, other = f"kept by attention, dropped by {BEST}", f"kept by {BEST}, dropped by attention"
+    write("mechanism/0/90/attention", **{one: [line], other: [line]})
     main(["--folder", str(tmp_path), "--out", str(tmp_path / "page.md")])
     shown = (tmp_path / "page.md").read_text()
     assert "| hard | 80 % | 1 | 50.0 ± 3.0 | 50.0 ± 3.0 | 50.0 ± 3.0 | 10.0 ± 2.0 | 20.0 ± 1.0 |" in shown
@@ -80,7 +84,9 @@ def test_a_page_has_a_table_of_each_sort(tmp_path, write):
     assert "| 1 | 50.0 ± 2.1 | 50.0 |" in shown
     assert "| rollouts | 100 to 2,100 | 4,000 |" in shown
     assert "38,400 rollouts, measured once in 100 to 2,100 s." in shown
-    assert "8 cells" in shown
+    assert "## Kept by attention, dropped by imitation, then contributions: readers of 90 %" in shown
+    assert "| sink | 0 | 1,200 | +20.0 ± 3.0 | 40.0 | -10.0 ± 2.0 | 50.0 |" in shown
+    assert "9 cells" in shown
 
 
 def test_the_committed_page_is_that_of_the_committed_cells():
@@ -88,13 +94,13 @@ def test_the_committed_page_is_that_of_the_committed_cells():
 
 
 def test_the_tables_that_are_explained_are_those_of_the_page():
-    """Every row of a table that begins with a choice or a policy, by the names of its columns."""
-    section = PAGE.read_text(encoding="utf-8").split("## Readers of 80 %")[1].split("\n## ")[0]
-    kinds = PAGE.read_text(encoding="utf-8").split("## Hard kinds of questions, one by one")[1].split("\n## ")[0]
-    all_rows = rows(section) + rows(kinds)
+    """Every row of a table that begins with a choice, a policy or tokens, by the names of its columns."""
+    sections = PAGE.read_text(encoding="utf-8").split("\n## ")
+    about = ("Readers of 80 %", "Hard kinds of questions, one by one", "Kept by attention")
+    all_rows = [row for name in about for row in rows(next(one for one in sections if one.startswith(name)))]
     compared = 0
     for row in rows(EXPLAINED.read_text(encoding="utf-8")):
-        if "± " in "".join(row.values()) and {"choice", "policy"} & row.keys():
+        if "± " in "".join(row.values()) and {"choice", "policy", "tokens"} & row.keys():
             row = {column: cell.removesuffix(" \\*").strip("*") for column, cell in row.items()}
             assert any(row.items() <= other.items() for other in all_rows), row
             compared += 1
