@@ -16,7 +16,7 @@ from helpers.small_training import trainer
 from cacovid_hf import CaCoVidForConditionalGeneration, __version__
 from cacovid_hf.backbones import BACKBONES
 from cacovid_hf.compressors import COMPRESSORS
-from studies.laboratory.table import BEST, FOLDER, answers, mean_and_error
+from studies.laboratory.table import BEST, FOLDER, answers, mean_and_error, pooled, told
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -109,9 +109,8 @@ def test_accuracies_of_the_laboratory_are_those_of_its_cells():
         found = answers(FOLDER, strength)
         shown += [mean_and_error([*found[name]["5"].values()]) for name in (BEST, "imitation of the last token")]
         whole = [json.loads((FOLDER / f"headroom__{seed}__{strength}.json").read_text())["all"] for seed in (0, 1, 2)]
-        error = sum(one["standard_error"] ** 2 for one in whole) ** 0.5 / 3
-        shown.append((100 * sum(one["mean"] for one in whole) / 3, 100 * error))
-    assert re.findall(r"(\d+\.\d ± \d\.\d) %", results) == [f"{mean:.1f} ± {error:.1f}" for mean, error in shown]
+        shown.append(pooled(whole))
+    assert re.findall(r"(\d+\.\d ± \d\.\d) %", results) == [told(one) for one in shown]
 
 
 def test_the_program_for_a_real_model_runs(tmp_path):

@@ -1,6 +1,6 @@
 """The cells of the laboratory; a cell that is there is not run again.
 
-python -m studies.laboratory                            # everything that is not there yet: hours
+python -m studies.laboratory                            # everything that is not there yet: days
 python -m studies.laboratory --only 'reader/0/*'        # some cells
 python -m studies.laboratory --list
 
@@ -18,8 +18,9 @@ import torch
 from benchmarks.record import ROOT
 from studies.cells import RESULTS, Cells, Job, chosen
 from studies.laboratory.hard_laboratory import HardLaboratory
-from studies.laboratory.laboratory import BEST_RECIPE, RIVALS, SEEDS, STRENGTHS, TEACHERS, Laboratory
+from studies.laboratory.laboratory import RIVALS, SEEDS, STRENGTHS, TEACHERS, Laboratory
 from studies.laboratory.policies import RECIPES
+from studies.laboratory.table import BEST
 
 METHODS = (
     *("uniform", "random", "divprune", "vidcom2", "evs", "vcast", "simplecluster", "gleanvid", "marc", "prunevid"),
@@ -60,12 +61,10 @@ def _jobs(laboratory: Laboratory) -> dict[str, Job]:
             for recipe in RECIPES:
                 found[f"policy/{at}/{recipe}"] = functools.partial(laboratory.policy, seed, strength, recipe)
             found[f"teacher/{at}"] = functools.partial(laboratory.teacher, seed, strength)
-            for choice in (*RIVALS, BEST_RECIPE):
+            for choice in (*RIVALS, BEST):
                 found[f"larger/{at}/{choice}"] = functools.partial(laboratory.larger, seed, strength, choice)
             for rival in RIVALS:
-                found[f"mechanism/{at}/{rival}"] = functools.partial(
-                    laboratory.mechanism, seed, strength, BEST_RECIPE, rival
-                )
+                found[f"mechanism/{at}/{rival}"] = functools.partial(laboratory.mechanism, seed, strength, BEST, rival)
     return {laboratory.prefix + name: job for name, job in found.items()}
 
 
@@ -81,7 +80,7 @@ def waits_for(name: str) -> str | None:
     if kind == "teacher":
         return f"policy/{seed}/{strength}/{TEACHERS[-1]}"
     if kind in ("mechanism", "picture"):
-        return f"policy/{seed}/{strength}/{BEST_RECIPE if rest in ([], ['attention']) else rest[0]}"
+        return f"policy/{seed}/{strength}/{BEST if rest in ([], ['attention']) else rest[0]}"
     if kind != "reader":
         return f"reader/{seed}/{strength}"
     before = [one for one in STRENGTHS if one < int(strength)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from studies.laboratory.packing import answered_right, everything
 from studies.laboratory.questions import ALL_KINDS, Asked
-from studies.laboratory.scores import Attended, fillers, highest, right_from, right_of_sets
+from studies.laboratory.scores import HARMLESS, NEXT_CHOICES, Attended, fillers, highest, right_from, right_of_sets
 
 BUDGETS = (5, 14)  # 2 and 5 % of 288 tokens
 SEED = 3
@@ -46,7 +46,7 @@ def headroom(model: Any, asked: Asked, attention: Attended) -> dict[str, Any]:
     for count in BUDGETS:
         results = {name: row(model, asked, name, highest(scores, count)) for name, scores in choices.items()}
         found["fillers"] += [one for one, _ in results.values()]
-        gain = results["cells without objects"][1].float() - results["attention's next choices"][1].float()
+        gain = results[HARMLESS][1].float() - results[NEXT_CHOICES][1].float()
         found["headroom"].append({"tokens": count, **paired(gain), "by_kind": by_kind(asked, gain)})
     return found
 

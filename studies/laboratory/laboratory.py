@@ -15,6 +15,7 @@ from studies.laboratory.questions import NUM_TOKENS, READING, REPORTED, TRAINING
 from studies.laboratory.reading import Reader
 from studies.laboratory.scores import highest
 from studies.laboratory.sizes import by_size, digits, set_row, within
+from studies.laboratory.table import BEST
 from studies.laboratory.video_model import tower_attention
 from studies.questions import answered_right
 
@@ -23,7 +24,6 @@ STRENGTHS = (80, 90, 97)  # of the reader; percent with all tokens, named before
 MAX_SECONDS = 7200.0  # of the processor, for a reader
 METHOD_BUDGETS = (5, 14, 72)  # 2, 5 and 25 %
 LARGER_BUDGETS = (43, 72)  # 15 and 25 %
-BEST_RECIPE = "imitation, then contributions"
 RIVALS = ("attention", "imitation of the last token")
 TEACHERS = ("imitation of the question", "imitation of the last token")
 
@@ -182,10 +182,10 @@ class Laboratory(Models):
         """One question and what is kept for it, for `picture.draw`."""
         asked = self.asked(seed, REPORTED, self.reported_clips)
         attention = self.attention(seed, strength, REPORTED, self.reported_clips).last.float().mean(2)
-        ours, group = policy_scores(self.trained(seed, strength, BEST_RECIPE), asked), groups(asked, attention)
+        ours, group = policy_scores(self.trained(seed, strength, BEST), asked), groups(asked, attention)
         shown = example(self.reader(seed, strength), asked, attention, ours, group, 5)
         tokenizer = self.video_model(seed)[1].tokenizer
-        for choice, name in zip(shown["choices"], ("attention", BEST_RECIPE), strict=True):
+        for choice, name in zip(shown["choices"], ("attention", BEST), strict=True):
             choice |= {"name": name, "word": tokenizer.decode([choice["said"]]).strip()}
         words = {"text": tokenizer.decode(shown["question"]), "word": tokenizer.decode([shown["answer"]]).strip()}
         return shown | words | {"stream": REPORTED, "seed": seed}

@@ -16,18 +16,18 @@ from studies.laboratory.headroom import BUDGETS
 from studies.laboratory.laboratory import RIVALS, SEEDS, STRENGTHS
 from studies.laboratory.mechanism import GROUPS, HARM
 from studies.laboratory.policies import RECIPES
-from studies.laboratory.table import BEST, FOLDER, answers, core_hours, lines, told
+from studies.laboratory.scores import HARMLESS
+from studies.laboratory.table import BEST, FOLDER, answers, core_hours, lines, pooled, told
 
 PAGE = ROOT / "docs" / "background" / "laboratory_tables.md"
-NO_HARM = "cells without objects"
 HEADING = """# Tables of the laboratory
 
-Made by `python -m studies.laboratory.page`. [The laboratory](laboratory.md) says what the choices are and what follows. Figures are % of right answers, errors are over clips, differences are paired by clip.
+Made by `python -m studies.laboratory.page`. [The laboratory](laboratory.md) says what the choices are and what follows. Figures are % of right answers, and errors are over clips.
 
 - **seeds**: of the readers that the row is pooled over.
 - **1 to 72**: tokens kept of 288. 3, 14, 28, 43 and 72 are 1, 5, 10, 15 and 25 %, and 5 is 2 %.
 - **best**: with the one number of tokens that is best on other questions. **auto**: with a margin below the highest score that is best there, so that each question has its own number. **above_zero**: tokens with a score above zero.
-- **ahead**: how much more "imitation, then contributions" answers.
+- **behind, 5**: how many points more "imitation, then contributions" answers with 5 tokens. It is paired by clip, on the clips that both answered. So it may differ from the difference of two rows with other seeds.
 """
 
 
@@ -46,13 +46,7 @@ def page(folder: Path) -> str:
     return "\n".join(parts)
 
 
-def pooled(shares: list[dict[str, Any]]) -> tuple[float, float]:
-    """Return mean and standard error, in percent, of figures that are independent and of as many questions each."""
-    error = sum(one["standard_error"] ** 2 for one in shares) ** 0.5 / len(shares)
-    return 100 * sum(one["mean"] for one in shares) / len(shares), 100 * error
-
-
-def of_seeds(there: Cells, name: str) -> list[dict[str, Any]]:
+def _of_seeds(there: Cells, name: str) -> list[dict[str, Any]]:
     """Return the cells of a name such as `headroom/{}/80`, where the seed comes in; those that are there."""
     names = [name.format(seed) for seed in SEEDS]
     return [there.read(one) for one in names if there.is_there(one)]
@@ -60,6 +54,7 @@ def of_seeds(there: Cells, name: str) -> list[dict[str, Any]]:
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     """Lines of Markdown, and an empty one."""
+    assert all(len(row) == len(head) for row in rows)
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
 
 
@@ -68,26 +63,22 @@ def _readers(there: Cells) -> Iterator[str]:
     rows = []
     for prefix, questions in (("", "easy"), ("hard-", "hard")):
         for strength in STRENGTHS:
-            for cell in of_seeds(there, f"{prefix}headroom/{{}}/{strength}"):
-                seed = cell["cell"].split("/")[1]
-                sums = [pooled([one]) for one in (cell["all"], *cell["headroom"])]
-                best = [
-                    pooled([one]) for one in cell["fillers"] if one["choice"] == NO_HARM and one["tokens"] in BUDGETS
-                ]
-                rows.append([questions, f"{strength} %", seed, *map(told, (sums[0], *best, *sums[1:]))])
+            for cell in _of_seeds(there, f"{prefix}headroom/{{}}/{strength}"):
+                filled = {one["tokens"]: one for one in cell["fillers"] if one["choice"] == HARMLESS}
+                gains = {one["tokens"]: one for one in cell["headroom"]}
+                shares = [cell["all"], *(of[count] for of in (filled, gains) for count in BUDGETS)]
+                rows.append([questions, f"{strength} %", _seed(cell), *(told(pooled([one])) for one in shares)])
     yield "## Readers\n"
-    yield "Headroom is what harmless fillers beside the evidence answer more than attention's next choices. The strength is that on validation questions of the easy kinds.\n"
-    filled = [f"evidence, harmless fillers, {count}" for count in BUDGETS]
-    yield from _table(
-        ["questions", "strength", "seed", "all tokens", *filled, *(f"headroom, {count}" for count in BUDGETS)], rows
-    )
+    yield "Headroom is what harmless fillers beside the evidence answer more than attention's next choices. The strength is what all tokens answer at least of 240 validation questions of the easy kinds. Readers of the hard kinds are readers of that strength, trained further.\n"
+    columns = [f"{what}, {count}" for what in ("evidence, harmless fillers", "headroom") for count in BUDGETS]
+    yield from _table(["questions", "strength", "seed", "all tokens", *columns], rows)
 
 
 def _choices(folder: Path) -> Iterator[str]:
-    for prefix, title in (("", "Readers of {} %"), ("hard-", "Hard kinds of questions, readers of {} %")):
+    for prefix, title in (("", "Readers"), ("hard-", "Hard kinds of questions, readers")):
         for strength in STRENGTHS:
             if found := answers(folder, strength, prefix):
-                yield f"## {title.format(strength)}\n"
+                yield f"## {title} of strength {strength}\n"
                 yield from lines(found)
                 yield ""
 
@@ -96,8 +87,8 @@ def _kinds(there: Cells) -> Iterator[str]:
     """Every policy by kind of the hard questions."""
     rows = []
     for recipe in RECIPES:
-        lines_of = [cell["results"] for cell in of_seeds(there, f"hard-policy/{{}}/80/{recipe}")]
-        if found := [line["by_kind"] for results in lines_of for line in results if line["tokens"] == 5]:
+        results = [cell["results"] for cell in _of_seeds(there, f"hard-policy/{{}}/80/{recipe}")]
+        if found := [one["by_kind"] for of_cell in results for one in of_cell if one["tokens"] == 5]:
             rows.append([recipe, str(len(found)), *(told(pooled([one[kind] for one in found])) for kind in HARD_KINDS)])
     if rows:
         yield "## Hard kinds of questions, one by one, 5 tokens\n"
@@ -105,10 +96,10 @@ def _kinds(there: Cells) -> Iterator[str]:
 
 
 def _layers(there: Cells) -> Iterator[str]:
-    found = of_seeds(there, "layers/{}/80")
+    found = _of_seeds(there, "layers/{}/80")
     if found:
         yield "## The last token's attention, layer by layer, 5 tokens\n"
-        yield f"Readers of 80 %, {len(found)} of them.\n"
+        yield f"{len(found)} readers of strength 80.\n"
         rows = []
         for layer, of_readers in enumerate(zip(*(cell["results"] for cell in found), strict=True)):
             kept = 100 * sum(one["evidence_kept"] for one in of_readers) / len(of_readers)
@@ -120,12 +111,12 @@ def _exchanged(there: Cells) -> Iterator[str]:
     """What the tokens do that one choice keeps and another drops."""
     for strength in STRENGTHS:
         for rival in RIVALS:
-            found = of_seeds(there, f"mechanism/{{}}/{strength}/{rival}")
-            for direction in (f"kept by {rival}, dropped by {BEST}", f"kept by {BEST}, dropped by {rival}"):
+            found = _of_seeds(there, f"mechanism/{{}}/{strength}/{rival}")
+            for one, other in ((rival, BEST), (BEST, rival)):
                 rows = [
                     [
                         line["tokens"],
-                        cell["cell"].split("/")[1],
+                        _seed(cell),
                         f"{line['count']:,}",
                         told(pooled([line["taken_away"]]), "+"),
                         f"{100 * line['harm_when_there']:.1f}",
@@ -133,10 +124,10 @@ def _exchanged(there: Cells) -> Iterator[str]:
                         f"{100 * line['harm_when_added']:.1f}",
                     ]
                     for cell in found
-                    for line in cell[direction]
+                    for line in cell[f"kept by {one}, dropped by {other}"]
                 ]
                 if rows:
-                    yield f"## {direction[0].upper()}{direction[1:]}: readers of {strength} %\n"
+                    yield f"## Kept by '{one}' and not by '{other}', readers of strength {strength}\n"
                     yield f"By how many points the right answer's probability changes when a token is taken away from the one choice, or added to the other, 5 tokens each. A token harms that costs more than {100 * HARM:.0f} points. Errors are over tokens, which are not independent within a question.\n"
                     harms = ["harm there, %", "added", "harm when added, %"]
                     yield from _table(["tokens", "seed", "count", "taken away", *harms], sorted(rows, key=_group))
@@ -147,23 +138,27 @@ def _group(row: list[str]) -> int:
 
 
 def _cost(there: Cells) -> Iterator[str]:
-    """Seconds of each policy, and hours of everything."""
+    """Seconds and rollouts of each policy, and hours of everything."""
+    measured = _of_seeds(there, "contributions/{}/80")
     rows = []
-    for recipe in RECIPES:
-        if found := of_seeds(there, f"policy/{{}}/80/{recipe}"):
-            took = [cell["processor_seconds"] for cell in found]
-            rollouts = {cell["rollouts"] for cell in found}
-            rows.append([recipe, _range(took), f"{max(rollouts):,}" if any(rollouts) else ""])
-    measured = of_seeds(there, "contributions/{}/80")
+    for recipe, settings in RECIPES.items():
+        if found := _of_seeds(there, f"policy/{{}}/80/{recipe}"):
+            measures_itself = settings.by_policy or settings.in_a_row
+            rollouts, measuring = [cell["rollouts"] for cell in found], ""
+            if settings.contribution_steps:
+                rollouts = [one + measured[0]["rollouts"] for one in rollouts]
+                measuring = "within" if measures_itself else _range([cell["processor_seconds"] for cell in measured])
+            seconds = _range([cell["processor_seconds"] for cell in found])
+            rows.append([recipe, seconds, measuring, _range(rollouts) if any(rollouts) else ""])
     yield "## What policies take\n"
-    yield "Seconds of one core, readers of 80 %, behind the teacher's attention, which is read once for all."
-    if measured:
-        took = [cell["processor_seconds"] for cell in measured]
-        yield f"Recipes with contributions train on {measured[0]['rollouts']:,} rollouts, measured once in {_range(took)} s. Those by their own choice measure themselves."
-    yield ""
-    yield from _table(["policy", "seconds", "rollouts"], rows)
+    yield "Seconds of one core, readers of strength 80, behind the teacher's attention, which is read once for all. Contributions are measured once for all recipes that do not measure themselves.\n"
+    yield from _table(["policy", "seconds", "measuring", "rollouts"], rows)
     count, hours = core_hours(there.folder)
-    yield f"The whole laboratory: {count} cells, {hours:.1f} core hours, or of the clock where no more is known.\n"
+    yield f"The whole laboratory: {count} cells, {hours:.1f} core hours. Where a cell knows no more, they are those of the clock. What a reader took includes the weaker ones that it began as.\n"
+
+
+def _seed(cell: dict[str, Any]) -> str:
+    return cell["cell"].split("/")[1]
 
 
 def _range(values: list[float]) -> str:

@@ -105,6 +105,10 @@ def right_of_sets(model: Any, asked: Asked, keep: Tensor) -> tuple[Tensor, Tenso
     return right, probability
 
 
+HARMLESS = "cells without objects"  # beside the evidence
+NEXT_CHOICES = "attention's next choices"
+
+
 def fillers(asked: Asked, attention: Tensor, seed: int) -> dict[str, Tensor]:
     """Scores `(C, Q, N)` that keep a token of every group of the evidence first, with scores above 100, and then: what attention likes, other objects, cells without objects, anything.
 
@@ -120,8 +124,8 @@ def fillers(asked: Asked, attention: Tensor, seed: int) -> dict[str, Tensor]:
         one += torch.zeros_like(noise).scatter(2, highest(noise * inside, 1), 1e3) * inside
     objects = asked.objects[:, None].expand_as(asked.evidence) & ~asked.evidence
     return {
-        "attention's next choices": attention / attention.amax(-1, keepdim=True).clamp(min=1e-30) + one,
+        NEXT_CHOICES: attention / attention.amax(-1, keepdim=True).clamp(min=1e-30) + one,
         "other objects": noise + 10 * objects + one,
-        "cells without objects": noise - 10 * objects + one,
+        HARMLESS: noise - 10 * objects + one,
         "anything": noise + one,
     }

@@ -41,6 +41,12 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return 100 * mean, 100 * (spread / len(values)) ** 0.5
 
 
+def pooled(shares: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return mean and standard error, in percent, of figures that are independent and of as many questions each."""
+    error = sum(one["standard_error"] ** 2 for one in shares) ** 0.5 / len(shares)
+    return 100 * sum(one["mean"] for one in shares) / len(shares), 100 * error
+
+
 def difference(one: Clips, other: Clips) -> tuple[float, float]:
     """How much better one choice is than another on the clips that both answered, in points."""
     return mean_and_error([one[clip] - other[clip] for clip in one.keys() & other.keys()])
@@ -48,10 +54,10 @@ def difference(one: Clips, other: Clips) -> tuple[float, float]:
 
 def lines(found: dict[str, dict[str, Clips]]) -> Iterator[str]:
     """The table as Markdown, the best choice first."""
-    yield "| choice | seeds | " + " | ".join(SIZES) + " | ahead with 5 | with 14 |"
+    yield "| choice | seeds | " + " | ".join(SIZES) + " | behind, 5 | behind, 14 |"
     yield "|---" * (len(SIZES) + 4) + "|"
     measured = {name: right for name, right in found.items() if "5" in right}
-    for name, right in sorted(measured.items(), key=lambda item: -mean_and_error([*item[1]["5"].values()])[0]):
+    for name, right in sorted(measured.items(), key=_place):
         cells = [told(mean_and_error([*right[size].values()])) if size in right else "" for size in SIZES]
         is_behind = BEST in found and name != BEST
         cells += [told(difference(found[BEST][size], right[size]), "+") if is_behind else "" for size in ("5", "14")]
@@ -68,6 +74,12 @@ def core_hours(folder: Path) -> tuple[int, float]:
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     took = [max(cell.get("core_seconds", cell["seconds"]), cell.get("processor_seconds", 0)) for cell in cells]
     return len(cells), sum(took) / 3600
+
+
+def _place(item: tuple[str, dict[str, Clips]]) -> tuple[float, str]:
+    """The better first; alike ones by name."""
+    name, right = item
+    return -round(mean_and_error([*right["5"].values()])[0], 6), name
 
 
 def _choices(kind: str, cell: dict[str, Any]) -> Iterator[tuple[str, dict[str, list[str]]]]:
@@ -87,5 +99,6 @@ def _share(digits: str) -> float:
 
 
 def told(value: tuple[float, float], sign: str = "") -> str:
-    """Mean and error of `mean_and_error` or `difference` as text, such as `96.7 ± 0.5`."""
-    return f"{value[0]:{sign}.1f} ± {value[1]:.1f}"
+    """Mean and error of `mean_and_error` or `difference` as text, such as `96.7 ± 0.5`; noise of the sums decides no digit and no sign."""
+    mean, error = (round(round(one, 6), 1) + 0.0 for one in value)
+    return f"{mean:{sign}.1f} ± {error:.1f}"

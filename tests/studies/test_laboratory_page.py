@@ -1,13 +1,16 @@
 """The tables that are made of the laboratory's cells, and the pages that show them."""
 
 import json
+from collections import Counter
 
 import pytest
 
 from benchmarks.record import ROOT
 from studies.laboratory.hard_clips import HARD_KINDS
-from studies.laboratory.page import PAGE, main, page, pooled
-from studies.laboratory.table import BEST, FOLDER, answers, core_hours, difference, lines, mean_and_error
+from studies.laboratory.laboratory import STRENGTHS
+from studies.laboratory.page import PAGE, main, page
+from studies.laboratory.scores import HARMLESS, NEXT_CHOICES
+from studies.laboratory.table import BEST, FOLDER, answers, core_hours, difference, lines, mean_and_error, pooled, told
 
 EXPLAINED = ROOT / "docs" / "background" / "laboratory.md"
 SHARE = {"mean": 0.5, "standard_error": 0.03}
@@ -52,41 +55,67 @@ def test_the_committed_cells_make_the_table():
     assert gain > 2 * error > 0
 
 
+def test_noise_of_sums_decides_no_digit_and_no_sign():
+    same = {(0, clip): share for clip, share in enumerate((0.1, 0.3, 0.2))}
+    other = {(0, clip): share for clip, share in enumerate((0.2, 0.1, 0.3))}
+    assert told(difference(same, other), "+").startswith("+0.0 ±")
+    assert told((96.25 + 1e-12, 0.05 - 1e-13)) == told((96.25 - 1e-12, 0.05 + 1e-13)) == "96.2 ± 0.1"
+
+
 def test_errors_of_independent_figures_are_pooled():
-    assert pooled([{"mean": 0.5, "standard_error": 0.03}, {"mean": 0.6, "standard_error": 0.04}]) == pytest.approx(
-        (55, 2.5)
-    )
+    one, other = {"mean": 0.5, "standard_error": 0.03}, {"mean": 0.6, "standard_error": 0.04}
+    assert pooled([one, other]) == pytest.approx((55, 2.5))
 
 
 def test_a_page_has_a_table_of_each_sort(tmp_path, write):
-    filled = [{"choice": "cells without objects", "tokens": count, **SHARE} for count in (5, 14)]
-    rival = [{"choice": "attention's next choices", "tokens": count, "mean": 0.9, **SHARE} for count in (5, 14)]
-    gains = [{"tokens": 5, "mean": 0.1, "standard_error": 0.02}, {"tokens": 14, "mean": 0.2, "standard_error": 0.01}]
+    filled = [
+        {"choice": HARMLESS, "tokens": count, "mean": count / 100, "standard_error": 0.03} for count in (14, 2, 5)
+    ]
+    rival = [{"choice": NEXT_CHOICES, "tokens": count, "mean": 0.9, "standard_error": 0.03} for count in (5, 14)]
+    gains = [{"tokens": 14, "mean": 0.2, "standard_error": 0.01}, {"tokens": 5, "mean": 0.1, "standard_error": 0.02}]
     write("hard-headroom/1/80", all=SHARE, fillers=rival + filled, headroom=gains)
-    of_kinds = {kind: {"mean": number / 10, "standard_error": 0.01} for number, kind in enumerate(HARD_KINDS)}
-    results = [{"choice": BEST, "tokens": count, "by_kind": of_kinds} for count in (5.0, 14.0)]
-    write(f"hard-policy/2/80/{BEST}", results=results, right={"5": ["10"], "14": ["11"]})
     for seed in (0, 2):
-        seen = [{"choice": f"last, layer {layer}", "evidence_kept": layer / 2, **SHARE} for layer in (0, 1)]
+        of_kinds = {
+            kind: {"mean": (number + seed) / 10, "standard_error": 0.01} for number, kind in enumerate(HARD_KINDS)
+        }
+        results = [{"choice": BEST, "tokens": count, "by_kind": of_kinds} for count in (5.0, 14.0)]
+        write(f"hard-policy/{seed}/80/{BEST}", results=results, right={"5": ["10"], "14": ["11"]})
+        seen = [{"choice": f"last, layer {layer}", "evidence_kept": (layer + seed) / 4, **SHARE} for layer in (0, 1)]
         write(f"layers/{seed}/80", results=seen, right=[])
         took = {"processor_seconds": 100.0 + 1000 * seed}
-        write(f"policy/{seed}/80/rollouts", rollouts=4000, **answered("rollouts", **{"5": ["10"]}), **took)
-        write(f"contributions/{seed}/80", rollouts=38400, **took)
+        write(
+            f"policy/{seed}/80/rollouts",
+            rollouts=2000 * seed,
+            **answered("rollouts", **{"5": ["10"], "14": ["10"]}),
+            **took,
+        )
+        write(f"policy/{seed}/80/{BEST}", rollouts=0, **answered(BEST, **{"5": ["10"], "14": ["10"]}), **took)
+        write(f"contributions/{seed}/80", rollouts=38400 + seed, processor_seconds=50)
+    own = "imitation, then contributions by its own choice"
+    write(f"policy/0/80/{own}", rollouts=0, **answered(own, **{"5": ["10"], "14": ["10"]}), processor_seconds=7)
     line = {"tokens": "sink", "count": 1200, "harm_when_there": 0.4, "harm_when_added": 0.5}
     line |= {"taken_away": {"mean": 0.2, "standard_error": 0.03}, "added": {"mean": -0.1, "standard_error": 0.02}}
     one, other = f"kept by attention, dropped by {BEST}", f"kept by {BEST}, dropped by attention"
-    write("mechanism/0/90/attention", **{one: [line], other: [line]})
+    write("mechanism/0/90/attention", **{one: [line, line | {"tokens": "all"}], other: [line | {"count": 3}]})
     main(["--folder", str(tmp_path), "--out", str(tmp_path / "page.md")])
     shown = (tmp_path / "page.md").read_text()
-    assert "| hard | 80 % | 1 | 50.0 ± 3.0 | 50.0 ± 3.0 | 50.0 ± 3.0 | 10.0 ± 2.0 | 20.0 ± 1.0 |" in shown
-    assert f"| {BEST} | 1 | 0.0 ± 1.0 | 10.0 ± 1.0 | 20.0 ± 1.0 | 30.0 ± 1.0 | 40.0 ± 1.0 | 50.0 ± 1.0 |" in shown
-    assert "Readers of 80 %, 2 of them." in shown
+    assert "| hard | 80 % | 1 | 50.0 ± 3.0 | 5.0 ± 3.0 | 14.0 ± 3.0 | 10.0 ± 2.0 | 20.0 ± 1.0 |" in shown
+    assert f"| {BEST} | 2 | 10.0 ± 0.7 | 20.0 ± 0.7 | 30.0 ± 0.7 | 40.0 ± 0.7 | 50.0 ± 0.7 | 60.0 ± 0.7 |" in shown
+    assert "2 readers of strength 80." in shown
     assert "| 1 | 50.0 ± 2.1 | 50.0 |" in shown
-    assert "| rollouts | 100 to 2,100 | 4,000 |" in shown
-    assert "38,400 rollouts, measured once in 100 to 2,100 s." in shown
-    assert "## Kept by attention, dropped by imitation, then contributions: readers of 90 %" in shown
-    assert "| sink | 0 | 1,200 | +20.0 ± 3.0 | 40.0 | -10.0 ± 2.0 | 50.0 |" in shown
-    assert "9 cells" in shown
+    kept = shown.split("## Kept by 'attention'")[1].split("##")[0]
+    assert f"'{BEST}', readers of strength 90" in kept
+    assert [row["tokens"] for row in rows(kept)] == ["all", "sink"]
+    assert "| sink | 0 | 1,200 | +20.0 ± 3.0 | 40.0 | -10.0 ± 2.0 | 50.0 |" in kept
+    assert "| sink | 0 | 3 |" in shown.split(f"## Kept by '{BEST}'")[1]
+    assert "| rollouts | 100 to 2,100 |  | 0 to 4,000 |" in shown
+    assert f"| {BEST} | 100 to 2,100 | 50 | 38,400 |" in shown
+    assert f"| {own} | 7 | within | 38,400 |" in shown
+    assert "13 cells" in shown
+
+
+def test_a_folder_without_cells_makes_a_page_without_rows(tmp_path):
+    assert not [row for row in rows(page(tmp_path)) if "".join(row.values())]
 
 
 def test_the_committed_page_is_that_of_the_committed_cells():
@@ -94,17 +123,61 @@ def test_the_committed_page_is_that_of_the_committed_cells():
 
 
 def test_the_tables_that_are_explained_are_those_of_the_page():
-    """Every row of a table that begins with a choice, a policy or tokens, by the names of its columns."""
+    """Every row of a table of choices, policies or tokens, by the names of its columns."""
     sections = PAGE.read_text(encoding="utf-8").split("\n## ")
-    about = ("Readers of 80 %", "Hard kinds of questions, one by one", "Kept by attention")
+    about = (
+        "Readers of strength 80",
+        "Hard kinds of questions, one by one",
+        "Kept by 'attention' and not",
+        "What policies take",
+    )
     all_rows = [row for name in about for row in rows(next(one for one in sections if one.startswith(name)))]
-    compared = 0
-    for row in rows(EXPLAINED.read_text(encoding="utf-8")):
-        if "± " in "".join(row.values()) and {"choice", "policy", "tokens"} & row.keys():
-            row = {column: cell.removesuffix(" \\*").strip("*") for column, cell in row.items()}
-            assert any(row.items() <= other.items() for other in all_rows), row
-            compared += 1
-    assert compared > 30
+    compared = Counter()
+    for section in EXPLAINED.read_text(encoding="utf-8").split("\n## "):
+        for row in rows(section):
+            if {"choice", "policy", "tokens"} & row.keys():
+                row = {column: cell.removesuffix(" \\*").strip("*") for column, cell in row.items()}
+                assert any(row.items() <= other.items() for other in all_rows), row
+                compared[section.splitlines()[0]] += 1
+    assert compared == {
+        "What wins": 8,
+        "What misleads": 6,
+        "Hard kinds of questions": 4,
+        "All choices": 11,
+        "Methods that need no training": 18,
+        "What it takes": 7,
+    }
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_what_better_readers_leave_is_that_of_the_cells(strength):
+    table = EXPLAINED.read_text(encoding="utf-8").split("## Better readers")[1].split("\n## ")[0]
+    (row,) = (row for row in rows(table) if row["readers"] == f"{strength} %")
+    cells = [json.loads((FOLDER / f"headroom__{seed}__{strength}.json").read_text()) for seed in (0, 1, 2)]
+    means = {"evidence, cells without objects": [], "headroom": []}
+    for count in (5, 14):
+        (filled,) = zip(
+            *(
+                [one for one in cell["fillers"] if (one["choice"], one["tokens"]) == (HARMLESS, count)]
+                for cell in cells
+            ),
+            strict=True,
+        )
+        (gains,) = zip(*([one for one in cell["headroom"] if one["tokens"] == count] for cell in cells), strict=True)
+        means["evidence, cells without objects"].append(told(pooled(filled)).split()[0])
+        means["headroom"].append(told(pooled(gains)))
+    assert {name: row[name].split(", ") for name in means} == means
+    assert row["all tokens"] == told(pooled([cell["all"] for cell in cells]))
+    found = answers(FOLDER, strength)
+    if strength == 97:
+        assert found == {}
+    else:
+        names = {"attention, mean of layers": "attention, last, mean of layers", "contributions": BEST}
+        for column, name in (names | {"imitation": "imitation of the last token"}).items():
+            shown = [told(mean_and_error([*found[name][size].values()])).split()[0] for size in ("5", "14")]
+            assert row[column].split(", ") == shown
+        ahead = [difference(found[BEST][size], found["imitation of the last token"][size]) for size in ("5", "14")]
+        assert row["contributions ahead of imitation"].split(", ") == [told(one) for one in ahead]
 
 
 def rows(text):
