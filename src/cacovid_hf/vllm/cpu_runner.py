@@ -8,7 +8,7 @@ from vllm.platforms import current_platform
 
 
 def notice_pruning_on_cpus() -> None:
-    """Have `CPUModelRunner.load_model` (vLLM 0.32, V1) look whether the model prunes, as the method of the GPU's runner does that it replaces."""
+    """Have `CPUModelRunner.load_model` (vLLM 0.32 and 0.33, V1) look whether the model prunes, as the method of the GPU's runner does that it replaces."""
     if not current_platform.is_cpu():
         return
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
