@@ -11,4 +11,4 @@ from studies import readme_figure
 def test_the_points_of_the_committed_figure_are_those_of_the_results():
     picture = (ROOT / "docs" / "images" / "results.svg").read_text(encoding="utf-8")
     (description,) = re.findall(r"<dc:description>(.*?)</dc:description>", picture, re.S)
-    assert json.loads(html.unescape(description)) == readme_figure.points(readme_figure.RESULTS / "evidence")
+    assert json.loads(html.unescape(description)) == readme_figure.points(readme_figure.RESULTS)
