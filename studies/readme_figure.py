@@ -16,13 +16,8 @@ from studies.laboratory import table
 TARGET = ROOT / "docs" / "images" / "results.svg"
 FULL = "all tokens"
 STRENGTH = 80  # of the laboratory's readers
-SIZES = {
-    "5": "0.02",
-    "14": "0.05",
-    "28": "0.1",
-    "43": "0.15",
-    "72": "0.25",
-}  # tokens of 288, and the share that they are called
+# Tokens of 288, and the share that they are called.
+SHARES = {"5": "0.02", "14": "0.05", "28": "0.1", "43": "0.15", "72": "0.25"}
 Points = dict[str, dict[str, list[float]]]  # mean and standard error in percent, by choice and share of the tokens
 RED, PURPLE, ORANGE, GREEN, GREY, BLUE = "#c0392b", "#7d3c98", "#b9770e", "#1e8449", "#707b7c", "#2471a3"
 # Of each panel its title, and the choices: what each is called in the figure, color, line, and how far its name is moved up, in points of the axis.
@@ -55,7 +50,7 @@ def points(results: Path) -> dict[str, Points]:
     measured = rows(load(results / "evidence"), "table")
     tiny = {
         choice: {
-            ratio: [round(value, 1) for value in mean_and_error(right)]
+            ratio: table.rounded(mean_and_error(right))
             for ratio, right in sorted(measured[choice].items(), key=lambda item: float(item[0]))
         }
         for choice in (FULL, *PANELS["tiny"][1])
@@ -63,12 +58,12 @@ def points(results: Path) -> dict[str, Points]:
     folder = results / "laboratory"
     answered = table.answers(folder, STRENGTH)
     readers = [json.loads(path.read_text())["all"] for path in sorted(folder.glob(f"headroom__*__{STRENGTH}.json"))]
-    whole = [round(value, 1) for value in table.pooled(readers)]
-    laboratory = {FULL: dict.fromkeys(SIZES.values(), whole)}
+    whole = table.rounded(table.pooled(readers))
+    laboratory = {FULL: dict.fromkeys(SHARES.values(), whole)}
     for choice in PANELS["laboratory"][1]:
         laboratory[choice] = {
-            share: [round(round(value, 6), 1) for value in table.mean_and_error([*answered[choice][size].values()])]
-            for size, share in SIZES.items()
+            share: table.rounded(table.mean_and_error([*answered[choice][size].values()]))
+            for size, share in SHARES.items()
             if size in answered[choice]
         }
     return {"tiny": tiny, "laboratory": laboratory}

@@ -69,8 +69,8 @@ def _readers(there: Cells) -> Iterator[str]:
                 shares = [cell["all"], *(of[count] for of in (filled, gains) for count in BUDGETS)]
                 rows.append([questions, f"{strength} %", _seed(cell), *(told(pooled([one])) for one in shares)])
     yield "## Readers\n"
-    yield "Headroom is what harmless fillers beside the evidence answer more than attention's next choices. The strength is what all tokens answer at least of 240 validation questions of the easy kinds. Readers of the hard kinds are readers of that strength, trained further.\n"
-    columns = [f"{what}, {count}" for what in ("evidence, harmless fillers", "headroom") for count in BUDGETS]
+    yield f"Headroom is what {HARMLESS} beside the evidence answer more than attention's next choices. The strength is what all tokens answer at least of 240 validation questions of the easy kinds. Readers of the hard kinds are readers of that strength, trained further.\n"
+    columns = [f"{what}, {count}" for what in (f"evidence, {HARMLESS}", "headroom") for count in BUDGETS]
     yield from _table(["questions", "strength", "seed", "all tokens", *columns], rows)
 
 
@@ -128,7 +128,7 @@ def _exchanged(there: Cells) -> Iterator[str]:
                 ]
                 if rows:
                     yield f"## Kept by '{one}' and not by '{other}', readers of strength {strength}\n"
-                    yield f"By how many points the right answer's probability changes when a token is taken away from the one choice, or added to the other, 5 tokens each. A token harms that costs more than {100 * HARM:.0f} points. Errors are over tokens, which are not independent within a question.\n"
+                    yield f"How the right answer's probability changes, in points, when a token is taken away from the one choice or added to the other. Both have 5 tokens. A token harms that costs more than {100 * HARM:.0f} points. Errors are over tokens, which are not independent within a question.\n"
                     harms = ["harm there, %", "added", "harm when added, %"]
                     yield from _table(["tokens", "seed", "count", "taken away", *harms], sorted(rows, key=_group))
 
@@ -145,7 +145,7 @@ def _cost(there: Cells) -> Iterator[str]:
         if found := _of_seeds(there, f"policy/{{}}/80/{recipe}"):
             measures_itself = settings.by_policy or settings.in_a_row
             rollouts, measuring = [cell["rollouts"] for cell in found], ""
-            if settings.contribution_steps:
+            if settings.contribution_steps and measured:
                 rollouts = [one + measured[0]["rollouts"] for one in rollouts]
                 measuring = "within" if measures_itself else _range([cell["processor_seconds"] for cell in measured])
             seconds = _range([cell["processor_seconds"] for cell in found])

@@ -98,7 +98,12 @@ def _share(digits: str) -> float:
     return digits.count("1") / len(digits)
 
 
+def rounded(value: tuple[float, float]) -> list[float]:
+    """Mean and error with one digit; noise of the sums decides no digit and no sign."""
+    return [round(round(one, 6), 1) + 0.0 for one in value]
+
+
 def told(value: tuple[float, float], sign: str = "") -> str:
-    """Mean and error of `mean_and_error` or `difference` as text, such as `96.7 ± 0.5`; noise of the sums decides no digit and no sign."""
-    mean, error = (round(round(one, 6), 1) + 0.0 for one in value)
+    """Mean and error of `mean_and_error` or `difference` as text, such as `96.7 ± 0.5`."""
+    mean, error = rounded(value)
     return f"{mean:{sign}.1f} ± {error:.1f}"

@@ -114,6 +114,17 @@ def test_a_page_has_a_table_of_each_sort(tmp_path, write):
     assert "13 cells" in shown
 
 
+def test_alike_choices_stand_by_name(tmp_path, write):
+    write("method/0/80/b", **answered("b", **{"5": ["10"]}))
+    write("policy/0/80/a", **answered("a", **{"5": ["10"]}))
+    assert [line.split(" | ")[0] for line in lines(answers(tmp_path, 80))][2:] == ["| a", "| b"]
+
+
+def test_a_policy_without_its_contributions_leaves_a_gap(tmp_path, write):
+    write(f"policy/0/80/{BEST}", rollouts=0, processor_seconds=9, **answered(BEST, **{"5": ["10"], "14": ["11"]}))
+    assert f"| {BEST} | 9 |  |  |" in page(tmp_path)
+
+
 def test_a_folder_without_cells_makes_a_page_without_rows(tmp_path):
     assert not [row for row in rows(page(tmp_path)) if "".join(row.values())]
 
@@ -170,6 +181,14 @@ def test_what_better_readers_leave_is_that_of_the_cells(strength):
     assert row["all tokens"] == told(pooled([cell["all"] for cell in cells]))
     found = answers(FOLDER, strength)
     if strength == 97:
+        attention = [
+            [one for one in cell["attention"] if one["choice"] == "last token, mean of layers"] for cell in cells
+        ]
+        by_size = [
+            pooled([one for rows_of in attention for one in rows_of if one["tokens"] == size]) for size in (5, 14)
+        ]
+        assert row["attention, mean of layers"].split(", ") == [told(one).split()[0] for one in by_size]
+        assert row["imitation"] == row["contributions"] == row["contributions ahead of imitation"] == ""
         assert found == {}
     else:
         names = {"attention, mean of layers": "attention, last, mean of layers", "contributions": BEST}
@@ -178,6 +197,26 @@ def test_what_better_readers_leave_is_that_of_the_cells(strength):
             assert row[column].split(", ") == shown
         ahead = [difference(found[BEST][size], found["imitation of the last token"][size]) for size in ("5", "14")]
         assert row["contributions ahead of imitation"].split(", ") == [told(one) for one in ahead]
+
+
+def test_the_layers_that_are_explained_are_those_of_the_cells():
+    table = EXPLAINED.read_text(encoding="utf-8").split("## Which layer")[1].split("\n## ")[0]
+    right, kept = rows(table)
+    layers = [json.loads((FOLDER / f"layers__{seed}__80.json").read_text())["results"] for seed in (0, 1, 2)]
+    means = [
+        json.loads((FOLDER / f"attention__{seed}__80__last.json").read_text())["mean of layers"]["results"]
+        for seed in (0, 1, 2)
+    ]
+    columns = [column for column in right if column != "layer, from 0"]
+    assert len(columns) == 11
+    for column in columns:
+        found = (
+            [one[int(column)] for one in layers]
+            if column.isdigit()
+            else [row for one in means for row in one if row["tokens"] == 5]
+        )
+        assert right[column] == told(pooled(found)).split()[0]
+        assert kept[column] == f"{100 * sum(one['evidence_kept'] for one in found) / 3:.1f}"
 
 
 def rows(text):

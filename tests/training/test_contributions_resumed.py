@@ -85,13 +85,6 @@ def test_a_run_of_other_values_is_not_resumed(change, message, tmp_path):
         trainer(tmp_path, **(taught | change))[2].train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
-def test_a_teacher_that_is_followed_to_the_end_of_the_passes_is_refused(tmp_path):
-    settings = {"teacher": "attention", "teacher_steps": 4, "num_iterations": 1, "num_train_epochs": 2}
-    with pytest.raises(ValueError, match="objective='contributions' is never reached"):
-        trainer(tmp_path, **BY_CONTRIBUTIONS, **settings, steps=-1, samples=4)
-    trainer(tmp_path, **BY_CONTRIBUTIONS, **(settings | {"num_train_epochs": 3}), steps=-1, samples=4)
-
-
 def test_damaged_values_are_not_resumed_from(tmp_path):
     _, _, engine = trainer(tmp_path, **SAVED)
     engine.train()

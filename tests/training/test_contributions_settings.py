@@ -32,7 +32,7 @@ def test_contributions_follow_a_teacher(tmp_path):
         ({"objective": "banzhaf"}, "objective='banzhaf' is unknown. Choose one of 'cpo', 'contributions'."),
         (
             {"num_frame_rollouts": 8},
-            "num_frame_rollouts=8 has no effect with objective='contributions'. Leave it out (0)",
+            "num_frame_rollouts=8 has no effect with objective='contributions'. Leave it out (num_frame_rollouts=0), or",
         ),
         ({"retention_weight": 0.5}, "retention_weight=0.5 has no effect with objective='contributions'"),
         ({"teacher": "attention"}, "objective='contributions' is never reached"),
@@ -48,6 +48,10 @@ def test_contributions_follow_a_teacher(tmp_path):
         ({"dynamic_ratio": False}, "dynamic_ratio=False has no effect"),
         ({"harm_weight": 1.5}, "harm_weight=1.5 is outside [0, 1]"),
         ({"objective": "cpo", "harm_weight": 0.25}, "harm_weight=0.25 has no effect with objective='cpo'"),
+        (
+            {"objective": "cpo", "harm_weight": 0.25, "least_value": 0.1},
+            "harm_weight=0.25 have no effect with objective='cpo'. Leave them out, or choose",
+        ),
         ({"objective": "cpo", "least_value": 0.1}, "least_value=0.1 has no effect with objective='cpo'. Leave it out"),
         ({"teacher": "attention", "teacher_steps": float("nan")}, "teacher_steps=nan is not a number of steps"),
     ],
@@ -81,3 +85,10 @@ def test_a_share_of_the_steps_follows_the_teacher(tmp_path):
     engine.train()
     entries = [entry for entry in engine.state.log_history if "loss" in entry]
     assert ["teacher_loss" in entry for entry in entries] == [True] * 2 + [False] * 3
+
+
+def test_a_teacher_that_is_followed_to_the_end_of_the_passes_is_refused(tmp_path):
+    settings = {"teacher": "attention", "teacher_steps": 4, "num_iterations": 1, "num_train_epochs": 2}
+    with pytest.raises(ValueError, match="objective='contributions' is never reached"):
+        trainer(tmp_path, **BY_CONTRIBUTIONS, **settings, steps=-1, samples=4)
+    trainer(tmp_path, **BY_CONTRIBUTIONS, **(settings | {"num_train_epochs": 3}), steps=-1, samples=4)

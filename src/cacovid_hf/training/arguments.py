@@ -328,7 +328,8 @@ class ContributionTrainingArguments(TrainingArguments):
         given = self._changed(OF_CPO)
         given |= {name: value for name in NONE_OF_CPO if (value := getattr(self, name))}
         if given:
-            zero = " (0)" if set(given) & set(NONE_OF_CPO) else ""
+            off = ", ".join(f"{name}=0" for name in NONE_OF_CPO if name in given)
+            zero = f" ({off})" if off else ""
             raise ValueError(
                 f"{_without_effect(given)} with objective='contributions'. Leave {_them(given)} out{zero}, or choose objective='cpo'."
             )
