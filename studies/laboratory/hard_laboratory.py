@@ -17,6 +17,13 @@ from studies.laboratory.words import Vocabulary
 
 HARD_STREAM = 10  # is added to a stream of seeds
 HARD_READING_CLIPS, HARD_REPORTED_CLIPS = 300, 32
+HARD_PER_KIND = 2  # questions of each hard kind about a clip, kind after kind
+
+
+def questions_of(kind: str) -> slice:
+    """Which of a clip's questions are of a hard kind, in the order in which cells tell the answers."""
+    first = HARD_KINDS.index(kind) * HARD_PER_KIND
+    return slice(first, first + HARD_PER_KIND)
 
 
 class HardLaboratory(Laboratory):
@@ -42,7 +49,11 @@ class HardLaboratory(Laboratory):
         """As of the other, about clips of a stream of their own; two questions of every hard kind about each, of the reader's training all."""
         model, vocabulary, _ = self.video_model(seed)
         found = ask(model, vocabulary, clips, HARD_STREAM + stream, seed, make_hard_clip, ALL_KINDS)
-        return found if stream == READING else balanced(found, 2, torch.Generator().manual_seed(seed), HARD_KINDS)
+        return (
+            found
+            if stream == READING
+            else balanced(found, HARD_PER_KIND, torch.Generator().manual_seed(seed), HARD_KINDS)
+        )
 
     def clips(self, seed: int, stream: int, count: int) -> list[Clip]:
         """Those of the hard kinds."""

@@ -12,13 +12,15 @@ from benchmarks.record import ROOT
 from cacovid_hf.utils.files import replaced
 from studies.cells import Cells
 from studies.laboratory.hard_clips import HARD_KINDS
+from studies.laboratory.hard_laboratory import HardLaboratory, questions_of
 from studies.laboratory.headroom import BUDGETS
 from studies.laboratory.laboratory import RIVALS, SEEDS, STRENGTHS
 from studies.laboratory.mechanism import GROUPS, HARM
 from studies.laboratory.policies import RECIPES
 from studies.laboratory.scores import HARMLESS
-from studies.laboratory.table import BEST, FOLDER, answers, core_hours, lines, pooled, told
+from studies.laboratory.table import BEST, FOLDER, answers, core_hours, difference, lines, pooled, seeds_of, told
 
+KIND_SIZES = (1, 5, 14, 28)  # tokens
 PAGE = ROOT / "docs" / "background" / "laboratory_tables.md"
 HEADING = """# Tables of the laboratory
 
@@ -39,6 +41,7 @@ def page(folder: Path) -> str:
         *_readers(there),
         *_choices(folder),
         *_kinds(there),
+        *_ahead(folder),
         *_layers(there),
         *_exchanged(there),
         *_cost(there),
@@ -84,15 +87,43 @@ def _choices(folder: Path) -> Iterator[str]:
 
 
 def _kinds(there: Cells) -> Iterator[str]:
-    """Every policy by kind of the hard questions."""
+    """Attention and every policy by kind of the hard questions: right answers, and what is needed and kept."""
+    attention = _of_seeds(there, "hard-attention/{}/80/last")
+    found = {
+        f"attention, last, {part}": [cell[part] for cell in attention] for part in ("mean of layers", "best layer")
+    }
+    found |= {recipe: _of_seeds(there, f"hard-policy/{{}}/80/{recipe}") for recipe in RECIPES}
+    right, kept = [], []
+    for name, cells in found.items():
+        for size in KIND_SIZES:
+            if of_size := [one for cell in cells for one in cell["results"] if one["tokens"] == size]:
+                head = [name, str(len(of_size)), str(size)]
+                shares = ([one["by_kind"][kind] for one in of_size] for kind in HARD_KINDS)
+                needed = [one["evidence_kept_by_kind"] for one in of_size]
+                right.append([*head, *(told(pooled(one)) for one in shares)])
+                kept.append([*head, *(_percent([one[kind] for one in needed if kind in one]) for kind in HARD_KINDS)])
+    if right:
+        head = ["choice", "readers", "kept", *HARD_KINDS]
+        yield "## Hard kinds of questions, one by one\n"
+        yield from _table(head, right)
+        yield "## Hard kinds of questions: how much of what they need is kept, %\n"
+        yield from _table(head, kept)
+
+
+def _ahead(folder: Path) -> Iterator[str]:
+    """How much better contributions answer each hard kind than others do, on the clips that both answered."""
+    of_kinds = [answers(folder, 80, HardLaboratory.prefix, questions_of(kind)) for kind in HARD_KINDS]
     rows = []
-    for recipe in RECIPES:
-        results = [cell["results"] for cell in _of_seeds(there, f"hard-policy/{{}}/80/{recipe}")]
-        if found := [one["by_kind"] for of_cell in results for one in of_cell if one["tokens"] == 5]:
-            rows.append([recipe, str(len(found)), *(told(pooled([one[kind] for one in found])) for kind in HARD_KINDS)])
+    for rival in of_kinds[0].keys() - {BEST} if BEST in of_kinds[0] else ():
+        for size in map(str, KIND_SIZES):
+            pairs = [(found[BEST].get(size, {}), found[rival].get(size, {})) for found in of_kinds]
+            if both := pairs[0][0].keys() & pairs[0][1].keys():
+                gains = (told(difference(one, other), "+") for one, other in pairs)
+                rows.append([rival, seeds_of(both), size, *gains])
     if rows:
-        yield "## Hard kinds of questions, one by one, 5 tokens\n"
-        yield from _table(["policy", "readers", *HARD_KINDS], rows)
+        yield f"## Hard kinds of questions: how much more '{BEST}' answers\n"
+        yield "In points, paired by clip.\n"
+        yield from _table(["than", "seeds", "kept", *HARD_KINDS], sorted(rows, key=lambda row: (row[0], int(row[2]))))
 
 
 def _layers(there: Cells) -> Iterator[str]:
@@ -159,6 +190,10 @@ def _cost(there: Cells) -> Iterator[str]:
 
 def _seed(cell: dict[str, Any]) -> str:
     return cell["cell"].split("/")[1]
+
+
+def _percent(shares: list[float]) -> str:
+    return f"{100 * sum(shares) / len(shares):.0f}" if shares else ""
 
 
 def _range(values: list[float]) -> str:

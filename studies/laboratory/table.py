@@ -16,20 +16,23 @@ BEST = "imitation, then contributions"
 Clips = dict[tuple[int, int], float]  # share of right answers, by seed and clip
 
 
-def answers(folder: Path, strength: int, prefix: str = "") -> dict[str, dict[str, Clips]]:
+def answers(
+    folder: Path, strength: int, prefix: str = "", questions: slice = slice(None)
+) -> dict[str, dict[str, Clips]]:
     """Return how each choice answered at each size: attention, its best layer, and every policy.
 
     Args:
         folder: of the cells.
         strength: of the reader.
         prefix: of the cells' names.
+        questions: which of each clip's count.
     """
     found: dict[str, dict[str, Clips]] = {}
     for path in sorted(folder.glob(f"{prefix}*__*__{strength}__*.json")):
         kind, seed = path.stem.split("__")[:2]
         for name, right in _choices(kind.removeprefix(prefix), json.loads(path.read_text())):
             for size, clips in right.items():
-                shares = {(int(seed), number): _share(clip) for number, clip in enumerate(clips)}
+                shares = {(int(seed), number): _share(clip[questions]) for number, clip in enumerate(clips)}
                 found.setdefault(name, {}).setdefault(size, {}).update(shares)
     return found
 
@@ -61,8 +64,12 @@ def lines(found: dict[str, dict[str, Clips]]) -> Iterator[str]:
         cells = [told(mean_and_error([*right[size].values()])) if size in right else "" for size in SIZES]
         is_behind = BEST in found and name != BEST
         cells += [told(difference(found[BEST][size], right[size]), "+") if is_behind else "" for size in ("5", "14")]
-        seeds = ", ".join(map(str, sorted({seed for seed, _ in right["5"]})))
-        yield f"| {name} | {seeds} | " + " | ".join(cells) + " |"
+        yield f"| {name} | {seeds_of(right['5'])} | " + " | ".join(cells) + " |"
+
+
+def seeds_of(clips: Clips | set[tuple[int, int]]) -> str:
+    """The seeds of the readers that answered, such as `0, 1`."""
+    return ", ".join(map(str, sorted({seed for seed, _ in clips})))
 
 
 def core_hours(folder: Path) -> tuple[int, float]:

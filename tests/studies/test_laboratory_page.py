@@ -78,8 +78,9 @@ def test_a_page_has_a_table_of_each_sort(tmp_path, write):
         of_kinds = {
             kind: {"mean": (number + seed) / 10, "standard_error": 0.01} for number, kind in enumerate(HARD_KINDS)
         }
-        results = [{"choice": BEST, "tokens": count, "by_kind": of_kinds} for count in (5.0, 14.0)]
-        write(f"hard-policy/{seed}/80/{BEST}", results=results, right={"5": ["10"], "14": ["11"]})
+        kept = {"evidence_kept_by_kind": {"order": (seed + 1) / 4}}
+        results = [{"choice": BEST, "tokens": count, "by_kind": of_kinds, **kept} for count in (5.0, 14.0)]
+        write(f"hard-policy/{seed}/80/{BEST}", results=results, right={"5": ["10" * 6] * 2, "14": ["11" * 6] * 2})
         seen = [{"choice": f"last, layer {layer}", "evidence_kept": (layer + seed) / 4, **SHARE} for layer in (0, 1)]
         write(f"layers/{seed}/80", results=seen, right=[])
         took = {"processor_seconds": 100.0 + 1000 * seed}
@@ -93,6 +94,14 @@ def test_a_page_has_a_table_of_each_sort(tmp_path, write):
         write(f"contributions/{seed}/80", rollouts=38400 + seed, processor_seconds=50)
     own = "imitation, then contributions by its own choice"
     write(f"policy/0/80/{own}", rollouts=0, **answered(own, **{"5": ["10"], "14": ["10"]}), processor_seconds=7)
+    parts = {
+        part: {
+            "results": [{"choice": f"last, {part}", "tokens": 5, "by_kind": of_kinds, **kept}],
+            "right": {size: ["00" * 5 + "11", "11" * 6] for size in ("1", "5", "14")},
+        }
+        for part in ("mean of layers", "best layer")
+    }
+    write("hard-attention/2/80/last", **parts)
     line = {"tokens": "sink", "count": 1200, "harm_when_there": 0.4, "harm_when_added": 0.5}
     line |= {"taken_away": {"mean": 0.2, "standard_error": 0.03}, "added": {"mean": -0.1, "standard_error": 0.02}}
     one, other = f"kept by attention, dropped by {BEST}", f"kept by {BEST}, dropped by attention"
@@ -100,7 +109,13 @@ def test_a_page_has_a_table_of_each_sort(tmp_path, write):
     main(["--folder", str(tmp_path), "--out", str(tmp_path / "page.md")])
     shown = (tmp_path / "page.md").read_text()
     assert "| hard | 80 % | 1 | 50.0 ± 3.0 | 5.0 ± 3.0 | 14.0 ± 3.0 | 10.0 ± 2.0 | 20.0 ± 1.0 |" in shown
-    assert f"| {BEST} | 2 | 10.0 ± 0.7 | 20.0 ± 0.7 | 30.0 ± 0.7 | 40.0 ± 0.7 | 50.0 ± 0.7 | 60.0 ± 0.7 |" in shown
+    assert f"| {BEST} | 2 | 5 | 10.0 ± 0.7 | 20.0 ± 0.7 | 30.0 ± 0.7 | 40.0 ± 0.7 | 50.0 ± 0.7 | 60.0 ± 0.7 |" in shown
+    assert "| attention, last, best layer | 1 | 5 | 20.0 ± 1.0 | 30" in shown
+    assert f"| {BEST} | 2 | 5 |  |  |  | 50 |  |  |" in shown
+    # 50 % of each kind, against 0 and 100 % of a clip each, but of the last kind 100 % of both
+    ahead = " | ".join(["+0.0 ± 50.0"] * 5 + ["-50.0 ± 0.0"])
+    assert f"| attention, last, best layer | 2 | 5 | {ahead} |" in shown
+    assert "| attention, last, best layer | 2 | 1 |" not in shown
     assert "2 readers of strength 80." in shown
     assert "| 1 | 50.0 ± 2.1 | 50.0 |" in shown
     kept = shown.split("## Kept by 'attention'")[1].split("##")[0]
@@ -111,7 +126,7 @@ def test_a_page_has_a_table_of_each_sort(tmp_path, write):
     assert "| rollouts | 100 to 2,100 |  | 0 to 4,000 |" in shown
     assert f"| {BEST} | 100 to 2,100 | 50 | 38,400 |" in shown
     assert f"| {own} | 7 | within | 38,400 |" in shown
-    assert "13 cells" in shown
+    assert "14 cells" in shown
 
 
 def test_alike_choices_stand_by_name(tmp_path, write):
