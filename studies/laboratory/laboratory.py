@@ -9,7 +9,7 @@ from studies.laboratory.headroom import by_kind, headroom, row, seen, share
 from studies.laboratory.mechanism import exchanged, groups
 from studies.laboratory.models import READING_CLIPS, TRAINING_CLIPS, VALIDATION_CLIPS, Models, save
 from studies.laboratory.picture import example
-from studies.laboratory.policies import RECIPES, policy_scores, train
+from studies.laboratory.policies import RECIPES, Recipe, policy_scores, train
 from studies.laboratory.prompts import Prompts
 from studies.laboratory.questions import NUM_TOKENS, READING, REPORTED, TRAINING, VALIDATION
 from studies.laboratory.reading import Reader
@@ -92,7 +92,7 @@ class Laboratory(Models):
     def method(self, seed: int, strength: int, name: str) -> dict[str, Any]:
         """A method that needs no training, as the library has it."""
         asked = self.asked(seed, REPORTED, self.reported_clips)
-        model = self.wrapped(seed, strength, "light", 0)
+        model = self.wrapped(seed, strength, Recipe(), 0)
         method = make_method(name, model)
         frames = [clip.frames for clip in self.clips(seed, REPORTED, self.reported_clips)]
         prompts = Prompts(model, asked, 24, tower=tower_attention(model, frames) if method.reads_tower else None)
@@ -127,7 +127,7 @@ class Laboratory(Models):
     def policy(self, seed: int, strength: int, recipe: str) -> dict[str, Any]:
         """Train a policy and ask the questions that are reported."""
         settings = RECIPES[recipe]
-        model = self.wrapped(seed, strength, settings.policy_type, seed)
+        model = self.wrapped(seed, strength, settings, seed)
         training = self.asked(seed, TRAINING, TRAINING_CLIPS)
         attention = self.attention(seed, strength, TRAINING, TRAINING_CLIPS)
         once = settings.contribution_steps and not (settings.in_a_row or settings.by_policy)

@@ -12,7 +12,7 @@ from cacovid_hf import CaCoVidForConditionalGeneration
 from cacovid_hf.tiny.synthetic import Clip
 from cacovid_hf.utils.files import replaced
 from studies.laboratory.contributions import Contributions, measure
-from studies.laboratory.policies import CONTRIBUTION_QUESTIONS, RECIPES
+from studies.laboratory.policies import CONTRIBUTION_QUESTIONS, RECIPES, Recipe
 from studies.laboratory.questions import READING, REPORTED, TRAINING, VALIDATION, Asked, ask, balanced, clips_of
 from studies.laboratory.reading import trained_weights
 from studies.laboratory.scores import Attended, attended
@@ -106,16 +106,20 @@ class Models:
         names = [field.name for field in dataclasses.fields(Contributions)]
         return Contributions(**{name: torch.cat([part[name] for part in parts]) for name in names}), seconds
 
-    def wrapped(self, seed: int, strength: int, policy_type: str, policy_seed: int) -> Any:
-        """A reader with a new policy, its layer from layer 0; selection by token scores alone."""
+    def wrapped(self, seed: int, strength: int, recipe: Recipe, policy_seed: int) -> Any:
+        """A reader with a new policy of a recipe's kind, its layer from layer 0; selection by token scores alone."""
         torch.manual_seed(policy_seed)
         return CaCoVidForConditionalGeneration.from_backbone(
-            self.reader(seed, strength), policy_type=policy_type, contribution_share=1.0, scope="tokens"
+            self.reader(seed, strength),
+            policy_type=recipe.policy_type,
+            policy_attention=recipe.policy_attention,
+            contribution_share=1.0,
+            scope="tokens",
         ).eval()
 
     def trained(self, seed: int, strength: int, recipe: str) -> Any:
         """The reader with the policy of a recipe, which its cell has trained."""
-        model = self.wrapped(seed, strength, RECIPES[recipe].policy_type, seed)
+        model = self.wrapped(seed, strength, RECIPES[recipe], seed)
         model.policy.load_state_dict(torch.load(self.policy_path(seed, strength, recipe)))
         return model
 

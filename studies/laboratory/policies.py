@@ -38,8 +38,9 @@ class Recipe:
         harm_weight: of contributions below zero, see `ranking_loss`.
         rollout_questions: questions that rollouts follow on.
         tokens: in a rollout, one of them a question in turn.
-        policy_type: see `CaCoVidConfig`.
+        policy_type, policy_attention: see `CaCoVidConfig`.
         learning_rate: of the rollouts.
+        descent_rate: the largest learning rate of imitation and of contributions.
     """
 
     teacher: str | None = None
@@ -51,7 +52,9 @@ class Recipe:
     rollout_questions: int = 0
     tokens: tuple[int, ...] = (5,)
     policy_type: str = "light"
+    policy_attention: str = "question"
     learning_rate: float = ROLLOUT_RATE
+    descent_rate: float = IMITATION_RATE
 
 
 RECIPES = {
@@ -77,6 +80,10 @@ RECIPES = {
     ),
     "imitation, then contributions, then rollouts": Recipe(
         "last", steps=250, contribution_steps=400, rollout_questions=1000
+    ),
+    "full, labels": Recipe("evidence", steps=250, policy_type="full"),
+    "full and bidirectional, labels": Recipe(
+        "evidence", steps=250, policy_type="full", policy_attention="bidirectional"
     ),
     "full, imitation, then rollouts": Recipe("last", steps=250, rollout_questions=2000, policy_type="full"),
 }
@@ -114,7 +121,7 @@ def train(
         def imitation(output: PolicyOutput, number: int) -> Tensor:
             return distillation_loss(output, targets[number].view_as(output.token_scores), frames=False)
 
-        logs["imitation"] = _descend(model, asked, order, imitation)
+        logs["imitation"] = _descend(model, asked, order, imitation, recipe.descent_rate)
     logs["imitation_seconds"] = round(time.process_time() - begun, 1)
     if recipe.in_a_row:
         logs["contributions"] = _measure_and_rank(model, asked, recipe, generator)
@@ -161,7 +168,7 @@ def _rank(model: Any, asked: Asked, measured: Contributions, recipe: Recipe, gen
     found = dict(zip(measured.questions.tolist(), measured.measured(), strict=True))
     passes = [torch.randperm(count, generator=generator) for _ in range(-(-steps * IMITATION_BATCH // count))]
     order = measured.questions[torch.cat(passes)[: steps * IMITATION_BATCH]]
-    return _descend(model, asked, order, _ranking(recipe, found, generator))
+    return _descend(model, asked, order, _ranking(recipe, found, generator), recipe.descent_rate)
 
 
 def _ranking(
@@ -205,6 +212,7 @@ def _measure_and_rank(model: Any, asked: Asked, recipe: Recipe, generator: torch
         asked,
         repeated,
         _ranking(recipe, found, generator),
+        recipe.descent_rate,
         lambda step, *seen: None if step % recipe.in_a_row else measured(*seen),
     )
 
@@ -214,11 +222,12 @@ def _descend(
     asked: Asked,
     order: Tensor,
     loss: Callable[[PolicyOutput, int], Tensor],
+    rate: float,
     before: Callable[[int, list[int], list[PolicyOutput]], None] = lambda *_: None,
 ) -> list[float]:
     """Take a step for every batch of questions `order` down a loss of what the policy says of one question; the losses.
 
-    `before` is told the step, its questions and what the policy says of them.
+    The learning rate rises to `rate` and falls to 0. `before` is told the step, its questions and what the policy says of them.
     """
     policy = model.policy
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
@@ -231,7 +240,7 @@ def _descend(
         before(step, numbers, outputs)
         total = torch.stack([loss(output, number) for output, number in zip(outputs, numbers, strict=True)]).mean()
         for group in optimizer.param_groups:
-            group["lr"] = IMITATION_RATE * min(1, (step + 1) / 15) * (1 + math.cos(math.pi * step / len(batches))) / 2
+            group["lr"] = rate * min(1, (step + 1) / 15) * (1 + math.cos(math.pi * step / len(batches))) / 2
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cacovid_hf.tiny.synthetic import make_clip
 from studies.laboratory.__main__ import METHODS, RIVALS, jobs, waits_for
-from studies.laboratory.laboratory import Laboratory
+from studies.laboratory.laboratory import SEEDS, STRENGTHS, Laboratory
 from studies.laboratory.mechanism import GROUPS, exchanged, groups
 from studies.laboratory.packing import answer_logits
 from studies.laboratory.picture import draw, example
@@ -21,7 +21,7 @@ from studies.laboratory.scores import highest, right_from
 
 def test_cells_wait_for_their_reader(tmp_path):
     names = list(jobs(Laboratory(tmp_path)))
-    assert len(names) == 9 * (2 * (12 + len(METHODS) + len(RECIPES)) + 2)
+    assert len(names) == len(SEEDS) * len(STRENGTHS) * (2 * (12 + len(METHODS) + len(RECIPES)) + 2)
     assert waits_for("reader/0/80") is None
     assert waits_for("reader/1/97") == "reader/1/90"
     assert all(waits_for(name) in names for name in names if waits_for(name))
