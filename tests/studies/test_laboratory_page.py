@@ -153,6 +153,7 @@ def test_the_tables_that_are_explained_are_those_of_the_page():
     sections = PAGE.read_text(encoding="utf-8").split("\n## ")
     about = (
         "Readers of strength 80",
+        "Hard kinds of questions, readers of strength 80",
         "Hard kinds of questions, one by one",
         "Kept by 'attention' and not",
         "What policies take",
@@ -168,7 +169,7 @@ def test_the_tables_that_are_explained_are_those_of_the_page():
     assert compared == {
         "What wins": 8,
         "What misleads": 6,
-        "Hard kinds of questions": 4,
+        "Hard kinds of questions": 14,
         "All choices": 12,
         "Methods that need no training": 18,
         "What it takes": 7,
