@@ -274,7 +274,10 @@ def evaluate(
     ] = None,
     ratio: Annotated[
         list[str] | None,
-        typer.Option(metavar="R", help="Fraction of the video tokens kept, 1.0 for the stock model. Repeat for more."),
+        typer.Option(
+            metavar="R",
+            help="Fraction of the video tokens kept, 1.0 for the stock model. Repeat for more. Default: 1.0, 0.25, 0.2, 0.15 and 0.1.",
+        ),
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Folder or Hub id, or tiny (the default). Repeat for more.")

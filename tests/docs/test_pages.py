@@ -11,6 +11,7 @@ from cacovid_cli.main import main
 from cacovid_hf.tiny import clips
 
 SHARE = re.compile(r"(\d+\.\d)%")
+ERROR = re.compile(r"± (\d+\.\d)%")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -22,7 +23,7 @@ def blocks(page):
 def follow(page, capsys):
     """Run the Python blocks in one namespace; each `text` block is what was printed since the one before.
 
-    Shares of questions may differ by two of a hundred, as another processor rounds otherwise.
+    Shares of questions may differ by two of a hundred, as another processor rounds otherwise, and their errors by what follows from that.
     """
     names: dict = {"__name__": "tutorial"}
     capsys.readouterr()
@@ -33,6 +34,8 @@ def follow(page, capsys):
             printed = capsys.readouterr().out
             shares, expected = (list(map(float, SHARE.findall(words))) for words in (printed, text))
             assert shares == pytest.approx(expected, abs=2.01)
+            errors, expected = (list(map(float, ERROR.findall(words))) for words in (printed, text))
+            assert errors == pytest.approx(expected, abs=0.6)
             assert SHARE.sub("%", printed).strip() == SHARE.sub("%", text).strip()
     return names
 

@@ -434,7 +434,7 @@ def test_several_answers_to_a_question(tiny):
 def test_the_documented_code_runs(capsys):
     """The blocks of docs/how_to/sessions.md, one after the other; the answers that it prints are right."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "how_to" / "sessions.md").read_text()
-    names = {"torch": torch}
+    names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
         exec(block, names)
     expected = [f"{q.text} {q.answer}" for q in clips()[0].questions[:2]]

@@ -36,7 +36,7 @@ def watch(
     fps: Annotated[float, typer.Option(metavar="F", help="Frames a second that the model sees.")] = 1.0,
     tokens_per_frame: Annotated[int, typer.Option(metavar="N", help="Tokens kept of every frame.")] = 50,
     tokens_per_question: Annotated[
-        int | None, typer.Option(metavar="N", help="Video tokens that a question reads. Default: 2048.")
+        int | None, typer.Option(metavar="N", help="Video tokens that a question reads. Default: 2048, with the embedded model 72.")
     ] = None,
     memory: Annotated[str, typer.Option(metavar="KIND", help="features or kv.")] = "features",
     max_memory: Annotated[str, typer.Option(metavar="BYTES", help="Bound of the memory, such as 500MB.")] = "1GiB",
