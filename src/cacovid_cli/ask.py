@@ -1,6 +1,7 @@
 """Ask a question about a video file and see what the answer took: tokens kept, and where the time went."""
 
 import os
+import statistics
 from dataclasses import dataclass
 
 from transformers import ProcessorMixin
@@ -23,23 +24,35 @@ class Answer:
 
     Attributes:
         text: the answer.
-        kept: video tokens that the language model read.
+        kept: video tokens that the language model read; of a method inside it, the mean over its layers.
         total: tokens of the whole video.
         times: seconds by stage, in order. `decode`: file to frames. `prepare`: frames and question to the model's inputs. `vision`: inputs to
             an embedded prompt. `policy`: scores, selection and the shorter prompt (0 where nothing is dropped). `prefill`: until the first
             new token. `generation`: the other new tokens.
         video: the frames that were read.
-        selection: which of the video's tokens were kept, and their scores.
+        selection: which of the video's tokens were kept, of a method inside the language model up to its last layer; and their scores.
         notice: one line that belongs beside the answer wherever it is shown; None if there is nothing to say.
     """
 
     text: str
-    kept: int
+    kept: float
     total: int
     times: dict[str, float]
     video: SampledVideo
     selection: VideoSelection
     notice: str | None = None
+
+
+def check_asking(question: str, max_new_tokens: int) -> None:
+    """Refuse what cannot be answered, before a model is loaded.
+
+    Raises:
+        ValueError: an empty question, or no room for an answer.
+    """
+    if not question.strip():
+        raise ValueError("The question is empty: ask something about the video.")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for an answer: give at least 1.")
 
 
 def ask(
@@ -69,10 +82,7 @@ def ask(
         FileNotFoundError: no such video.
         ValueError: not a readable video, or a setting out of range.
     """
-    if not question.strip():
-        raise ValueError("The question is empty: ask something about the video.")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for an answer: give at least 1.")
+    check_asking(question, max_new_tokens)
     if retention_ratio is not None:
         check_asked(retention_ratio)
     method = model.resolve_compressor(compressor)
@@ -90,7 +100,11 @@ def ask(
 
     text = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     selection = selections[0]
-    kept, total = int(selection.keep.sum()), selection.keep.numel()
+    kept: float = int(selection.keep.sum())
+    total = selection.keep.numel()
+    if stages.layers is not None:
+        kept = statistics.fmean(videos[0] for videos in stages.layers.layer_tokens)
+        selection = stages.layers.left_of(selection)
     by_untrained_policy = kept < total and method.uses_policy and not model.config.policy_trained
     return Answer(
         text=text,

@@ -119,6 +119,7 @@ def ask(
         check_map_target(save_map)
     if max_new_tokens is None:
         max_new_tokens = 8 if model is None else 64  # the embedded model answers in a word
+    asking.check_asking(question, max_new_tokens)
     with quiet_libraries(bars=model is not None):
         name = tiny.model_path() if model is None else model
         config = auto.load_config(name, revision)
@@ -140,7 +141,7 @@ def ask(
         typer.echo("note    nothing was dropped: choose how much to keep by --retention-ratio", err=True)
     typer.echo(f"{answer.text or '(no words)'}\n")
     share = answer.kept / answer.total
-    typer.echo(f"tokens  {answer.kept} of {answer.total} kept ({share:.1%}), {len(sampled.frames)} frames")
+    typer.echo(f"tokens  {round(answer.kept, 1)} of {answer.total} kept ({share:.1%}), {len(sampled.frames)} frames")
     typer.echo(f"times   {', '.join(f'{stage} {_duration(seconds)}' for stage, seconds in answer.times.items())}")
     if answer.notice:
         typer.echo(f"note    {answer.notice}")

@@ -27,15 +27,13 @@ def check_map_target(path: str | os.PathLike) -> None:
     """Raise an error if no map can be drawn or none can be written to `path`; worth asking before heavy work.
 
     Raises:
-        ValueError: the name does not end in `.png`, or is a folder.
-        OSError: its folder is missing or cannot be written.
+        ValueError: the name does not end in `.png`.
+        OSError: it is a folder, or its folder is missing or cannot be written.
         ImportError: matplotlib is not installed.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"A map is written as PNG, and {path} is named otherwise: give a name that ends in .png.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, so no map can be written there: give the name of a file.")
     check_writable(path, "map")
     _require_matplotlib()
 

@@ -333,7 +333,7 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         retention_ratio: "float | Sequence[float] | None" = None,
         compressor: "str | Compressor | None" = None,
         num_frames: int | None = None,
-        frames_per_chunk: int = FRAMES_PER_CHUNK,
+        frames_per_chunk: int | None = FRAMES_PER_CHUNK,
         device: "torch.device | str | None" = None,
         **inputs: Any,
     ) -> VideoSession:

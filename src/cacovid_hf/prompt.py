@@ -268,6 +268,12 @@ class LayerRecord:
     layer_tokens: list[list[int]]
     kept_indices: Tensor
 
+    def left_of(self, selection: VideoSelection) -> VideoSelection:
+        """Return what the last layer saw of a video."""
+        places = selection.span.positions
+        seen = torch.isin(places, self.kept_indices[selection.row].to(places.device))
+        return replace(selection, keep=seen.view_as(selection.keep))
+
 
 def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
     """One batch of several, in order, rows left-padded to the longest; at least one."""

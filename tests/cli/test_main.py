@@ -185,6 +185,19 @@ BAD_INPUT = {
     "host that is none": (("serve", "--host", "a.invalid"), "a.invalid:8000 cannot be listened at ("),
     "folder of films": (("serve", "--allowed-local-media-path", "gone"), "gone is not a folder"),
     "stream that cannot be saved": (("watch", "clip.mp4", "--save", "gone/a"), "No stream can be written to gone/a"),
+    "stream for a folder": (("watch", "./gone.mp4", "--save", "bert"), "bert is a folder, so no stream can be written"),
+    "endless memory": (("watch", "clip.mp4", "--max-memory", "1e400"), "--max-memory='1e400' is not a number of"),
+    "watch without room": (("watch", "clip.mp4", "--max-new-tokens", "0", "--ask", "?"), "--max-new-tokens"),
+    "question that is empty": (("ask", "clip.mp4", " ", "--model", "./gone"), "The question is empty: ask something"),
+    "answer without room": ((*ASK[:3], "--model", "./gone", "--max-new-tokens", "0"), "leaves no room for an answer"),
+    "samples that are there": (
+        ("blind-filter", "gone.jsonl", "text.mp4", "--model", "./gone"),
+        "text.mp4 exists: choose",
+    ),
+    "ratio without scores": (
+        ("serve", "--compressor", "divprune", "--retention-ratio", "auto"),
+        "'divprune' has no scores to decide a budget by",
+    ),
     "memory of a stream": (("watch", "clip.mp4", "--memory", "x"), "memory='x' is unknown: choose 'features' or"),
     "demo without questions": (("demo", "--num-questions", "0"), "--num-questions"),
     "demo with a bad map": (("demo", "--save-map", "gone/map.png"), "No map can be written to gone/map.png"),
@@ -217,6 +230,13 @@ def test_a_method_without_a_ratio(run):
     _, out, err = run(*ASK, "--compressor", "uniform")
     assert "48 of 48 kept" in out
     assert err == NOTHING_DROPPED
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [("0.25", r"24.0 of 48 kept \(50.0%\)"), ("1.0", r"48 of 48 kept \(100")])
+def test_a_method_inside_the_language_model(run, ratio, kept):
+    """Its tokens are those that the layers see, as a mean: of two layers, behind the cut, 12 of 48 in one or both."""
+    _, out, _ = run(*ASK, "--compressor", "fastv:layer=1:ratio_of=kept", "--retention-ratio", ratio)
+    assert re.search(kept, out), out
 
 
 def test_settings_of_a_method(run):

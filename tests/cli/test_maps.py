@@ -155,7 +155,7 @@ def test_wrong_frames(tmp_path, frames, message):
     [
         ("map.jpg", ValueError, "give a name that ends in .png"),
         ("map", ValueError, "give a name that ends in .png"),
-        ("folder.png", ValueError, "is a folder"),
+        ("folder.png", IsADirectoryError, "is a folder"),
         ("missing/map.png", OSError, r"No map can be written to .*missing/map\.png \(No such file or directory\)"),
         ("file/map.png", OSError, r"\(Not a directory\)"),
     ],

@@ -6,16 +6,17 @@ import shutil
 import signal
 
 import pytest
+import torch
 from helpers.sweeps import BASE, METHODS, answers, settings
 
 from cacovid_cli.main import main
 from cacovid_hf import tiny
 from cacovid_hf.auto import load_model, load_processor
-from cacovid_hf.compressors import CaCoVid
+from cacovid_hf.compressors import CaCoVid, Uniform
 from cacovid_hf.evaluation import sweep
 from cacovid_hf.evaluation.methods import expand_methods, make_method
 from cacovid_hf.evaluation.run_files import read_run
-from cacovid_hf.evaluation.sweep import evaluate
+from cacovid_hf.evaluation.sweep import evaluate, fingerprint
 from cacovid_hf.tiny.accuracy import answer_accuracy
 from cacovid_hf.utils.figures import ALL_TOKENS
 
@@ -161,6 +162,14 @@ def test_a_second_run_on_the_same_file_is_refused(copy):
             "'share=1' is not a setting of cacovid: give cacovid:SETTING=VALUE with one of contribution_share",
         ),
         ({"methods": ("cacovid:scope=nowhere",)}, "Method 'cacovid:scope=nowhere': "),
+        ({"methods": ("random:seed=abc",)}, "'random:seed=abc': seed='abc' is text. Give a number, without quotes"),
+        ({"methods": ("random:seed=1.5",)}, "seed=1.5 is not of type int. Give a whole number"),
+        ({"methods": ("vcast:temperature=hot",)}, "temperature='hot' is text. Give a number"),
+        ({"methods": ("vcast:temperature=0",)}, "temperature=0 is out of range: give a number above 0"),
+        ({"methods": ("vidcom2:temperature=NaN",)}, "temperature=nan is out of range"),
+        ({"methods": ("vidcom2:channel_share=2",)}, r"channel_share=2 is out of range: give a number in \[0, 1\]"),
+        ({"methods": ("prunevid:num_neighbours=0",)}, "num_neighbours=0 is out of range: give a number from 1"),
+        ({"methods": ("evs:exact_count=no",)}, "exact_count='no' is text. Give true or false, without quotes"),
         ({"methods": ()}, "methods is empty"),
         ({"ratios": (1.5,)}, r"retention_ratio=1\.5 is outside"),
         ({"datasets": ("tiny", "tiny")}, "a benchmark is named twice"),
@@ -183,3 +192,39 @@ def test_methods_with_settings():
     assert method == CaCoVid(0.5, model.config.frame_cap, "video")
     assert make_method("cacovid", model) == model.resolve_compressor(None)
     assert {"cacovid", "uniform", "random"} <= set(expand_methods(["all"]))
+    assert make_method("marc:clips=2:clips_by=attention", model).clips == 2
+    assert make_method("infomerge:tau=3", model).tau == 3
+
+
+def test_the_weights_of_a_large_tensor_have_a_hash():
+    """Of so many elements, the last one's place is not a number of single precision."""
+    elements = 2**24 + 4
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.zeros(elements, dtype=torch.int8), requires_grad=False)
+    before = fingerprint(module)
+    module.weight[-1] = 1
+    assert fingerprint(module) != before
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_sample_without_memory_fails_alone(tmp_path, monkeypatch, batch_size):
+    """Whatever its place, also where a batch was the first to be too large. The other method goes on."""
+    plain, calls = Uniform.select, []
+
+    def select(self, prompt, span, scores, budget):
+        calls.append(len(prompt.input_ids))
+        if len(calls) in ((2,) if batch_size == 1 else (1, 2)):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return plain(self, prompt, span, scores, budget)
+
+    monkeypatch.setattr(Uniform, "select", select)
+    run = evaluate(
+        settings(methods=("uniform", "divprune"), ratios=(0.25,), limit=3, batch_size=batch_size), tmp_path / "run.json"
+    )
+    found = {cell["method"]["label"]: cell for cell in run["cells"]}
+    assert sorted(found) == ["divprune", "uniform"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / found["uniform"]["log"]).read_text().splitlines()]
+    failed = [line["index"] for line in lines if "error" in line]
+    assert failed == [1 if batch_size == 1 else 0]
+    assert "out of memory" in lines[failed[0]]["error"]
+    assert not any("error" in line for line in (tmp_path / "run" / found["divprune"]["log"]).read_text().splitlines())

@@ -176,6 +176,33 @@ def test_a_failed_call_leaves_a_session_that_works(case):
     assert torch.equal(session.generate(**one, **STEP), first)
 
 
+def test_a_ratio_in_a_generation_config(case):
+    """As `generate` takes it: for each of a list of prompts, and with a kept choice for that alone."""
+    _, model, inputs = case
+    config = GenerationConfig(**STEP)
+    one, other = question(inputs, QUESTIONS[0]), question(inputs, QUESTIONS[1])
+    session = model.session(**inputs)
+    config.retention_ratio = [0.25] * len(session.encoded)
+    assert torch.equal(
+        session.generate(**one, generation_config=config), session.generate(**one, retention_ratio=0.25, **STEP)
+    )
+    twice = {
+        name: torch.cat([values, values])
+        for name, values in one.items()
+        if name in ("input_ids", "attention_mask", "mm_token_type_ids")
+    }
+    both = session.generate(**twice, generation_config=config)
+    assert torch.equal(both, session.generate(**twice, retention_ratio=0.25, **STEP))
+    skip_unless_a_cache_can_be_cut(model.backbone)
+    kept, expected = model.session(**inputs, keep_selection=True), model.session(**inputs, keep_selection=True)
+    for words in (one, other):
+        given = kept.generate(**words, generation_config=config)
+        assert torch.equal(given, expected.generate(**words, retention_ratio=0.25, **STEP))
+    config.retention_ratio = 0.05
+    with pytest.raises(ValueError, match=r"retention_ratio=0\.05 comes after the tokens were chosen"):
+        kept.generate(**one, generation_config=config)
+
+
 REFUSED = {
     "cache": (dict(past_key_values=DynamicCache()), "(cache|past_key_values)=.* does not go with keep_selection"),
     "static": (dict(cache_implementation="static"), "cache_implementation='static' does not go"),
@@ -389,6 +416,14 @@ def test_answers_of_the_embedded_model(tiny, at_once):
             assert answer == alone
             right, total = right + (answer == given.answer), total + 1
     assert right >= 0.8 * total
+
+
+def test_a_file_in_one_chunk(tiny):
+    model, processor = tiny
+    clip = clips()[0]
+    whole = model.session(clip.path, processor, frames_per_chunk=None).encoded
+    parts = model.session(clip.path, processor, frames_per_chunk=8).encoded
+    torch.testing.assert_close(whole.features, parts.features)
 
 
 @pytest.mark.parametrize("keep", [False, True])

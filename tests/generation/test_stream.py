@@ -16,7 +16,7 @@ from PIL import Image
 
 from cacovid_hf import CaCoVidForConditionalGeneration, VideoStream, with_video_reader
 from cacovid_hf.backbones import BACKBONES
-from cacovid_hf.compressors import Uniform
+from cacovid_hf.compressors import Marc, Uniform
 from cacovid_hf.generation.stream.prompts import words_of
 from cacovid_hf.generation.stream.settings import RULES
 
@@ -48,6 +48,15 @@ def test_everything_kept_is_one_forward_over_the_whole_prompt(case, frames):
     expected = stock.generate(**inputs, **STEP)[:, inputs["input_ids"].shape[1] :]
     assert torch.equal(stream.generate(QUESTION, num_tokens=10**6, **STEP), expected)
     assert stream.ask(QUESTION, num_tokens=10**6, **STEP) == processor.decode(expected[0], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("reducer", ["divprune", "vidcom2", "gleanvid", "marc", "simplecluster", "streamingtom"])
+def test_any_blind_method_reduces_frames(case, reducer):
+    _, model, processor = case
+    stream = model.stream(processor, tokens_per_frame=2, reducer=reducer)
+    stream.feed(pictures(4))
+    assert [len(group.places) for group in stream._memory.groups.items] == [2] * len(stream._memory.groups.items)
+    assert stream.ask(QUESTION, **STEP)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3])
@@ -385,6 +394,7 @@ def test_times_that_do_not_fit(case, times, come_in, error):
         (dict(when_full="contribution", memory="kv"), "is not a rule of memory='kv'"),
         (dict(reducer="fastv"), "inside the language model"),
         (dict(reducer="attention"), "reads the question"),
+        (dict(reducer=Marc(clips=1, clips_by="attention")), "reads the question"),
         (dict(reducer="cacovid"), "give both or neither"),
         (dict(standing=["what"]), "give both or neither"),
         (dict(reducer="cacovid", standing=[" "]), "standing question is empty"),

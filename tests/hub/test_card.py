@@ -137,6 +137,13 @@ def test_runs_that_cannot_be_quoted(model, tmp_path, content, message):
     assert not (tmp_path / "m").exists()
 
 
+def test_a_card_that_is_not_utf_8(model, tmp_path):
+    (tmp_path / "README.md").write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"README\.md is not UTF-8 .*: save it as UTF-8, or remove it"):
+        model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 def test_metadata_that_is_no_yaml(model, tmp_path):
     (tmp_path / "README.md").write_text("---\n: [\n---\n")
     with pytest.raises(ValueError, match="correct the YAML"):

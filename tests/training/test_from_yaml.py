@@ -28,6 +28,12 @@ def judge(completions, solutions):
     return [float(completion == solution) for completion, solution in zip(completions, solutions, strict=True)]
 
 
+def test_a_training_of_no_step_trains_nothing(tmp_path):
+    file = write(tmp_path, training={"num_train_epochs": 0, "max_steps": -1})
+    run_training(file, default_model=model_path())
+    assert not CaCoVidForConditionalGeneration.from_pretrained(tmp_path / "run").config.policy_trained
+
+
 def test_train_from_the_command_line(tmp_path, capsys):
     file = write(tmp_path, training={"reward_functions": {"free-form": "test_from_yaml:judge"}})
     with pytest.raises(SystemExit) as ended:

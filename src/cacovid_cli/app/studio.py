@@ -243,10 +243,8 @@ class Studio:
     def _choice(self, inputs: dict[str, Any], method: ScoredOnce, selection: VideoSelection, told: "Growing") -> Choice:
         with torch.no_grad():
             prompt = self.model.embed(with_tower_attention=method.reads_tower, **inputs)
-        if method.inside_llm:
-            left = told.layers.kept_indices.cpu() if told.layers is not None else selection.span.positions
-            keep = torch.isin(selection.span.positions, left).view(selection.keep.shape)
-            selection = replace(selection, keep=keep)
+        if told.layers is not None:
+            selection = told.layers.left_of(selection)
         return Choice(self.model, prompt, method, selection)
 
 

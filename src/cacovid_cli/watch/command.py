@@ -36,7 +36,10 @@ def watch(
     fps: Annotated[float, typer.Option(metavar="F", help="Frames a second that the model sees.")] = 1.0,
     tokens_per_frame: Annotated[int, typer.Option(metavar="N", help="Tokens kept of every frame.")] = 50,
     tokens_per_question: Annotated[
-        int | None, typer.Option(metavar="N", help="Video tokens that a question reads. Default: 2048, with the embedded model 72.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Video tokens that a question reads. Default: 2048, with the embedded model 72."
+        ),
     ] = None,
     memory: Annotated[str, typer.Option(metavar="KIND", help="features or kv.")] = "features",
     max_memory: Annotated[str, typer.Option(metavar="BYTES", help="Bound of the memory, such as 500MB.")] = "1GiB",
@@ -46,7 +49,7 @@ def watch(
         str, typer.Option(metavar="TIME", help="A live address without frames for so long ends.")
     ] = "10s",
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the stream there at the end.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="M", help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(metavar="M", min=1, help="Longest answer, in tokens.")] = 64,
 ) -> None:
     """Watch a video as it goes on, and answer questions about all that was seen.
 

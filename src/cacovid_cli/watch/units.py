@@ -7,7 +7,7 @@ _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 def parsed_bytes(words: str, name: str) -> int:
     """Return a number of bytes such as `500MB` or `2GiB`."""
     number, unit = _number_and_unit(words)
-    if number is None or unit not in _UNITS or number * _UNITS[unit] < 1:
+    if number is None or unit not in _UNITS or not 1 <= number * _UNITS[unit] < float("inf"):
         raise ValueError(f"{name}={words!r} is not a number of bytes: give one such as 500MB or 2GiB.")
     return int(number * _UNITS[unit])
 

@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from ..prompt import Prompt, VideoSpan
 from .base import Compressor, Scores
 from .tools.counts import apportion
+from .tools.ranges import check_temperature
 from .tools.tokens import top_tokens
 
 
@@ -26,6 +27,9 @@ class VCast(Compressor):
     temperature: float = 0.7
 
     name = "vcast"
+
+    def __post_init__(self):
+        check_temperature(self.temperature)
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int) -> Tensor:
         """Return the most distinct tokens of every frame."""

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 from ..prompt import Prompt, VideoSpan
 from .base import Compressor, Scores
 from .tools.counts import apportion
+from .tools.ranges import check_range, check_temperature
 from .tools.tokens import top_tokens
 
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -33,6 +34,10 @@ class VidCom2(Compressor):
     exact_count: bool = True
 
     name = "vidcom2"
+
+    def __post_init__(self):
+        check_range("channel_share", self.channel_share, 0, 1)
+        check_temperature(self.temperature)
 
     def select_at(
         self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None

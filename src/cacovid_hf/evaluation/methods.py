@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, get_type_hints
 
 from ..compressors import COMPRESSORS, Compressor, FastV, resolve_compressor
 from ..compressors.base import CompressibleModel
+from ..utils.checks import check_type
 from .paper_figures import BEFORE_LLM, BEHIND_CUT, LAYER_AVERAGE
 
 
@@ -51,7 +52,9 @@ def ratio_definition(method: Compressor) -> str:
 
 def _settings(name: str) -> tuple[str, dict[str, Any]]:
     kind, *pairs = name.split(":")
-    known = {field.name for field in dataclasses.fields(resolve_compressor(kind))}  # type: ignore[arg-type]
+    method = resolve_compressor(kind)
+    known = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    hints = get_type_hints(type(method))
     settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -64,7 +67,9 @@ def _settings(name: str) -> tuple[str, dict[str, Any]]:
         except json.JSONDecodeError:
             settings[key] = value
     try:
-        dataclasses.replace(resolve_compressor(kind), **settings)  # type: ignore[type-var]
+        for key, given in settings.items():
+            check_type(given, hints[key], key)
+        dataclasses.replace(method, **settings)  # type: ignore[type-var]
     except (TypeError, ValueError) as error:
         raise ValueError(f"Method {name!r}: {error}") from error
     return kind, settings

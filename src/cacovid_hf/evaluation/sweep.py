@@ -417,10 +417,12 @@ class _Worker:
     ) -> dict[int, Row]:
         """Return a cell's rows of prepared samples, asked one by one if they cannot be asked together.
 
-        A method whose first sample fails does not serve this backbone: it is refused, and the others go on.
+        A method whose first sample fails does not serve this backbone: it is refused, and the others go on. One that needs more memory than there is
+        fails on that sample alone.
         """
         by_pixels = cell.retention_ratio == 1 or cell.method.reads_tower
         rows: dict[int, Row] = {}
+        failure: ValueError | torch.OutOfMemoryError | None = None
         try:
             inputs, vision_ms = (shared.inputs, 0.0) if by_pixels else shared.encoded()
             self.memory.reset()
@@ -433,18 +435,22 @@ class _Worker:
                 cell.entry["generation"]["max_new_tokens"],
             )
         except ValueError as error:
-            for index in indices if len(indices) > 1 else ():
+            failure = error
+        except torch.OutOfMemoryError as error:
+            failure = error.with_traceback(None)  # whose frames hold the tensors of the call
+        if failure is not None and len(indices) > 1:
+            for index in indices:
                 one, inputs = self._prepare([index], samples, videos, rows)
                 if one and cell.key not in self.refused:
                     rows |= self._answer(cell, one, samples, videos, _Shared(self.model, inputs))
-            if len(indices) > 1:
-                return rows
-            if cell.key in self.answered:
-                return {indices[0]: _failed(indices[0], samples[indices[0]], error)}
+            return rows
+        if failure is not None:
+            if cell.key in self.answered or isinstance(failure, torch.OutOfMemoryError):
+                return {indices[0]: _failed(indices[0], samples[indices[0]], failure)}
             if cell.retention_ratio == 1:
-                raise
+                raise failure
             self.refused.add(cell.key)
-            cell.log.append([{"index": indices[0], "refused": " ".join(str(error).split())}], self.rank)
+            cell.log.append([{"index": indices[0], "refused": " ".join(str(failure).split())}], self.rank)
             return {}
         self.answered.add(cell.key)
         peak = self.memory.read()
@@ -509,6 +515,9 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.device.type != "meta" and tensor.numel():
             flat = tensor.detach().flatten()
-            chosen = flat[torch.linspace(0, flat.numel() - 1, min(1024, flat.numel())).long().to(flat.device)]
+            last = flat.numel() - 1
+            # In single precision, as results of former versions have it, the last place of a large tensor is rounded up, beyond its end.
+            places = torch.linspace(0, last, min(1024, flat.numel())).long().clamp(max=last)
+            chosen = flat[places.to(flat.device)]
             digest.update(chosen.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -37,6 +37,14 @@ _BY_LENGTH = ("dynamic", "longrope")
 STOCK_ARGUMENTS = {*TransformersKwargs.__annotations__, "ignore_index", "shift_labels", "mm_token_type_ids"}
 
 
+def asked_ratio(retention_ratio: Any, *configs: GenerationConfig | None) -> Any:
+    """Return the retention ratio that a call asks for, or else the first that a generation config holds: servers pass on those and nothing else."""
+    for config in configs:
+        if retention_ratio is None:
+            retention_ratio = getattr(config, "retention_ratio", None)
+    return retention_ratio
+
+
 def check_length(config: Any, length: int) -> None:
     """Make sure that a language model treats the tokens of a cut prompt of so many positions as those of the whole one.
 

@@ -50,7 +50,7 @@ def encode_file(
     video: str | os.PathLike,
     *,
     num_frames: int | None = None,
-    frames_per_chunk: int = 64,
+    frames_per_chunk: int | None = 64,
     device: torch.device | str | None = None,
     overlap: bool = True,
     with_tower_attention: bool = False,
@@ -65,7 +65,7 @@ def encode_file(
         reader: its processor's video processor, which reads files (see `cacovid_hf.with_video_reader`).
         video: a path or an http(s) address.
         num_frames: at most so many frames; None is the processor's setting.
-        frames_per_chunk: so many frames (Qwen2.5-VL: temporal steps of two) at a time.
+        frames_per_chunk: so many frames (Qwen2.5-VL: temporal steps of two) at a time; None: all at once.
         device: where the features are to wait; None: where they are made.
         overlap: whether to decode beside the encoding, or in turn with it.
         with_tower_attention: also keep what the vision tower attends to, for methods with `reads_tower`, brought down to tokens.
@@ -83,8 +83,10 @@ def encode_file(
     family, config = model.family, model.backbone.config
     per_step = family.frames_per_step(config)
 
+    at_once = None if frames_per_chunk is None else frames_per_chunk * per_step
+
     def prepared() -> Iterator[tuple[Any, Any]]:
-        for frames, metadata in reader.iter_frames(os.fspath(video), frames_per_chunk * per_step, num_frames):
+        for frames, metadata in reader.iter_frames(os.fspath(video), at_once, num_frames):
             part = reader.part_settings(len(frames), len(metadata.frames_indices))
             how = dict(do_sample_frames=False, return_metadata=False, return_tensors="pt")
             pixels = reader(videos=[frames], video_metadata=[metadata], **how, **part)

@@ -18,7 +18,7 @@ from ..prompt import CompressedPrompt, EncodedVideos, Prompt, gather, kept_indic
 from ..ratio import AutoBudget, Ratio, resolve
 from .cache_record import CacheRecord, remember_turn
 from .call import PreparedCall, complete_inputs, prepare_call, prompt_inputs, ratios_unless_stock
-from .inputs import cached_length, check_length, effective_settings, without_own_inputs
+from .inputs import asked_ratio, cached_length, check_length, effective_settings, without_own_inputs
 from .long_video import check_frames_per_chunk, join_chunks
 from .refused import check_generation, without_prompt
 from .stock import generate_compressed
@@ -293,9 +293,7 @@ class CompressedGenerationMixin:
             "custom_generate": custom_generate,
         }
         arguments = with_cache_name(kwargs) | {name: value for name, value in named.items() if value is not None}
-        for source in (generation_config, self.backbone.generation_config):
-            if retention_ratio is None:  # servers pass on a generation config and nothing else
-                retention_ratio = getattr(source, "retention_ratio", None)
+        retention_ratio = asked_ratio(retention_ratio, generation_config, self.backbone.generation_config)
         return self._generate(arguments, retention_ratio, self.resolve_compressor(compressor), encoded_videos)
 
     def _generate(

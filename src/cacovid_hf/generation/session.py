@@ -17,7 +17,7 @@ from ..prompt import EncodedVideos, Prompt, VideoSpan
 from ..ratio import one_per_video
 from ..utils.chat import ids_of_texts
 from .cache_record import CacheRecord
-from .inputs import effective_settings, embedding_arguments
+from .inputs import asked_ratio, effective_settings, embedding_arguments
 from .wrapped import AnsweringModel
 
 
@@ -217,6 +217,8 @@ class VideoSession:
         for name, value in self.settings.items():
             if kwargs.get(name) is None:
                 kwargs[name] = value
+        configs = (kwargs.get("generation_config"), self.model.backbone.generation_config)
+        kwargs["retention_ratio"] = asked_ratio(kwargs["retention_ratio"], *configs)
         each = one_per_video(kwargs["retention_ratio"])
         if each is not None:
             kwargs["retention_ratio"] = each * len(input_ids) if len(each) == len(self.encoded) else each
@@ -255,7 +257,7 @@ class VideoSession:
             kwargs |= {"compressor": self._kept, "retention_ratio": self._kept.part}
         cache = self._usable_cache(input_ids)
         if cache is not None:
-            kwargs["retention_ratio"] = None  # what is new has no video
+            kwargs["retention_ratio"] = ()  # what is new has no video
         # A call that fails leaves a cache of unknown contents.
         self.cache = self._sequence = None
         if cache is None:

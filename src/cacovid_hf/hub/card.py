@@ -98,7 +98,7 @@ def write_card(
     runs = read_runs(facts.evaluations)
     with_plot = bool(runs.results) and importlib.util.find_spec("matplotlib") is not None
     if existing is None and (folder / CARD).is_file():
-        existing = (folder / CARD).read_text(encoding="utf-8")
+        existing = _text(folder / CARD)
     card = None if existing is None else _read(existing)
     told = _Told(
         bool(facts.license or (card and card.data.get("license"))),
@@ -117,7 +117,14 @@ def check_card(folder: Path, facts: CardFacts) -> None:
     """Raise a `ValueError` if `write_card` would, before anything is written."""
     read_runs(facts.evaluations)
     if (folder / CARD).is_file():
-        _read((folder / CARD).read_text(encoding="utf-8"))
+        _read(_text(folder / CARD))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The existing {path} is not UTF-8 ({error}): save it as UTF-8, or remove it.") from error
 
 
 def _read(text: str) -> ModelCard:

@@ -10,7 +10,7 @@ from transformers import SchedulerType, TrainingArguments
 from ..compressors.attention import QUERIES
 from ..policies.settings import PolicySettings, check_attention, check_policy
 from ..ratio import check_retention_ratio
-from .checks import check_type
+from ..utils.checks import check_type
 from .presets import NONE_OF_CPO, OF_CONTRIBUTIONS, OF_CPO
 from .rewards import REWARDS, SCORED_REWARDS, Reward, resolve_reward
 from .sampling import SAMPLERS, SAMPLING_SCOPES

@@ -15,8 +15,8 @@ import yaml
 from ..checkpoints.loading import CONFIG_OVERRIDES
 from ..policies.settings import PolicySettings
 from ..utils.blame import one_line
+from ..utils.checks import check_names, check_type
 from .arguments import ContributionTrainingArguments
-from .checks import check_names, check_type
 from .presets import DEFAULT_PRESET, NONE_OF_CPO, OF_CPO, PRESETS
 
 # Of a policy that is trained on, its own shape is kept; these say how it selects.

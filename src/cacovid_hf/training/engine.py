@@ -319,7 +319,8 @@ class SampleEngine(CheckpointHooks, Trainer):
             return
         check_finite(self.full_model.policy, str(self.args.output_dir))
         folder = folder or self.args.output_dir or "."
-        self.full_model.config.policy_trained = True
+        if self.state.global_step:
+            self.full_model.config.policy_trained = True
         self.full_model.save_pretrained(
             folder,
             state_dict=None if state_dict is None else {f"policy.{name}": value for name, value in state_dict.items()},

@@ -78,14 +78,7 @@ def blind_filter(
         ValueError: a setting out of range.
     """
     out = Path(out)
-    summary_file = out.with_name(f"{out.name}.summary.json")
-    for file in (out, summary_file):
-        if file.exists():
-            raise FileExistsError(f"{file} exists: choose another name, or remove it.")
-    if not 0.0 < threshold <= 1.0:
-        raise ValueError(f"threshold={threshold} is outside (0, 1]: give the reward from which on an answer is right.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} leaves nothing: give at least 1.")
+    summary_file = check_filter(out, threshold, limit)
     if limit is not None:
         dataset = islice(dataset, limit) if is_stream(dataset) else Subset(dataset, range(min(limit, len(dataset))))
     model.eval()
@@ -122,6 +115,24 @@ def blind_filter(
     with replaced(summary_file) as temporary:
         temporary.write_text(json.dumps(vars(summary), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
+
+
+def check_filter(out: Path, threshold: float, limit: int | None) -> Path:
+    """Refuse what `blind_filter` cannot do, before a model is loaded for it; return the file of the summary.
+
+    Raises:
+        FileExistsError: `out` or its summary exists.
+        ValueError: a setting out of range.
+    """
+    summary_file = out.with_name(f"{out.name}.summary.json")
+    for file in (out, summary_file):
+        if file.exists():
+            raise FileExistsError(f"{file} exists: choose another name, or remove it.")
+    if not 0.0 < threshold <= 1.0:
+        raise ValueError(f"threshold={threshold} is outside (0, 1]: give the reward from which on an answer is right.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} leaves nothing: give at least 1.")
+    return summary_file
 
 
 class _KeepingCollator:

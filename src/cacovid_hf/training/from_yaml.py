@@ -21,7 +21,7 @@ from .batches import is_stream
 from .config import TrainingConfig, read_config, training_arguments
 from .data import AnswerCollator
 from .display import TrainingDisplay
-from .filter import blind_filter
+from .filter import blind_filter, check_filter
 from .presets import DEFAULT_PRESET, NEW_POLICY
 from .resuming import checkpoint_to_resume, last_complete_checkpoint
 from .sources import check_videos, load_samples
@@ -153,6 +153,7 @@ def run_blind_filter(
     Returns:
         Lines for the user.
     """
+    check_filter(Path(out), threshold, limit)
     dataset = load_samples(samples, {}, "SAMPLES")
     described = load_config(model)
     summary = blind_filter(

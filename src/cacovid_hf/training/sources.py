@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.blame import one_line
+from ..utils.checks import check_names
 from ..utils.extras import pip_install
 from .batches import is_stream
-from .checks import check_names
 from .data import VideoQuestions, video_of
 from .video_paths import video_path
 

@@ -23,8 +23,11 @@ def check_writable(path: Path, what: str) -> None:
     """Refuse a file that cannot be written, before the work that makes its contents.
 
     Raises:
+        IsADirectoryError: it is a folder.
         OSError: its folder is missing or cannot be written.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, so no {what} can be written there: give the name of a file.")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass

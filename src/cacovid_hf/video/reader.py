@@ -212,13 +212,13 @@ class VideoFileMixin(BaseVideoProcessor):
         return self._read(video_url_or_urls, choose)
 
     def iter_frames(
-        self, address: str, frames_per_chunk: int, num_frames: int | None = None
+        self, address: str, frames_per_chunk: int | None, num_frames: int | None = None
     ) -> Iterator[tuple[np.ndarray, VideoMetadata]]:
         """Read one video as `fetch_videos` does, so many frames at a time, decoded when they are asked for.
 
         Args:
             address: where it lies.
-            frames_per_chunk: at least 1.
+            frames_per_chunk: at least 1; None: all at once.
             num_frames: at most so many frames of the video; None is the processor's setting.
 
         Yields:

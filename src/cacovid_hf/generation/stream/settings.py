@@ -105,7 +105,7 @@ class StreamSettings:
             raise ValueError(
                 "reducer='cacovid' scores frames by questions that are known beforehand, and standing holds them: give both or neither."
             )
-        if type(method).score is not Compressor.score and not isinstance(method, CaCoVid):
+        if not method.is_blind and not isinstance(method, CaCoVid):
             raise ValueError(f"reducer={method.name!r} reads the question, which comes later: choose a blind one.")
         if self.memory == "kv" and self.compressor is not None:
             raise ValueError("compressor chooses among features, and memory='kv' retrieves by keys: leave it out.")

@@ -5,7 +5,7 @@ from enum import Enum
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from ..utils.names import nearest
+from .names import nearest
 
 
 def check_names(content: Any, known: Iterable[str], place: str) -> None:
