@@ -35,7 +35,13 @@ from .compressors import Compressor
 from .configuration import CaCoVidConfig
 from .generation.cache_record import CacheRecord, text_step
 from .generation.call import all_places, kept_labels, prepare_call, prompt_inputs, ratios_unless_stock
-from .generation.inputs import check_length, forward_arguments, take_embedding_arguments, without_own_inputs
+from .generation.inputs import (
+    cached_length,
+    check_length,
+    forward_arguments,
+    take_embedding_arguments,
+    without_own_inputs,
+)
 from .generation.long_video import encode_file
 from .generation.mixin import CompressedGenerationMixin
 from .generation.output import with_places
@@ -500,6 +506,8 @@ class CaCoVidForConditionalGeneration(  # type: ignore[misc]
         check.settle()
         values = outputs if isinstance(outputs, tuple) else outputs.values()
         for cache in (value for value in values if isinstance(value, Cache)):
+            if cached_length(cache) < prompt.input_ids.shape[1]:
+                continue  # with gradient checkpointing nothing is cached
             CacheRecord.remember(cache, prompt, given.input_ids, given.input_ids.shape[1])
         return with_places(outputs, prompt.kept_indices, layers, labels)
 

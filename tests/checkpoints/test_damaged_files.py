@@ -145,6 +145,16 @@ def test_a_processor_that_cannot_be(pristine, tmp_path, case):
         load_processor(tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    ("family", "edge"), [("qwen3_5", 234_881_024), ("qwen3_vl", 469_762_048), ("glm46v", 100_352_000)]
+)
+def test_published_sizes_are_taken(tmp_path, family, edge):
+    """Pixels of all frames of a video, of Qwen3.5 and GLM-4.6V as published."""
+    make_checkpoint(tmp_path / "m", family)
+    edit(tmp_path / "m" / "processor_config.json", video_processor__size__longest_edge=edge)
+    assert load_processor(tmp_path / "m").video_processor.size["longest_edge"] == edge
+
+
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12\n"
 REPLACED = {  # what a file holds, None if it is gone, and what the error says of it
     "no template": ("chat_template.jinja", None, "is missing or empty"),

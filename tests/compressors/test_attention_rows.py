@@ -5,7 +5,7 @@ import torch
 from helpers.text_models import SIZES, TEXT_MODELS, text_model
 
 from cacovid_hf.compressors.tools.inside import attention_rows
-from cacovid_hf.policies.stock_parts import check_readable, mlp_ends
+from cacovid_hf.policies.stock_parts import check_readable, mlp_ends, stock_keys, stock_queries
 from cacovid_hf.utils.hooks import Hook, attached
 
 LENGTH = 11
@@ -45,6 +45,26 @@ def test_rows_are_those_of_the_stock_kernel(name):
     torch.testing.assert_close(torch.stack(rows), torch.stack(weights), atol=1e-5, rtol=1e-4)
     # Not the same for any two queries and keys: the weights say something.
     assert torch.stack(weights).std() > 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_products_of_half_precision(dtype):
+    """Queries and keys as of Qwen2, whose biases make products beyond float16: weights as kernels have them, that add up in single precision."""
+    attention = text_model("qwen2").layers[0].self_attn.to(dtype)
+    with torch.no_grad():
+        for projection, size in ((attention.q_proj, 100), (attention.k_proj, 400)):
+            projection.bias.copy_(size * torch.randn_like(projection.bias))
+    states = torch.randn(LENGTH, SIZES["hidden_size"], dtype=dtype)
+    cos, sin = torch.ones(2, LENGTH, attention.head_dim, dtype=dtype).unbind()
+    with torch.no_grad():
+        query = stock_queries(attention, states, cos, sin).double()
+        key = stock_keys(attention, states, cos, sin).double()
+        found = attention_rows(attention, states, cos, sin, torch.arange(LENGTH))
+    logits = query @ key.repeat_interleave(len(query) // len(key), 0).mT * attention.scaling
+    assert (logits / attention.scaling).abs().max() > torch.finfo(torch.float16).max
+    seen = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    expected = logits.masked_fill(~seen, -torch.inf).softmax(-1).mean(0)
+    torch.testing.assert_close(found, expected.float(), atol=1e-3, rtol=1e-2)
 
 
 def test_a_layer_without_attention_weights_is_refused():

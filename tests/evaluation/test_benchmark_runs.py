@@ -13,6 +13,8 @@ from cacovid_hf.evaluation import sweep
 from cacovid_hf.evaluation.datasets import load_benchmark
 from cacovid_hf.evaluation.logs import CellLog
 from cacovid_hf.evaluation.report import markdown
+from cacovid_hf.evaluation.run import run_evaluation
+from cacovid_hf.evaluation.run_files import read_run
 from cacovid_hf.evaluation.sweep import Settings, evaluate
 from cacovid_hf.utils.figures import ALL_TOKENS
 
@@ -85,9 +87,30 @@ def test_withheld_answers_make_a_submission(stock, tmp_path):
     run = evaluate(chosen, tmp_path / "run.json")
     (cell,) = run["cells"]
     assert cell["score"]["value"] is None
-    assert set(cell["submission"]) == {"x_0", "y_0"}
     assert cell["outcomes"] == "??x"
+    answers = cell["submission"]
+    assert set(answers) == {"x_0", "y_0", "z_0"}, "servers count the questions"
+    assert answers["z_0"] == ""
     assert "withheld" in markdown(run["cells"])
+
+
+def test_videos_of_which_none_can_be_read_are_no_withheld_answers(stock, tmp_path):
+    root = copies.mlvu_dev(tmp_path / "mlvu")
+    for video in root.rglob("*.mp4"):
+        video.write_bytes(b"no video")
+    chosen = Settings(
+        methods=("uniform",),
+        ratios=(1.0, 0.5),
+        models=(str(stock / "llava_onevision"),),
+        datasets=(f"mlvu_dev={root}",),
+    )
+    lines = run_evaluation(chosen, tmp_path / "run.json")
+    text = next(lines)
+    with pytest.raises(ValueError, match=r"No question was answered: see .*run\.md for the reasons"):
+        list(lines)
+    assert {cell["outcomes"] for cell in read_run(tmp_path / "run.json")["cells"]} == {"xxxx"}
+    assert "none read" in text
+    assert "withheld" not in text
 
 
 def test_a_question_whose_answer_is_not_an_option_counts_nowhere(stock, tmp_path):

@@ -137,6 +137,20 @@ def test_runs_that_cannot_be_quoted(model, tmp_path, content, message):
     assert not (tmp_path / "m").exists()
 
 
+def test_metadata_of_users_in_other_forms(model, tmp_path):
+    """One dataset as a text, a byte order mark, and a comment that looks like the record of what was generated."""
+    words = "---\ndatasets: you/data\nlicense: mit\n---\n# Mine\n\n<!-- generated {by hand} -->\n"
+    (tmp_path / "README.md").write_bytes(b"\xef\xbb\xbf" + words.encode())
+    model.save_pretrained(tmp_path, card=CardFacts(datasets=["you/more"]))
+    card = card_of(tmp_path)
+    assert card.data.datasets == ["you/more", "you/data"]
+    assert card.data.license == "mit"
+    assert "generated {by hand}" in card.text
+    before = (tmp_path / "README.md").read_text()
+    model.save_pretrained(tmp_path, card=CardFacts(datasets=["you/more"]))
+    assert (tmp_path / "README.md").read_text() == before
+
+
 def test_a_card_that_is_not_utf_8(model, tmp_path):
     (tmp_path / "README.md").write_bytes("Größe".encode("latin-1"))
     with pytest.raises(ValueError, match=r"README\.md is not UTF-8 .*: save it as UTF-8, or remove it"):

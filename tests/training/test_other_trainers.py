@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.models import FAMILIES, ONE_VIDEO, for_forward, prompt_inputs, wrapped
 from packaging.version import Version
 from torch.nn.functional import log_softmax
 from transformers import AutoProcessor, Trainer, TrainingArguments
@@ -93,6 +94,23 @@ def test_label_smoothing(batch, ratio, smoothing, tmp_path):
         assert float(loss(outputs, labels)) == pytest.approx(expected, rel=1e-5)
     if smoothing == 0:
         assert float(outputs.loss) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing(family):
+    """The loss and the gradients of a backbone that is tuned are those without it, also where it says that it caches and does not."""
+    found = []
+    for checkpointing in (False, True):
+        stock, model = wrapped(family, policy_type="light")
+        inputs = prompt_inputs(stock, ONE_VIDEO)
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        loss = model(**for_forward(inputs), labels=inputs["input_ids"], retention_ratio=0.3).loss
+        loss.backward()
+        norms = [p.grad.norm() for p in model.backbone.get_decoder().parameters() if p.grad is not None]
+        found.append((float(loss), float(torch.stack(norms).sum())))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_labels_of_the_output(batch):

@@ -44,7 +44,7 @@ def test_a_folder_of_videos_is_a_source(tmp_path, streaming):
 STREAM = {"function": "helpers.configs:stream"}
 BAD_STREAMS = [
     ({"max_steps": -1}, {}, "training.max_steps=-1 with a stream as data.train, whose end nobody knows"),
-    ({}, {"root": "/nowhere"}, "Of the first 3 videos of data.train none exists"),
+    ({}, {"root": "/nowhere"}, "Of 3 videos of data.train none exists"),
     ({}, {"train": {**STREAM, "length": 0}}, "data.train has no samples"),
 ]
 

@@ -37,11 +37,11 @@ BAD = [
     (dict(data={"train": "cacovid_hf.tiny.dataset:_POLICY_STREAM"}), "cannot be called like this .*not callable"),
     (
         dict(data={"root": "/nowhere"}),
-        "Of the first 10 videos of data.train none exists, such as /nowhere/clip0.mp4: set data.root",
+        "Of 10 videos of data.train none exists, such as /nowhere/clip0.mp4: set data.root",
     ),
     (
         dict(data={"eval": {"function": "helpers.configs:stream"}, "eval_root": "/nowhere"}),
-        "Of the first 3 videos of data.eval none exists, such as /nowhere/clip0.mp4: set data.eval_root",
+        "Of 3 videos of data.eval none exists, such as /nowhere/clip0.mp4: set data.eval_root",
     ),
     (dict(data={"eval": {**TINY, "num_samples": 0}}), "data.eval has no samples"),
 ]
@@ -73,6 +73,19 @@ def test_what_is_no_config(tmp_path, text, message):
         read_config(file, model_path())
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_config(tmp_path / "other.yaml", model_path())
+
+
+@pytest.mark.parametrize(
+    ("saved", "evaluated"),
+    [("steps", "steps"), ("epoch", "epoch"), ("no", "steps"), ("best", "steps"), (None, "steps")],
+)
+def test_data_to_evaluate_by_are_used(tmp_path, saved, evaluated):
+    """As often as is saved, where that says how often."""
+    training = {} if saved is None else {"save_strategy": saved}
+    if saved == "best":
+        training["metric_for_best_model"] = "accuracy_at_0.1"
+    args = training_arguments(read_config(write(tmp_path, training=training, data={"eval": TINY}), model_path()))
+    assert args.eval_strategy == evaluated
 
 
 def test_presets_are_under_what_is_written_out(tmp_path):

@@ -275,6 +275,9 @@ def test_folders_may_be_allowed(folders, processor):
     with pytest.raises(ValueError, match="leads out of"):
         check_videos([{"path": "/etc/passwd"}], root, "data.train")
     check_videos([{"path": "/etc/passwd"}, {"path": "in.mp4"}], root, "data.train")
+    check_videos([{"path": "gone.mp4"}] * 500 + [{"path": "in.mp4"}] * 100, root, "data.train")
+    with pytest.raises(FileNotFoundError, match=r"Of 64 videos of data\.train none exists"):
+        check_videos([{"path": "gone.mp4"}] * 500, root, "data.train")
 
 
 def test_roots_below_the_home_folder(folders, monkeypatch):

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .._compat import forget_name
 from ..configuration import CaCoVidConfig
 from ..hub.auto_file import AUTO_MODULE, AUTO_SOURCE
-from ..hub.card import CARD, CardFacts, check_card, write_card
+from ..hub.card import CARD, CardFacts, card_text, check_card, write_card
 from ..hub.custom_generate import FOLDER as CODE_FOLDER
 from ..hub.custom_generate import generated_files
 from ..hub.source import BACKBONE_FOLDER, WEIGHTS
@@ -134,7 +134,7 @@ def write(
         write_files(folder / CODE_FOLDER, generated_files(str(place.resolve())))
     if card is not False:
         facts = card if isinstance(card, CardFacts) else None
-        there = (place / CARD).read_text(encoding="utf-8") if (place / CARD).is_file() else None
+        there = card_text(place / CARD) if (place / CARD).is_file() else None
         processor_inside = (place / "processor_config.json").is_file()
         write_card(folder, config, place.resolve().name, facts, there, processor_inside)
 

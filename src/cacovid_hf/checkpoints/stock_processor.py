@@ -25,11 +25,17 @@ TOKENIZER = (
 )
 # Stock loading takes the first that is there.
 TEMPLATES = ("chat_template.json", "chat_template.jinja")
-# Pixels of a side, and pixels of a frame or of all frames of a video where a family limits those. Generous, as `hub.source.LARGEST_SIZES`.
-LARGEST_SIDE, LARGEST_SIZE = 1 << 12, 1 << 26
+# Pixels of a side, and pixels of a frame or of all frames of a video where a family limits those: what a size must reach, and what it may be (published
+# ones have 234,881,024). Generous, as `hub.source.LARGEST_SIZES`.
+LARGEST_SIDE, LARGEST_LEAST, LARGEST_MOST = 1 << 12, 1 << 26, 1 << 30
 _SIDES = ("height", "width")
 _SIZES = ("size", "crop_size", "pad_size")
-_EDGES = ("shortest_edge", "longest_edge", "min_pixels", "max_pixels")
+_EDGES = {
+    "shortest_edge": LARGEST_LEAST,
+    "min_pixels": LARGEST_LEAST,
+    "longest_edge": LARGEST_MOST,
+    "max_pixels": LARGEST_MOST,
+}
 _COUNTS = {
     "patch_size": 1 << 10,
     "temporal_patch_size": 1 << 6,
@@ -156,7 +162,7 @@ def check_settings(values: Any, file: str, place: str = "") -> None:
         elif key in _SIDES or key in _COUNTS:
             _check_number(value, _COUNTS.get(key, LARGEST_SIDE), where, file)
         elif key in _EDGES:
-            _check_number(value, LARGEST_SIZE, where, file)
+            _check_number(value, _EDGES[key], where, file)
         elif key in _RATES and not (_is_number(value) and 0 < value < math.inf):
             raise ValueError(
                 f"{file} says {where}={reprlib.repr(value)}, which is not a number above 0: copy or download it again."

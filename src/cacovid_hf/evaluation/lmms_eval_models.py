@@ -23,6 +23,7 @@ from ..tiny import model_path
 from ..video.files import SampledVideo
 from .clips import read_clip
 from .datasets import Clip
+from .lmms_eval_arguments import generation_options, video_and_times
 from .methods import make_method
 from .processes import Processes
 from .respond import prepare
@@ -76,6 +77,8 @@ class CaCoVidSimple(lmms):
         self.batch_size, self.num_frames = int(batch_size), num_frames
         processes = Processes.join()
         self._rank, self._world_size = processes.rank, processes.world
+        if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtype={dtype!r} is not a dtype of torch: give auto, bfloat16, float16 or float32.")
         loading: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
         if attn_implementation is not None:
             loading["attn_implementation"] = attn_implementation
@@ -86,20 +89,21 @@ class CaCoVidSimple(lmms):
         self.processor = auto.load_processor(source, config)
         self.model = auto.load_model(source, config, **loading).eval()
         self.method = None if compressor is None else make_method(compressor, self.model)
+        self._told: set[str] = set()
 
     @property
     def device(self) -> torch.device:
         """Where the inputs belong."""
         return self.model.device
 
-    def messages(self, instance: Instance) -> tuple[Messages, dict[str, Any], str]:
-        """Return a request as messages, its generation arguments, and the text that names it in a cache."""
+    def messages(self, instance: Instance) -> tuple[Messages, dict[str, Any]]:
+        """Return a request as messages, and its generation arguments."""
         context, generation, doc_to_visual, doc_id, task, split = instance.args
         visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
         content = [
             {"type": "image" if isinstance(visual, Image.Image) else "video", "url": visual} for visual in visuals
         ]
-        return [{"role": "user", "content": [*content, {"type": "text", "text": context}]}], generation, context
+        return [{"role": "user", "content": [*content, {"type": "text", "text": context}]}], generation
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answer the requests; a video that cannot be read is logged as an error and answered with nothing."""
@@ -108,9 +112,7 @@ class CaCoVidSimple(lmms):
         for indices, conversations, generation in self._batches(requests):
             for index, result in zip(indices, self._answer(conversations, generation), strict=True):
                 results[index] = result
-                self.cache_hook.add_partial(
-                    "generate_until", (self.messages(requests[index])[2], generation), result.text
-                )
+                self.cache_hook.add_partial("generate_until", (requests[index].args[0], generation), result.text)
             bar.update(len(indices))
         bar.close()
         return [GenerationResult("", TokenCounts(output_tokens=0)) if result is None else result for result in results]
@@ -120,7 +122,7 @@ class CaCoVidSimple(lmms):
         for start in range(0, len(requests), self.batch_size):
             groups: dict[str, tuple[list[int], list[Messages], dict[str, Any]]] = {}
             for index in range(start, min(start + self.batch_size, len(requests))):
-                messages, generation, _ = self.messages(requests[index])
+                messages, generation = self.messages(requests[index])
                 try:
                     messages = self._with_media(messages)
                 except (ValueError, OSError) as error:
@@ -155,7 +157,7 @@ class CaCoVidSimple(lmms):
         if kind == "image":
             return {"type": "image", "image": url}
         if kind == "video":
-            return {"type": "video", "video": self._video(url, part.get("start_time"), part.get("end_time"))}
+            return {"type": "video", "video": self._video(*video_and_times(part))}
         raise ValueError(f"Content of type {kind!r} is not supported: text, images and videos are.")
 
     def _video(self, video: Any, start: float | None, end: float | None) -> SampledVideo:
@@ -163,17 +165,17 @@ class CaCoVidSimple(lmms):
             return read_clip(self.processor, Clip(Path(video), start, end), self.num_frames)
         if isinstance(video, Sequence) and all(isinstance(frame, Image.Image) for frame in video):
             video = np.stack([np.asarray(frame.convert("RGB")) for frame in video])
-        return read_clip(self.processor, np.asarray(video), self.num_frames)
+        frames = np.asarray(video)
+        if frames.ndim != 4:
+            raise ValueError(f"A video is a {type(video).__name__}: give a path, pictures or an array of frames.")
+        return read_clip(self.processor, frames, self.num_frames)
 
     def _answer(self, conversations: list[Messages], generation: dict[str, Any]) -> list[GenerationResult]:
         inputs = prepare(self.model, self.processor, conversations)
-        options = dict(generation)
-        until = options.pop("until", None) or []
-        sampling = bool(options.get("do_sample", (options.get("temperature") or 0) > 0))
-        options["do_sample"] = sampling
-        for name in () if sampling else ("temperature", "top_p", "top_k"):
-            options.pop(name, None)
-        options.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+        options, stops, unserved = generation_options(generation, MAX_NEW_TOKENS)
+        for name in unserved.keys() - self._told:
+            logger.warning(f"{name}={unserved[name]!r} of a task is no argument of generate, and is left out.")
+            self._told.add(name)
         sequences = self.model.generate(
             **inputs, retention_ratio=self.retention_ratio, compressor=self.method, **options
         )
@@ -181,8 +183,8 @@ class CaCoVidSimple(lmms):
         pad = self.processor.tokenizer.pad_token_id
         results = []
         for ids, text in zip(new, self.processor.batch_decode(new, skip_special_tokens=True), strict=True):
-            for stop in [until] if isinstance(until, str) else until:
-                text = text.split(stop)[0] if stop else text
+            for stop in stops:
+                text = text.split(stop)[0]
             count = int((ids != pad).sum()) if pad is not None else len(ids)
             results.append(GenerationResult(text.strip(), TokenCounts(output_tokens=count)))
         return results
@@ -211,7 +213,7 @@ class CaCoVidChat(CaCoVidSimple):
 
     is_simple = False
 
-    def messages(self, instance: Instance) -> tuple[Messages, dict[str, Any], str]:
+    def messages(self, instance: Instance) -> tuple[Messages, dict[str, Any]]:
         """As of the simple interface, from the task's own messages."""
-        context, doc_to_messages, generation, doc_id, task, split = instance.args
-        return doc_to_messages(self.task_dict[task][split][doc_id]), generation, context
+        _, doc_to_messages, generation, doc_id, task, split = instance.args
+        return doc_to_messages(self.task_dict[task][split][doc_id]), generation

@@ -35,6 +35,8 @@ def run_evaluation(settings: Settings, output: Path) -> Iterator[str]:
     else:
         yield f"no plots were drawn, which need matplotlib: {pip_install('eval')}"
     yield "written: " + ", ".join(map(str, written))
+    if not any(cell["answered"] for cell in run["cells"]):
+        raise ValueError(f"No question was answered: see {table} for the reasons.")
 
 
 def run_report(runs: Sequence[Path], published: str | None, plots: Path | None) -> Iterator[str]:

@@ -334,8 +334,8 @@ def summary(rows: list[Row], benchmark: Benchmark) -> dict[str, Any]:
             "peak_memory_bytes": max(peaks) if peaks else None,
             "seconds": round(sum(sum(row["times_ms"].values()) for row in answered) / 1000, 1),
         }
-    if any(row["correct"] is None for row in answered):
-        result["submission"] = benchmark.submission({row["id"]: row["extracted"] for row in answered})
+    if any(row["correct"] is None for row in answered):  # what was not answered is in the submission too
+        result["submission"] = benchmark.submission({row["id"]: row.get("extracted", "") for row in rows})
     return result
 
 

@@ -32,7 +32,7 @@ CITATION = """@article{cacovid2026,
   year = {2026}
 }"""
 _SECTION = re.compile(r"<!-- section (\w+) ([0-9a-f]{12}) -->\n(.*?)\n<!-- end of \1 -->", re.DOTALL)
-_RECORD = re.compile(r"\n*<!-- generated (\{.*\}) -->\n*")
+_RECORD = re.compile(r"\n*<!-- generated (\{\"metadata\": .*\}) -->\n*")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def write_card(
     runs = read_runs(facts.evaluations)
     with_plot = bool(runs.results) and importlib.util.find_spec("matplotlib") is not None
     if existing is None and (folder / CARD).is_file():
-        existing = _text(folder / CARD)
+        existing = card_text(folder / CARD)
     card = None if existing is None else _read(existing)
     told = _Told(
         bool(facts.license or (card and card.data.get("license"))),
@@ -117,12 +117,17 @@ def check_card(folder: Path, facts: CardFacts) -> None:
     """Raise a `ValueError` if `write_card` would, before anything is written."""
     read_runs(facts.evaluations)
     if (folder / CARD).is_file():
-        _read(_text(folder / CARD))
+        _read(card_text(folder / CARD))
 
 
-def _text(path: Path) -> str:
+def card_text(path: Path) -> str:
+    """Text of a card, without a byte order mark.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"The existing {path} is not UTF-8 ({error}): save it as UTF-8, or remove it.") from error
 
@@ -164,8 +169,10 @@ def _merged(current: dict[str, Any], known: dict[str, Any], new: dict[str, Any])
     merged = dict(current)
     for key, value in new.items():
         if key in ("tags", "datasets"):
-            users = [item for item in current.get(key) or [] if item not in known.get(key, [])]
-            removed = [item for item in known.get(key, []) if item not in (current.get(key) or [])]
+            there = current.get(key) or []
+            there = [there] if isinstance(there, str) else there
+            users = [item for item in there if item not in known.get(key, [])]
+            removed = [item for item in known.get(key, []) if item not in there]
             merged[key] = [item for item in dict.fromkeys([*value, *users]) if item not in removed]
         elif current.get(key) == known.get(key):
             merged[key] = value

@@ -199,7 +199,7 @@ class _Branch:
             )
         except EntryNotFoundError:
             return None
-        return Path(local).read_text(encoding="utf-8")
+        return Path(local).read_text(encoding="utf-8-sig")  # of a card that was edited elsewhere
 
     def replacing(
         self, files: dict[str, Path | bytes], head: str, within: str | None = None, keep: str | None = None

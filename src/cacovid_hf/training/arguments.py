@@ -28,6 +28,7 @@ _UNSERVED = {
     "activation_checkpointing": _CHECKPOINTING,  # its name in newer versions
     "auto_find_batch_size": "the batch size is part of a run's place in the data",
     "dataloader_drop_last": "a smaller last step weighs its samples like the others",
+    "neftune_noise_alpha": "the backbone that answers is never trained",
     "ignore_data_skip": "a resumed run would begin with the first samples again",
 }
 

@@ -151,7 +151,8 @@ def training_arguments(config: TrainingConfig) -> ContributionTrainingArguments:
     # A push is one commit of the finished policy, unless another strategy is asked for.
     defaults: dict[str, Any] = {"report_to": "none", "logging_steps": 10, "hub_strategy": "end"}
     if config.data.eval is not None:
-        defaults |= {"eval_strategy": settings.get("save_strategy", "steps")}
+        saved = settings.get("save_strategy")
+        defaults |= {"eval_strategy": saved if saved in ("steps", "epoch") else "steps"}
     try:
         return ContributionTrainingArguments(**{**defaults, **recipe, **settings})
     except TypeError as error:

@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def load_samples(source: Any, columns: Mapping[str, str], name: str) -> Any:
         ValueError: a source of no known kind.
     """
     if isinstance(source, str):
-        if Path(source).suffix in (".json", ".jsonl"):
+        if Path(source).suffix.lower() in (".json", ".jsonl"):
             source = {"file": source}
         elif Path(source).is_file():
             raise ValueError(f"{name}={source!r} is not a .json or .jsonl file: give one, or the name of a dataset.")
@@ -64,25 +64,28 @@ def check_videos(
     root: str | os.PathLike,
     name: str,
     allowed_roots: Sequence[str] = (),
-    num_samples: int = 16,
+    num_samples: int = 64,
 ) -> None:
-    """Make sure that of the first samples of `name` at least one has its video, before a model of many gigabytes is loaded.
+    """Make sure that of some samples of `name` at least one has its video, before a model of many gigabytes is loaded.
+
+    They are the first ones of a stream, and evenly spaced over what has a length: a part of a dataset may be there and another not.
 
     Raises:
         FileNotFoundError: none has.
         ValueError: there are no samples, or all of their paths leave `root` and `allowed_roots`.
     """
+    samples: Iterator[Any]
     if is_stream(dataset):
         beginning = iter(dataset)
         if beginning is dataset:
             return  # what is read from it is gone
-        samples = list(islice(beginning, num_samples))
+        samples = islice(beginning, num_samples)
     else:
-        samples = [dataset[index] for index in range(min(num_samples, len(dataset)))]
-    if not samples:
-        raise ValueError(f"{name} has no samples: check its file, split or function.")
-    paths, refused = [], ""
+        count = min(num_samples, len(dataset))
+        samples = (dataset[place * (len(dataset) - 1) // max(count - 1, 1)] for place in range(count))
+    paths, refused, read = [], "", 0
     for sample in samples:
+        read += 1
         video = video_of(sample) if isinstance(sample, Mapping) else None
         if not isinstance(video, str):
             return
@@ -94,11 +97,13 @@ def check_videos(
         if "://" in path or os.path.isfile(path):
             return
         paths.append(path)
+    if not read:
+        raise ValueError(f"{name} has no samples: check its file, split or function.")
     setting = "data.eval_root" if name == "data.eval" else "data.root"
     if not paths:
         raise ValueError(f"{name}: {refused}")
     raise FileNotFoundError(
-        f"Of the first {len(samples)} videos of {name} none exists, such as {paths[0]}: set {setting} to the folder that the paths start from."
+        f"Of {read} videos of {name} none exists, such as {paths[0]}: set {setting} to the folder that the paths start from."
     )
 
 

@@ -22,6 +22,7 @@ from ...policies.stock_parts import check_readable, mlp_ends, stock_keys, stock_
 from ...prompt import CompressedPrompt, LayerRecord, VideoSelection, ordered_places
 from ...ratio import AutoBudget, numbers
 from ...utils.hooks import Hook, attached
+from ...utils.tensors import full_precision
 
 
 class Cut(NamedTuple):
@@ -91,6 +92,8 @@ class CutRule(ABC):
 def attention_rows(attention: Any, states: Tensor, cos: Tensor, sin: Tensor, queries: Tensor) -> Tensor:
     """Softmaxed causal attention of a few queries, beside whatever kernel the layer uses.
 
+    In single precision, as those kernels add up: products of a query and a key of Qwen2 leave float16, and bfloat16 rounds them to whole numbers.
+
     Args:
         attention: a decoder layer's attention module, of a language model that `check_readable` knows.
         states: `(n, D)`, its input, one prompt without padding.
@@ -103,9 +106,11 @@ def attention_rows(attention: Any, states: Tensor, cos: Tensor, sin: Tensor, que
     """
     query = stock_queries(attention, states[queries], cos[queries], sin[queries])  # (H, m, d)
     key = stock_keys(attention, states, cos, sin)  # (H / groups, n, d)
-    logits = query.unflatten(0, (len(key), -1)) @ key.transpose(1, 2)[:, None] * attention.scaling  # (kv, groups, m, n)
+    query = query.float().unflatten(0, (len(key), -1)) * attention.scaling
+    with full_precision(states.device):
+        logits = query @ key.float().transpose(1, 2)[:, None]  # (kv, groups, m, n)
     unseen = torch.arange(len(states), device=queries.device) > queries[:, None]
-    return logits.float().masked_fill(unseen, -torch.inf).softmax(dim=-1).mean(dim=(0, 1))
+    return logits.masked_fill(unseen, -torch.inf).softmax(dim=-1).mean(dim=(0, 1))
 
 
 class _Cutter:

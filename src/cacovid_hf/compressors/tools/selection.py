@@ -13,7 +13,7 @@ from ...ratio import check_retention_ratio, floor_of, token_budget
 from .tokens import spread_tokens, top_tokens
 
 NOT_FINITE = (
-    "The scores hold NaN or infinite values, so no tokens can be ranked: check the policy's weights and the dtype "
+    "The scores hold NaN or infinite values, so no tokens can be ranked: check the weights of policy and model and the dtype "
     "(float16 overflows; use bfloat16 or float32)."
 )
 
