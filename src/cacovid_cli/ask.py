@@ -103,7 +103,7 @@ def ask(
     kept: float = int(selection.keep.sum())
     total = selection.keep.numel()
     if stages.layers is not None:
-        kept = statistics.fmean(videos[0] for videos in stages.layers.layer_tokens)
+        kept = round(statistics.fmean(videos[0] for videos in stages.layers.layer_tokens), 1)
         selection = stages.layers.left_of(selection)
     by_untrained_policy = kept < total and method.uses_policy and not model.config.policy_trained
     return Answer(

@@ -141,7 +141,8 @@ def ask(
         typer.echo("note    nothing was dropped: choose how much to keep by --retention-ratio", err=True)
     typer.echo(f"{answer.text or '(no words)'}\n")
     share = answer.kept / answer.total
-    typer.echo(f"tokens  {round(answer.kept, 1)} of {answer.total} kept ({share:.1%}), {len(sampled.frames)} frames")
+    layers = " as a mean over the layers" if isinstance(answer.kept, float) else ""
+    typer.echo(f"tokens  {answer.kept:.10g} of {answer.total} kept{layers} ({share:.1%}), {len(sampled.frames)} frames")
     typer.echo(f"times   {', '.join(f'{stage} {_duration(seconds)}' for stage, seconds in answer.times.items())}")
     if answer.notice:
         typer.echo(f"note    {answer.notice}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .utils.tensors import to_device_async
+from .utils.tensors import full_precision, to_device_async
 
 
 def _no_places() -> Tensor:
@@ -420,10 +420,11 @@ class TowerAttention:
         Frame by frame, since all maps of a video at once would not fit.
         """
         scale = self.queries.shape[-1] ** -0.5
-        rows = [
-            torch.softmax((queries * scale) @ keys.mT, dim=-1, dtype=torch.float32).mean((0, 1))
-            for queries, keys in zip(self.queries, self.keys, strict=True)
-        ]
+        with full_precision(self.keys.device):
+            rows = [
+                ((queries.float() * scale) @ keys.float().mT).softmax(-1).mean((0, 1))
+                for queries, keys in zip(self.queries, self.keys, strict=True)
+            ]
         return self.pool(torch.stack(rows)[..., None])[..., 0]
 
     @torch.no_grad()

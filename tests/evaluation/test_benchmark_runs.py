@@ -109,7 +109,7 @@ def test_videos_of_which_none_can_be_read_are_no_withheld_answers(stock, tmp_pat
     with pytest.raises(ValueError, match=r"No question was answered: see .*run\.md for the reasons"):
         list(lines)
     assert {cell["outcomes"] for cell in read_run(tmp_path / "run.json")["cells"]} == {"xxxx"}
-    assert "none read" in text
+    assert "none answered" in text
     assert "withheld" not in text
 
 

@@ -12,7 +12,7 @@ GREEDY = {"max_new_tokens": 16, "do_sample": False}
     [
         ({}, {"max_new_tokens": 1024, "do_sample": False}, []),
         ({"max_new_tokens": 16, "until": ["\n\n"]}, GREEDY, []),  # lmms-eval's own, in every task that names none
-        ({"max_new_tokens": 16, "until": ["\n\n", "", "Question:"]}, GREEDY, ["Question:"]),
+        ({"max_new_tokens": 16, "until": ["\n\n", "", "Question:", "\n"]}, GREEDY, ["Question:", "\n"]),
         ({"max_gen_toks": 16, "until": "ASSISTANT", "stop_sequences": ["USER"]}, GREEDY, ["ASSISTANT", "USER"]),
         ({"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "num_beams": 1}, {**GREEDY, "num_beams": 1}, []),
         ({"max_new_tokens": 16, "temperature": 0, "do_sample": True}, GREEDY, []),

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from helpers.sweeps import BASE, METHODS, answers, settings
 from cacovid_cli.main import main
 from cacovid_hf import tiny
 from cacovid_hf.auto import load_model, load_processor
-from cacovid_hf.compressors import CaCoVid, Uniform
+from cacovid_hf.compressors import COMPRESSORS, CaCoVid, Uniform
 from cacovid_hf.evaluation import sweep
 from cacovid_hf.evaluation.methods import expand_methods, make_method
+from cacovid_hf.evaluation.run import run_evaluation
 from cacovid_hf.evaluation.run_files import read_run
 from cacovid_hf.evaluation.sweep import evaluate, fingerprint
 from cacovid_hf.tiny.accuracy import answer_accuracy
@@ -168,7 +171,7 @@ def test_a_second_run_on_the_same_file_is_refused(copy):
         ({"methods": ("vcast:temperature=0",)}, "temperature=0 is out of range: give a number above 0"),
         ({"methods": ("vidcom2:temperature=NaN",)}, "temperature=nan is out of range"),
         ({"methods": ("vidcom2:channel_share=2",)}, r"channel_share=2 is out of range: give a number in \[0, 1\]"),
-        ({"methods": ("prunevid:num_neighbours=0",)}, "num_neighbours=0 is out of range: give a number from 1"),
+        ({"methods": ("prunevid:num_neighbours=0",)}, "num_neighbours=0 is out of range: give a whole number from 1"),
         ({"methods": ("evs:exact_count=no",)}, "exact_count='no' is text. Give true or false, without quotes"),
         ({"methods": ()}, "methods is empty"),
         ({"ratios": (1.5,)}, r"retention_ratio=1\.5 is outside"),
@@ -194,6 +197,42 @@ def test_methods_with_settings():
     assert {"cacovid", "uniform", "random"} <= set(expand_methods(["all"]))
     assert make_method("marc:clips=2:clips_by=attention", model).clips == 2
     assert make_method("infomerge:tau=3", model).tau == 3
+
+
+@dataclass(frozen=True)
+class Mine(Uniform):
+    """A user's method, whose settings have types that none of ours has."""
+
+    mode: Literal["abc", "def"] = "abc"
+    layers: tuple[int, ...] = (1,)
+    name = "mine"
+
+
+@dataclass(frozen=True)
+class Unresolved(Uniform):
+    """Another one, whose types are there for type checkers alone."""
+
+    number: "Nowhere" = 1  # noqa: F821
+    name = "unresolved"
+
+
+def test_settings_of_methods_of_users(monkeypatch):
+    for kind in (Mine, Unresolved):
+        monkeypatch.setitem(COMPRESSORS, kind.name, kind)
+    model = load_model(tiny.model_path())
+    mode = "".join(["d", "ef"])  # no literal of this file, as on a command line
+    assert make_method(f"mine:mode={mode}:layers=[1,2]", model) == Mine("def", [1, 2])
+    with pytest.raises(ValueError, match=r"mode='ghi' is not of type"):
+        make_method("mine:mode=ghi", model)
+    assert make_method("unresolved:number=2", model).number == 2
+
+
+def test_refused_methods_are_no_evaluation(tmp_path):
+    chosen = settings(methods=("fastv",), ratios=(0.1,), limit=2)
+    lines = run_evaluation(chosen, tmp_path / "run.json")
+    assert next(lines).startswith("refused: ")
+    with pytest.raises(ValueError, match="because every method was refused"):
+        list(lines)
 
 
 def test_the_weights_of_a_large_tensor_have_a_hash():

@@ -80,7 +80,7 @@ def test_what_is_no_config(tmp_path, text, message):
     [("steps", "steps"), ("epoch", "epoch"), ("no", "steps"), ("best", "steps"), (None, "steps")],
 )
 def test_data_to_evaluate_by_are_used(tmp_path, saved, evaluated):
-    """As often as is saved, where that says how often."""
+    """As often as is saved, where that says how often, else by steps."""
     training = {} if saved is None else {"save_strategy": saved}
     if saved == "best":
         training["metric_for_best_model"] = "accuracy_at_0.1"

@@ -111,7 +111,7 @@ def serve(
     with progress("Starting torch and transformers"):
         from cacovid_hf import auto, tiny
         from cacovid_hf.evaluation.methods import check_method, make_method
-        from cacovid_hf.ratio import parse_ratio, resolve
+        from cacovid_hf.ratio import keeps_all, parse_ratio, resolve
 
         from .. import ask as asking
         from . import server
@@ -147,8 +147,9 @@ def serve(
     if ratio is not None:
         loaded.config.retention_ratio = ratio  # type: ignore[union-attr]
     method = None if compressor is None else make_method(compressor, loaded)  # type: ignore[arg-type]
-    if ratio is not None:  # what no request could be answered with
-        (method or loaded.resolve_compressor(None)).check(loaded, resolve(None, loaded.config, 1))
+    ratios = resolve(None, loaded.config, 1)  # of requests without a ratio of their own
+    if not keeps_all(ratios):
+        (method or loaded.resolve_compressor(None)).check(loaded, ratios)
     if (method is None or method.uses_policy) and not loaded.config.policy_trained:  # type: ignore[union-attr]
         typer.echo(f"note    {asking.UNTRAINED}")
     called = served_model_name or ("tiny" if model is None else Path(name).name if Path(name).is_dir() else name)

@@ -10,6 +10,7 @@ from ..prompt import Prompt, VideoSpan
 from .base import Compressor, Merged, Scores
 from .tools.counts import apportion, even_counts
 from .tools.density_peaks import density_peaks, group_means
+from .tools.ranges import check_count
 from .tools.segments import frame_slices, segment_lengths
 from .tools.tokens import top_tokens
 
@@ -54,6 +55,7 @@ class FastVid(Compressor):
             raise ValueError(
                 f"anchor_stride={self.anchor_stride!r} and min_segments={self.min_segments!r} must be at least 1."
             )
+        check_count("num_neighbours", self.num_neighbours)
 
     def select_at(
         self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None

@@ -11,6 +11,7 @@ from .base import Compressor, Merged, Scores
 from .fastvid import context_tokens, frame_counts, merge_into
 from .tools.counts import apportion, even_counts
 from .tools.density_peaks import best_of, peak_scores
+from .tools.ranges import check_count
 from .tools.segments import frame_slices, segment_lengths
 from .tools.tokens import top_tokens
 
@@ -79,6 +80,7 @@ class InfoMerge(Compressor):
             )
         if self.static not in STATIC:
             raise ValueError(f"static={self.static!r} is unknown: choose one of {', '.join(map(repr, STATIC))}.")
+        check_count("num_neighbours", self.num_neighbours)
 
     def select_at(
         self, prompt: Prompt, span: VideoSpan, scores: Scores | None, retention_ratio: float, budget: int | None

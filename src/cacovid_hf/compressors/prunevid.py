@@ -11,7 +11,7 @@ from ..prompt import Prompt, VideoSpan
 from .base import Compressor, Merged, Scores
 from .tools.counts import apportion
 from .tools.density_peaks import density_peaks, group_means
-from .tools.ranges import check_range
+from .tools.ranges import check_count, check_range
 from .tools.segments import frame_slices
 
 # Sets of at most so many tokens are not merged in space by the published rule.
@@ -48,7 +48,7 @@ class PruneVid(Compressor):
         check_range("static_threshold", self.static_threshold, -1, 1)
         check_range("temporal_share", self.temporal_share, 0, 1)
         check_range("cluster_share", self.cluster_share, 0, 1)
-        check_range("num_neighbours", self.num_neighbours, 1)
+        check_count("num_neighbours", self.num_neighbours)
 
     def select(self, prompt: Prompt, span: VideoSpan, scores: Scores | None, budget: int | None) -> Merged:
         """`merge` within windows; without a budget by the published count."""

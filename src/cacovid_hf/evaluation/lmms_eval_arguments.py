@@ -6,6 +6,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 _STOPS = ("until", "stop_sequences")
+_OF_NO_TASK = "\n\n"  # what lmms-eval gives to every task that names nothing, and its own models skip
 
 
 def generation_options(
@@ -18,13 +19,12 @@ def generation_options(
         max_new_tokens: where the task does not say.
 
     Returns:
-        Arguments of `generate`, texts that end an answer, and arguments that nothing is done with. Blank texts end none: lmms-eval gives a blank line
-        to every task that names nothing, and its own models skip it.
+        Arguments of `generate`, texts that end an answer, and arguments that nothing is done with. A blank line ends none.
     """
     options, stops = dict(given), []
     for name in _STOPS:
         texts = options.pop(name, None) or []
-        stops += [text for text in ([texts] if isinstance(texts, str) else texts) if text and text.strip()]
+        stops += [text for text in ([texts] if isinstance(texts, str) else texts) if text and text != _OF_NO_TASK]
     options.setdefault("max_new_tokens", options.pop("max_gen_toks", None) or max_new_tokens)
     known = vars(GenerationConfig())
     unserved = {name: options.pop(name) for name in [*options] if name not in known}

@@ -54,7 +54,6 @@ def _settings(name: str) -> tuple[str, dict[str, Any]]:
     kind, *pairs = name.split(":")
     method = resolve_compressor(kind)
     known = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
-    hints = get_type_hints(type(method))
     settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -67,9 +66,18 @@ def _settings(name: str) -> tuple[str, dict[str, Any]]:
         except json.JSONDecodeError:
             settings[key] = value
     try:
-        for key, given in settings.items():
-            check_type(given, hints[key], key)
+        for key, hint in _hints(type(method)).items() if settings else ():
+            if key in settings:
+                check_type(settings[key], hint, key)
         dataclasses.replace(method, **settings)  # type: ignore[type-var]
     except (TypeError, ValueError) as error:
         raise ValueError(f"Method {name!r}: {error}") from error
     return kind, settings
+
+
+def _hints(kind: type[Compressor]) -> dict[str, Any]:
+    """Types of a method's settings; none where a user's method names types that are imported for type checkers alone."""
+    try:
+        return get_type_hints(kind)
+    except NameError:
+        return {}

@@ -226,7 +226,7 @@ def _leaders(cells: Sequence[Cell]) -> list[tuple[Any, ...]]:
 def _percent(cell: Cell) -> str:
     score = cell["score"]
     if score["value"] is None:
-        return "withheld" if "?" in cell["outcomes"] else "none read"
+        return "withheld" if "?" in cell["outcomes"] else "none answered"
     return percent(score["value"], score["standard_error"])
 
 

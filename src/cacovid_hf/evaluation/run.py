@@ -20,6 +20,10 @@ def run_evaluation(settings: Settings, output: Path) -> Iterator[str]:
     for cell, reason in run.get("refused", {}).items():
         yield f"refused: {cell}: {reason}\n"
     if not run["cells"]:
+        if run.get("refused"):
+            raise ValueError(
+                "No question was answered, because every method was refused: choose others, or other ratios."
+            )
         yield "no cell is finished"
         return
     text = markdown(run["cells"])

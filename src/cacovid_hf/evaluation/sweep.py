@@ -434,10 +434,11 @@ class _Worker:
                 cell.retention_ratio,
                 cell.entry["generation"]["max_new_tokens"],
             )
-        except ValueError as error:
-            failure = error
-        except torch.OutOfMemoryError as error:
-            failure = error.with_traceback(None)  # whose frames hold the tensors of the call
+        except (ValueError, torch.OutOfMemoryError) as error:
+            # The frames of its trace hold the tensors of the call.
+            failure = (
+                error if cell.retention_ratio == 1 and isinstance(error, ValueError) else error.with_traceback(None)
+            )
         if failure is not None and len(indices) > 1:
             for index in indices:
                 one, inputs = self._prepare([index], samples, videos, rows)

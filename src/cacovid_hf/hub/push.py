@@ -199,7 +199,10 @@ class _Branch:
             )
         except EntryNotFoundError:
             return None
-        return Path(local).read_text(encoding="utf-8-sig")  # of a card that was edited elsewhere
+        try:
+            return Path(local).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} of {self.repo_id} is not UTF-8: save it as UTF-8, or remove it.") from error
 
     def replacing(
         self, files: dict[str, Path | bytes], head: str, within: str | None = None, keep: str | None = None

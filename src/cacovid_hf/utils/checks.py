@@ -72,12 +72,14 @@ def _fits(value: Any, hint: Any) -> bool:
         kinds = (float, int) if hint is float else hint
         return isinstance(value, kinds) and (hint not in (float, int) or not isinstance(value, bool))
     if origin is Literal:
-        return any(value is part for part in parts)
+        return any(type(value) is type(part) and value == part for part in parts)
     if origin is list:
         return isinstance(value, (list, tuple)) and all(_fits(one, parts[0]) for one in value)
     if origin is dict:
         items = value.items() if isinstance(value, dict) else [(None, None)]
         return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in items)
+    if origin not in (Union, UnionType):
+        return True  # not of a written setting of ours
     if isinstance(value, str) and (choices := _choices(parts)):
         return value in choices  # an enumeration or any text, says transformers, and refuses other text later
     return any(_fits(value, part) for part in parts)
