@@ -12,7 +12,16 @@ from torch import Tensor
 
 from studies.laboratory.packing import answered_right, everything
 from studies.laboratory.questions import ALL_KINDS, Asked
-from studies.laboratory.scores import HARMLESS, NEXT_CHOICES, Attended, fillers, highest, right_from, right_of_sets
+from studies.laboratory.scores import (
+    ALONE,
+    HARMLESS,
+    NEXT_CHOICES,
+    Attended,
+    fillers,
+    highest,
+    right_from,
+    right_of_sets,
+)
 
 BUDGETS = (5, 14)  # 2 and 5 % of 288 tokens
 SEED = 3
@@ -42,7 +51,7 @@ def headroom(model: Any, asked: Asked, attention: Attended) -> dict[str, Any]:
     }
     choices = fillers(asked, attention.last.float().mean(2), SEED)
     alone = choices["anything"] > 100
-    found["fillers"].append(line(asked, "evidence alone", alone, *right_of_sets(model, asked, alone)))
+    found["fillers"].append(line(asked, ALONE, alone, *right_of_sets(model, asked, alone)))
     for count in BUDGETS:
         results = {name: row(model, asked, name, highest(scores, count)) for name, scores in choices.items()}
         found["fillers"] += [one for one, _ in results.values()]

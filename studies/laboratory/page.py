@@ -17,7 +17,7 @@ from studies.laboratory.headroom import BUDGETS
 from studies.laboratory.laboratory import RIVALS, SEEDS, STRENGTHS
 from studies.laboratory.mechanism import GROUPS, HARM
 from studies.laboratory.policies import RECIPES
-from studies.laboratory.scores import HARMLESS
+from studies.laboratory.scores import ALONE, HARMLESS, NEXT_CHOICES
 from studies.laboratory.table import BEST, FOLDER, answers, core_hours, difference, lines, pooled, seeds_of, told
 
 KIND_SIZES = (1, 5, 14, 28)  # tokens
@@ -39,7 +39,10 @@ def page(folder: Path) -> str:
     parts = [
         HEADING,
         *_readers(there),
+        *_fillers(there),
+        *_headroom_by_kind(there),
         *_choices(folder),
+        *_own_sizes(there),
         *_kinds(there),
         *_ahead(folder),
         *_layers(there),
@@ -75,6 +78,52 @@ def _readers(there: Cells) -> Iterator[str]:
     yield f"Headroom is what {HARMLESS} beside the evidence answer more than attention's next choices. The strength is what all tokens answer at least of 240 validation questions of the easy kinds. Readers of the hard kinds are readers of that strength, trained further.\n"
     columns = [f"{what}, {count}" for what in (f"evidence, {HARMLESS}", "headroom") for count in BUDGETS]
     yield from _table(["questions", "strength", "seed", "all tokens", *columns], rows)
+
+
+def _fillers(there: Cells) -> Iterator[str]:
+    """What known evidence answers alone, and with each kind of filler."""
+    rows, fillers = [], (NEXT_CHOICES, "other objects", HARMLESS, "anything")
+    for prefix, questions in (("", "easy"), ("hard-", "hard")):
+        for strength in STRENGTHS:
+            if cells := _of_seeds(there, f"{prefix}headroom/{{}}/{strength}"):
+                found = [{(one["choice"], one["tokens"]): one for one in cell["fillers"]} for cell in cells]
+                alone = [one for cell in cells for one in cell["fillers"] if one["choice"] == ALONE]
+                of_fillers = ([one.get((name, size)) for one in found] for name in fillers for size in BUDGETS)
+                values = (told(pooled(one)) if one and all(one) else "" for one in (alone, *of_fillers))
+                rows.append([questions, f"{strength} %", ", ".join(map(_seed, cells)), *values])
+    if rows:
+        yield "## Known evidence with each kind of filler\n"
+        columns = [f"{name}, {size}" for name in fillers for size in BUDGETS]
+        yield from _table(["questions", "strength", "seeds", "alone", *columns], rows)
+
+
+def _headroom_by_kind(there: Cells) -> Iterator[str]:
+    rows = []
+    for cell in _of_seeds(there, "hard-headroom/{}/80"):
+        for gain in sorted(cell["headroom"], key=lambda one: one["tokens"]):
+            if kinds := gain.get("by_kind"):
+                rows.append(
+                    [_seed(cell), f"{gain['tokens']:g}", *(told(pooled([kinds[kind]]), "+") for kind in HARD_KINDS)]
+                )
+    if rows:
+        yield "## Headroom of the hard kinds\n"
+        yield from _table(["seed", "kept", *HARD_KINDS], rows)
+
+
+def _own_sizes(there: Cells) -> Iterator[str]:
+    """How many tokens policies keep that choose the number for each question."""
+    rows = []
+    for recipe in RECIPES:
+        if cells := _of_seeds(there, f"policy/{{}}/80/{recipe}"):
+            means = (
+                [cell[name]["tokens"] for cell in cells if name in cell] for name in ("best", "auto", "above_zero")
+            )
+            shown = (f"{sum(one) / len(one):.1f}" if one else "" for one in means)
+            rows.append([recipe, ", ".join(map(_seed, cells)), *shown])
+    if rows:
+        yield "## Tokens of best, auto and above_zero\n"
+        yield "Of 288, as a mean over questions and readers of strength 80.\n"
+        yield from _table(["choice", "seeds", "best", "auto", "above_zero"], rows)
 
 
 def _choices(folder: Path) -> Iterator[str]:

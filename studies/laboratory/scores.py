@@ -107,6 +107,7 @@ def right_of_sets(model: Any, asked: Asked, keep: Tensor) -> tuple[Tensor, Tenso
 
 HARMLESS = "cells without objects"  # beside the evidence
 NEXT_CHOICES = "attention's next choices"
+ALONE = "evidence alone"
 
 
 def fillers(asked: Asked, attention: Tensor, seed: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from benchmarks.record import ROOT
 from studies.laboratory.hard_clips import HARD_KINDS
 from studies.laboratory.laboratory import STRENGTHS
 from studies.laboratory.page import PAGE, main, page
-from studies.laboratory.scores import HARMLESS, NEXT_CHOICES
+from studies.laboratory.scores import ALONE, HARMLESS, NEXT_CHOICES
 from studies.laboratory.table import BEST, FOLDER, answers, core_hours, difference, lines, mean_and_error, pooled, told
 
 EXPLAINED = ROOT / "docs" / "background" / "laboratory.md"
@@ -73,6 +73,8 @@ def test_a_page_has_a_table_of_each_sort(tmp_path, write):
     ]
     rival = [{"choice": NEXT_CHOICES, "tokens": count, "mean": 0.9, "standard_error": 0.03} for count in (5, 14)]
     gains = [{"tokens": 14, "mean": 0.2, "standard_error": 0.01}, {"tokens": 5, "mean": 0.1, "standard_error": 0.02}]
+    gains[0]["by_kind"] = {kind: {"mean": 0.3, "standard_error": 0.04} for kind in HARD_KINDS}
+    rival.append({"choice": ALONE, "tokens": 1.25, "mean": 0.8, "standard_error": 0.01})
     write("hard-headroom/1/80", all=SHARE, fillers=rival + filled, headroom=gains)
     for seed in (0, 2):
         of_kinds = {
@@ -90,7 +92,8 @@ def test_a_page_has_a_table_of_each_sort(tmp_path, write):
             **answered("rollouts", **{"5": ["10"], "14": ["10"]}),
             **took,
         )
-        write(f"policy/{seed}/80/{BEST}", rollouts=0, **answered(BEST, **{"5": ["10"], "14": ["10"]}), **took)
+        sizes = {"best": {"tokens": 5.0}, "auto": {"tokens": 4.0 + 2 * seed}}
+        write(f"policy/{seed}/80/{BEST}", rollouts=0, **answered(BEST, **{"5": ["10"], "14": ["10"]}), **took, **sizes)
         write(f"contributions/{seed}/80", rollouts=38400 + seed, processor_seconds=50)
     own = "imitation, then contributions by its own choice"
     write(f"policy/0/80/{own}", rollouts=0, **answered(own, **{"5": ["10"], "14": ["10"]}), processor_seconds=7)
@@ -116,6 +119,9 @@ def test_a_page_has_a_table_of_each_sort(tmp_path, write):
     ahead = " | ".join(["+0.0 ± 50.0"] * 5 + ["-50.0 ± 0.0"])
     assert f"| attention, last, best layer | 2 | 5 | {ahead} |" in shown
     assert "| attention, last, best layer | 2 | 1 |" not in shown
+    assert "| hard | 80 % | 1 | 80.0 ± 1.0 | 90.0 ± 3.0 | 90.0 ± 3.0 |  |  | 5.0 ± 3.0 | 14.0 ± 3.0 |  |  |" in shown
+    assert f"| 1 | 14 | {' | '.join(['+30.0 ± 4.0'] * 6)} |" in shown
+    assert f"| {BEST} | 0, 2 | 5.0 | 6.0 |  |" in shown
     assert "2 readers of strength 80." in shown
     assert "| 1 | 50.0 ± 2.1 | 50.0 |" in shown
     kept = shown.split("## Kept by 'attention'")[1].split("##")[0]
